@@ -1,0 +1,1 @@
+"""Controllers close the loop from readings to scales."""

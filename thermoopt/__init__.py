@@ -1,0 +1,1 @@
+"""AdamW that accounts for the thermodynamics of training inside its own step."""
