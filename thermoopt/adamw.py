@@ -1,0 +1,377 @@
+"""ThermoAdamW: torch's AdamW with an account of entropy production inside its step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from thermoopt.backends import Backend, choose_backend
+from thermoopt.controllers.base import Controller, Scales
+from thermoopt.history import History
+from thermoopt.meter import Meter, Reading
+from thermoopt.pending import PendingSums
+from thermoopt.rates import FactorCache, Rates, fresh_thermo, group_rates
+from thermoopt.sinks import SinkQueue
+
+__all__ = ["ThermoAdamW"]
+
+ROWS_PER_EMA = 5
+"""Readings recorded per ``ema_steps``: neighbouring rows then differ by a fifth of the average's memory,
+and recording costs a step nothing that matters even when every step is measured."""
+
+MAX_PENDING = 8
+"""Measured steps whose sums may still be on the way from a device before a step waits for the oldest."""
+
+
+class ThermoAdamW(torch.optim.AdamW):
+    r"""AdamW that measures the entropy production of training inside its own step.
+
+    .. math::
+        \theta \leftarrow (1-\eta\lambda)\,\theta - \eta\,U,\qquad
+        U = \hat m/(\sqrt{\hat v}+\epsilon),\qquad \sigma = \eta\langle g, U\rangle
+
+    With ``controller=None`` it is a pure monitor: on the torch backends parameters and moments are the
+    same bits as those of :class:`torch.optim.AdamW` with the same flags. All arguments up to ``fused``
+    mean what they mean there.
+
+    Args:
+        params: parameters, ``model.named_parameters()``, or groups of either. Names become layer names;
+            without names a layer is called ``group{i}.{j}``. Groups may carry a ``name``.
+        lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
+            :class:`torch.optim.AdamW`.
+        controller: turns readings into scales; None measures only.
+        measure_every: measure every so many steps, from 1; None chooses what the backend does for free
+            (every step with ``"native"`` and ``"triton"``, every 10th with ``"torch"``).
+        ema_steps: length of the readings' average in optimizer steps, at least 1 (the raw step).
+        backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
+            (one pass on CPU) or ``"triton"`` (one pass on CUDA). ``"auto"`` takes a one-pass kernel for
+            the tensors it can take unless ``fused`` or ``foreach`` is given.
+        sinks: objects with ``write(reading)`` or ``log(dict, step)`` that receive readings on the way.
+
+    Raises:
+        TypeError, ValueError: torch's own for its arguments, then for those above: the message names the
+            argument, its value and what is allowed, and nothing has moved.
+        RuntimeError: if the backend asked for is not available; the message says why.
+
+    References:
+        Loshchilov and Hutter, arXiv 1711.05101; entropy production as force times flux.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        controller: Controller | None = None,
+        measure_every: int | None = None,
+        ema_steps: float = 50,
+        backend: str = "auto",
+        sinks: Iterable[Any] = (),
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,  # type: ignore[arg-type]
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+        )
+        _check_arguments(controller, measure_every, ema_steps)
+        self._setup(
+            controller=controller,
+            measure_every=measure_every,
+            ema_steps=float(ema_steps),
+            backend=choose_backend(backend, self.defaults),
+            history=History(),
+        )
+        self._sinks = SinkQueue(tuple(sinks))
+        self._adopt_groups()
+
+    def _setup(
+        self,
+        controller: Controller | None,
+        measure_every: int | None,
+        ema_steps: float,
+        backend: Backend,
+        history: History,
+    ) -> None:
+        self._controller = controller
+        self._measure_every = measure_every
+        self._ema_steps = ema_steps
+        self._backend = backend
+        self._history = history
+        self._sinks = SinkQueue(())
+        self._pending: deque[PendingSums] = deque()
+        self._factors = FactorCache()
+
+    # ---------------------------------------------------------------- what users read
+
+    @property
+    def reading(self) -> Reading | None:
+        """The last completed reading, or None before the first. Waits for sums still on a device."""
+        self._collect(wait=True)
+        return self._meter.reading
+
+    @property
+    def history(self) -> History:
+        """The bounded record of readings."""
+        self._collect(wait=True)
+        return self._history
+
+    @property
+    def sinks(self) -> SinkQueue:
+        """The sinks' queue: ``unsent`` and ``dropped`` count readings that a failing sink did not take."""
+        return self._sinks
+
+    @property
+    def backend(self) -> str:
+        """The backend in use: ``"torch"``, ``"native"`` or ``"triton"``."""
+        return self._backend.name
+
+    def set_layer_factors(self, factors: Mapping[str, float]) -> None:
+        """Let layers run at their own rate: ``lr_eff = lr * lr_scale * factor``.
+
+        Args:
+            factors: factor by layer name; layers not named keep theirs (1 at the start).
+
+        Raises:
+            KeyError: if a name belongs to no parameter.
+            ValueError: if a factor is negative or not finite. Nothing has changed then.
+        """
+        place = {name: i for i, name in enumerate(self._meter.names)}
+        for name, factor in factors.items():
+            if name not in place:
+                raise KeyError(f"layer factor for {name!r}, which belongs to no parameter of this optimizer")
+            if not (math.isfinite(factor) and factor >= 0):
+                raise ValueError(
+                    f"layer factor of {name!r} is {factor!r}; allowed are finite numbers >= 0"
+                )
+        starts = np.searchsorted(self._meter.group_of, np.arange(len(self.param_groups)))
+        for name, factor in factors.items():
+            group = self._meter.group_of[place[name]]
+            self.param_groups[group]["thermo"]["layer_factors"][place[name] - starts[group]] = factor
+
+    # ---------------------------------------------------------------- the step
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Take one step, and measure it when it is due.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; run before anything is read.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._collect(wait=False)
+        rates = [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
+        pending = self._backend.step(self, rates, self._due(rates))
+        self._meter.run.step += 1
+        if pending is not None:
+            pending.step = self._meter.run.step
+            self._pending.append(pending)
+            self._collect(wait=len(self._pending) > MAX_PENDING)
+        return loss
+
+    def torch_step(self, groups: list[dict[str, Any]] | None = None) -> None:
+        """Run torch's own AdamW step, over ``groups`` instead of the optimizer's where given.
+
+        ``torch.optim.AdamW.step`` may carry the wrapper that runs step hooks; ours has one already, and
+        hooks must run once.
+        """
+        step = torch.optim.AdamW.step
+        if getattr(step, "hooked", False):
+            step = step.__wrapped__  # type: ignore[attr-defined]
+        if groups is None:
+            step(self)
+            return
+        own = self.param_groups
+        self.param_groups = groups
+        try:
+            step(self)
+        finally:
+            self.param_groups = own
+
+    def _due(self, rates: Sequence[Rates]) -> bool:
+        """Whether the coming step is measured.
+
+        A step with lr 0 always is: a checkpoint library's dry step must be recognised as such.
+        """
+        step = self._meter.run.step + 1
+        every = self._measure_every or self._backend.measure_every
+        return step % every == 0 or all(r.maybe_zero for r in rates)
+
+    def _collect(self, wait: bool) -> None:
+        """Average in the sums that have arrived; with ``wait``, all that are on the way."""
+        while self._pending and (wait or self._pending[0].ready()):
+            self._take(self._pending.popleft())
+
+    def _take(self, pending: PendingSums) -> None:
+        cause = pending.skip_cause()
+        if cause is None:
+            cause = self._meter.update(pending.step, pending.index, *pending.arrays())
+        if cause is not None:
+            self._meter.skip(cause)
+            # a dry step is no step: take back its count
+            self._meter.run.step -= cause == "dry"
+        elif self._record_due(pending.step):
+            reading = self._meter.reading
+            assert reading is not None
+            self._history.append(reading)
+            if self._sinks:
+                self._sinks.write(reading)
+            if self._controller is not None:
+                self._apply(self._controller.update(reading, pending.step))
+
+    def _record_due(self, step: int) -> bool:
+        last = self._history.last_step
+        return last is None or step < last or step - last >= math.ceil(self._ema_steps / ROWS_PER_EMA)
+
+    def _apply(self, scales: Scales) -> None:
+        groups = self.param_groups
+        if len(scales.lr) != len(groups) or len(scales.wd) != len(groups):
+            raise ValueError(
+                f"controller gave {len(scales.lr)} lr and {len(scales.wd)} wd scales for {len(groups)} groups"
+            )
+        self.set_layer_factors(scales.layers)
+        for group, lr, wd in zip(groups, scales.lr, scales.wd, strict=True):
+            group["thermo"]["lr_scale"], group["thermo"]["wd_scale"] = float(lr), float(wd)
+
+    # ---------------------------------------------------------------- groups and state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, as torch does; its layers are measured from the next step on.
+
+        Raises:
+            ValueError: as torch does, and if a layer name is taken; the group is not added then.
+        """
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group.setdefault("thermo", fresh_thermo(len(group["params"])))
+        names: set[str] = set()
+        for i, g in enumerate(self.param_groups):
+            for name in layer_names(i, g):
+                if name in names:
+                    self.param_groups.pop()
+                    raise ValueError(f"params holds the name {name!r} twice; names of parameters must differ")
+                names.add(name)
+        if hasattr(self, "_meter"):
+            self._collect(wait=True)
+            _add_to_meter(self._meter, len(self.param_groups) - 1, group)
+            self._backend.reset()
+
+    def _adopt_groups(self) -> None:
+        """Build the meter anew from what the groups hold, after construction, loading or unpickling."""
+        self._meter = Meter(self._ema_steps)
+        self._pending.clear()
+        self._backend.reset()
+        for i, group in enumerate(self.param_groups):
+            n = len(group["params"])
+            thermo = group["thermo"] = {**fresh_thermo(n), **group.get("thermo", {})}
+            thermo["layer_factors"] = torch.as_tensor(thermo["layer_factors"]).double().cpu()
+            _add_to_meter(self._meter, i, group)
+            self._meter.import_group(i, thermo)
+        if self._meter.run.step == 0:
+            # state of a plain AdamW: go on counting where it stands
+            steps = [s["step"] for s in self.state.values() if isinstance(s, dict) and "step" in s]
+            self._meter.run.step = int(max((float(s) for s in steps), default=0))
+        if self._controller is not None and self.param_groups:
+            saved = self.param_groups[0]["thermo"].get("controller")
+            if saved is not None:
+                self._controller.load_state_dict(saved)
+
+    def _export(self) -> None:
+        """Write averages and counters into the groups, where torch saves them."""
+        self._collect(wait=True)
+        for i, group in enumerate(self.param_groups):
+            group["thermo"].update(self._meter.export_group(i))
+        if self._controller is not None:
+            self.param_groups[0]["thermo"]["controller"] = self._controller.state_dict()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state dict; every group carries a snapshot of averages and scales as ``thermo``."""
+        self._export()
+        state = super().state_dict()
+        for group in state["param_groups"]:
+            thermo = group["thermo"]
+            group["thermo"] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in thermo.items()}
+        return state
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle and deepcopy keep: all but the sinks, which hold open files."""
+        self._export()
+        keep = {
+            "controller": self._controller,
+            "measure_every": self._measure_every,
+            "ema_steps": self._ema_steps,
+            "backend": self._backend.requested,
+            "history": self._history,
+        }
+        return {**super().__getstate__(), "_thermo_setup": keep}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from pickle, deepcopy or ``load_state_dict``, with or without ``thermo`` in the groups."""
+        state = dict(state)
+        setup = state.pop("_thermo_setup", None)
+        super().__setstate__(state)
+        if setup is not None:
+            setup["backend"] = choose_backend(setup["backend"], self.defaults)
+            self._setup(**setup)
+        self._adopt_groups()
+        self._history.rewind(self._meter.run.step)
+
+
+def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
+    """Names of a group's layers: those given, else ``group{i}.{j}``."""
+    names = group.get("param_names")
+    return list(names) if names else [f"group{index}.{j}" for j in range(len(group["params"]))]
+
+
+def _add_to_meter(meter: Meter, index: int, group: Mapping[str, Any]) -> None:
+    numel = [p.numel() * (2 if p.is_complex() else 1) for p in group["params"]]
+    name = str(group.get("name", f"group{index}"))
+    if name in meter.group_names:
+        name = f"{name}.{index}"
+    meter.add_group(name, layer_names(index, group), numel)
+
+
+def _check_arguments(controller: object, measure_every: object, ema_steps: object) -> None:
+    if controller is not None and not isinstance(controller, Controller):
+        raise TypeError(
+            f"controller is {controller!r}; allowed is None or a thermoopt.controllers.Controller"
+        )
+    if measure_every is not None and (
+        isinstance(measure_every, bool) or not isinstance(measure_every, int) or measure_every < 1
+    ):
+        raise (ValueError if isinstance(measure_every, int) else TypeError)(
+            f"measure_every is {measure_every!r}; allowed is None or a whole number from 1"
+        )
+    if isinstance(ema_steps, bool) or not isinstance(ema_steps, (int, float)):
+        raise TypeError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")
+    if not (math.isfinite(ema_steps) and ema_steps >= 1):
+        raise ValueError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")

@@ -1,0 +1,156 @@
+"""How a step is taken and measured: torch's own step with a measuring pass, or one pass for both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thermoopt.kernels.torch_pass import LayerTensors, measure
+from thermoopt.pending import Fetch, PendingSums
+from thermoopt.rates import Rates, scaled_groups
+
+if TYPE_CHECKING:
+    from thermoopt.adamw import ThermoAdamW
+
+__all__ = ["BACKENDS", "Backend", "TorchBackend", "choose_backend", "torch_sums"]
+
+BACKENDS = ("auto", "torch")
+"""Names a user may ask for."""
+
+
+class Backend(Protocol):
+    """Takes steps for an optimizer.
+
+    Attributes:
+        name: what it is.
+        requested: what the user asked for.
+        measure_every: how often it measures unless told.
+    """
+
+    name: str
+    requested: str
+    measure_every: int
+
+    def step(self, optimizer: ThermoAdamW, rates: Sequence[Rates], due: bool) -> PendingSums | None:
+        """Take one step at the given rates; return its sums if it was due to be measured."""
+
+    def reset(self) -> None:
+        """Forget everything about tensors: groups or state were replaced."""
+
+
+class TorchBackend:
+    """torch's own step, any flags, after a measuring pass that writes nothing."""
+
+    name = "torch"
+    measure_every = 10
+    """A pass costs about as much as the step itself; every 10th keeps that to some percent."""
+
+    def __init__(self, requested: str) -> None:
+        self.requested = requested
+
+    def step(self, optimizer: ThermoAdamW, rates: Sequence[Rates], due: bool) -> PendingSums | None:
+        """Measure if due, then let torch take the step."""
+        pending = torch_sums(optimizer, rates) if due else None
+        neutral = all(rate.neutral for rate in rates)
+        optimizer.torch_step(None if neutral else scaled_groups(optimizer.param_groups, rates))
+        return pending
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+
+def choose_backend(name: object, defaults: Mapping[str, Any]) -> Backend:
+    """Return the backend of that name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; allowed are {', '.join(map(repr, BACKENDS))}")
+    return TorchBackend(str(name))
+
+
+@torch.compiler.disable
+def torch_sums(
+    optimizer: ThermoAdamW, rates: Sequence[Rates], only: Collection[int] | None = None
+) -> PendingSums:
+    """Start the measuring pass over every tensor that is about to be stepped.
+
+    Args:
+        optimizer: whose parameters, gradients and state are read.
+        rates: effective rates of its groups.
+        only: layer indices to measure, all by default.
+    """
+    layers: list[LayerTensors] = []
+    index: list[int] = []
+    lrs: list[float | Tensor] = []
+    wds: list[float] = []
+    i = -1
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        beta1, beta2 = group["betas"]
+        for j, p in enumerate(group["params"]):
+            i += 1
+            g = p.grad
+            if g is None or g.is_sparse or (only is not None and i not in only):
+                continue
+            state = optimizer.state.get(p) or {}
+            layers.append(
+                LayerTensors(
+                    param=local(p),
+                    grad=local(g),
+                    exp_avg=local(state.get("exp_avg")),
+                    exp_avg_sq=local(state.get("exp_avg_sq")),
+                    max_exp_avg_sq=local(state.get("max_exp_avg_sq")),
+                    step=_next_step(state.get("step")),
+                    beta1=float(beta1),
+                    beta2=float(beta2),
+                    eps=float(group["eps"]),
+                    amsgrad=group["amsgrad"],
+                    maximize=group["maximize"],
+                )
+            )
+            index.append(i)
+            lrs.append(rate.layer_lr(j))
+            wds.append(float(rate.wd))
+    pending = PendingSums.of(index)
+    pending.wd[:] = wds
+    pending.beta1[:] = [layer.beta1 for layer in layers]
+    pending.beta2[:] = [layer.beta2 for layer in layers]
+    _fill(pending, pending.lr, lrs)
+    _fill(pending, pending.t, [layer.step for layer in layers])
+    pending.raw = np.ones(len(index), dtype=bool)
+    for parcel in measure(layers, getattr(optimizer, "grad_scale", None)):
+        pending.parts.append((np.asarray(parcel.layer, dtype=np.int64), Fetch(parcel.sums)))
+    found_inf = getattr(optimizer, "found_inf", None)
+    if found_inf is not None:
+        pending.found_inf = Fetch(found_inf)
+    return pending
+
+
+def local(x: Tensor | None) -> Tensor | None:
+    """Return a sharded tensor's local part; any other tensor as it is."""
+    to_local = getattr(x, "to_local", None)
+    return x if to_local is None else to_local()
+
+
+def _next_step(step: Tensor | float | None) -> float | Tensor:
+    if isinstance(step, Tensor):
+        return float(step) + 1 if step.device.type == "cpu" else step + 1
+    return 1.0 if step is None else float(step) + 1
+
+
+def _fill(pending: PendingSums, array: Any, values: Sequence[float | Tensor]) -> None:
+    """Put host numbers in at once, device scalars when they arrive."""
+    devices: dict[torch.device, list[int]] = {}
+    for i, value in enumerate(values):
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            devices.setdefault(value.device, []).append(i)
+        else:
+            array[i] = float(value)
+    for columns in devices.values():
+        stacked = torch.stack([values[i].detach().reshape(()) for i in columns])  # type: ignore[union-attr]
+        pending.late.append((array, np.asarray(columns, dtype=np.int64), Fetch(stacked)))

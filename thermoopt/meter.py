@@ -1,0 +1,281 @@
+"""Averages of sums over steps, and the reading they give: plain floats per layer, per group, in total."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.kernels.sums import Sum
+from thermoopt.physics import COLUMNS, QUANTITIES, Term, layer_terms, linear_sums, quantities
+
+__all__ = ["SKIP_CAUSES", "STATE_ROWS", "Meter", "Quantities", "Reading", "RunState"]
+
+Array = NDArray[np.float64]
+
+SKIP_CAUSES = ("nonfinite", "found_inf", "dry", "no_gradients")
+"""Why a step that was to be measured left every average as it was: a sum was not finite; a GradScaler
+found an infinity; lr was 0 and every gradient 0 (a checkpoint library's dry step); no tensor had one."""
+
+_RUN_ROWS = ("weight", "weight2", "last", "lr", "wd", "beta2")
+STATE_ROWS = COLUMNS + len(_RUN_ROWS)
+"""Rows of the tensor ``[STATE_ROWS, n]`` that a meter keeps for the ``n`` layers of a group."""
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """What one layer, one group or the whole optimizer did in a step, averaged over ``ema_steps``.
+
+    Formulas and units stand in :func:`thermoopt.physics.quantities`. NaN means undefined, never 0.
+    """
+
+    sigma: float
+    sigma_sgd: float
+    d_eS: float
+    d_iS: float
+    d_iS_noise: float
+    d_iS_momentum: float
+    d_iS_wd: float
+    R_ie: float
+    phi: float
+    phi_star: float
+    r: float
+    coherence: float
+    energy_ratio: float
+    gaussianity: float
+    grad_norm: float
+    param_norm: float
+    update_norm: float
+    grad_param_ratio: float
+    angular_step: float
+    wd_balance: float
+    free_fall: float
+    norm_forecast: float
+    thermal_loss: float
+    lr_eff: float
+    wd_eff: float
+    numel: int
+
+    @classmethod
+    def of(cls, terms: Array) -> Quantities:
+        """Form the quantities of one set of extensive terms ``[len(Term)]``."""
+        values = {name: value.item() for name, value in quantities(terms).items()}
+        values["numel"] = int(values["numel"])
+        return cls(**values)
+
+
+class _Layers(Mapping[str, Quantities]):
+    """Quantities by layer name, formed when asked for."""
+
+    def __init__(self, names: Sequence[str], terms: Array, seen: NDArray[np.bool_]) -> None:
+        self._column = {name: i for i, name in enumerate(names) if seen[i]}
+        self._terms = terms
+
+    def __getitem__(self, name: str) -> Quantities:
+        return Quantities.of(self._terms[:, self._column[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._column)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One account of the run. Layers that never had a gradient are absent from ``layers``.
+
+    Attributes:
+        step: the optimizer step it speaks of, counted from 1 by the optimizer itself.
+        names: layer names, in the order of the columns of ``terms``.
+        terms: ``[len(Term), n_layers]`` extensive terms (:func:`thermoopt.physics.layer_terms`).
+        group_of: ``[n_layers]`` index of each layer's parameter group.
+        group_names: a name for each group.
+        seen: ``[n_layers]`` whether the layer was ever measured.
+        skipped: measured steps that moved nothing, by cause (:data:`SKIP_CAUSES`).
+    """
+
+    step: int
+    names: tuple[str, ...]
+    terms: Array
+    group_of: NDArray[np.int64]
+    group_names: tuple[str, ...]
+    seen: NDArray[np.bool_]
+    skipped: Mapping[str, int]
+
+    @cached_property
+    def group_terms(self) -> Array:
+        """Terms added over the layers of each group, ``[len(Term), n_groups]``."""
+        out = np.zeros((len(Term), len(self.group_names)))
+        np.add.at(out.T, self.group_of, self.terms.T)
+        return out
+
+    @cached_property
+    def layers(self) -> Mapping[str, Quantities]:
+        """Quantities of each layer, by name."""
+        return _Layers(self.names, self.terms, self.seen)
+
+    @cached_property
+    def groups(self) -> tuple[Quantities, ...]:
+        """Quantities of each parameter group."""
+        return tuple(Quantities.of(self.group_terms[:, i]) for i in range(len(self.group_names)))
+
+    @cached_property
+    def total(self) -> Quantities:
+        """Quantities of everything the optimizer moves."""
+        return Quantities.of(self.terms.sum(axis=1))
+
+    def layer_array(self, name: str) -> Array:
+        """One quantity of all layers, ``[n_layers]``, NaN for layers never measured."""
+        if name not in QUANTITIES:
+            raise KeyError(f"no quantity named {name!r}; allowed are {', '.join(QUANTITIES)}")
+        return np.where(self.seen, quantities(self.terms)[name], np.nan)
+
+
+@dataclass
+class RunState:
+    """Counters of a run: optimizer steps taken, steps averaged, steps skipped by cause."""
+
+    step: int = 0
+    readings: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_CAUSES, 0))
+
+
+class Meter:
+    r"""Exponential averages of the sums of each layer.
+
+    A sum x measured :math:`\Delta` steps after the last one enters as
+    :math:`X \leftarrow qX + (1-q)x` with :math:`q = (1-1/\mathrm{ema\_steps})^\Delta`; a weight
+    started at 0 goes the same way and divides it (no bias at the start, nothing undefined in between).
+    ``ema_steps=1`` gives the raw step. A layer without a gradient keeps its averages.
+
+    Args:
+        ema_steps: length of the average, in optimizer steps, at least 1.
+    """
+
+    def __init__(self, ema_steps: float) -> None:
+        self.keep = 1 - 1 / ema_steps
+        self.run = RunState()
+        self.names: tuple[str, ...] = ()
+        self.group_names: tuple[str, ...] = ()
+        self.group_of = np.zeros(0, dtype=np.int64)
+        self.numel = np.zeros(0)
+        self._state = np.zeros((STATE_ROWS, 0))
+        self._latest: Reading | None = None
+
+    def add_group(self, name: str, layers: Sequence[str], numel: Sequence[int]) -> None:
+        """Take in the layers of one more parameter group."""
+        self.group_of = np.append(self.group_of, np.full(len(layers), len(self.group_names)))
+        self.group_names += (name,)
+        self.names += tuple(layers)
+        self.numel = np.append(self.numel, np.asarray(numel, dtype=np.float64))
+        self._state = np.append(self._state, np.zeros((STATE_ROWS, len(layers))), axis=1)
+        self._latest = None
+
+    def skip(self, cause: str) -> None:
+        """Count a step that was to be measured and moves no average."""
+        self.run.skipped[cause] += 1
+        self._latest = None
+
+    def update(
+        self, step: int, index: NDArray[np.int64], sums: Array, t: Array, constants: Mapping[str, Array]
+    ) -> str | None:
+        """Average one step's sums in; refuse the step whole when one of them is not finite.
+
+        Args:
+            step: the optimizer step measured.
+            index: ``[k]`` layers measured.
+            sums: ``[len(Sum), k]``.
+            t: ``[k]`` the layers' own step counts.
+            constants: ``lr``, ``wd``, ``beta1``, ``beta2``, each ``[k]``, as applied in the step.
+
+        Returns:
+            None, or the cause for which no average moved (:data:`SKIP_CAUSES`); it is not counted here.
+        """
+        if not np.isfinite(sums).all():
+            return "nonfinite"
+        if not constants["lr"].any() and not sums[Sum.GG].any():
+            return "dry"
+        everything = len(index) == len(self.names)
+        state = self._state if everything else self._state[:, index]
+        weight, weight2, last, lr, wd, beta2 = state[COLUMNS:]
+        q = self.keep ** (step - last)
+        p = 1 - q
+        state[:COLUMNS] *= q
+        state[:COLUMNS] += p * linear_sums(sums, constants["beta1"], t)
+        weight *= q
+        weight += p
+        weight2 *= q**2
+        weight2 += p**2
+        last[:] = step
+        lr[:], wd[:], beta2[:] = constants["lr"], constants["wd"], constants["beta2"]
+        if not everything:
+            self._state[:, index] = state
+        self.run.readings += 1
+        self._latest = None
+        return None
+
+    @property
+    def reading(self) -> Reading | None:
+        """The account up to the last step measured; None before the first."""
+        if self.run.readings == 0:
+            return None
+        if self._latest is None:
+            weight, weight2, last, lr, wd, beta2 = self._state[COLUMNS:]
+            seen = weight > 0
+            safe = np.where(seen, weight, 1.0)
+            mean, error2 = self._state[:COLUMNS] / safe, weight2 / safe**2
+            terms = np.where(seen, layer_terms(mean, error2, lr, wd, beta2, self.numel), 0.0)
+            self._latest = Reading(
+                step=int(last.max()),
+                names=self.names,
+                terms=terms,
+                group_of=self.group_of,
+                group_names=self.group_names,
+                seen=seen,
+                skipped=dict(self.run.skipped),
+            )
+        return self._latest
+
+    def export_group(self, group: int) -> dict[str, int | Tensor]:
+        """Everything needed to go on, as plain ints and one float64 tensor ``[STATE_ROWS, n]``."""
+        counts: dict[str, int | Tensor] = {f"skipped_{c}": n for c, n in self.run.skipped.items()}
+        rows = torch.from_numpy(self._state[:, self.group_of == group].copy())
+        return {"step": self.run.step, "readings": self.run.readings, "meter": rows, **counts}
+
+    def import_group(self, group: int, saved: Mapping[str, object]) -> None:
+        """Take up what :meth:`export_group` gave.
+
+        Keys of an older checkpoint may be missing, and its averages may have another layout: they start
+        afresh, the second with a warning. Counters belong to the run, so the largest of all groups
+        counts (a group added in mid-run knows fewer steps).
+        """
+        self._latest = None
+        rows = saved.get("meter")
+        where = self.group_of == group
+        if isinstance(rows, Tensor):
+            expected = (STATE_ROWS, int(where.sum()))
+            if tuple(rows.shape) == expected:
+                self._state[:, where] = rows.double().cpu().numpy()
+            else:
+                warnings.warn(
+                    f"saved averages of group {group} have shape {tuple(rows.shape)}, not {expected}: "
+                    "they start afresh",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        self.run.step = max(self.run.step, _count(saved, "step"))
+        self.run.readings = max(self.run.readings, _count(saved, "readings"))
+        for cause in SKIP_CAUSES:
+            self.run.skipped[cause] = max(self.run.skipped[cause], _count(saved, f"skipped_{cause}"))
+
+
+def _count(saved: Mapping[str, object], key: str) -> int:
+    value = saved.get(key, 0)
+    return int(value.item() if isinstance(value, Tensor) else value)  # type: ignore[call-overload]
