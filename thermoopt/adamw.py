@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
+from torch.optim.optimizer import ParamsT
 
 from thermoopt.backends import Backend, choose_backend
 from thermoopt.controllers.base import Controller, Scales
@@ -88,7 +87,7 @@ class ThermoAdamW(torch.optim.AdamW):
         super().__init__(
             params,
             lr,
-            betas,  # type: ignore[arg-type]
+            betas,
             eps,
             weight_decay,
             amsgrad,
@@ -165,9 +164,7 @@ class ThermoAdamW(torch.optim.AdamW):
             if name not in place:
                 raise KeyError(f"layer factor for {name!r}, which belongs to no parameter of this optimizer")
             if not (math.isfinite(factor) and factor >= 0):
-                raise ValueError(
-                    f"layer factor of {name!r} is {factor!r}; allowed are finite numbers >= 0"
-                )
+                raise ValueError(f"layer factor of {name!r} is {factor!r}; allowed are finite numbers >= 0")
         starts = np.searchsorted(self._meter.group_of, np.arange(len(self.param_groups)))
         for name, factor in factors.items():
             group = self._meter.group_of[place[name]]
@@ -175,7 +172,7 @@ class ThermoAdamW(torch.optim.AdamW):
 
     # ---------------------------------------------------------------- the step
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, and measure it when it is due.
 
         Args:

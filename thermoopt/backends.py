@@ -102,9 +102,9 @@ def torch_sums(
                 LayerTensors(
                     param=local(p),
                     grad=local(g),
-                    exp_avg=local(state.get("exp_avg")),
-                    exp_avg_sq=local(state.get("exp_avg_sq")),
-                    max_exp_avg_sq=local(state.get("max_exp_avg_sq")),
+                    exp_avg=_local_state(state, "exp_avg"),
+                    exp_avg_sq=_local_state(state, "exp_avg_sq"),
+                    max_exp_avg_sq=_local_state(state, "max_exp_avg_sq"),
                     step=_next_step(state.get("step")),
                     beta1=float(beta1),
                     beta2=float(beta2),
@@ -131,10 +131,14 @@ def torch_sums(
     return pending
 
 
-def local(x: Tensor | None) -> Tensor | None:
+def local(x: Tensor) -> Tensor:
     """Return a sharded tensor's local part; any other tensor as it is."""
     to_local = getattr(x, "to_local", None)
     return x if to_local is None else to_local()
+
+
+def _local_state(state: Mapping[str, Tensor], key: str) -> Tensor | None:
+    return local(state[key]) if key in state else None
 
 
 def _next_step(step: Tensor | float | None) -> float | Tensor:

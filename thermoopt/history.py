@@ -35,7 +35,7 @@ MAX_LAYER_READINGS = 256
 class _Row:
     step: int
     names: tuple[str, ...]
-    terms: NDArray[np.floating[Any]]
+    terms: NDArray[Any]
 
 
 class History:
@@ -160,7 +160,7 @@ class History:
                     writer.writerow([record["step"], scope, *(values[name] for name in QUANTITIES)])
 
     @staticmethod
-    def _series(name: str, rows: list[Array]) -> Array:
+    def _series(name: str, rows: list[NDArray[Any]]) -> Array:
         _check(name)
         return quantities(np.stack(rows, axis=1))[name] if rows else np.zeros(0)
 

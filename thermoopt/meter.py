@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,9 +66,8 @@ class Quantities:
     @classmethod
     def of(cls, terms: Array) -> Quantities:
         """Form the quantities of one set of extensive terms ``[len(Term)]``."""
-        values = {name: value.item() for name, value in quantities(terms).items()}
-        values["numel"] = int(values["numel"])
-        return cls(**values)
+        values: dict[str, Any] = {name: value.item() for name, value in quantities(terms).items()}
+        return cls(**{**values, "numel": int(values["numel"])})
 
 
 class _Layers(Mapping[str, Quantities]):

@@ -76,8 +76,9 @@ class PendingSums:
     def of(cls, index: Sequence[int]) -> PendingSums:
         """Return an empty account of the given layers."""
         k = len(index)
-        zeros = [np.zeros(k) for _ in range(5)]
-        return cls(np.asarray(index, dtype=np.int64), *zeros, sums=np.zeros((len(Sum), k)))
+        lr, wd, beta1, beta2, t = np.zeros((5, k))
+        layers = np.asarray(index, dtype=np.int64)
+        return cls(layers, lr, wd, beta1, beta2, t, sums=np.zeros((len(Sum), k)))
 
     def ready(self) -> bool:
         """Whether everything has arrived."""

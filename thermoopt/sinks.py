@@ -119,7 +119,8 @@ class TensorBoardSink:
     def __init__(self, writer: Any) -> None:
         if not callable(getattr(writer, "add_scalar", None)):
             raise TypeError(
-                f"TensorBoardSink: writer is {writer!r}; allowed is an object with add_scalar(tag, value, step)"
+                f"TensorBoardSink: writer is {writer!r}; allowed is an object with "
+                "add_scalar(tag, value, step)"
             )
         self._writer = writer
 

@@ -1,0 +1,38 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: venv demo test lint bench-overhead clean
+
+venv: $(READY)
+
+$(READY): pyproject.toml setup.py constraints.txt thermoopt/kernels/native.c
+	@echo "== setting up $(VENV): thermoopt, its extras and the tools, as pinned in constraints.txt"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli,dev]"
+	@touch $(READY)
+
+demo: venv
+	@echo "== training a small GPT on the Python standard library's own text, measured by ThermoAdamW"
+	$(BIN)/thermoopt demo --out runs/demo
+
+test: venv
+	@echo "== running the tests"
+	@mkdir -p runs/test
+	THERMOOPT_EXPECT_NATIVE=1 $(BIN)/python -m pytest --junitxml=runs/test/junit.xml
+	@echo "== results: runs/test/junit.xml"
+
+lint: venv
+	@echo "== ruff and mypy"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench-overhead: venv
+	@echo "== overhead of measuring, as ratios within one run"
+	$(BIN)/python benchmarks/overhead.py --out runs/overhead
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info thermoopt/kernels/_native*
