@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thermoopt.backends import Backend, choose_backend
+from thermoopt.backends import Backend
+from thermoopt.choice import choose_backend
 from thermoopt.controllers.base import Controller, Scales
 from thermoopt.history import History
 from thermoopt.meter import Meter, Reading
 from thermoopt.pending import PendingSums
-from thermoopt.rates import FactorCache, Rates, fresh_thermo, group_rates
+from thermoopt.rates import FactorCache, Rates, fresh_thermo, group_rates, layer_names
 from thermoopt.sinks import SinkQueue
 
 __all__ = ["ThermoAdamW"]
@@ -102,7 +103,7 @@ class ThermoAdamW(torch.optim.AdamW):
             controller=controller,
             measure_every=measure_every,
             ema_steps=float(ema_steps),
-            backend=choose_backend(backend, self.defaults),
+            backend=choose_backend(backend, self.param_groups),
             history=History(),
         )
         self._sinks = SinkQueue(tuple(sinks))
@@ -337,16 +338,10 @@ class ThermoAdamW(torch.optim.AdamW):
         setup = state.pop("_thermo_setup", None)
         super().__setstate__(state)
         if setup is not None:
-            setup["backend"] = choose_backend(setup["backend"], self.defaults)
+            setup = {**setup, "backend": choose_backend(setup["backend"], self.param_groups)}
             self._setup(**setup)
         self._adopt_groups()
         self._history.rewind(self._meter.run.step)
-
-
-def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
-    """Names of a group's layers: those given, else ``group{i}.{j}``."""
-    names = group.get("param_names")
-    return list(names) if names else [f"group{index}.{j}" for j in range(len(group["params"]))]
 
 
 def _add_to_meter(meter: Meter, index: int, group: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels.torch_pass import LayerTensors, measure
@@ -16,10 +17,7 @@ from thermoopt.rates import Rates, scaled_groups
 if TYPE_CHECKING:
     from thermoopt.adamw import ThermoAdamW
 
-__all__ = ["BACKENDS", "Backend", "TorchBackend", "choose_backend", "torch_sums"]
-
-BACKENDS = ("auto", "torch")
-"""Names a user may ask for."""
+__all__ = ["Backend", "TorchBackend", "torch_sums"]
 
 
 class Backend(Protocol):
@@ -63,20 +61,12 @@ class TorchBackend:
         """Nothing is remembered."""
 
 
-def choose_backend(name: object, defaults: Mapping[str, Any]) -> Backend:
-    """Return the backend of that name.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    if name not in BACKENDS:
-        raise ValueError(f"backend is {name!r}; allowed are {', '.join(map(repr, BACKENDS))}")
-    return TorchBackend(str(name))
-
-
 @torch.compiler.disable
 def torch_sums(
-    optimizer: ThermoAdamW, rates: Sequence[Rates], only: Collection[int] | None = None
+    optimizer: ThermoAdamW,
+    rates: Sequence[Rates],
+    only: Collection[int] | None = None,
+    also: NDArray[np.int64] | None = None,
 ) -> PendingSums:
     """Start the measuring pass over every tensor that is about to be stepped.
 
@@ -84,6 +74,7 @@ def torch_sums(
         optimizer: whose parameters, gradients and state are read.
         rates: effective rates of its groups.
         only: layer indices to measure, all by default.
+        also: layers measured elsewhere, for which columns are kept free at the end.
     """
     layers: list[LayerTensors] = []
     index: list[int] = []
@@ -91,6 +82,8 @@ def torch_sums(
     wds: list[float] = []
     i = -1
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        if only is not None and not only:
+            break
         beta1, beta2 = group["betas"]
         for j, p in enumerate(group["params"]):
             i += 1
@@ -116,13 +109,15 @@ def torch_sums(
             index.append(i)
             lrs.append(rate.layer_lr(j))
             wds.append(float(rate.wd))
-    pending = PendingSums.of(index)
-    pending.wd[:] = wds
-    pending.beta1[:] = [layer.beta1 for layer in layers]
-    pending.beta2[:] = [layer.beta2 for layer in layers]
-    _fill(pending, pending.lr, lrs)
-    _fill(pending, pending.t, [layer.step for layer in layers])
-    pending.raw = np.ones(len(index), dtype=bool)
+    n = len(layers)
+    pending = PendingSums.of(index if also is None else np.append(np.array(index, dtype=np.int64), also))
+    if n:
+        pending.wd[:n] = wds
+        pending.beta1[:n] = [layer.beta1 for layer in layers]
+        pending.beta2[:n] = [layer.beta2 for layer in layers]
+        _fill(pending, pending.lr, lrs)
+        _fill(pending, pending.t, [layer.step for layer in layers])
+        pending.raw = np.arange(len(pending.index)) < n
     for parcel in measure(layers, getattr(optimizer, "grad_scale", None)):
         pending.parts.append((np.asarray(parcel.layer, dtype=np.int64), Fetch(parcel.sums)))
     found_inf = getattr(optimizer, "found_inf", None)

@@ -73,7 +73,7 @@ class PendingSums:
     step: int = 0
 
     @classmethod
-    def of(cls, index: Sequence[int]) -> PendingSums:
+    def of(cls, index: Sequence[int] | NDArray[np.int64]) -> PendingSums:
         """Return an empty account of the given layers."""
         k = len(index)
         lr, wd, beta1, beta2, t = np.zeros((5, k))

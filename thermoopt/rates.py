@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["FactorCache", "Rates", "fresh_thermo", "group_rates", "scaled_groups"]
+__all__ = ["FactorCache", "Rates", "fresh_thermo", "group_rates", "layer_names", "scaled_groups"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,12 @@ def fresh_thermo(n_params: int) -> dict[str, Any]:
         "wd_scale": 1.0,
         "layer_factors": torch.ones(n_params, dtype=torch.float64),
     }
+
+
+def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
+    """Names of a group's layers: those given, else ``group{i}.{j}``."""
+    names = group.get("param_names")
+    return list(names) if names else [f"group{index}.{j}" for j in range(len(group["params"]))]
 
 
 def group_rates(index: int, group: dict[str, Any], cache: FactorCache) -> Rates:

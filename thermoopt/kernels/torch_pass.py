@@ -109,7 +109,7 @@ def _layer_pieces(
         root = math.sqrt(bc2)
     return [
         _piece_sums(
-            *(x[a : a + size] if x is not None else None for x in flat),  # type: ignore[arg-type]
+            [x[a : a + size] if x is not None else None for x in flat],
             layer,
             layer.eps * root,
             layer.eps**2 * bc2,
@@ -121,11 +121,7 @@ def _layer_pieces(
 
 
 def _piece_sums(
-    p: Tensor,
-    g: Tensor,
-    m: Tensor | None,
-    v: Tensor | None,
-    vmax: Tensor | None,
+    piece: list[Tensor | None],
     layer: LayerTensors,
     eps: float | Tensor,
     eps2: float | Tensor,
@@ -133,6 +129,9 @@ def _piece_sums(
     row: Tensor,
 ) -> list[Tensor]:
     """Sums of one piece with raw moments and P' = 1 / (sqrt(v) + eps sqrt(1 - beta2**t))."""
+    p, g, m, v, vmax = piece
+    assert p is not None
+    assert g is not None
     dtype = row.dtype
     if g.dtype != dtype or layer.maximize or grad_scale is not None:
         g = row[0].copy_(g)

@@ -1,0 +1,158 @@
+"""The dashboard: what it draws, what it refuses, what it leaves alone."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from thermoopt import plotting
+from thermoopt.plotting import LossCurve, plot_dashboard
+
+
+class FakeHistory:
+    """Columns of a made-up run of ``n`` readings."""
+
+    def __init__(self, n: int, names: list[str] | None = None, fill: float | None = None) -> None:
+        self.steps = self.layer_steps = np.arange(1, n + 1) * 10
+        self.layer_names = [
+            "wte.weight",
+            "blocks.0.a.weight",
+            "blocks.0.b.bias",
+            "blocks.1.a.weight",
+            "head.weight",
+        ]
+        if names is not None:
+            self.layer_names = names
+        self.fill = fill
+        self.asked: set[str] = set()
+
+    def total(self, name: str) -> np.ndarray:
+        return self._values(name, (len(self.steps),))
+
+    def layers(self, name: str) -> np.ndarray:
+        return self._values(name, (len(self.steps), len(self.layer_names)))
+
+    def _values(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        self.asked.add(name)
+        if self.fill is not None:
+            return np.full(shape, self.fill)
+        values = np.exp(np.random.default_rng(len(name)).normal(size=shape))
+        return -values if name == "d_iS_momentum" else values
+
+
+def losses() -> LossCurve:
+    return LossCurve(list(range(1, 201)), list(np.linspace(5, 2, 200)), [100, 200], [3.0, 2.1], 3.1)
+
+
+def png_size(path: Path) -> tuple[int, int]:
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+def titles(figure) -> str:
+    return " | ".join(ax.get_title(loc="left") for ax in figure.axes)
+
+
+def test_writes_a_picture_with_all_panels(tmp_path):
+    path = tmp_path / "d.png"
+    history = FakeHistory(60)
+    figure = plot_dashboard(history, losses(), path=path, title="a run")
+    width, height = png_size(path)
+    assert width == 1600
+    assert 1100 <= height <= 1300
+    assert path.stat().st_size > 50_000
+    for word in ("Loss", "Entropy production", "r of each layer", "balance", "Gaussianity", "Size of a step"):
+        assert word in titles(figure)
+    assert {"sigma", "d_eS", "d_iS_noise", "d_iS_momentum", "d_iS_wd", "r", "wd_balance"} <= history.asked
+    assert {"gaussianity", "lr_eff", "angular_step"} <= history.asked
+
+
+def test_reads_the_librarys_own_history():
+    from thermoopt.history import History
+
+    assert all(hasattr(History, name) for name in ("steps", "layer_steps", "layer_names", "total", "layers"))
+
+
+def test_colours_are_centred_on_equilibrium():
+    figure = plot_dashboard(FakeHistory(30))
+    (heat,) = (ax for ax in figure.axes if "r of each layer" in ax.get_title(loc="left"))
+    norm = heat.collections[0].norm
+    assert norm(1.0) == pytest.approx(0.5)
+    assert norm.vmin * norm.vmax == pytest.approx(1)
+
+
+def test_nan_leaves_gaps():
+    history = FakeHistory(40)
+    whole = history._values
+
+    def holed(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        values = whole(name, shape)
+        values[10:20] = np.nan
+        return values
+
+    history._values = holed
+    figure = plot_dashboard(history, losses())
+    figure.draw_without_rendering()
+    (heat,) = (ax for ax in figure.axes if "r of each layer" in ax.get_title(loc="left"))
+    shown = np.ma.getmaskarray(heat.collections[0].get_array()).reshape(5, 40)
+    assert shown[:, 10:20].all()
+    assert not shown[:, :10].any()
+
+
+@pytest.mark.parametrize("fill", [np.nan, 0.0, np.inf, -1.0])
+def test_a_history_without_one_usable_number_still_draws(fill):
+    plot_dashboard(FakeHistory(5, fill=fill)).draw_without_rendering()
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, 1e9])
+def test_losses_of_any_kind_draw(value):
+    plot_dashboard(FakeHistory(3), LossCurve([1, 2], [value] * 2, [2], [value])).draw_without_rendering()
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_short_a_history_is_refused(tmp_path, n):
+    with pytest.raises(ValueError, match=f"at least 2 readings, got {n}"):
+        plot_dashboard(FakeHistory(n), path=tmp_path / "d.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_layers_are_named_by_block():
+    names = [f"blocks.{i}.{part}.weight" for i in range(12) for part in ("a", "b", "c", "d")]
+    figure = plot_dashboard(FakeHistory(5, names))
+    (heat,) = (ax for ax in figure.axes if "r of each layer" in ax.get_title(loc="left"))
+    assert [t.get_text() for t in heat.get_yticklabels()] == [f"blocks.{i}" for i in range(12)]
+
+
+def test_layers_of_a_block_lie_together():
+    # two groups, as weight decay on matrices only gives: depth counts, not the group
+    names = ["wte", "h.0.w", "h.1.w", "head", "h.0.norm", "h.1.norm"]
+    figure = plot_dashboard(FakeHistory(5, names))
+    (heat,) = (ax for ax in figure.axes if "r of each layer" in ax.get_title(loc="left"))
+    shown = [t.get_text() for t in heat.get_yticklabels()]
+    assert shown == ["wte", "h.0.w", "h.0.norm", "h.1.w", "h.1.norm", "head"]
+
+
+def test_leaves_the_global_backend_alone(monkeypatch):
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    plot_dashboard(FakeHistory(5))
+    assert "matplotlib.pyplot" not in sys.modules
+
+
+def test_missing_matplotlib_says_what_to_install(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ImportError, match=r"pip install thermoopt\[viz\]"):
+        plotting.plot_dashboard(FakeHistory(5))

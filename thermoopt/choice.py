@@ -1,0 +1,78 @@
+"""Which backend an optimizer gets."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from thermoopt.backends import Backend, TorchBackend
+from thermoopt.onepass import OnePassBackend
+
+__all__ = ["BACKENDS", "choose_backend"]
+
+BACKENDS = ("auto", "torch", "native", "triton")
+"""Names a user may ask for."""
+
+_told: set[str] = set()
+
+
+def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend:
+    """Return the backend of that name.
+
+    ``"auto"`` takes a one-pass kernel where one is available for the device of the first parameter and some
+    group leaves the choice open (neither ``fused`` nor ``foreach`` given, not ``differentiable``).
+
+    Args:
+        name: one of :data:`BACKENDS`.
+        groups: the optimizer's parameter groups.
+
+    Raises:
+        ValueError: for an unknown name, or a kernel asked for with ``foreach=True`` or ``fused=False``.
+        RuntimeError: for a kernel that is not available; the message says why.
+    """
+    if not isinstance(name, str) or name not in BACKENDS:
+        raise ValueError(f"backend is {name!r}; allowed are {', '.join(map(repr, BACKENDS))}")
+    groups = list(groups)
+    if name == "torch":
+        return TorchBackend(name)
+    if name != "auto":
+        for group in groups:
+            for flag, value in (("foreach", True), ("fused", False)):
+                if group[flag] is value:
+                    raise ValueError(f"backend is {name!r} and {flag} is {value}; allowed is one of the two")
+        kernel = _kernel(name)
+        if not kernel.available():
+            raise RuntimeError(f"backend {name!r} is not available: {kernel.unavailable_reason()}")
+        return OnePassBackend(name, name, kernel)
+    first = next((p for group in groups for p in group["params"] if isinstance(p, Tensor)), None)
+    kind = {"cpu": "native", "cuda": "triton"}.get(first.device.type if first is not None else "")
+    free = any(g["fused"] is None and g["foreach"] is None and not g["differentiable"] for g in groups)
+    if kind is None or not free:
+        return TorchBackend(name)
+    kernel = _kernel(kind)
+    if kernel.available():
+        return OnePassBackend(kind, name, kernel)
+    if kind not in _told:
+        _told.add(kind)
+        warnings.warn(
+            f"the {kind} backend is not available ({kernel.unavailable_reason()}); "
+            "ThermoAdamW uses torch's own step and measures every 10th",
+            UserWarning,
+            stacklevel=4,
+        )
+    return TorchBackend(name)
+
+
+def _kernel(name: str) -> ModuleType:
+    # imported when first needed: loading a compiled library or Triton is nothing a plain import should do
+    if name == "native":
+        from thermoopt.kernels import native
+
+        return native
+    from thermoopt.kernels import triton
+
+    return triton

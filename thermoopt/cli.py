@@ -1,0 +1,116 @@
+"""The command ``thermoopt``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from thermoopt.demo.run import DEFAULT_STEPS, InputError, run_demo
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None reads the command line's.
+
+    Returns:
+        Exit status: 0 done, 130 stopped by the keyboard.
+
+    Raises:
+        SystemExit: with status 2, for arguments that cannot be used; with 0, after help or version.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without σ shows "?" and goes on
+    parser = _parser()
+    args = parser.parse_args(argv)
+    try:
+        return {"demo": _demo, "doctor": _doctor}[args.command](args)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _demo(args: argparse.Namespace) -> int:
+    try:
+        run_demo(args.steps, getattr(args, "text", None), args.out, args.seed)
+    except InputError as e:
+        args.parser.error(f"argument --{e.argument}: {str(e.value)!r}: {e.why}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from thermoopt.kernels.doctor import report
+
+    print(report())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="thermoopt",
+        description="AdamW that measures the thermodynamics of training inside its own step.",
+    )
+    parser.add_argument("--version", action="version", version=f"thermoopt {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="train a small GPT on real text and show what the optimizer measured",
+        description="Train a small byte-level GPT on real text with ThermoAdamW as a monitor (about two "
+        "minutes on two cores), print what it measured, and write a dashboard, the losses and all readings.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument(
+        "--steps", type=_steps, default=DEFAULT_STEPS, metavar="N", help="optimizer steps, at least 1"
+    )
+    demo.add_argument(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        default=argparse.SUPPRESS,  # no default in the help text but the words below
+        help="learn this file, its last tenth validates (default: Python's own sources and documentation)",
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder for the results"
+    )
+    demo.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of the initial weights and the batches"
+    )
+    demo.set_defaults(parser=demo)
+
+    commands.add_parser(
+        "doctor",
+        help="say which kernels this machine can run, and why the others cannot",
+        description="Say which kernels this machine can run, and why the others cannot.",
+    )
+    return parser
+
+
+def _steps(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of at least 1")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("thermoopt")
+    except metadata.PackageNotFoundError:
+        return "(not installed: run from its source tree)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,491 @@
+"""One AdamW step and its sums in one pass over memory on CPU: the Python side of ``native.c``.
+
+Arithmetic is float32 for every dtype (float32, bfloat16, float16), rounded to nearest-even on the way back.
+
+**Parameters and moments carry the bits of** ``torch.optim.AdamW(fused=True)`` on x86, the last elements of a
+tensor (which torch's scalar loop rounds otherwise) and every dtype included; checked with torch 2.13 under
+its AVX2 and its default kernels. Where torch was compiled otherwise (another compiler may fuse other products
+and sums, other processors have other kernels) the two differ in which products are rounded before they are
+added.
+With u = 2**-24, one float32 step from the same state then differs by at most
+
+* ``|dm| <= 4 u max(|m|, |g|)``: the product, at most 2 max(|m|, |g|), and the sum round once each way;
+* ``|dv| <= 4 u v``: both terms are positive, so neither product exceeds v;
+* ``|d th| <= 2 u |th| + lr / bias1 * (|dm| + 5 u |m|) / (sqrt(vh) + eps)``.
+
+**Sums** differ from the float64 reference by less than 1e-6 of the sum of the absolute values of their terms
+(of the sum itself, for all but the signed A, TU and GT): a term carries about eight roundings of 2**-24,
+which share no sign over many elements, a float32 lane takes 16 additions before it is emptied into float64
+(3e-7 where all terms are equal and nothing cancels), and everything after is float64. Squares below float32's
+1e-38 count as zero, so gradients below 1e-19 do not show in GG, B, C, V. Sums do not depend on the number of
+threads, nor on AVX2 or AVX-512; the portable code rounds products before it adds them and agrees to the same
+1e-6.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import operator
+import os
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.kernels.sums import Sum
+
+__all__ = [
+    "GradientRefused",
+    "Plan",
+    "available",
+    "ineligible",
+    "instruction_set",
+    "openmp",
+    "unavailable_reason",
+]
+
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The dtypes the kernel takes and what it calls them."""
+
+CHUNK = 8192
+"""Elements a chunk: 128 KB of float32 parameter, gradient and moments, which a level-2 cache holds."""
+
+SERIAL_BELOW = 32768
+"""Elements below which one thread takes the whole step."""
+
+_AMSGRAD, _MAXIMIZE, _MEASURE, _DRY = 1, 2, 4, 8
+_PORTABLE = 0
+_POINTERS = (
+    "param grad exp_avg exp_avg_sq max_exp_avg_sq step numel dtype flags lr weight_decay beta1 beta2 eps "
+    "chunk_tensor chunk_start partial coef out grad_scale found_inf"
+).split()
+_COEFFICIENTS = 64  # bytes of `struct coefficients`
+
+
+Scalars = float | bool | NDArray
+"""One number, or an array of one a tensor."""
+
+
+class _Call(ctypes.Structure):
+    """Mirror of ``struct call`` in ``native.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in ("n_tensors", "n_chunks", "chunk_size")),
+        *((name, ctypes.c_int32) for name in ("num_threads", "isa", "batch", "torch_width")),
+    )
+
+
+class GradientRefused(ValueError):
+    """A gradient cannot be read by the native kernel; nothing has moved."""
+
+
+def available() -> bool:
+    """Whether the native kernel is built, loads and may run in this process."""
+    return _LIBRARY is not None
+
+
+def unavailable_reason() -> str | None:
+    """One sentence on why the native kernel cannot be used and what to do; None where it can."""
+    return _REASON
+
+
+def openmp() -> bool:
+    """Whether the native kernel was built with OpenMP, that is, uses more than one thread."""
+    return _LIBRARY is not None and bool(_LIBRARY.thermoopt_openmp())
+
+
+def instruction_set() -> str:
+    """What the kernel runs on here: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
+    return _ISAS[_ISA]
+
+
+def ineligible(
+    param: Tensor,
+    grad: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+) -> str | None:
+    """Why this tensor cannot be stepped natively, or None if it can.
+
+    A dense tensor without gaps whose gradient and moments share its strides (transposed, channels_last) is
+    fine: the step is elementwise, in memory order.
+
+    Args:
+        param, grad, exp_avg, exp_avg_sq: the tensors of one parameter; a ``grad`` of None is not looked at.
+        max_exp_avg_sq: the running maximum under amsgrad, else None.
+        step: the step count.
+
+    Returns:
+        A clause such as ``"exp_avg is torch.float64, not torch.float32 as its parameter"``.
+    """
+    if _LIBRARY is None:
+        return _REASON
+    if reason := _unreadable("step", step):
+        return reason
+    if step.dtype is not torch.float32 or step.numel() != 1:
+        return f"step is {step.dtype} of {step.numel()} elements, not one torch.float32"
+    if reason := _unreadable("param", param):
+        return reason
+    if param.dtype not in CODES:
+        return f"param is {param.dtype}; the native kernel takes float32, bfloat16 and float16"
+    if not _dense(param):
+        return "param has gaps or overlaps in memory"
+    rest = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
+    for what, t in rest.items():
+        if t is not None and (reason := _unreadable(what, t) or _unlike(what, t, param)):
+            return reason
+    return None
+
+
+class Plan:
+    """Tables of pointers and scalars for one optimizer step, reused while the tensors stay where they are.
+
+    A plan keeps the tensors it was made of alive. Two plans may step from two threads at once, one plan not.
+
+    Args:
+        params, exp_avgs, exp_avg_sqs: ``n`` tensors each.
+        max_exp_avg_sqs: ``n`` tensors, or None where a tensor is without amsgrad.
+        steps: ``n`` step counts, float32, incremented by the kernel.
+        names: what to call the tensors in errors; their index by default.
+        isa: "avx512", "avx2" or "portable", where it runs; the best by default.
+
+    Raises:
+        ValueError: a tensor that :func:`ineligible` refuses, or two that overlap in memory, by name.
+        RuntimeError: the native kernel is not available.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        exp_avg_sqs: Sequence[Tensor],
+        max_exp_avg_sqs: Sequence[Tensor | None],
+        steps: Sequence[Tensor],
+        *,
+        names: Sequence[str] | None = None,
+        isa: str | None = None,
+    ) -> None:
+        if _LIBRARY is None:
+            raise RuntimeError(_REASON)
+        n = len(params)
+        columns = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
+        if any(len(c) != n for c in columns) or (names is not None and len(names) != n):
+            raise ValueError(
+                f"lists of different lengths: {n} params, {[len(c) for c in columns]} state tensors"
+            )
+        self._names = [f"tensor {i}" for i in range(n)] if names is None else list(names)
+        for i, row in enumerate(zip(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, strict=True)):
+            if reason := ineligible(row[0], None, *row[1:]):
+                raise ValueError(f"{self._names[i]}: {reason}")
+        self._params = list(params)
+        self._state = [list(exp_avgs), list(exp_avg_sqs), list(steps)]
+        self._maxima = [(i, x) for i, x in enumerate(max_exp_avg_sqs) if x is not None]
+        self._at = self._addresses(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
+        self._dtypes = [p.dtype for p in params]
+        self._numels = [p.numel() for p in params]
+        self._strided = [i for i, p in enumerate(params) if not p.is_contiguous()]
+        self._refuse_overlaps()
+        self._fill(isa)
+
+    def _fill(self, isa: str | None) -> None:
+        """Build the tables that the kernel reads and the struct that points at them."""
+        n = len(self._params)
+        sizes = np.array(self._numels, np.int64)
+        counts = -(-sizes // CHUNK)
+        first = np.repeat(np.cumsum(counts) - counts, counts)
+        chunks = int(counts.sum())
+        maxima = np.zeros(n, np.int64)
+        maxima[[i for i, _ in self._maxima]] = self._at[3]
+        self._amsgrad = np.where(maxima != 0, _AMSGRAD, 0).astype(np.int32)
+        for i, _ in self._maxima:
+            self._amsgrad[i] = _AMSGRAD
+        self._tables: dict[str, NDArray] = {
+            "param": np.array(self._at[0], np.int64),
+            "grad": np.zeros(n, np.int64),
+            "exp_avg": np.array(self._at[1], np.int64),
+            "exp_avg_sq": np.array(self._at[2], np.int64),
+            "max_exp_avg_sq": maxima,
+            "step": np.array(self._at[-1], np.int64),
+            "numel": sizes,
+            "dtype": np.array([CODES[d] for d in self._dtypes], np.int32),
+            "flags": np.zeros(n, np.int32),
+            **{name: np.zeros(n) for name in ("lr", "weight_decay", "beta1", "beta2", "eps")},
+            "chunk_tensor": np.repeat(np.arange(n, dtype=np.int32), counts),
+            "chunk_start": (np.arange(chunks, dtype=np.int64) - first) * CHUNK,
+            "partial": np.zeros((chunks, len(Sum))),
+            "coef": np.zeros(n * _COEFFICIENTS, np.uint8),
+        }
+        self._small = int(sizes.sum()) < SERIAL_BELOW
+        self._call = _Call(
+            **{name: table.ctypes.data for name, table in self._tables.items()},
+            n_tensors=n,
+            n_chunks=chunks,
+            chunk_size=CHUNK,
+            isa=_ISA if isa is None else min(_ISA, _ISAS.index(isa)),
+            batch=1,
+            torch_width=_TORCH_WIDTH,
+        )
+        self._pointer = ctypes.byref(self._call)
+
+    def matches(
+        self,
+        params: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        exp_avg_sqs: Sequence[Tensor],
+        max_exp_avg_sqs: Sequence[Tensor | None],
+        steps: Sequence[Tensor],
+    ) -> bool:
+        """Whether these tensors still lie where the plan found them, with the same sizes and dtypes.
+
+        False after ``p.data = ...``, after state was replaced (``load_state_dict``), or for other tensors.
+        """
+        return (
+            len(params) == len(self._params)
+            and self._at == self._addresses(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
+            and self._numels == list(map(_numel, params))
+            and self._dtypes == list(map(_dtype, params))
+        )
+
+    @staticmethod
+    def _addresses(
+        params: Sequence[Tensor],
+        exp_avgs: Sequence[Tensor],
+        exp_avg_sqs: Sequence[Tensor],
+        max_exp_avg_sqs: Sequence[Tensor | None],
+        steps: Sequence[Tensor],
+    ) -> list[list[int]]:
+        columns = (params, exp_avgs, exp_avg_sqs, [x for x in max_exp_avg_sqs if x is not None], steps)
+        return [list(map(_data_ptr, column)) for column in columns]
+
+    def step(
+        self,
+        grads: Sequence[Tensor],
+        *,
+        lr: Scalars,
+        weight_decay: Scalars,
+        beta1: Scalars,
+        beta2: Scalars,
+        eps: Scalars,
+        maximize: Scalars = False,
+        measure: bool = True,
+        dry: bool = False,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        num_threads: int | None = None,
+    ) -> NDArray[np.float64] | None:
+        """Take one AdamW step of all tensors and return its sums.
+
+        Args:
+            grads: ``n`` gradients, dtype, shape and strides as their parameters.
+            lr, weight_decay, beta1, beta2, eps, maximize: one number, or a numpy array ``[n]``.
+            measure: compute the sums.
+            dry: compute the sums that this step would yield and write nothing, steps included.
+            grad_scale: float32 tensor of one element on CPU; gradients are divided by it and stay so.
+            found_inf: likewise; where it is not 0 nothing moves.
+            num_threads: at most so many threads; ``torch.get_num_threads()`` by default, which it cannot
+                exceed. A forked child takes one (OpenMP's threads do not survive a fork).
+
+        Returns:
+            A new array ``[n, 14]`` of float64, columns as in :class:`~thermoopt.kernels.sums.Sum`; None when
+            ``measure`` is False or ``found_inf`` was set.
+
+        Raises:
+            GradientRefused: a gradient that the kernel cannot read, by name; nothing has moved.
+            ValueError: ``grad_scale`` or ``found_inf`` is not one float32 number on CPU, or, with
+                ``grad_scale``, two parameters share a gradient.
+        """
+        assert _LIBRARY is not None
+        pointers = self._gradients(grads)
+        call, tables = self._call, self._tables
+        if grad_scale is not None and not dry:
+            filled = [x for x, size in zip(pointers, self._numels, strict=True) if size]
+            if len(set(filled)) != len(filled):
+                raise ValueError("two parameters share a gradient, which grad_scale would divide twice")
+        call.grad_scale = _scalar("grad_scale", grad_scale)
+        call.found_inf = _scalar("found_inf", found_inf)
+        tables["grad"][:] = pointers
+        tables["lr"][:] = lr
+        tables["weight_decay"][:] = weight_decay
+        tables["beta1"][:] = beta1
+        tables["beta2"][:] = beta2
+        tables["eps"][:] = eps
+        flags = tables["flags"]
+        np.multiply(maximize, _MAXIMIZE, out=flags, casting="unsafe")
+        flags += self._amsgrad
+        flags += (_MEASURE if measure else 0) + (_DRY if dry else 0)
+        out = np.empty((len(pointers), len(Sum))) if measure else None
+        call.out = None if out is None else out.ctypes.data
+        threads = torch.get_num_threads()
+        if num_threads is not None:
+            threads = min(threads, num_threads)
+        call.num_threads = 1 if self._small or os.getpid() != _PID else threads
+        stopped = _LIBRARY.thermoopt_step(self._pointer)
+        call.out = None  # the array is the caller's
+        return None if stopped else out
+
+    def rejected(self, grads: Sequence[Tensor]) -> dict[int, str]:
+        """Which gradients the kernel cannot read, by index, and why; a caller sends those elsewhere."""
+        reasons = {}
+        for i, (g, p) in enumerate(zip(grads, self._params, strict=True)):
+            if reason := _unreadable("grad", g) or _unlike("grad", g, p):
+                reasons[i] = reason
+        return reasons
+
+    def _gradients(self, grads: Sequence[Tensor]) -> list[int]:
+        """Check every gradient and return its address. One C call a property a tensor: about 0.1 us each."""
+        try:
+            fine = (
+                len(grads) == len(self._params)
+                and _PLAIN.issuperset(map(type, grads))
+                and all(map(_is_cpu, grads))
+                and self._dtypes == list(map(_dtype, grads))
+                and self._numels == list(map(_numel, grads))
+                and not any(map(_is_neg, grads))
+            )
+            if fine and self._strided:
+                # contiguous or not, they must lie as their parameters do
+                fine = all(map(_same_layout, grads, self._params))
+            elif fine:
+                fine = all(map(_is_contiguous, grads))
+            if fine:
+                return list(map(_data_ptr, grads))
+        except (RuntimeError, NotImplementedError):  # a sparse or otherwise opaque gradient: named below
+            pass
+        if len(grads) != len(self._params):
+            raise GradientRefused(f"{len(grads)} gradients for {len(self._params)} parameters")
+        i, reason = next(iter(self.rejected(grads).items()))
+        raise GradientRefused(f"{self._names[i]}: {reason}")
+
+    def _refuse_overlaps(self) -> None:
+        what = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
+        owners = (self._params, self._state[0], self._state[1], [x for _, x in self._maxima], self._state[2])
+        spans = []
+        for kind, tensors in zip(what, owners, strict=True):
+            index = [i for i, _ in self._maxima] if kind == "max_exp_avg_sq" else range(len(tensors))
+            spans += [
+                (t.data_ptr(), t.data_ptr() + t.nbytes, kind, i)
+                for i, t in zip(index, tensors, strict=True)
+                if t.nbytes
+            ]
+        spans.sort()
+        for a, b in itertools.pairwise(spans):
+            if b[0] < a[1]:
+                one, other = (f"{x[2]} of {self._names[x[3]]}" for x in (a, b))
+                raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
+
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_data_ptr = torch._C.TensorBase.data_ptr
+_is_contiguous = torch._C.TensorBase.is_contiguous
+_is_neg = torch._C.TensorBase.is_neg
+_numel = torch._C.TensorBase.numel
+_dtype = operator.attrgetter("dtype")
+_is_cpu = operator.attrgetter("is_cpu")
+
+
+def _unreadable(what: str, t: Tensor) -> str | None:
+    """Why no kernel may read the memory of ``t`` as plain numbers, or None."""
+    if type(t) not in _PLAIN:
+        return f"{what} is a {type(t).__name__}, not a plain tensor"
+    if t.layout is not torch.strided:
+        return f"{what} has layout {t.layout}"
+    if t.device.type != "cpu":
+        return f"{what} is on {t.device}"
+    if t.is_neg():
+        return f"{what} is a lazily negated view"
+    return None
+
+
+def _unlike(what: str, t: Tensor, param: Tensor) -> str | None:
+    """Why ``t`` cannot be walked together with ``param``, or None."""
+    if t.dtype is not param.dtype:
+        return f"{what} is {t.dtype}, not {param.dtype} as its parameter"
+    if t.shape != param.shape:
+        return f"{what} has shape {tuple(t.shape)}, not {tuple(param.shape)} as its parameter"
+    if not _same_layout(t, param):
+        return f"{what} has strides {t.stride()}, not {param.stride()} as its parameter"
+    return None
+
+
+def _same_layout(t: Tensor, param: Tensor) -> bool:
+    if t.is_contiguous() and param.is_contiguous():
+        return t.numel() == param.numel()
+    return t.shape == param.shape and t.stride() == param.stride()
+
+
+def _dense(t: Tensor) -> bool:
+    """Whether the elements of ``t`` fill one stretch of memory, in any order, each once."""
+    expected = 1
+    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected and t.numel():
+            return False
+        expected *= size
+    return True
+
+
+def _scalar(what: str, t: Tensor | None) -> int | None:
+    if t is None:
+        return None
+    if _unreadable(what, t) or t.dtype is not torch.float32 or t.numel() != 1:
+        raise ValueError(f"{what} must be one torch.float32 number on CPU, not {t.dtype} on {t.device}")
+    return t.data_ptr()
+
+
+def _torch_openmp() -> Path | None:
+    """The OpenMP runtime that torch has loaded, or brings along; None if there is no sign of one."""
+    name = re.compile(r"lib(gomp|iomp5|omp)\b[-.\w]*\.(so|dylib)")
+    home = Path(torch.__file__).parent
+    candidates: list[Path] = []
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        mapped = (line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines())
+        candidates += [Path(m) for m in dict.fromkeys(mapped) if m.startswith("/")]
+    candidates += sorted((home / "lib").iterdir())
+    found = [c for c in candidates if name.match(c.name)]
+    own = [c for c in found if home in c.parents or home.parent / "torch.libs" in c.parents]
+    return next(iter(own or found), None)
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """Load the library next to this file and share torch's OpenMP pool with it."""
+    here = Path(__file__).parent
+    built = [p for end in ("so", "pyd", "dylib") for p in sorted(here.glob(f"_native*.{end}"))]
+    if not built:
+        return None, (
+            f"the native kernel is not built (no _native library in {here}): "
+            "install gcc or clang and reinstall thermoopt with pip"
+        )
+    runtime = _torch_openmp()
+    try:
+        if runtime is not None:
+            ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(built[0]))
+        library.thermoopt_step.argtypes = [ctypes.c_void_p]
+        library.thermoopt_sizes.restype = ctypes.c_int64
+        sizes = library.thermoopt_sizes(0), library.thermoopt_sizes(1)
+    except (OSError, AttributeError) as error:
+        return None, f"the native kernel does not load ({error}): reinstall thermoopt with the torch in use"
+    if sizes != (ctypes.sizeof(_Call), _COEFFICIENTS):
+        return None, f"{built[0].name} is of another version of thermoopt: reinstall it, or remove the file"
+    return library, None
+
+
+_LIBRARY, _REASON = _load()
+_PID = os.getpid()
+_ISAS = ("portable", "avx2", "avx512")
+_VECTORISED = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX")
+# torch's portable kernels round a * b + c twice; where it runs those (ATEN_CPU_CAPABILITY=default) so do we
+_ISA = _LIBRARY.thermoopt_isa() if _LIBRARY is not None and _VECTORISED else _PORTABLE
+# floats in the vectors of torch's fused kernel, built for AVX2 at most (x86), or NEON
+_TORCH_WIDTH = 8 if platform.machine().lower() in ("x86_64", "amd64") else 4
