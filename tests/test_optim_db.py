@@ -71,6 +71,7 @@ every_input = pytest.mark.parametrize("kwargs", list(inputs().values()), ids=lis
 FEW = ("maximize", "amsgrad")
 few_inputs = pytest.mark.parametrize("kwargs", [inputs()[desc] for desc in FEW], ids=FEW)
 every_impl = pytest.mark.parametrize("impl", list(IMPLS.values()), ids=list(IMPLS))
+every_backend = pytest.mark.parametrize("monitor", [*MONITORS.values(), AUTO], ids=[*MONITORS, "auto"])
 every_monitor = pytest.mark.parametrize("monitor", list(MONITORS.values()), ids=list(MONITORS))
 
 NOT_A_LEAF = "a differentiable step may not write to a leaf that requires grad (torch's error is tested)"
@@ -234,7 +235,7 @@ def test_fused_matches_forloop(desc: str, dtype: torch.dtype) -> None:
     assert_close_run(fused, loop, **TOLERANCE[dtype])
 
 
-@pytest.mark.parametrize("monitor", [*MONITORS.values(), AUTO], ids=[*MONITORS, "auto"])
+@every_backend
 @every_input
 def test_sigma_is_gradient_times_displacement(kwargs: dict, monitor: dict) -> None:
     """sigma = <g, theta (1 - lr wd) - theta'>, from nothing but AdamW's parameters before and after."""
@@ -416,8 +417,8 @@ def test_fused_error_on_params_on_meta() -> None:
     assert messages[0] == messages[1]
 
 
-@pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="sums of meta tensors are fetched")
-@pytest.mark.parametrize("monitor", [*MONITORS.values(), AUTO], ids=[*MONITORS, "auto"])
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="sums of meta tensors are fetched")
+@every_backend
 @pytest.mark.parametrize("impl", ["auto", "forloop", "foreach"])
 def test_mixed_devices_meta_and_cpu(impl: str, monitor: dict) -> None:
     """A meta parameter has no data and so no sums; those on CPU step and are measured as ever."""
@@ -534,7 +535,7 @@ def test_complex_is_its_real_view(kwargs: dict, impl: str, dtype: torch.dtype, m
 # -------------------------------------------------------------------- what a step may touch
 
 
-@every_monitor
+@every_backend
 @every_impl
 @few_inputs
 def test_grads_are_never_written(kwargs: dict, impl: dict, monitor: dict) -> None:
@@ -610,7 +611,7 @@ def test_default_dtype_is_respected(impl: str) -> None:
         torch.set_default_dtype(default)
 
 
-@pytest.mark.parametrize("monitor", [*MONITORS.values(), AUTO], ids=[*MONITORS, "auto"])
+@every_backend
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_fused_does_not_step_if_found_inf(amsgrad: bool, monitor: dict) -> None:
     monitor = {**monitor, "measure_every": 1}
@@ -814,6 +815,45 @@ def test_schedulers(kwargs: dict, name: str, monitor: dict, tensor_lr: bool) -> 
     assert optimizer.reading.layers["group0.0"].lr_eff == pytest.approx(expected[measured - 2])
 
 
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+@few_inputs
+def test_schedulers_with_the_auto_backend(kwargs: dict, name: str) -> None:
+    def run(cls: type, **more: Any) -> Any:
+        optimizer = build(cls, make_params(), kwargs, **more)
+        schedulers = SCHEDULERS[name](optimizer)
+        for t in range(STEPS):
+            train(optimizer, 1, t)
+            for scheduler in schedulers:
+                plateau = isinstance(scheduler, lr_scheduler.ReduceLROnPlateau)
+                scheduler.step(*([1.0] if plateau else []))
+        return optimizer
+
+    optimizer, reference = run(ThermoAdamW, **AUTO), run(AdamW, fused=True)
+    assert_close_run(optimizer, reference, **TOLERANCE[torch.float64])
+    assert optimizer.param_groups[0]["lr"] == reference.param_groups[0]["lr"]
+
+
+@few_inputs
+def test_groups_with_the_auto_backend(kwargs: dict) -> None:
+    """Rates of one's own, a group that keeps torch's step, one added in mid-run, a frozen layer freed."""
+
+    def run(cls: type, flag: dict[str, Any], **more: Any) -> Any:
+        a, b, c, d = (make_params()[i] for i in (0, 6, 1, 5))
+        groups = [
+            {"params": [a], "lr": 1e-2, "weight_decay": 0.0},
+            {"params": [b], "betas": (0.5, 0.9), "eps": 1e-6, "foreach": True, "fused": False},
+            {"params": [c]},
+        ]
+        optimizer = train(build(cls, groups, kwargs, **flag, **more), 4)
+        optimizer.add_param_group({"params": [d], "lr": 0.1})
+        c.requires_grad_()
+        return train(optimizer, STEPS, first=4)
+
+    optimizer, reference = run(ThermoAdamW, {}, **AUTO), run(AdamW, {"fused": True})
+    assert_close_run(optimizer, reference, **TOLERANCE[torch.float64])
+    assert set(optimizer.reading.layers) == {f"group{i}.0" for i in range(4)}
+
+
 # -------------------------------------------------------------------- closures and hooks
 
 
@@ -879,7 +919,7 @@ def constructed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     return request.param
 
 
-@pytest.mark.parametrize("monitor", [*MONITORS.values(), AUTO], ids=[*MONITORS, "auto"])
+@every_backend
 @pytest.mark.parametrize("with_closure", [False, True], ids=["plain", "closure"])
 def test_step_hooks_run_once_a_step(constructed: str, monitor: dict, with_closure: bool) -> None:
     calls: list[str] = []
@@ -988,7 +1028,7 @@ def saved_bytes(obj: Any, weights_only: bool = True) -> Any:
     return torch.load(buffer, weights_only=weights_only)
 
 
-@every_monitor
+@every_backend
 @every_impl
 @few_inputs
 def test_save_and_load_continues_bit_for_bit(kwargs: dict, impl: dict, monitor: dict) -> None:
@@ -1030,7 +1070,7 @@ def test_state_dict_is_a_snapshot(kwargs: dict) -> None:
 
 
 @pytest.mark.parametrize("copier", ["deepcopy", "pickle", "torch.save"])
-@pytest.mark.parametrize("monitor", [*MONITORS.values(), AUTO], ids=[*MONITORS, "auto"])
+@every_backend
 @few_inputs
 def test_copies_continue_bit_for_bit(kwargs: dict, monitor: dict, copier: str) -> None:
     make = {
