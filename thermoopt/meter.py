@@ -190,7 +190,7 @@ class Meter:
 
         Args:
             step: the optimizer step measured.
-            index: ``[k]`` layers measured.
+            index: ``[k]`` layers measured, in any order.
             sums: ``[len(Sum), k]``.
             t: ``[k]`` the layers' own step counts.
             constants: ``lr``, ``wd``, ``beta1``, ``beta2``, each ``[k]``, as applied in the step.
@@ -202,7 +202,7 @@ class Meter:
             return "nonfinite"
         if not constants["lr"].any() and not sums[Sum.GG].any():
             return "dry"
-        everything = len(index) == len(self.names)
+        everything = np.array_equal(index, np.arange(len(self.names)))
         state = self._state if everything else self._state[:, index]
         weight, weight2, last, lr, wd, beta2 = state[COLUMNS:]
         q = self.keep ** (step - last)
