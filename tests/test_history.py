@@ -111,10 +111,7 @@ def test_layers_are_thinned_over_the_whole_run() -> None:
     assert len(history) == 200  # groups and total are not thinned
 
 
-EVEN = pytest.mark.xfail(strict=True, reason="the distance counts from a reading that was just dropped")
-
-
-@pytest.mark.parametrize("limit", [3, 7, *(pytest.param(n, marks=EVEN) for n in (4, 8, 256))])
+@pytest.mark.parametrize("limit", [3, 4, 7, 8, 256])
 def test_layers_lie_at_equal_distance(limit: int) -> None:
     history = History(max_layer_readings=limit)
     for step in range(1, 3 * limit):
@@ -123,7 +120,6 @@ def test_layers_lie_at_equal_distance(limit: int) -> None:
         assert len(set(distances.tolist())) <= 1, history.layer_steps
 
 
-@pytest.mark.xfail(strict=True, reason="the distance counts from a reading that was rewound")
 def test_layers_lie_at_equal_distance_after_a_rewind() -> None:
     history = History(max_layer_readings=7)
     for step in range(1, 38):
@@ -400,7 +396,6 @@ def test_exports_overwrite_and_name_a_bad_path(tmp_path: Path) -> None:
             export(path / "below")
 
 
-@pytest.mark.xfail(strict=True, reason="the group's row takes the place of the total's")
 def test_a_group_may_be_called_total(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(5)
     a, b = (Parameter(torch.randn(3, generator=generator, dtype=torch.float64)) for _ in range(2))

@@ -440,7 +440,6 @@ class _HalfWriting:
         return os.write(fd, data[: len(data) // 2] if self.full else data)
 
 
-@pytest.mark.xfail(strict=True, reason="the line written again is appended to the torn one")
 def test_a_line_written_by_half_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = _HalfWriting()
     monkeypatch.setattr("thermoopt.sinks.os", disk)

@@ -106,7 +106,7 @@ class ThermoAdamW(torch.optim.AdamW):
             backend=choose_backend(backend, self.param_groups),
             history=History(),
         )
-        self._sinks = SinkQueue(tuple(sinks))
+        self._sinks = SinkQueue(sinks)
         self._adopt_groups()
 
     def _setup(
@@ -143,6 +143,7 @@ class ThermoAdamW(torch.optim.AdamW):
     @property
     def sinks(self) -> SinkQueue:
         """The sinks' queue: ``unsent`` and ``dropped`` count readings that a failing sink did not take."""
+        self._collect(wait=True)
         return self._sinks
 
     @property
@@ -314,11 +315,15 @@ class ThermoAdamW(torch.optim.AdamW):
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict; every group carries a snapshot of averages and scales as ``thermo``."""
         self._export()
-        state = super().state_dict()
-        for group in state["param_groups"]:
-            thermo = group["thermo"]
-            group["thermo"] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in thermo.items()}
-        return state
+        live = [group["thermo"] for group in self.param_groups]
+        try:
+            # torch's state dict refers to what a group holds, and hooks may edit it: give them a snapshot
+            for group, thermo in zip(self.param_groups, live, strict=True):
+                group["thermo"] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in thermo.items()}
+            return super().state_dict()
+        finally:
+            for group, thermo in zip(self.param_groups, live, strict=True):
+                group["thermo"] = thermo
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: all but the sinks, which hold open files."""
@@ -347,7 +352,7 @@ class ThermoAdamW(torch.optim.AdamW):
 def _add_to_meter(meter: Meter, index: int, group: Mapping[str, Any]) -> None:
     numel = [p.numel() * (2 if p.is_complex() else 1) for p in group["params"]]
     name = str(group.get("name", f"group{index}"))
-    if name in meter.group_names:
+    while name == "total" or name in meter.group_names:  # records hold the total beside the groups
         name = f"{name}.{index}"
     meter.add_group(name, layer_names(index, group), numel)
 

@@ -1,23 +1,20 @@
-"""How a step is taken and measured: torch's own step with a measuring pass, or one pass for both."""
+"""How a step is taken and measured: the interface, and torch's own step after a measuring pass."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-
-from thermoopt.kernels.torch_pass import LayerTensors, measure
-from thermoopt.pending import Fetch, PendingSums
+from thermoopt.batches import Batches, account
+from thermoopt.pending import PendingSums
 from thermoopt.rates import Rates, scaled_groups
+from thermoopt.torch_sums import torch_sums
 
 if TYPE_CHECKING:
     from thermoopt.adamw import ThermoAdamW
 
-__all__ = ["Backend", "TorchBackend", "torch_sums"]
+__all__ = ["Backend", "TorchBackend"]
 
 
 class Backend(Protocol):
@@ -41,115 +38,38 @@ class Backend(Protocol):
 
 
 class TorchBackend:
-    """torch's own step, any flags, after a measuring pass that writes nothing."""
+    """torch's own step, any flags, after a measuring pass that writes nothing.
+
+    Args:
+        requested: what the user asked for.
+        kernel: a kernel with a dry mode that measures the tensors it can read in one pass; torch operations
+            measure all others.
+    """
 
     name = "torch"
     measure_every = 10
-    """A pass costs about as much as the step itself; every 10th keeps that to some percent."""
+    """A pass in torch operations takes as long as a step or two; every 10th keeps that to some percent."""
 
-    def __init__(self, requested: str) -> None:
+    def __init__(self, requested: str, kernel: ModuleType | None = None) -> None:
         self.requested = requested
+        self._batches = None
+        if kernel is not None:
+            self._batches = Batches(kernel, lambda group: True, dry=True, on_overlap="leave")
 
     def step(self, optimizer: ThermoAdamW, rates: Sequence[Rates], due: bool) -> PendingSums | None:
         """Measure if due, then let torch take the step."""
-        pending = torch_sums(optimizer, rates) if due else None
+        pending = self._measure(optimizer, rates) if due else None
         neutral = all(rate.neutral for rate in rates)
         optimizer.torch_step(None if neutral else scaled_groups(optimizer.param_groups, rates))
         return pending
 
     def reset(self) -> None:
-        """Nothing is remembered."""
+        """Forget the kernel's plans."""
+        if self._batches is not None:
+            self._batches.reset()
 
-
-@torch.compiler.disable
-def torch_sums(
-    optimizer: ThermoAdamW,
-    rates: Sequence[Rates],
-    only: Collection[int] | None = None,
-    also: NDArray[np.int64] | None = None,
-) -> PendingSums:
-    """Start the measuring pass over every tensor that is about to be stepped.
-
-    Args:
-        optimizer: whose parameters, gradients and state are read.
-        rates: effective rates of its groups.
-        only: layer indices to measure, all by default.
-        also: layers measured elsewhere, for which columns are kept free at the end.
-    """
-    layers: list[LayerTensors] = []
-    index: list[int] = []
-    lrs: list[float | Tensor] = []
-    wds: list[float] = []
-    i = -1
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if only is not None and not only:
-            break
-        beta1, beta2 = group["betas"]
-        for j, p in enumerate(group["params"]):
-            i += 1
-            g = p.grad
-            if g is None or g.is_sparse or (only is not None and i not in only):
-                continue
-            state = optimizer.state.get(p) or {}
-            layers.append(
-                LayerTensors(
-                    param=local(p),
-                    grad=local(g),
-                    exp_avg=_local_state(state, "exp_avg"),
-                    exp_avg_sq=_local_state(state, "exp_avg_sq"),
-                    max_exp_avg_sq=_local_state(state, "max_exp_avg_sq"),
-                    step=_next_step(state.get("step")),
-                    beta1=float(beta1),
-                    beta2=float(beta2),
-                    eps=float(group["eps"]),
-                    amsgrad=group["amsgrad"],
-                    maximize=group["maximize"],
-                )
-            )
-            index.append(i)
-            lrs.append(rate.layer_lr(j))
-            wds.append(float(rate.wd))
-    n = len(layers)
-    pending = PendingSums.of(index if also is None else np.append(np.array(index, dtype=np.int64), also))
-    if n:
-        pending.wd[:n] = wds
-        pending.beta1[:n] = [layer.beta1 for layer in layers]
-        pending.beta2[:n] = [layer.beta2 for layer in layers]
-        _fill(pending, pending.lr, lrs)
-        _fill(pending, pending.t, [layer.step for layer in layers])
-        pending.raw = np.arange(len(pending.index)) < n
-    for parcel in measure(layers, getattr(optimizer, "grad_scale", None)):
-        pending.parts.append((np.asarray(parcel.layer, dtype=np.int64), Fetch(parcel.sums)))
-    found_inf = getattr(optimizer, "found_inf", None)
-    if found_inf is not None:
-        pending.found_inf = Fetch(found_inf)
-    return pending
-
-
-def local(x: Tensor) -> Tensor:
-    """Return a sharded tensor's local part; any other tensor as it is."""
-    to_local = getattr(x, "to_local", None)
-    return x if to_local is None else to_local()
-
-
-def _local_state(state: Mapping[str, Tensor], key: str) -> Tensor | None:
-    return local(state[key]) if key in state else None
-
-
-def _next_step(step: Tensor | float | None) -> float | Tensor:
-    if isinstance(step, Tensor):
-        return float(step) + 1 if step.device.type == "cpu" else step + 1
-    return 1.0 if step is None else float(step) + 1
-
-
-def _fill(pending: PendingSums, array: Any, values: Sequence[float | Tensor]) -> None:
-    """Put host numbers in at once, device scalars when they arrive."""
-    devices: dict[torch.device, list[int]] = {}
-    for i, value in enumerate(values):
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            devices.setdefault(value.device, []).append(i)
-        else:
-            array[i] = float(value)
-    for columns in devices.values():
-        stacked = torch.stack([values[i].detach().reshape(()) for i in columns])  # type: ignore[union-attr]
-        pending.late.append((array, np.asarray(columns, dtype=np.int64), Fetch(stacked)))
+    def _measure(self, optimizer: ThermoAdamW, rates: Sequence[Rates]) -> PendingSums:
+        if self._batches is None:
+            return torch_sums(optimizer, rates)
+        tensors = self._batches.sort(optimizer)
+        return account(optimizer, rates, tensors, self._batches.run(optimizer, rates, tensors, True))

@@ -37,8 +37,10 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
     if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"backend is {name!r}; allowed are {', '.join(map(repr, BACKENDS))}")
     groups = list(groups)
+    first = next((p for group in groups for p in group["params"] if isinstance(p, Tensor)), None)
+    kind = {"cpu": "native", "cuda": "triton"}.get(first.device.type if first is not None else "")
     if name == "torch":
-        return TorchBackend(name)
+        return _torch(name, kind)
     if name != "auto":
         for group in groups:
             for flag, value in (("foreach", True), ("fused", False)):
@@ -48,11 +50,9 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
         if not kernel.available():
             raise RuntimeError(f"backend {name!r} is not available: {kernel.unavailable_reason()}")
         return OnePassBackend(name, name, kernel)
-    first = next((p for group in groups for p in group["params"] if isinstance(p, Tensor)), None)
-    kind = {"cpu": "native", "cuda": "triton"}.get(first.device.type if first is not None else "")
     free = any(g["fused"] is None and g["foreach"] is None and not g["differentiable"] for g in groups)
     if kind is None or not free:
-        return TorchBackend(name)
+        return _torch(name, kind)
     kernel = _kernel(kind)
     if kernel.available():
         return OnePassBackend(kind, name, kernel)
@@ -65,6 +65,12 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
             stacklevel=4,
         )
     return TorchBackend(name)
+
+
+def _torch(requested: str, kind: str | None) -> Backend:
+    """Torch's own step, measured by the native kernel's dry mode where the parameters are on CPU."""
+    kernel = _kernel("native") if kind == "native" else None
+    return TorchBackend(requested, kernel if kernel is not None and kernel.available() else None)
 
 
 def _kernel(name: str) -> ModuleType:

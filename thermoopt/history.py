@@ -64,7 +64,7 @@ class History:
         self._groups: deque[_Row] = deque()
         self._layers: list[_Row] = []
         self._stride = 1
-        self._until_layers = 0
+        self._count = 0
 
     def __len__(self) -> int:
         return len(self._groups)
@@ -75,17 +75,17 @@ class History:
         room = min(self._max_readings, max(1, MAX_BYTES // reading.group_terms.nbytes))
         while len(self._groups) > room:
             self._groups.popleft()
-        if self._until_layers == 0:
+        if self._count % self._stride == 0:
             terms = np.where(reading.seen, reading.terms, np.nan).astype(np.float32)
             self._layers.append(_Row(reading.step, reading.names, terms))
             if len(self._layers) >= self._max_layers:
                 self._layers = self._layers[::2]
                 self._stride *= 2
-            self._until_layers = self._stride
-        self._until_layers -= 1
+        self._count += 1
 
     def rewind(self, step: int) -> None:
         """Forget readings after ``step``: a checkpoint was loaded and the run goes on from there."""
+        self._count -= sum(row.step > step for row in self._groups)
         self._groups = deque(row for row in self._groups if row.step <= step)
         self._layers = [row for row in self._layers if row.step <= step]
 
@@ -111,7 +111,7 @@ class History:
         """
         count = max((row.terms.shape[1] for row in self._groups), default=0)
         if not 0 <= index < count:
-            raise IndexError(f"group is {index}; the history holds groups 0 to {count - 1}")
+            raise IndexError(f"group is {index}; the history holds {count} groups, counted from 0")
         none = np.full(len(Term), np.nan)
         return self._series(
             name, [row.terms[:, index] if index < row.terms.shape[1] else none for row in self._groups]

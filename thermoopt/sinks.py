@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,12 +44,14 @@ class _LineFile:
                 f"{owner}: path is {str(path)!r}; allowed is a file that can be written ({error.strerror})"
             ) from error
         self.size = os.fstat(self._fd).st_size
-        if self.size and os.pread(self._fd, 1, self.size - 1) != b"\n":
-            self.write("")  # a line torn by a crash ends here
+        self._torn = self.size > 0 and os.pread(self._fd, 1, self.size - 1) != b"\n"
 
     def write(self, line: str) -> None:
-        data = (line + "\n").encode()
+        # a line torn by a crash or a full disk ends before the next one begins
+        data = (("\n" if self._torn else "") + line + "\n").encode()
         written = os.write(self._fd, data)
+        if written:
+            self._torn = data[written - 1 : written] != b"\n"
         if written != len(data):
             raise OSError(f"{self.path}: {written} of {len(data)} bytes written")
 
@@ -168,7 +170,9 @@ class SinkQueue:
         TypeError: if one is neither.
     """
 
-    def __init__(self, sinks: Sequence[Any]) -> None:
+    def __init__(self, sinks: Iterable[Any]) -> None:
+        if not isinstance(sinks, Iterable):
+            raise TypeError(f"sinks is {sinks!r}; allowed is a list of sinks")
         self._sinks = [_as_sink(sink) for sink in sinks]
         self._waiting: list[deque[Reading]] = [deque() for _ in self._sinks]
         self._warned = [False for _ in self._sinks]
