@@ -31,7 +31,8 @@ lint: venv
 	$(BIN)/mypy
 
 bench-overhead: venv
-	@echo "== overhead of measuring, as ratios within one run"
+	@echo "== overhead of measuring, as ratios within one run (thermoclaw is installed for comparison)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt thermoclaw
 	$(BIN)/python benchmarks/overhead.py --out runs/overhead
 
 clean:
