@@ -14,6 +14,7 @@ import torch
 
 from thermoopt.demo import GPT, GPTConfig, InputError, load_corpus, run_demo
 from thermoopt.demo import corpus as corpus_module
+from thermoopt.demo import run as run_module
 from thermoopt.demo.corpus import MIN_VALID_BYTES, batches, unigram_entropy, windows
 
 FILES = {"dashboard.png", "loss.csv", "history.jsonl", "history.csv", "summary.json"}
@@ -249,3 +250,21 @@ def test_bad_arguments_are_named_before_anything_is_made(text, tmp_path):
         assert error.value.argument == name
         assert str(error.value).startswith(f"{name}=")
     assert not (tmp_path / "o").exists()
+
+
+def test_stopping_in_mid_run_loses_nothing(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "PLAIN_SECONDS", 0.0)
+    said = []
+
+    def say(line):
+        said.append(line)
+        if line.startswith("step    20/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(40, text, tmp_path, config=TINY, batch=2, say=say)
+    with (tmp_path / "loss.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 20
+    steps = [json.loads(line)["step"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 21))
+    assert "stopped after 20 steps" in said[-1]

@@ -372,6 +372,45 @@ def test_unavailable_without_a_device():
         kernels.Plan([torch.ones(1)], [torch.ones(1)], [torch.ones(1)], [None], [torch.tensor(0.0)])
 
 
+@needs_kernels
+@pytest.mark.parametrize("flags", [{}, {"amsgrad": True}, {"maximize": True}, {"lr": torch.tensor(3e-3)}])
+def test_inside_the_optimizer(flags):
+    """ThermoAdamW steps and measures through the kernel; scales, groups and layers find their rows."""
+    from thermoopt import ThermoAdamW
+
+    def build(cls, **kw):
+        torch.manual_seed(0)
+        a, b, c = (torch.nn.Parameter(torch.randn(n, device=DEVICE)) for n in (70, 3, 130))
+        groups = [{"params": [("a", a), ("b", b)]}, {"params": [("c", c)], "weight_decay": 0.5}]
+        return cls(groups, **flags, **kw), (a, b, c)
+
+    ours, mine = build(ThermoAdamW, backend="triton", measure_every=1, ema_steps=3)
+    slow, twins = build(ThermoAdamW, backend="torch", measure_every=1, ema_steps=3)
+    ours.set_layer_factors({"b": 2.0})
+    slow.set_layer_factors({"b": 2.0})
+    for step in range(4):
+        rng = torch.Generator().manual_seed(step)
+        for p, q in zip(mine, twins, strict=True):
+            p.grad = torch.randn(p.shape, generator=rng).to(DEVICE)
+            q.grad = p.grad.clone()
+        ours.step()
+        slow.step()
+    assert ours.backend == "triton"
+    for p, q in zip(mine, twins, strict=True):
+        assert torch.allclose(p, q, rtol=1e-5, atol=1e-7)
+    assert ours.reading.step == 4
+    for name, values in vars(slow.reading.total).items():
+        if name != "R_ie":  # its error of work is a difference of nearly equal numbers
+            assert getattr(ours.reading.total, name) == pytest.approx(values, rel=1e-4, abs=1e-9), name
+    assert ours.reading.layers["b"].lr_eff == pytest.approx(2 * ours.reading.layers["a"].lr_eff)
+    # an ordinary checkpoint comes back: step counts on the host are sent to the device again
+    ours.load_state_dict(ours.state_dict())
+    for p in mine:
+        p.grad = torch.ones_like(p)
+    ours.step()
+    assert ours.reading.step == 5
+
+
 @pytest.fixture
 def benchmark():
     path = Path(__file__).parent.parent / "benchmarks" / "cuda_overhead.py"

@@ -187,9 +187,11 @@ class ThermoAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._collect(wait=False)
+        capturing = _capturing()
+        if not capturing:
+            self._collect(wait=False)
         rates = [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
-        pending = self._backend.step(self, rates, self._due(rates))
+        pending = self._backend.step(self, rates, not capturing and self._due(rates))
         self._meter.run.step += 1
         if pending is not None:
             pending.step = self._meter.run.step
@@ -347,6 +349,11 @@ class ThermoAdamW(torch.optim.AdamW):
             self._setup(**setup)
         self._adopt_groups()
         self._history.rewind(self._meter.run.step)
+
+
+def _capturing() -> bool:
+    """Whether a CUDA graph is being captured: Python does not run at its replay, so nothing is measured."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _add_to_meter(meter: Meter, index: int, group: Mapping[str, Any]) -> None:

@@ -137,7 +137,13 @@ def run_demo(
     )
     start = time.perf_counter()
     unigram = unigram_entropy(corpus.valid)
-    losses = _train(model, opt, corpus, steps, batch, seed, say)
+    losses = LossCurve()
+    try:
+        _train(model, opt, corpus, steps, batch, seed, say, losses)
+    except KeyboardInterrupt:
+        _write_curves(folder, opt.history, losses)
+        say(f"stopped after {len(losses.train)} steps; losses and readings lie in {folder}/")
+        raise
     seconds = time.perf_counter() - start
     losses.unigram, valid_loss = unigram, losses.valid[-1]
 
@@ -161,14 +167,20 @@ def run_demo(
 
 
 def _train(
-    model: GPT, opt: ThermoAdamW, corpus: Corpus, steps: int, batch: int, seed: int, say: Say
-) -> LossCurve:
+    model: GPT,
+    opt: ThermoAdamW,
+    corpus: Corpus,
+    steps: int,
+    batch: int,
+    seed: int,
+    say: Say,
+    losses: LossCurve,
+) -> None:
     context = model.config.context
     schedule = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: _cosine(step, steps))
     draws = batches(corpus.train, batch, context, seed)
     # as many windows as do not overlap, up to 256: 16,384 bytes
     judges = windows(corpus.valid, max(1, min(256, len(corpus.valid) // context)), context)
-    losses = LossCurve()
     every = max(1, steps // EVALUATIONS)
     with _progress(steps, say) as advance:
         for step in range(1, steps + 1):
@@ -187,7 +199,6 @@ def _train(
             if step % REFRESH == 0 or step == steps:
                 reading = opt.reading
                 advance(step, losses.train[-1], reading.total.sigma if reading else math.nan)
-    return losses
 
 
 def _cosine(step: int, steps: int) -> float:
@@ -318,7 +329,7 @@ def _integral(history: HistoryLike, name: str) -> float:
     return float((y * np.diff(history.steps, prepend=0)).sum())
 
 
-def _write(folder: Path, history: Any, losses: LossCurve, summary: dict[str, Any], say: Say) -> None:
+def _write_curves(folder: Path, history: Any, losses: LossCurve) -> None:
     history.export_jsonl(folder / "history.jsonl")
     history.export_csv(folder / "history.csv")
     valid = dict(zip(losses.valid_steps, losses.valid, strict=True))
@@ -327,6 +338,10 @@ def _write(folder: Path, history: Any, losses: LossCurve, summary: dict[str, Any
         table.writerow(["step", "train", "valid"])
         for step, loss in zip(losses.train_steps, losses.train, strict=True):
             table.writerow([step, loss, valid.get(step, "")])
+
+
+def _write(folder: Path, history: Any, losses: LossCurve, summary: dict[str, Any], say: Say) -> None:
+    _write_curves(folder, history, losses)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     where = Path(summary["text"]["description"]).name[:40]
     title = (
