@@ -187,6 +187,12 @@ class ThermoAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._advance()
+        return loss
+
+    @torch.compiler.disable
+    def _advance(self) -> None:
+        """The step itself; ``torch.compile`` leaves it as it is (kernels and numpy are not for tracing)."""
         capturing = _capturing()
         if not capturing:
             self._collect(wait=False)
@@ -197,7 +203,6 @@ class ThermoAdamW(torch.optim.AdamW):
             pending.step = self._meter.run.step
             self._pending.append(pending)
             self._collect(wait=len(self._pending) > MAX_PENDING)
-        return loss
 
     def torch_step(self, groups: list[dict[str, Any]] | None = None) -> None:
         """Run torch's own AdamW step, over ``groups`` instead of the optimizer's where given.

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["torch_sums"]
 
 
-@torch.compiler.disable
 def torch_sums(
     optimizer: ThermoAdamW,
     rates: Sequence[Rates],

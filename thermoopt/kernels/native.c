@@ -36,6 +36,7 @@ enum { SUMS = 14, LANES = 16 };
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 enum { AMSGRAD = 1, MAXIMIZE = 2, MEASURE = 4, DRY = 8 };
 enum { PORTABLE, AVX2, AVX512 };
+enum { PLAIN = 16 };
 
 /* Elements the float32 lanes take before they are emptied into float64: 32 additions a lane keep the rounding
  * of a sum of equal terms (the worst case, where errors do not cancel) below 1e-6 of the sum (tested); 16
@@ -61,8 +62,10 @@ struct call {
 
 /* The scalars of one tensor's step, narrowed to float32 where torch narrows them. */
 struct coefficients {
-    float lerp, beta2, square, bias2_root, bias2_inverse, eps, minus_step, decay, sign, energy;
-    int32_t near; /* the weight of the gradient is below 1/2: lerp starts from the old moment */
+    float lerp, beta2, square, bias2_root, bias2_inverse, bias2_rest, eps, minus_step, decay, sign, energy, least;
+    int32_t near;   /* the weight of the gradient is below 1/2: lerp starts from the old moment */
+    int32_t direct; /* see invert() */
+    int32_t plain;  /* nothing of what PLAIN excludes */
     double bias1, bias2;
 };
 
@@ -73,6 +76,10 @@ struct work {
     const struct coefficients *c;
     const float *scale;
     int32_t write;
+};
+
+struct block {
+    float g[BLOCK], m[BLOCK], v[BLOCK], denom[BLOCK], pre[BLOCK];
 };
 
 static inline uint16_t half_from_float(float x) {
@@ -171,6 +178,27 @@ EXPORT int64_t thermoopt_sizes(int which) {
     return which ? (int64_t)sizeof(struct coefficients) : (int64_t)sizeof(struct call);
 }
 
+/* Split 1 / c into a float and the rest. Sets `direct` if s * inverse + s * rest, the second product rounded, then
+ * rounds to s / c for every float s: if its error is less than the distance of any quotient of two floats from
+ * the middle between two floats (after Brisebarre and Muller, IEEE Transactions on Computers 57, 2008). */
+static void invert(struct coefficients *x) {
+    const float c = x->bias2_root;
+    x->bias2_inverse = (float)(1 / (double)c);
+    x->bias2_rest = 0;
+    x->direct = c >= 0x1p-40f && c <= 1;
+    if (!x->direct) return;
+    const double low = (1 - (double)x->bias2_inverse * (double)c) / (double)c; /* the numerator is exact */
+    x->bias2_rest = (float)low;
+    if (low == 0) return;
+    int exponent;
+    const double z = 1 / frexp(c, &exponent); /* 1 to 2; all below is scaled as if this were 1 / c */
+    const double missed = ldexp(fabs(low - (double)x->bias2_rest), exponent), size = ldexp(fabs(low), exponent);
+    /* 1 <= s < 2, in two cases: quotients below 2, where s is below 2 / z, and others */
+    const double below = missed * 2 / z + ldexp(1, ilogb(size * 2 / z) - 24);
+    const double above = missed * 2 + ldexp(1, ilogb(size * 2) - 24);
+    x->direct = below < 0.999 * z * 0x1p-48 && above < 0.999 * z * 0x1p-47;
+}
+
 static void prepare(const struct call *k) {
     for (int64_t i = 0; i < k->n_tensors; i++) {
         struct coefficients *c = &k->coef[i];
@@ -180,25 +208,28 @@ static void prepare(const struct call *k) {
         /* pow costs more than the rest: most tensors repeat the step and the betas of the one before */
         if (i && after == *k->step[i - 1] + ((k->flags[i - 1] & DRY) ? 1.0f : 0.0f) && b1 == k->beta1[i - 1] &&
             b2 == k->beta2[i - 1]) {
-            c->bias1 = c[-1].bias1;
-            c->bias2 = c[-1].bias2;
+            *c = c[-1];
         } else {
             c->bias1 = 1 - pow(b1, (double)after);
             c->bias2 = 1 - pow(b2, (double)after);
+            c->bias2_root = (float)sqrt(c->bias2);
+            invert(c);
         }
         c->lerp = (float)(1 - b1);
         c->near = fabsf(c->lerp) < 0.5f;
         if (!c->near) c->lerp = c->lerp - 1.0f;
         c->beta2 = (float)b2;
         c->square = (float)(1 - b2);
-        c->bias2_root = (float)sqrt(c->bias2);
-        c->bias2_inverse = (float)(1 / (double)c->bias2_root);
         c->eps = (float)eps;
         c->minus_step = (float)-(lr / c->bias1);
         c->decay = wd != 0 ? (float)(1 - lr * wd) : 1.0f;
         c->sign = (k->flags[i] & MAXIMIZE) ? -1.0f : 1.0f;
         c->energy = (float)(eps * eps * c->bias2);
         if (c->energy < 0x1p-126f) c->energy = 0x1p-126f; /* its reciprocal must be finite */
+        /* |q| at or above `least` means |q| * denominator at or above 2**-100; see quotient() */
+        c->least = c->eps > 1 ? 0x1p-100f : 0x1p-100f / c->eps;
+        c->plain = c->direct && c->near && c->eps >= 0x1p-60f && c->eps <= 0x1p60f && !k->grad_scale &&
+                   !(k->flags[i] & (AMSGRAD | MAXIMIZE | DRY));
         if (!(k->flags[i] & DRY)) *k->step[i] = after;
     }
 }
@@ -302,7 +333,14 @@ EXPORT int thermoopt_step(const struct call *k) {
 #define pick CAT(pick, ISA)
 #define divide CAT(divide, ISA)
 #define reciprocal CAT(reciprocal, ISA)
-#define lanes CAT(lanes, ISA)
+#define splat CAT(splat, ISA)
+#define keep CAT(keep, ISA)
+#define state CAT(state, ISA)
+#define moments CAT(moments, ISA)
+#define update CAT(update, ISA)
+#define product CAT(product, ISA)
+#define quotient CAT(quotient, ISA)
+#define where_positive CAT(where_positive, ISA)
 #define body CAT(body, ISA)
 #define tail CAT(tail, ISA)
 
@@ -311,7 +349,25 @@ typedef int32_t vi __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t vu __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t vh __attribute__((vector_size(2 * WIDTH)));
 
+/* What the moments leave for the update: gradient, moments, denominator and its reciprocal. */
+struct state {
+    vf g, m, v, denom, pre;
+};
+
 FN vf pick(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
+
+/* x in every lane; adding it to zeros costs an instruction, as -0 must become +0. */
+FN vf splat(float x) {
+#if WIDTH == 16
+    return (vf)_mm512_set1_ps(x);
+#elif WIDTH == 8
+    return (vf)_mm256_set1_ps(x);
+#else
+    return (vf){x, x, x, x};
+#endif
+}
+
+FN void keep(float *to, int64_t at, vf x) { memcpy(to + at, &x, sizeof x); }
 
 FN vf root(vf x) {
 #if WIDTH == 16
@@ -367,7 +423,7 @@ FN vf load(int dtype, const void *from, int64_t at) {
  * a square root, 0 or above 2**-75, and c is at most 1. Keeps the divider free for the update's own division. */
 FN vf divide(vf s, float c, float rc) {
 #if WIDTH >= 8
-    const vf zero = {0}, by = zero + c, inverse = zero + rc, first = s * inverse;
+    const vf by = splat(c), inverse = splat(rc), first = s * inverse;
     const vf near = fma(fma(-first, by, s), inverse, first);
     const vf q = fma(fma(-near, by, s), inverse, near);
     return pick(s < __builtin_inff(), q, first); /* infinity minus infinity is no residual */
@@ -377,23 +433,54 @@ FN vf divide(vf s, float c, float rc) {
 #endif
 }
 
-/* 1 / d for the sums, to 2e-8 and one rounding, without the divider that the update keeps busy. */
-FN vf reciprocal(vf d) {
+/* s / c by the two halves of 1 / c, where invert() says that this rounds alike. */
+FN vf product(vf s, const struct coefficients *c) {
+    return fma(s, splat(c->bias2_inverse), s * c->bias2_rest);
+}
+
+/* 1 / d for the sums, to 2e-8 and one rounding, without the divider that the update keeps busy; `nearest`
+ * rounds once more, correctly but for d within ... */
+FN vf reciprocal(vf d, int nearest) {
+    const vf one = splat(1);
 #if WIDTH == 16
     /* a seed to 2**-14, squared by one step; a measured step in about 10 % less time than with the seed below */
-    const vf y = (vf)_mm512_rcp14_ps((__m512)d);
-    const vf e = fma(-d, y, (vf){0} + 1.0f);
-    return fma(y, e, y);
+    vf y = (vf)_mm512_rcp14_ps((__m512)d);
+    y = fma(y, fma(-d, y, one), y);
 #elif WIDTH >= 8
     /* the seed that errs least over an octave, 0.0506 (found by scanning all of them), then a cubic and a
      * quadratic step: 0.0506**3 = 1.3e-4, squared 1.7e-8 */
-    const vf one = (vf){0} + 1.0f;
     vf y = (vf)(SEED - (vi)d);
     const vf e = fma(-d, y, one);
     y = fma(y, fma(e, e, e), y);
-    return fma(y, fma(-d, y, one), y);
+    y = fma(y, fma(-d, y, one), y);
 #else
-    return 1.0f / d;
+    vf y = one / d;
+#endif
+    return nearest ? fma(y, fma(-d, y, one), y) : y;
+}
+
+/* a / s->denom */
+FN vf quotient(vf a, struct state *s, const struct coefficients *c) {
+#if WIDTH == 16
+    const vf first = a * s->pre, q = fma(fma(-first, s->denom, a), s->pre, first);
+    const __m512 size = _mm512_castsi512_ps(_mm512_and_si512((__m512i)q, _mm512_set1_epi32(0x7fffffff)));
+    if (__builtin_expect(_mm512_cmp_ps_mask(size, _mm512_set1_ps(c->least), _CMP_GE_OQ) == 0xffff, 1)) return q;
+    s->denom = root(s->v) / c->bias2_root + c->eps;
+    s->pre = 1 / s->denom;
+#endif
+    return a / s->denom;
+}
+
+/* C += gg * r and D += 1 where v > 0. */
+FN void where_positive(vf v, vf gg, vf r, vf *sum, vf *count) {
+#if WIDTH == 16
+    const __mmask16 seen = _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_GT_OQ);
+    *sum = (vf)_mm512_mask3_fmadd_ps((__m512)gg, (__m512)r, (__m512)*sum, seen);
+    *count = (vf)_mm512_mask_add_ps((__m512)*count, seen, (__m512)*count, _mm512_set1_ps(1));
+#else
+    const vi seen = v > 0;
+    *sum = fma((vf)((vi)gg & seen), r, *sum);
+    *count += (vf)((vi)splat(1) & seen);
 #endif
 }
 
@@ -421,64 +508,77 @@ FN void store(int dtype, void *to, int64_t at, vf x) {
     memcpy((uint16_t *)to + at, &h, sizeof h);
 }
 
-/* The step of WIDTH elements from `at`; those from lane `scalar` on as torch's scalar path rounds them. */
-FN void lanes(const struct work *w, int64_t at, int scalar, int dtype, int amsgrad, int measure, vf acc[SUMS]) {
+/* Moments of WIDTH elements from `at`; those from lane `scalar` on as torch's scalar path rounds them. */
+FN struct state moments(const struct work *w, int64_t at, int scalar, int dtype, int kind, int measure, vf *acc) {
     const struct coefficients *c = w->c;
-    vf p = load(dtype, w->param, at), g = load(dtype, w->grad, at);
-    vf m = load(dtype, w->exp_avg, at), v = load(dtype, w->exp_avg_sq, at);
-    if (w->scale) {
-        g = g / *w->scale;
-        if (w->write) store(dtype, w->grad, at, g);
+    const int plain = kind == PLAIN, write = plain || w->write;
+    struct state s;
+    vf g = load(dtype, w->grad, at), m = load(dtype, w->exp_avg, at), v = load(dtype, w->exp_avg_sq, at);
+    if (!plain) {
+        if (w->scale) {
+            g = g / *w->scale;
+            if (write) store(dtype, w->grad, at, g);
+        }
+        g = g * c->sign;
     }
-    g = g * c->sign;
-    /* moments */
-    const vf zero = {0}, weight = zero + c->lerp, cg = g * c->square;
-    m = fma(weight, g - m, c->near ? m : g);
+    const vf cg = g * c->square;
+    m = fma(splat(c->lerp), g - m, plain || c->near ? m : g);
     vf next = fma(cg, g, v * c->beta2);
     if (scalar < WIDTH) {
         vi lane;
         for (int l = 0; l < WIDTH; l++) lane[l] = l;
-        next = pick(lane < scalar, next, fma(v, zero + c->beta2, cg * g));
+        next = pick(lane < scalar, next, fma(v, splat(c->beta2), cg * g));
     }
     v = next;
     vf top = v;
-    if (amsgrad) {
+    if (!plain && kind == AMSGRAD) {
         vf old = load(dtype, w->max_exp_avg_sq, at);
         top = pick(old < v, v, old);
         top = pick(v != v, v, top);
-        if (w->write) store(dtype, w->max_exp_avg_sq, at, top);
+        if (write) store(dtype, w->max_exp_avg_sq, at, top);
     }
-    /* update */
-    const vf denom = divide(root(top), c->bias2_root, c->bias2_inverse) + c->eps;
-    const vf moved = p * c->decay + (m * c->minus_step) / denom;
-    if (w->write) {
+    if (write) {
         store(dtype, w->exp_avg, at, m);
         store(dtype, w->exp_avg_sq, at, v);
-        store(dtype, w->param, at, moved);
     }
-    /* sums, without the bias corrections: finish() brings them in */
+    s.g = g;
+    s.m = m;
+    s.v = v;
+    s.denom = (plain ? product(root(top), c) : divide(root(top), c->bias2_root, c->bias2_inverse)) + c->eps;
+    if (plain || measure) s.pre = reciprocal(s.denom, plain);
     if (measure) {
-        const vi seen = v > 0;
-        const vf pre = reciprocal(denom), u = m * pre, pg = g * pre, gg = g * g;
-        acc[SUM_A] = fma(g, u, acc[SUM_A]);
-        acc[SUM_B] = fma(g, pg, acc[SUM_B]);
+        const vf gg = g * g;
+        acc[SUM_GG] += gg;
+        acc[SUM_V] += v;
+        acc[SUM_M2] = fma(m, m, acc[SUM_M2]);
+        where_positive(v, gg, reciprocal(v + c->energy, 0), &acc[SUM_C], &acc[SUM_D]);
+    }
+    return s;
+}
+
+/* The parameters, and the sums that need them or the denominator; all without the bias corrections, which
+ * finish() brings in. */
+FN void update(const struct work *w, struct state s, int64_t at, int dtype, int kind, int measure, vf *acc) {
+    const struct coefficients *c = w->c;
+    const vf p = load(dtype, w->param, at), step = s.m * c->minus_step;
+    const vf ratio = kind == PLAIN ? quotient(step, &s, c) : step / s.denom;
+    if (kind == PLAIN || w->write) store(dtype, w->param, at, p * c->decay + ratio);
+    if (measure) {
+        const vf u = s.m * s.pre, size = (vf)((vi)s.g & 0x7fffffff);
+        acc[SUM_A] = fma(s.g, u, acc[SUM_A]);
+        acc[SUM_B] = fma(s.g * s.g, s.pre, acc[SUM_B]);
         acc[SUM_UU] = fma(u, u, acc[SUM_UU]);
         acc[SUM_TU] = fma(p, u, acc[SUM_TU]);
         acc[SUM_TT] = fma(p, p, acc[SUM_TT]);
-        acc[SUM_MU] = fma(m, u, acc[SUM_MU]);
-        acc[SUM_SV] = fma(v, pre, acc[SUM_SV]);
-        acc[SUM_GG] += gg;
-        acc[SUM_GT] = fma(g, p, acc[SUM_GT]);
-        acc[SUM_V] += v;
-        acc[SUM_M2] = fma(m, m, acc[SUM_M2]);
-        acc[SUM_C] = fma((vf)((vi)gg & seen), reciprocal(v + c->energy), acc[SUM_C]);
-        acc[SUM_N1] += (vf)((vi)pg & 0x7fffffff);
-        acc[SUM_D] += (vf)((vi)(zero + 1.0f) & seen);
+        acc[SUM_MU] = fma(s.m, u, acc[SUM_MU]);
+        acc[SUM_SV] = fma(s.v, s.pre, acc[SUM_SV]);
+        acc[SUM_GT] = fma(s.g, p, acc[SUM_GT]);
+        acc[SUM_N1] = fma(size, s.pre, acc[SUM_N1]);
     }
 }
 
 /* The last elements of a tensor, through buffers padded to LANES; what is padding counts nowhere. */
-TARGET static __attribute__((noinline)) void tail(const struct work *w, int64_t at, int dtype, int amsgrad,
+TARGET static __attribute__((noinline)) void tail(const struct work *w, int64_t at, int dtype, int kind,
                                                   int measure, double total[SUMS][LANES]) {
     const size_t size = dtype == FLOAT32 ? 4 : 2;
     for (; at < w->count; at += LANES) {
@@ -488,7 +588,7 @@ TARGET static __attribute__((noinline)) void tail(const struct work *w, int64_t 
         memcpy(g, (char *)w->grad + at * size, n * size);
         memcpy(m, (char *)w->exp_avg + at * size, n * size);
         memcpy(v, (char *)w->exp_avg_sq + at * size, n * size);
-        if (amsgrad) memcpy(x, (char *)w->max_exp_avg_sq + at * size, n * size);
+        if (kind == AMSGRAD) memcpy(x, (char *)w->max_exp_avg_sq + at * size, n * size);
         struct work padded = *w;
         padded.param = p;
         padded.grad = g;
@@ -499,8 +599,9 @@ TARGET static __attribute__((noinline)) void tail(const struct work *w, int64_t 
             vf acc[SUMS];
             memset(acc, 0, sizeof acc);
             const int64_t scalar = w->scalar_from - at - part * WIDTH;
-            lanes(&padded, part * WIDTH, scalar < 0 ? 0 : scalar < WIDTH ? (int)scalar : WIDTH, dtype, amsgrad,
-                  measure, acc);
+            const struct state state = moments(&padded, part * WIDTH, scalar < 0 ? 0 : scalar < WIDTH ? (int)scalar : WIDTH,
+                                               dtype, kind, measure, acc);
+            update(&padded, state, part * WIDTH, dtype, kind, measure, acc);
             for (int q = 0; q < SUMS; q++)
                 for (int l = 0; l < WIDTH; l++)
                     if (part * WIDTH + l < n) total[q][part * WIDTH + l] += (double)acc[q][l];
@@ -510,11 +611,11 @@ TARGET static __attribute__((noinline)) void tail(const struct work *w, int64_t 
         if (w->scale) memcpy((char *)w->grad + at * size, g, n * size);
         memcpy((char *)w->exp_avg + at * size, m, n * size);
         memcpy((char *)w->exp_avg_sq + at * size, v, n * size);
-        if (amsgrad) memcpy((char *)w->max_exp_avg_sq + at * size, x, n * size);
+        if (kind == AMSGRAD) memcpy((char *)w->max_exp_avg_sq + at * size, x, n * size);
     }
 }
 
-FN void body(const struct work *w, int dtype, int amsgrad, int measure, double *partial) {
+FN void body(const struct work *w, int dtype, int kind, int measure, double *partial) {
     /* copies that no store can alias, so that the scalars stay in registers */
     const struct coefficients own = *w->c;
     const float scale = w->scale ? *w->scale : 1.0f;
@@ -523,28 +624,52 @@ FN void body(const struct work *w, int dtype, int amsgrad, int measure, double *
     mine.scale = w->scale ? &scale : NULL;
     double total[SUMS][LANES];
     memset(total, 0, sizeof total);
+    const int direct = kind == PLAIN; /* gradient and moments lie in memory as the update wants them */
     /* every element before `plain` takes torch's vector path */
     const int64_t vector = w->scalar_from < w->count ? w->scalar_from : w->count;
     const int64_t plain = vector - vector % LANES;
     int64_t at = 0;
     while (at < plain) {
         const int64_t end = at + BLOCK < plain ? at + BLOCK : plain;
+        const int64_t start = at;
         vf acc[PARTS][SUMS];
+        struct block b;
         if (measure) memset(acc, 0, sizeof acc);
         for (; at < end; at += LANES) {
-            ahead(w->param, at, dtype);
-            ahead(w->grad, at, dtype);
-            ahead(w->exp_avg, at, dtype);
-            ahead(w->exp_avg_sq, at, dtype);
-            for (int part = 0; part < PARTS; part++)
-                lanes(&mine, at + part * WIDTH, WIDTH, dtype, amsgrad, measure, acc[part]);
+            ahead(mine.param, at, dtype);
+            ahead(mine.grad, at, dtype);
+            ahead(mine.exp_avg, at, dtype);
+            ahead(mine.exp_avg_sq, at, dtype);
+            for (int part = 0; part < PARTS; part++) {
+                const int64_t i = at + part * WIDTH;
+                const struct state s = moments(&mine, i, WIDTH, dtype, kind, measure, acc[part]);
+                if (!direct) {
+                    if (measure) keep(b.g, i - start, s.g);
+                    keep(b.m, i - start, s.m);
+                    if (measure) keep(b.v, i - start, s.v);
+                }
+                keep(b.denom, i - start, s.denom);
+                if (kind == PLAIN || measure) keep(b.pre, i - start, s.pre);
+            }
         }
+        for (at = start; at < end; at += LANES)
+            for (int part = 0; part < PARTS; part++) {
+                const int64_t i = at + part * WIDTH;
+                const struct state s = {
+                    load(FLOAT32, direct ? mine.grad : b.g, direct ? i : i - start),
+                    load(FLOAT32, direct ? mine.exp_avg : b.m, direct ? i : i - start),
+                    load(FLOAT32, direct ? mine.exp_avg_sq : b.v, direct ? i : i - start),
+                    load(FLOAT32, b.denom, i - start),
+                    load(FLOAT32, b.pre, i - start),
+                };
+                update(&mine, s, i, dtype, kind, measure, acc[part]);
+            }
         if (measure)
             for (int q = 0; q < SUMS; q++)
                 for (int part = 0; part < PARTS; part++)
                     for (int l = 0; l < WIDTH; l++) total[q][part * WIDTH + l] += (double)acc[part][q][l];
     }
-    if (at < w->count) tail(w, at, dtype, amsgrad, measure, total);
+    if (at < w->count) tail(w, at, dtype, kind, measure, total);
     if (measure)
         for (int q = 0; q < SUMS; q++) {
             double s = 0;
@@ -555,14 +680,19 @@ FN void body(const struct work *w, int dtype, int amsgrad, int measure, double *
 
 /* One chunk: a body for each dtype, with and without measuring. */
 TARGET static void CAT(chunk, ISA)(const struct work *w, int dtype, int flags, double *partial) {
-    const int amsgrad = flags & AMSGRAD;
-    switch (dtype * 2 + ((flags & MEASURE) ? 1 : 0)) {
-        case 0: body(w, FLOAT32, amsgrad, 0, partial); break;
-        case 1: body(w, FLOAT32, amsgrad, 1, partial); break;
-        case 2: body(w, BFLOAT16, amsgrad, 0, partial); break;
-        case 3: body(w, BFLOAT16, amsgrad, 1, partial); break;
-        case 4: body(w, FLOAT16, amsgrad, 0, partial); break;
-        default: body(w, FLOAT16, amsgrad, 1, partial); break;
+    const int kind = flags & AMSGRAD, measure = (flags & MEASURE) != 0;
+    if (dtype == FLOAT32 && WIDTH == 16 && w->c->plain) {
+        if (measure) body(w, FLOAT32, PLAIN, 1, partial);
+        else body(w, FLOAT32, PLAIN, 0, partial);
+        return;
+    }
+    switch (dtype * 2 + measure) {
+        case 0: body(w, FLOAT32, kind, 0, partial); break;
+        case 1: body(w, FLOAT32, kind, 1, partial); break;
+        case 2: body(w, BFLOAT16, kind, 0, partial); break;
+        case 3: body(w, BFLOAT16, kind, 1, partial); break;
+        case 4: body(w, FLOAT16, kind, 0, partial); break;
+        default: body(w, FLOAT16, kind, 1, partial); break;
     }
 }
 
@@ -579,7 +709,14 @@ TARGET static void CAT(chunk, ISA)(const struct work *w, int dtype, int flags, d
 #undef pick
 #undef divide
 #undef reciprocal
-#undef lanes
+#undef splat
+#undef keep
+#undef state
+#undef moments
+#undef update
+#undef product
+#undef quotient
+#undef where_positive
 #undef body
 #undef tail
 
