@@ -296,37 +296,42 @@ class ThermoAdamW(torch.optim.AdamW):
         self._meter = Meter(self._ema_steps)
         self._pending.clear()
         self._backend.reset()
+        saved_controller = None
         for i, group in enumerate(self.param_groups):
-            n = len(group["params"])
-            thermo = group["thermo"] = {**fresh_thermo(n), **group.get("thermo", {})}
-            thermo["layer_factors"] = torch.as_tensor(thermo["layer_factors"]).double().cpu()
+            fresh, saved = fresh_thermo(len(group["params"])), group.get("thermo", {})
+            group["thermo"] = {key: saved.get(key, value) for key, value in fresh.items()}
+            group["thermo"]["layer_factors"] = (
+                torch.as_tensor(group["thermo"]["layer_factors"]).double().cpu()
+            )
             _add_to_meter(self._meter, i, group)
-            self._meter.import_group(i, thermo)
+            self._meter.import_group(i, saved)
+            saved_controller = saved.get("controller", saved_controller)
         if self._meter.run.step == 0:
             # state of a plain AdamW: go on counting where it stands
             steps = [s["step"] for s in self.state.values() if isinstance(s, dict) and "step" in s]
             self._meter.run.step = int(max((float(s) for s in steps), default=0))
-        if self._controller is not None and self.param_groups:
-            saved = self.param_groups[0]["thermo"].get("controller")
-            if saved is not None:
-                self._controller.load_state_dict(saved)
+        if self._controller is not None and saved_controller is not None:
+            self._controller.load_state_dict(saved_controller)
 
-    def _export(self) -> None:
-        """Write averages and counters into the groups, where torch saves them."""
+    def _snapshots(self) -> list[dict[str, Any]]:
+        """What every group carries through a checkpoint: scales, averages, counters, the controller."""
         self._collect(wait=True)
+        out: list[dict[str, Any]] = []
         for i, group in enumerate(self.param_groups):
-            group["thermo"].update(self._meter.export_group(i))
-        if self._controller is not None:
-            self.param_groups[0]["thermo"]["controller"] = self._controller.state_dict()
+            scales = {k: v.clone() if isinstance(v, Tensor) else v for k, v in group["thermo"].items()}
+            out.append({**scales, **self._meter.export_group(i)})
+        if self._controller is not None and out:
+            out[0]["controller"] = self._controller.state_dict()
+        return out
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict; every group carries a snapshot of averages and scales as ``thermo``."""
-        self._export()
+        """Return torch's state dict; every group carries a snapshot of scales and averages as ``thermo``."""
         live = [group["thermo"] for group in self.param_groups]
+        snapshots = self._snapshots()
         try:
-            # torch's state dict refers to what a group holds, and hooks may edit it: give them a snapshot
-            for group, thermo in zip(self.param_groups, live, strict=True):
-                group["thermo"] = {k: v.clone() if isinstance(v, Tensor) else v for k, v in thermo.items()}
+            # torch's state dict refers to what a group holds, and hooks may read and edit it
+            for group, snapshot in zip(self.param_groups, snapshots, strict=True):
+                group["thermo"] = snapshot
             return super().state_dict()
         finally:
             for group, thermo in zip(self.param_groups, live, strict=True):
@@ -334,7 +339,6 @@ class ThermoAdamW(torch.optim.AdamW):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: all but the sinks, which hold open files."""
-        self._export()
         keep = {
             "controller": self._controller,
             "measure_every": self._measure_every,
@@ -342,7 +346,11 @@ class ThermoAdamW(torch.optim.AdamW):
             "backend": self._backend.requested,
             "history": self._history,
         }
-        return {**super().__getstate__(), "_thermo_setup": keep}
+        groups = [
+            {**group, "thermo": snapshot}
+            for group, snapshot in zip(self.param_groups, self._snapshots(), strict=True)
+        ]
+        return {**super().__getstate__(), "param_groups": groups, "_thermo_setup": keep}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from pickle, deepcopy or ``load_state_dict``, with or without ``thermo`` in the groups."""

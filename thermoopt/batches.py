@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import InitVar, dataclass, field, fields
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -30,22 +31,13 @@ Place = tuple[int, int, int]
 class Columns:
     """The tensors that a kernel is to step together, column by column, and where they belong."""
 
-    params: list[Tensor] = field(default_factory=list)
-    grads: list[Tensor] = field(default_factory=list)
-    exp_avgs: list[Tensor] = field(default_factory=list)
-    exp_avg_sqs: list[Tensor] = field(default_factory=list)
-    maxima: list[Tensor | None] = field(default_factory=list)
-    steps: list[Tensor] = field(default_factory=list)
-    place: list[Place] = field(default_factory=list)
-
-    def add(self, p: Tensor, g: Tensor, state: dict[str, Any], amsgrad: bool, place: Place) -> None:
-        self.params.append(p)
-        self.grads.append(g)
-        self.exp_avgs.append(state["exp_avg"])
-        self.exp_avg_sqs.append(state["exp_avg_sq"])
-        self.maxima.append(state["max_exp_avg_sq"] if amsgrad else None)
-        self.steps.append(state["step"])
-        self.place.append(place)
+    params: list[Tensor]
+    grads: list[Any]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    maxima: list[Tensor | None]
+    steps: list[Tensor]
+    place: list[Place]
 
     def owned(self) -> tuple[Sequence[Tensor | None], ...]:
         """Everything a plan is made of."""
@@ -81,6 +73,60 @@ class Sorted:
     rest: list[Place] = field(default_factory=list)
 
 
+@dataclass
+class _Memo:
+    """How the tensors were sorted, and all that it depends on, to be checked by identity in each step.
+
+    Sorting anew costs microseconds a tensor, most of it hashing; looking whether lists still hold the very
+    same objects costs nanoseconds, and sees parameters and state that were exchanged in place.
+    """
+
+    params: list[list[Tensor]]
+    flags: list[tuple[bool, bool]]
+    grads: InitVar[list[Tensor | None]]
+    missing: list[bool] = field(init=False)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[torch.device, list[tuple[Place, Tensor, dict[str, Any], bool]]] = field(default_factory=dict)
+    fresh: list[Place] = field(default_factory=list)
+    rest: list[Place] = field(default_factory=list)
+
+    def __post_init__(self, grads: list[Tensor | None]) -> None:
+        self.missing = [g is None for g in grads]
+
+    def fits(
+        self, optimizer: ThermoAdamW, flags: list[tuple[bool, bool]], grads: list[Tensor | None]
+    ) -> bool:
+        """Whether groups, flags, state and the presence of gradients are what they were."""
+        groups = optimizer.param_groups
+        return (
+            not self.fresh
+            and self.flags == flags
+            and self.missing == [g is None for g in grads]
+            and all(_same(group["params"], params) for group, params in zip(groups, self.params, strict=True))
+            and _same(optimizer.state.values(), self.states)
+        )
+
+    def sorted_now(self, grads: list[Tensor | None]) -> Sorted:
+        """Return the tensors as they are now: gradients and state may be other tensors each step."""
+        out = Sorted(fresh=self.fresh, rest=list(self.rest))
+        for device, rows in self.rows.items():
+            place, params, states, amsgrads = (list(column) for column in zip(*rows, strict=True))
+            out.columns[device] = Columns(
+                params=params,
+                grads=[grads[layer] for layer, _, _ in place],
+                exp_avgs=[state["exp_avg"] for state in states],
+                exp_avg_sqs=[state["exp_avg_sq"] for state in states],
+                maxima=[s["max_exp_avg_sq"] if a else None for s, a in zip(states, amsgrads, strict=True)],
+                steps=[state["step"] for state in states],
+                place=place,
+            )
+        return out
+
+
+def _same(now: Collection[Any], then: list[Any]) -> bool:
+    return len(now) == len(then) and all(map(operator.is_, now, then))
+
+
 class Batches:
     """A kernel's plans, one a device, kept while the tensors stay where they are.
 
@@ -105,32 +151,40 @@ class Batches:
         """Forget the plans: groups or state were replaced, tensors are looked at anew."""
         self._known: dict[torch.device, Batch] = {}
         self._refused: set[Tensor] = set()
+        self._memo: _Memo | None = None
 
     def sort(self, optimizer: ThermoAdamW) -> Sorted:
         """Sort the tensors that have a gradient."""
-        out = Sorted()
+        groups = optimizer.param_groups
+        flags = [(self._takes(group), group["amsgrad"]) for group in groups]
+        grads = [p.grad for group in groups for p in group["params"]]
+        if self._memo is None or not self._memo.fits(optimizer, flags, grads):
+            self._memo = self._sort_anew(optimizer, flags, grads)
+        return self._memo.sorted_now(grads)
+
+    def _sort_anew(
+        self, optimizer: ThermoAdamW, flags: list[tuple[bool, bool]], grads: list[Tensor | None]
+    ) -> _Memo:
+        memo = _Memo([list(group["params"]) for group in optimizer.param_groups], flags, grads)
         layer = -1
         states, refused = optimizer.state, self._refused
-        for i, group in enumerate(optimizer.param_groups):
-            takes, amsgrad = self._takes(group), group["amsgrad"]
+        for i, (group, (takes, amsgrad)) in enumerate(zip(optimizer.param_groups, flags, strict=True)):
             for j, p in enumerate(group["params"]):
                 layer += 1
-                g = p.grad
+                g = grads[layer]
                 if g is None:
                     continue
                 state = states[p] if p in states else None
                 if not takes or p in refused:
-                    out.rest.append((layer, i, j))
+                    memo.rest.append((layer, i, j))
                 elif not state:
                     step = torch.zeros((), device=p.device)
                     able = self._kernel.ineligible(p, g, p, p, None, step) is None
-                    (out.fresh if able else out.rest).append((layer, i, j))
+                    (memo.fresh if able else memo.rest).append((layer, i, j))
                 else:
-                    device = p.device
-                    if device not in out.columns:
-                        out.columns[device] = Columns()
-                    out.columns[device].add(p, g, state, amsgrad, (layer, i, j))
-        return out
+                    memo.rows.setdefault(p.device, []).append(((layer, i, j), p, state, amsgrad))
+        memo.states = list(states.values())
+        return memo
 
     def run(
         self, optimizer: ThermoAdamW, rates: Sequence[Rates], tensors: Sorted, measure: bool
@@ -179,6 +233,7 @@ class Batches:
             else:
                 self._refused.add(p)
                 refused.append(c.place[i])
+                self._memo = None
         if not keep:
             return None, refused
         kept = c.only(keep)
@@ -193,6 +248,7 @@ class Batches:
                     f"{error}; torch's own step takes the tensors on {device}", RuntimeWarning, stacklevel=6
                 )
             self._refused.update(kept.params)
+            self._memo = None
             return None, refused + kept.place
         layer, group, position = (list(x) for x in zip(*kept.place, strict=True))
         t = np.array([float(s) for s in kept.steps]) if device.type == "cpu" else None
