@@ -21,29 +21,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
 from torch import Tensor
-
-BYTES_PER_ELEMENT = 28
-"""float32: 4 numbers read and 3 written."""
 
 COPY_BYTES = 1 << 30
 """Bytes a copy reads and writes together: larger than any cache, small beside any GPU's memory."""
 
 
-def gpt2_shapes(width: int, depth: int, vocabulary: int, context: int) -> list[tuple[int, ...]]:
-    """Shapes of a GPT-2 with tied embeddings, biases and two LayerNorms a block."""
-    block: list[tuple[int, ...]] = [
-        (width,), (width,), (3 * width, width), (3 * width,), (width, width), (width,),
-        (width,), (width,), (4 * width, width), (4 * width,), (width, 4 * width), (width,),
-    ]  # fmt: skip
-    return [(vocabulary, width), (context, width), *block * depth, (width,), (width,)]
-
-
-SETS: dict[str, list[tuple[int, ...]]] = {
-    "GPT-2 5 M": gpt2_shapes(192, 10, 2_048, 512),
-    "GPT-2 27 M": gpt2_shapes(512, 7, 9_000, 512),
-    "GPT-2 124 M": gpt2_shapes(768, 12, 50_257, 1_024),
-    "GPT-2 350 M": gpt2_shapes(1_024, 24, 50_257, 1_024),
+SETS: dict[str, Shapes] = {
+    **{name: GPT_SETS[name] for name in ("GPT 5 M", "GPT 27 M", "GPT 124 M", "GPT 350 M")},
     "200 x 1 K": [(1_024,)] * 200,
 }
 

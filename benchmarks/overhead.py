@@ -30,31 +30,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
 from torch import nn
 
 from thermoopt import ThermoAdamW
 from thermoopt.kernels import native
 
-BYTES = 28
 OFF = 1 << 40  # measure_every larger than any run: measuring off
 
-Shapes = list[tuple[int, ...]]
 Stepper = Callable[[], None]
 
 
-def gpt_shapes(width: int, depth: int, vocabulary: int, context: int) -> Shapes:
-    """Shapes of a GPT-2 with tied embeddings, biases and two norms a block."""
-    block: Shapes = [(width,)] * 4 + [(3 * width, width), (3 * width,), (width, width), (width,)]
-    block += [(4 * width, width), (4 * width,), (width, 4 * width), (width,)]
-    return [(vocabulary, width), (context, width), *block * depth, (width,), (width,)]
-
-
-SETS: dict[str, Shapes] = {
-    "GPT 0.1 M": gpt_shapes(48, 2, 256, 64),
-    "GPT 5 M": gpt_shapes(192, 10, 2048, 512),
-    "GPT 27 M": gpt_shapes(512, 7, 9000, 512),
-    "GPT 124 M": gpt_shapes(768, 12, 50257, 1024),
-}
+SETS = {name: GPT_SETS[name] for name in ("GPT 0.1 M", "GPT 5 M", "GPT 27 M", "GPT 124 M")}
 
 SMALL: dict[str, tuple[int, int]] = {
     "10 x 1 K, 1 group": (10, 1),
@@ -181,7 +168,7 @@ def table_of(
 ) -> list[dict[str, Any]]:
     """One plain row a method."""
     fused = times["torch fused"]
-    bound = 1e3 * BYTES * elements / bandwidth
+    bound = 1e3 * BYTES_PER_ELEMENT * elements / bandwidth
     rows = []
     for method, ms in times.items():
         ratio = ms / fused
@@ -193,7 +180,7 @@ def table_of(
                 "ratio": float(np.median(ratio)),
                 "low": float(np.quantile(ratio, 0.1)),
                 "high": float(np.quantile(ratio, 0.9)),
-                "gb_per_s": BYTES * elements / float(np.median(ms)) / 1e6,
+                "gb_per_s": BYTES_PER_ELEMENT * elements / float(np.median(ms)) / 1e6,
                 "of_bound": bound / float(np.median(ms)),
                 "rounds": len(ms),
             }
@@ -294,7 +281,7 @@ def main() -> None:
         title = (
             f"\n### {name}: {elements / 1e6:.2f} M elements in {len(params)} tensors, "
             f"{rows[0]['rounds']} rounds; "
-            f"bandwidth-bound step {1e3 * BYTES * elements / bandwidth:.3g} ms\n"
+            f"bandwidth-bound step {1e3 * BYTES_PER_ELEMENT * elements / bandwidth:.3g} ms\n"
         )
         text += [title, markdown(rows, memory)]
         print(title, markdown(rows, memory), sep="\n", flush=True)

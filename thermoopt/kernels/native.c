@@ -14,6 +14,7 @@
  */
 #ifndef WIDTH
 
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -36,6 +37,8 @@ enum { SUMS = 14, LANES = 16 };
 enum { FLOAT32, BFLOAT16, FLOAT16 };
 enum { AMSGRAD = 1, MAXIMIZE = 2, MEASURE = 4, DRY = 8 };
 enum { PORTABLE, AVX2, AVX512 };
+
+/* What `kind` says besides AMSGRAD: the common step, which has bodies of its own. */
 enum { PLAIN = 16 };
 
 /* Elements the float32 lanes take before they are emptied into float64: 32 additions a lane keep the rounding
@@ -62,10 +65,10 @@ struct call {
 
 /* The scalars of one tensor's step, narrowed to float32 where torch narrows them. */
 struct coefficients {
-    float lerp, beta2, square, bias2_root, bias2_inverse, bias2_rest, eps, minus_step, decay, sign, energy, least;
+    float lerp, beta2, square, bias2_root, bias2_inverse, bias2_rest, eps, minus_step, decay, sign, energy;
     int32_t near;   /* the weight of the gradient is below 1/2: lerp starts from the old moment */
-    int32_t direct; /* see invert() */
-    int32_t plain;  /* nothing of what PLAIN excludes */
+    int32_t direct; /* product() rounds as a division by bias2_root does */
+    int32_t plain;  /* direct and near; no amsgrad, no maximize, no grad_scale, not dry */
     double bias1, bias2;
 };
 
@@ -76,10 +79,6 @@ struct work {
     const struct coefficients *c;
     const float *scale;
     int32_t write;
-};
-
-struct block {
-    float g[BLOCK], m[BLOCK], v[BLOCK], denom[BLOCK], pre[BLOCK];
 };
 
 static inline uint16_t half_from_float(float x) {
@@ -178,25 +177,26 @@ EXPORT int64_t thermoopt_sizes(int which) {
     return which ? (int64_t)sizeof(struct coefficients) : (int64_t)sizeof(struct call);
 }
 
-/* Split 1 / c into a float and the rest. Sets `direct` if s * inverse + s * rest, the second product rounded, then
- * rounds to s / c for every float s: if its error is less than the distance of any quotient of two floats from
- * the middle between two floats (after Brisebarre and Muller, IEEE Transactions on Computers 57, 2008). */
+/* Split 1 / bias2_root into two floats, `bias2_inverse` the nearest one, and set `direct` if s * inverse + s * rest,
+ * the second product rounded, rounds to the quotient s / bias2_root for every float s: if its error is less than
+ * the distance of any quotient of two floats from the middle between two floats, one part in 2**24 of half a unit
+ * in the last place at least (after Brisebarre and Muller, IEEE Transactions on Computers 57, 2008). */
 static void invert(struct coefficients *x) {
-    const float c = x->bias2_root;
-    x->bias2_inverse = (float)(1 / (double)c);
+    const double c = x->bias2_root;
+    x->bias2_inverse = (float)(1 / c);
     x->bias2_rest = 0;
-    x->direct = c >= 0x1p-40f && c <= 1;
+    x->direct = c >= 0x1p-40 && c <= 1;
     if (!x->direct) return;
-    const double low = (1 - (double)x->bias2_inverse * (double)c) / (double)c; /* the numerator is exact */
-    x->bias2_rest = (float)low;
-    if (low == 0) return;
+    const double rest = (1 - x->bias2_inverse * c) / c; /* the numerator is exact */
+    x->bias2_rest = (float)rest;
+    if (rest == 0) return;
     int exponent;
-    const double z = 1 / frexp(c, &exponent); /* 1 to 2; all below is scaled as if this were 1 / c */
-    const double missed = ldexp(fabs(low - (double)x->bias2_rest), exponent), size = ldexp(fabs(low), exponent);
-    /* 1 <= s < 2, in two cases: quotients below 2, where s is below 2 / z, and others */
-    const double below = missed * 2 / z + ldexp(1, ilogb(size * 2 / z) - 24);
-    const double above = missed * 2 + ldexp(1, ilogb(size * 2) - 24);
-    x->direct = below < 0.999 * z * 0x1p-48 && above < 0.999 * z * 0x1p-47;
+    const double z = 1 / frexp(c, &exponent); /* 1 to 2: from here on all is scaled as if this were 1 / c */
+    const double missed = ldexp(fabs(rest - x->bias2_rest), exponent), size = ldexp(fabs(rest), exponent);
+    /* 1 <= s < 2: first where the quotient is below 2 and s below 2 / z, then where it is not */
+    const double first = missed * 2 / z + ldexp(1, ilogb(size * 2 / z) - 24);
+    const double second = missed * 2 + ldexp(1, ilogb(size * 2) - 24);
+    x->direct = first < 0.999 * z * 0x1p-48 && second < 0.999 * z * 0x1p-47;
 }
 
 static void prepare(const struct call *k) {
@@ -205,7 +205,7 @@ static void prepare(const struct call *k) {
         const float before = *k->step[i];
         const float after = before + 1.0f;
         const double b1 = k->beta1[i], b2 = k->beta2[i], lr = k->lr[i], wd = k->weight_decay[i], eps = k->eps[i];
-        /* pow costs more than the rest: most tensors repeat the step and the betas of the one before */
+        /* pow and invert cost more than the rest: most tensors repeat the step and the betas of the one before */
         if (i && after == *k->step[i - 1] + ((k->flags[i - 1] & DRY) ? 1.0f : 0.0f) && b1 == k->beta1[i - 1] &&
             b2 == k->beta2[i - 1]) {
             *c = c[-1];
@@ -226,10 +226,7 @@ static void prepare(const struct call *k) {
         c->sign = (k->flags[i] & MAXIMIZE) ? -1.0f : 1.0f;
         c->energy = (float)(eps * eps * c->bias2);
         if (c->energy < 0x1p-126f) c->energy = 0x1p-126f; /* its reciprocal must be finite */
-        /* |q| at or above `least` means |q| * denominator at or above 2**-100; see quotient() */
-        c->least = c->eps > 1 ? 0x1p-100f : 0x1p-100f / c->eps;
-        c->plain = c->direct && c->near && c->eps >= 0x1p-60f && c->eps <= 0x1p60f && !k->grad_scale &&
-                   !(k->flags[i] & (AMSGRAD | MAXIMIZE | DRY));
+        c->plain = c->direct && c->near && !k->grad_scale && !(k->flags[i] & (AMSGRAD | MAXIMIZE | DRY));
         if (!(k->flags[i] & DRY)) *k->step[i] = after;
     }
 }
@@ -334,13 +331,9 @@ EXPORT int thermoopt_step(const struct call *k) {
 #define divide CAT(divide, ISA)
 #define reciprocal CAT(reciprocal, ISA)
 #define splat CAT(splat, ISA)
-#define keep CAT(keep, ISA)
-#define state CAT(state, ISA)
-#define moments CAT(moments, ISA)
-#define update CAT(update, ISA)
 #define product CAT(product, ISA)
-#define quotient CAT(quotient, ISA)
 #define where_positive CAT(where_positive, ISA)
+#define lanes CAT(lanes, ISA)
 #define body CAT(body, ISA)
 #define tail CAT(tail, ISA)
 
@@ -349,14 +342,9 @@ typedef int32_t vi __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t vu __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t vh __attribute__((vector_size(2 * WIDTH)));
 
-/* What the moments leave for the update: gradient, moments, denominator and its reciprocal. */
-struct state {
-    vf g, m, v, denom, pre;
-};
-
 FN vf pick(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
 
-/* x in every lane; adding it to zeros costs an instruction, as -0 must become +0. */
+/* x in every lane. `(vf){0} + x` costs an addition each time: -0 must become 0. */
 FN vf splat(float x) {
 #if WIDTH == 16
     return (vf)_mm512_set1_ps(x);
@@ -366,8 +354,6 @@ FN vf splat(float x) {
     return (vf){x, x, x, x};
 #endif
 }
-
-FN void keep(float *to, int64_t at, vf x) { memcpy(to + at, &x, sizeof x); }
 
 FN vf root(vf x) {
 #if WIDTH == 16
@@ -433,45 +419,40 @@ FN vf divide(vf s, float c, float rc) {
 #endif
 }
 
-/* s / c by the two halves of 1 / c, where invert() says that this rounds alike. */
+/* s / bias2_root where invert() found that this rounds alike: 3 instructions in place of 8, which a measured step
+ * of cached data took about 5 % less time for. An infinite s must not meet a negative rest. */
 FN vf product(vf s, const struct coefficients *c) {
-    return fma(s, splat(c->bias2_inverse), s * c->bias2_rest);
+#if WIDTH == 16
+    const vf finite = (vf)_mm512_min_ps(_mm512_set1_ps(FLT_MAX), (__m512)s);
+#elif WIDTH == 8
+    const vf finite = (vf)_mm256_min_ps(_mm256_set1_ps(FLT_MAX), (__m256)s);
+#else
+    const vf finite = pick(s < FLT_MAX, s, splat(FLT_MAX));
+#endif
+    return fma(s, splat(c->bias2_inverse), finite * c->bias2_rest);
 }
 
-/* 1 / d for the sums, to 2e-8 and one rounding, without the divider that the update keeps busy; `nearest`
- * rounds once more, correctly but for d within ... */
-FN vf reciprocal(vf d, int nearest) {
-    const vf one = splat(1);
+/* 1 / d for the sums, to 2e-8 and one rounding, without the divider that the update keeps busy. */
+FN vf reciprocal(vf d) {
 #if WIDTH == 16
     /* a seed to 2**-14, squared by one step; a measured step in about 10 % less time than with the seed below */
-    vf y = (vf)_mm512_rcp14_ps((__m512)d);
-    y = fma(y, fma(-d, y, one), y);
+    const vf y = (vf)_mm512_rcp14_ps((__m512)d);
+    const vf e = fma(-d, y, splat(1));
+    return fma(y, e, y);
 #elif WIDTH >= 8
     /* the seed that errs least over an octave, 0.0506 (found by scanning all of them), then a cubic and a
      * quadratic step: 0.0506**3 = 1.3e-4, squared 1.7e-8 */
+    const vf one = splat(1);
     vf y = (vf)(SEED - (vi)d);
     const vf e = fma(-d, y, one);
     y = fma(y, fma(e, e, e), y);
-    y = fma(y, fma(-d, y, one), y);
+    return fma(y, fma(-d, y, one), y);
 #else
-    vf y = one / d;
+    return 1.0f / d;
 #endif
-    return nearest ? fma(y, fma(-d, y, one), y) : y;
 }
 
-/* a / s->denom */
-FN vf quotient(vf a, struct state *s, const struct coefficients *c) {
-#if WIDTH == 16
-    const vf first = a * s->pre, q = fma(fma(-first, s->denom, a), s->pre, first);
-    const __m512 size = _mm512_castsi512_ps(_mm512_and_si512((__m512i)q, _mm512_set1_epi32(0x7fffffff)));
-    if (__builtin_expect(_mm512_cmp_ps_mask(size, _mm512_set1_ps(c->least), _CMP_GE_OQ) == 0xffff, 1)) return q;
-    s->denom = root(s->v) / c->bias2_root + c->eps;
-    s->pre = 1 / s->denom;
-#endif
-    return a / s->denom;
-}
-
-/* C += gg * r and D += 1 where v > 0. */
+/* C += gg * r and D += 1 where v > 0, under a mask where the instruction set has them. */
 FN void where_positive(vf v, vf gg, vf r, vf *sum, vf *count) {
 #if WIDTH == 16
     const __mmask16 seen = _mm512_cmp_ps_mask((__m512)v, _mm512_setzero_ps(), _CMP_GT_OQ);
@@ -508,12 +489,12 @@ FN void store(int dtype, void *to, int64_t at, vf x) {
     memcpy((uint16_t *)to + at, &h, sizeof h);
 }
 
-/* Moments of WIDTH elements from `at`; those from lane `scalar` on as torch's scalar path rounds them. */
-FN struct state moments(const struct work *w, int64_t at, int scalar, int dtype, int kind, int measure, vf *acc) {
+/* The step of WIDTH elements from `at`; those from lane `scalar` on as torch's scalar path rounds them. */
+FN void lanes(const struct work *w, int64_t at, int scalar, int dtype, int kind, int measure, vf acc[SUMS]) {
     const struct coefficients *c = w->c;
     const int plain = kind == PLAIN, write = plain || w->write;
-    struct state s;
-    vf g = load(dtype, w->grad, at), m = load(dtype, w->exp_avg, at), v = load(dtype, w->exp_avg_sq, at);
+    vf p = load(dtype, w->param, at), g = load(dtype, w->grad, at);
+    vf m = load(dtype, w->exp_avg, at), v = load(dtype, w->exp_avg_sq, at);
     if (!plain) {
         if (w->scale) {
             g = g / *w->scale;
@@ -521,6 +502,7 @@ FN struct state moments(const struct work *w, int64_t at, int scalar, int dtype,
         }
         g = g * c->sign;
     }
+    /* moments */
     const vf cg = g * c->square;
     m = fma(splat(c->lerp), g - m, plain || c->near ? m : g);
     vf next = fma(cg, g, v * c->beta2);
@@ -531,49 +513,37 @@ FN struct state moments(const struct work *w, int64_t at, int scalar, int dtype,
     }
     v = next;
     vf top = v;
-    if (!plain && kind == AMSGRAD) {
+    if (kind == AMSGRAD) {
         vf old = load(dtype, w->max_exp_avg_sq, at);
         top = pick(old < v, v, old);
         top = pick(v != v, v, top);
         if (write) store(dtype, w->max_exp_avg_sq, at, top);
     }
+    /* update */
+    const vf s = root(top);
+    const vf denom = (plain ? product(s, c) : divide(s, c->bias2_root, c->bias2_inverse)) + c->eps;
+    const vf moved = p * c->decay + (m * c->minus_step) / denom;
     if (write) {
         store(dtype, w->exp_avg, at, m);
         store(dtype, w->exp_avg_sq, at, v);
+        store(dtype, w->param, at, moved);
     }
-    s.g = g;
-    s.m = m;
-    s.v = v;
-    s.denom = (plain ? product(root(top), c) : divide(root(top), c->bias2_root, c->bias2_inverse)) + c->eps;
-    if (plain || measure) s.pre = reciprocal(s.denom, plain);
+    /* sums, without the bias corrections: finish() brings them in */
     if (measure) {
-        const vf gg = g * g;
-        acc[SUM_GG] += gg;
-        acc[SUM_V] += v;
-        acc[SUM_M2] = fma(m, m, acc[SUM_M2]);
-        where_positive(v, gg, reciprocal(v + c->energy, 0), &acc[SUM_C], &acc[SUM_D]);
-    }
-    return s;
-}
-
-/* The parameters, and the sums that need them or the denominator; all without the bias corrections, which
- * finish() brings in. */
-FN void update(const struct work *w, struct state s, int64_t at, int dtype, int kind, int measure, vf *acc) {
-    const struct coefficients *c = w->c;
-    const vf p = load(dtype, w->param, at), step = s.m * c->minus_step;
-    const vf ratio = kind == PLAIN ? quotient(step, &s, c) : step / s.denom;
-    if (kind == PLAIN || w->write) store(dtype, w->param, at, p * c->decay + ratio);
-    if (measure) {
-        const vf u = s.m * s.pre, size = (vf)((vi)s.g & 0x7fffffff);
-        acc[SUM_A] = fma(s.g, u, acc[SUM_A]);
-        acc[SUM_B] = fma(s.g * s.g, s.pre, acc[SUM_B]);
+        const vf pre = reciprocal(denom), u = m * pre, gg = g * g, size = (vf)((vi)g & 0x7fffffff);
+        acc[SUM_A] = fma(g, u, acc[SUM_A]);
+        acc[SUM_B] = fma(gg, pre, acc[SUM_B]);
         acc[SUM_UU] = fma(u, u, acc[SUM_UU]);
         acc[SUM_TU] = fma(p, u, acc[SUM_TU]);
         acc[SUM_TT] = fma(p, p, acc[SUM_TT]);
-        acc[SUM_MU] = fma(s.m, u, acc[SUM_MU]);
-        acc[SUM_SV] = fma(s.v, s.pre, acc[SUM_SV]);
-        acc[SUM_GT] = fma(s.g, p, acc[SUM_GT]);
-        acc[SUM_N1] = fma(size, s.pre, acc[SUM_N1]);
+        acc[SUM_MU] = fma(m, u, acc[SUM_MU]);
+        acc[SUM_SV] = fma(v, pre, acc[SUM_SV]);
+        acc[SUM_GG] += gg;
+        acc[SUM_GT] = fma(g, p, acc[SUM_GT]);
+        acc[SUM_V] += v;
+        acc[SUM_M2] = fma(m, m, acc[SUM_M2]);
+        where_positive(v, gg, reciprocal(v + c->energy), &acc[SUM_C], &acc[SUM_D]);
+        acc[SUM_N1] = fma(size, pre, acc[SUM_N1]);
     }
 }
 
@@ -599,9 +569,8 @@ TARGET static __attribute__((noinline)) void tail(const struct work *w, int64_t 
             vf acc[SUMS];
             memset(acc, 0, sizeof acc);
             const int64_t scalar = w->scalar_from - at - part * WIDTH;
-            const struct state state = moments(&padded, part * WIDTH, scalar < 0 ? 0 : scalar < WIDTH ? (int)scalar : WIDTH,
-                                               dtype, kind, measure, acc);
-            update(&padded, state, part * WIDTH, dtype, kind, measure, acc);
+            lanes(&padded, part * WIDTH, scalar < 0 ? 0 : scalar < WIDTH ? (int)scalar : WIDTH, dtype, kind,
+                  measure, acc);
             for (int q = 0; q < SUMS; q++)
                 for (int l = 0; l < WIDTH; l++)
                     if (part * WIDTH + l < n) total[q][part * WIDTH + l] += (double)acc[q][l];
@@ -624,46 +593,23 @@ FN void body(const struct work *w, int dtype, int kind, int measure, double *par
     mine.scale = w->scale ? &scale : NULL;
     double total[SUMS][LANES];
     memset(total, 0, sizeof total);
-    const int direct = kind == PLAIN; /* gradient and moments lie in memory as the update wants them */
     /* every element before `plain` takes torch's vector path */
     const int64_t vector = w->scalar_from < w->count ? w->scalar_from : w->count;
     const int64_t plain = vector - vector % LANES;
     int64_t at = 0;
     while (at < plain) {
         const int64_t end = at + BLOCK < plain ? at + BLOCK : plain;
-        const int64_t start = at;
         vf acc[PARTS][SUMS];
-        struct block b;
-        if (measure) memset(acc, 0, sizeof acc);
+        for (int q = 0; measure && q < SUMS; q++) /* no memset, which would call for memory */
+            for (int part = 0; part < PARTS; part++) acc[part][q] = splat(0);
         for (; at < end; at += LANES) {
             ahead(mine.param, at, dtype);
             ahead(mine.grad, at, dtype);
             ahead(mine.exp_avg, at, dtype);
             ahead(mine.exp_avg_sq, at, dtype);
-            for (int part = 0; part < PARTS; part++) {
-                const int64_t i = at + part * WIDTH;
-                const struct state s = moments(&mine, i, WIDTH, dtype, kind, measure, acc[part]);
-                if (!direct) {
-                    if (measure) keep(b.g, i - start, s.g);
-                    keep(b.m, i - start, s.m);
-                    if (measure) keep(b.v, i - start, s.v);
-                }
-                keep(b.denom, i - start, s.denom);
-                if (kind == PLAIN || measure) keep(b.pre, i - start, s.pre);
-            }
+            for (int part = 0; part < PARTS; part++)
+                lanes(&mine, at + part * WIDTH, WIDTH, dtype, kind, measure, acc[part]);
         }
-        for (at = start; at < end; at += LANES)
-            for (int part = 0; part < PARTS; part++) {
-                const int64_t i = at + part * WIDTH;
-                const struct state s = {
-                    load(FLOAT32, direct ? mine.grad : b.g, direct ? i : i - start),
-                    load(FLOAT32, direct ? mine.exp_avg : b.m, direct ? i : i - start),
-                    load(FLOAT32, direct ? mine.exp_avg_sq : b.v, direct ? i : i - start),
-                    load(FLOAT32, b.denom, i - start),
-                    load(FLOAT32, b.pre, i - start),
-                };
-                update(&mine, s, i, dtype, kind, measure, acc[part]);
-            }
         if (measure)
             for (int q = 0; q < SUMS; q++)
                 for (int part = 0; part < PARTS; part++)
@@ -678,15 +624,16 @@ FN void body(const struct work *w, int dtype, int kind, int measure, double *par
         }
 }
 
-/* One chunk: a body for each dtype, with and without measuring. */
+/* One chunk: a body for each dtype, with and without measuring, and for the plain step of float32. */
 TARGET static void CAT(chunk, ISA)(const struct work *w, int dtype, int flags, double *partial) {
-    const int kind = flags & AMSGRAD, measure = (flags & MEASURE) != 0;
-    if (dtype == FLOAT32 && WIDTH == 16 && w->c->plain) {
-        if (measure) body(w, FLOAT32, PLAIN, 1, partial);
-        else body(w, FLOAT32, PLAIN, 0, partial);
-        return;
-    }
-    switch (dtype * 2 + measure) {
+    const int kind = flags & AMSGRAD, plain = WIDTH >= 8 && dtype == FLOAT32 && w->c->plain;
+    switch (plain ? -1 : dtype * 2 + ((flags & MEASURE) ? 1 : 0)) {
+        case -1:
+            if (flags & MEASURE)
+                body(w, FLOAT32, PLAIN, 1, partial);
+            else
+                body(w, FLOAT32, PLAIN, 0, partial);
+            break;
         case 0: body(w, FLOAT32, kind, 0, partial); break;
         case 1: body(w, FLOAT32, kind, 1, partial); break;
         case 2: body(w, BFLOAT16, kind, 0, partial); break;
@@ -710,13 +657,9 @@ TARGET static void CAT(chunk, ISA)(const struct work *w, int dtype, int flags, d
 #undef divide
 #undef reciprocal
 #undef splat
-#undef keep
-#undef state
-#undef moments
-#undef update
 #undef product
-#undef quotient
 #undef where_positive
+#undef lanes
 #undef body
 #undef tail
 

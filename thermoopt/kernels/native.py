@@ -66,7 +66,7 @@ _POINTERS = (
     "param grad exp_avg exp_avg_sq max_exp_avg_sq step numel dtype flags lr weight_decay beta1 beta2 eps "
     "chunk_tensor chunk_start partial coef out grad_scale found_inf"
 ).split()
-_COEFFICIENTS = 80  # bytes of `struct coefficients`
+_COEFFICIENTS = 72  # bytes of `struct coefficients`
 
 
 Scalars = float | bool | NDArray
