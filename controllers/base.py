@@ -15,35 +15,58 @@ __all__ = ["Controller", "Scales"]
 
 @dataclass(frozen=True)
 class Scales:
-    """Multipliers that take effect at the next step.
+    """Multipliers for the coming step.
 
     Attributes:
-        lr: one factor a parameter group; ``lr_eff = group["lr"] * lr * layer factor``.
-        wd: one factor a parameter group; ``wd_eff = group["weight_decay"] * wd``.
+        lr: a factor for every parameter group, or one a group;
+            ``lr_eff = group["lr"] * lr * layer factor``.
+        wd: likewise; ``wd_eff = group["weight_decay"] * wd``.
         layers: optional factors by layer name; layers not named keep theirs.
 
     Raises:
         ValueError: if a factor is negative or not finite.
     """
 
-    lr: Sequence[float]
-    wd: Sequence[float]
+    lr: float | Sequence[float] = 1.0
+    wd: float | Sequence[float] = 1.0
     layers: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check every factor."""
-        for kind, values in (("lr", self.lr), ("wd", self.wd), ("layers", self.layers.values())):
-            for value in values:
+        for kind, values in (("lr", self.lr), ("wd", self.wd), ("layers", list(self.layers.values()))):
+            for value in values if isinstance(values, Sequence) else [values]:
                 if not (math.isfinite(value) and value >= 0):
                     raise ValueError(f"Scales: {kind} holds {value!r}; allowed are finite numbers >= 0")
+
+    def spread(self, n_groups: int) -> tuple[list[float], list[float]]:
+        """Return one lr and one wd factor for each of so many groups.
+
+        Raises:
+            ValueError: if the scales are for another number of groups.
+        """
+        out = []
+        for kind, values in (("lr", self.lr), ("wd", self.wd)):
+            factors = (
+                [float(v) for v in values] if isinstance(values, Sequence) else [float(values)] * n_groups
+            )
+            if len(factors) != n_groups:
+                raise ValueError(f"Scales: {kind} has {len(factors)} factors for {n_groups} parameter groups")
+            out.append(factors)
+        return out[0], out[1]
 
 
 class Controller(ABC):
     """Turns readings into scales. Holds no tensors and knows no optimizer."""
 
     @abstractmethod
-    def update(self, reading: Reading, step: int) -> Scales:
-        """Return the scales for the steps to come, given the newest reading."""
+    def update(self, reading: Reading | None, step: int) -> Scales:
+        """Return the scales of a step that is about to be taken.
+
+        Args:
+            reading: the newest reading if one was recorded since the last call, else None. Every recorded
+                reading is handed over once, also across a checkpoint.
+            step: number of the coming step, counted from 1 by the optimizer.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

@@ -246,50 +246,76 @@ def test_a_group_added_in_mid_run_is_measured():
 
 
 class Halving(Controller):
-    """Halves every lr at each reading and remembers how often."""
+    """Halves every lr at each reading, stops one layer, and remembers what it was told."""
 
     def __init__(self):
-        self.calls = 0
+        self.readings = []
+        self.steps = []
 
     def update(self, reading, step):
-        self.calls += 1
-        groups = len(reading.groups)
-        return Scales([0.5**self.calls] * groups, [1.0] * groups, {"0.bias": 0.0})
+        self.steps.append(step)
+        if reading is not None:
+            self.readings.append(reading.step)
+        return Scales(lr=0.5 ** len(self.readings), layers={"0.bias": 0.0} if self.readings else {})
 
     def state_dict(self):
-        return {"calls": self.calls}
+        return {"readings": list(self.readings), "steps": list(self.steps)}
 
     def load_state_dict(self, state):
-        self.calls = state["calls"]
+        self.readings, self.steps = list(state["readings"]), list(state["steps"])
 
     def reset(self):
-        self.calls = 0
+        self.readings, self.steps = [], []
 
 
 def test_a_controller_acts_on_the_next_step_and_resumes():
+    def build(net):
+        return ThermoAdamW(
+            net.named_parameters(),
+            lr=1e-2,
+            controller=Halving(),
+            measure_every=1,
+            ema_steps=10,
+            backend="torch",
+        )
+
     net = model()
-    opt = ThermoAdamW(
-        net.named_parameters(), lr=1e-2, controller=Halving(), measure_every=1, ema_steps=1, backend="torch"
-    )
+    opt = build(net)
     bias = net[0].bias
     train(net, opt, 1)
     assert opt.reading.total.lr_eff == pytest.approx(1e-2)  # it had nothing to act on yet
-    assert opt.param_groups[0]["thermo"]["lr_scale"] == 0.5
     held = bias.detach().clone()
-    train(net, opt, 2, start=1)
+    train(net, opt, 4, start=1)
     assert torch.equal(bias, held)  # factor 0: the layer stands still
     assert opt.param_groups[0]["lr"] == 1e-2
+    # saved with a reading recorded that the controller has not seen
+    assert opt.history.steps.tolist() == [1, 3, 5]
+    assert opt._controller.readings == [1, 3]
     saved, weights = copy.deepcopy(opt.state_dict()), copy.deepcopy(net.state_dict())
-    train(net, opt, 3, start=3)
+    train(net, opt, 4, start=5)
     other = model(seed=9)
     other.load_state_dict(weights)
-    resumed = ThermoAdamW(
-        other.named_parameters(), lr=1e-2, controller=Halving(), measure_every=1, ema_steps=1, backend="torch"
-    )
+    resumed = build(other)
     resumed.load_state_dict(saved)
-    train(other, resumed, 3, start=3)
+    train(other, resumed, 4, start=5)
     assert_same_bits(net, opt, other, resumed)
-    assert resumed.param_groups[0]["thermo"]["lr_scale"] == 0.5**6
+    assert opt._controller.readings == resumed._controller.readings == [1, 3, 5, 7]
+    assert opt._controller.steps == resumed._controller.steps == list(range(1, 10))
+    assert resumed.param_groups[0]["thermo"]["lr_scale"] == 0.5**4
+
+
+def test_scales_for_another_number_of_groups_are_refused():
+    class Wrong(Halving):
+        def update(self, reading, step):
+            return Scales(lr=[1.0, 1.0])
+
+    net = model()
+    opt = ThermoAdamW(net.parameters(), controller=Wrong())
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="2 factors for 1 parameter groups"):
+        train(net, opt, 1)
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, before[key])
 
 
 def test_no_host_sync_on_the_way(monkeypatch):

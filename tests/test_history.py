@@ -75,7 +75,6 @@ def test_only_the_newest_readings_are_kept() -> None:
         history.append(fake(step))
         assert len(history) == min(step, 5)
     assert history.steps.tolist() == [8, 9, 10, 11, 12]
-    assert history.last_step == 12
     assert history.total("sigma").shape == (5,)
 
 
@@ -211,7 +210,6 @@ def test_every_quantity_is_that_of_the_readings(name: str) -> None:
 def test_empty_history() -> None:
     history = make_optimizer().history
     assert len(history) == 0
-    assert history.last_step is None
     assert history.total("sigma").shape == (0,)
     assert history.layers("sigma").shape == (0, 0)
     assert history.layer_names == []
@@ -279,7 +277,6 @@ def test_rewind() -> None:
     assert history.total("sigma")[-1] == fake(5, seed=99).total.sigma
     history.rewind(0)
     assert len(history) == 0
-    assert history.last_step is None
 
 
 def test_loading_a_checkpoint_rewinds_and_the_run_repeats_itself() -> None:

@@ -196,6 +196,7 @@ class ThermoAdamW(torch.optim.AdamW):
         capturing = _capturing()
         if not capturing:
             self._collect(wait=False)
+            self._control()
         rates = [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
         pending = self._backend.step(self, rates, not capturing and self._due(rates))
         self._meter.run.step += 1
@@ -248,25 +249,32 @@ class ThermoAdamW(torch.optim.AdamW):
         elif self._record_due(pending.step):
             reading = self._meter.reading
             assert reading is not None
+            self._meter.run.recorded = pending.step
+            self._meter.run.unseen = 1
             self._history.append(reading)
             if self._sinks:
                 self._sinks.write(reading)
-            if self._controller is not None:
-                self._apply(self._controller.update(reading, pending.step))
 
     def _record_due(self, step: int) -> bool:
-        last = self._history.last_step
-        return last is None or step < last or step - last >= math.ceil(self._ema_steps / ROWS_PER_EMA)
+        last = self._meter.run.recorded
+        return last == 0 or step - last >= math.ceil(self._ema_steps / ROWS_PER_EMA)
+
+    def _control(self) -> None:
+        """Let the controller set the scales of the coming step; it sees each recorded reading once."""
+        if self._controller is None:
+            return
+        run = self._meter.run
+        reading = self._meter.reading if run.unseen else None
+        run.unseen = 0
+        self._apply(self._controller.update(reading, run.step + 1))
 
     def _apply(self, scales: Scales) -> None:
         groups = self.param_groups
-        if len(scales.lr) != len(groups) or len(scales.wd) != len(groups):
-            raise ValueError(
-                f"controller gave {len(scales.lr)} lr and {len(scales.wd)} wd scales for {len(groups)} groups"
-            )
-        self.set_layer_factors(scales.layers)
-        for group, lr, wd in zip(groups, scales.lr, scales.wd, strict=True):
-            group["thermo"]["lr_scale"], group["thermo"]["wd_scale"] = float(lr), float(wd)
+        lrs, wds = scales.spread(len(groups))
+        if scales.layers:
+            self.set_layer_factors(scales.layers)
+        for group, lr, wd in zip(groups, lrs, wds, strict=True):
+            group["thermo"]["lr_scale"], group["thermo"]["wd_scale"] = lr, wd
 
     # ---------------------------------------------------------------- groups and state
 

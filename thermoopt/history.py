@@ -90,11 +90,6 @@ class History:
         self._layers = [row for row in self._layers if row.step <= step]
 
     @property
-    def last_step(self) -> int | None:
-        """Optimizer step of the newest reading."""
-        return self._groups[-1].step if self._groups else None
-
-    @property
     def steps(self) -> NDArray[np.int64]:
         """Optimizer steps of the readings kept, ``[n]``."""
         return np.array([row.step for row in self._groups], dtype=np.int64)

@@ -24,6 +24,7 @@ SKIP_CAUSES = ("nonfinite", "found_inf", "dry", "no_gradients")
 """Why a step that was to be measured left every average as it was: a sum was not finite; a GradScaler
 found an infinity; lr was 0 and every gradient 0 (a checkpoint library's dry step); no tensor had one."""
 
+_COUNTERS = ("step", "readings", "recorded", "unseen")
 _RUN_ROWS = ("weight", "weight2", "last", "lr", "wd", "beta2")
 STATE_ROWS = COLUMNS + len(_RUN_ROWS)
 """Rows of the tensor ``[STATE_ROWS, n]`` that a meter keeps for the ``n`` layers of a group."""
@@ -140,10 +141,20 @@ class Reading:
 
 @dataclass
 class RunState:
-    """Counters of a run: optimizer steps taken, steps averaged, steps skipped by cause."""
+    """Counters of a run.
+
+    Attributes:
+        step: optimizer steps taken.
+        readings: steps averaged in.
+        recorded: step of the last reading that went to history, sinks and controller.
+        unseen: 1 while the controller has not been shown that reading.
+        skipped: measured steps that moved nothing, by cause.
+    """
 
     step: int = 0
     readings: int = 0
+    recorded: int = 0
+    unseen: int = 0
     skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_CAUSES, 0))
 
 
@@ -247,7 +258,8 @@ class Meter:
         """Everything needed to go on, as plain ints and one float64 tensor ``[STATE_ROWS, n]``."""
         counts: dict[str, int | Tensor] = {f"skipped_{c}": n for c, n in self.run.skipped.items()}
         rows = torch.from_numpy(self._state[:, self.group_of == group].copy())
-        return {"step": self.run.step, "readings": self.run.readings, "meter": rows, **counts}
+        run = {key: getattr(self.run, key) for key in _COUNTERS}
+        return {**run, "meter": rows, **counts}
 
     def import_group(self, group: int, saved: Mapping[str, object]) -> None:
         """Take up what :meth:`export_group` gave.
@@ -270,8 +282,8 @@ class Meter:
                     RuntimeWarning,
                     stacklevel=2,
                 )
-        self.run.step = max(self.run.step, _count(saved, "step"))
-        self.run.readings = max(self.run.readings, _count(saved, "readings"))
+        for key in _COUNTERS:
+            setattr(self.run, key, max(getattr(self.run, key), _count(saved, key)))
         for cause in SKIP_CAUSES:
             self.run.skipped[cause] = max(self.run.skipped[cause], _count(saved, f"skipped_{cause}"))
 
