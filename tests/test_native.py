@@ -153,6 +153,36 @@ def test_same_bits_over_the_range_of_floats():
 
 
 @needs_native
+@pytest.mark.skipif(not X86, reason="bit equality is promised on x86")
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_same_bits_where_a_quotient_is_nearly_halfway_between_two_floats(isa):
+    # sqrt(v) / sqrt(bias2) is a product with two halves of a reciprocal: give it, for many bias corrections,
+    # the numerators whose quotients lie closest to where rounding changes. beta2 rounds to 1, so v stays
+    rng = np.random.default_rng(0)
+    counts = np.float32(np.concatenate([10 ** rng.uniform(6, 9, 200), 10 ** rng.uniform(9.2, 10.2, 400)]))
+    hyper = {"lr": 1.0, "weight_decay": 0.0, "beta1": 0.9, "beta2": 1 - 1e-9, "eps": 1e-30}
+    ours = [[], [], [], [None] * len(counts), [torch.tensor(float(t)) for t in counts]]
+    for t in counts:
+        root = np.sqrt(1 - hyper["beta2"] ** float(t + np.float32(1))).astype(np.float32)
+        b = int(np.ldexp(np.frexp(root)[0], 24))
+        while b % 2 == 0 and b > 1:
+            b //= 2
+        inverse = pow(2**25, -1, b)
+        a = np.array([j * inverse % b for j in range(-150, 150)], np.int64)
+        a = (a[:, None] + b * np.arange(3 if b > 2**22 else 1)).ravel()
+        s = np.float32(a * 2.0 ** rng.integers(-40, -10))
+        v = np.float32(s.astype(np.float64) ** 2)
+        v[::37] = np.inf
+        for column, x in zip(ours, (np.zeros_like(v), rng.normal(size=len(v)), v), strict=False):
+            column.append(torch.from_numpy(x.astype(np.float32)))
+    theirs = copy(ours)
+    grads = [torch.zeros_like(p) for p in ours[0]]
+    native.Plan(*ours, isa=isa).step(grads, **hyper)
+    fused(theirs, grads, **hyper)
+    assert same(ours, theirs)
+
+
+@needs_native
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("amsgrad", [False, True])

@@ -1,0 +1,160 @@
+"""Cooling: the feed-forward shape of the learning rate over a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from thermoopt.controllers.base import Controller, Scales
+
+from thermoopt.meter import Reading
+
+__all__ = ["SHAPES", "Cooling", "cooling_factor"]
+
+TAIL = 0.2
+"""Share of the run that the ``wsd`` tail takes, the length most used with 1 - sqrt (arXiv 2405.18392)."""
+
+
+def _wsd(u: float) -> float:
+    return 1.0 if u <= 1 - TAIL else 1 - math.sqrt((u - (1 - TAIL)) / TAIL)
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda u: 1.0,
+    "linear": lambda u: 1 - u,
+    "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,
+    "wsd": _wsd,
+}
+"""Shapes as functions of u, the share of the run done after warm-up, from 1 at u = 0. ``linear`` goes to zero
+(arXiv 2502.15938), ``wsd`` stays and ends with 1 - sqrt (arXiv 2405.18392)."""
+
+
+def cooling_factor(
+    step: int, *, total_steps: int | None, shape: str, warmup_steps: int, floor: float, rate: float
+) -> float:
+    r"""Factor on the learning rate of one step.
+
+    Warm-up is linear, ``step / warmup_steps``; then ``floor + (1 - floor) * s`` with s one of
+    :data:`SHAPES` at :math:`u = (\mathrm{step}-1-\mathrm{warmup})/(\mathrm{total}-\mathrm{warmup})`, clipped
+    to [0, 1], or the 1/t law
+
+    .. math:: s = 1/(1 + \mathrm{rate}\cdot t),\qquad t = \mathrm{step}-1-\mathrm{warmup}
+
+    which is greedy annealing of one valley mode of curvature a, :math:`1/\eta_t = 1/\eta_0 + a t`, with
+    rate = :math:`a\eta_0` (arXiv 2505.10559, where the first, greedy step to half the rate is in
+    :math:`\eta_0`).
+
+    Args:
+        step: number of the step, from 1.
+        total_steps: length of the run; None for a constant amplitude.
+        shape: a name of :data:`SHAPES`, or ``"inverse_time"``.
+        warmup_steps: steps of the warm-up.
+        floor: what the shape ends at.
+        rate: for ``"inverse_time"``, per step.
+    """
+    if step <= warmup_steps:
+        return step / warmup_steps
+    t = step - 1 - warmup_steps
+    if shape == "inverse_time":
+        s = 1 / (1 + rate * t)
+    elif total_steps is None:
+        s = 1.0
+    else:
+        s = SHAPES[shape](min(1.0, max(0.0, t / max(1, total_steps - warmup_steps))))
+    return floor + (1 - floor) * s
+
+
+class Cooling(Controller):
+    """Gives every group's lr_scale a shape over the run; the amplitude is another controller's or the user's.
+
+    After ``total_steps`` the factor stays where the shape ended. Without ``total_steps`` the run is anytime:
+    a constant amplitude until :meth:`cool_now` starts the quench.
+
+    Args:
+        total_steps: length of the run in optimizer steps; needed by every shape but ``"constant"`` and
+            ``"inverse_time"``, unless the run is to be anytime.
+        shape: ``"constant"``, ``"linear"``, ``"cosine"``, ``"wsd"`` or ``"inverse_time"``.
+        warmup: steps from 1, or a share of ``total_steps`` below 1; 0 for none. None is 5 % of
+            ``total_steps`` (the warm-up that this project's measurements of laws used), 0 in an anytime run.
+        floor: factor at the end, in [0, 1].
+        rate: dimensionless decay a step for ``"inverse_time"``, curvature times initial lr, > 0.
+
+    Raises:
+        ValueError: for values out of range; the message names the argument.
+    """
+
+    def __init__(
+        self,
+        total_steps: int | None,
+        shape: str = "linear",
+        warmup: float | None = None,
+        *,
+        floor: float = 0.0,
+        rate: float | None = None,
+    ) -> None:
+        names = [*SHAPES, "inverse_time"]
+        if shape not in names:
+            raise ValueError(f"shape is {shape!r}; allowed are {', '.join(map(repr, names))}")
+        if total_steps is not None and (isinstance(total_steps, bool) or total_steps < 1):
+            raise ValueError(f"total_steps is {total_steps!r}; allowed is None or a whole number from 1")
+        if not 0 <= floor <= 1:
+            raise ValueError(f"floor is {floor!r}; allowed are numbers from 0 to 1")
+        if (shape == "inverse_time") != (rate is not None) or (rate is not None and not rate > 0):
+            raise ValueError(
+                f"rate is {rate!r}; allowed is a number > 0 with shape 'inverse_time', else None"
+            )
+        if warmup is None:
+            warmup = 0 if total_steps is None else round(0.05 * total_steps)
+        share = 0 < warmup < 1
+        if warmup < 0 or (share and total_steps is None) or (not share and warmup != int(warmup)):
+            raise ValueError(
+                f"warmup is {warmup!r}; allowed are whole numbers of steps, or a share of total_steps below 1"
+            )
+        warmup_steps = round(warmup * total_steps) if share and total_steps is not None else int(warmup)
+        if total_steps is not None and warmup_steps > total_steps:
+            raise ValueError(f"warmup is {warmup!r}; allowed are at most total_steps = {total_steps}")
+        self._fixed: dict[str, Any] = {
+            "total_steps": total_steps,
+            "shape": shape,
+            "warmup_steps": warmup_steps,
+            "floor": floor,
+            "rate": rate or 0.0,
+        }
+        self._step = 0
+        self._quench_from = 0
+        self._quench_steps = 0
+
+    def update(self, reading: Reading | None, step: int) -> Scales:
+        """Return the factor of the coming step for all groups; readings are not looked at."""
+        self._step = step
+        factor = cooling_factor(step, **self._fixed)
+        if self._quench_steps:
+            done = min(1.0, (step - self._quench_from) / self._quench_steps)
+            factor *= self._fixed["floor"] + (1 - self._fixed["floor"]) * (1 - math.sqrt(done))
+        return Scales(lr=factor)
+
+    def cool_now(self, steps: int) -> None:
+        """Start the quench with the coming step: 1 - sqrt, down to the floor in so many steps.
+
+        Raises:
+            ValueError: if ``steps`` is below 1 or a quench is under way.
+        """
+        if isinstance(steps, bool) or steps < 1:
+            raise ValueError(f"steps is {steps!r}; allowed is a whole number from 1")
+        if self._quench_steps:
+            raise ValueError(f"a quench of {self._quench_steps} steps is under way since {self._quench_from}")
+        self._quench_from, self._quench_steps = self._step + 1, int(steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step and the quench."""
+        return {"step": self._step, "quench_from": self._quench_from, "quench_steps": self._quench_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up step and quench."""
+        self._step, self._quench_from = int(state["step"]), int(state["quench_from"])
+        self._quench_steps = int(state["quench_steps"])
+
+    def reset(self) -> None:
+        """Forget the run."""
+        self._step = self._quench_from = self._quench_steps = 0
