@@ -56,6 +56,11 @@ CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CHUNK = 8192
 """Elements a chunk: 128 KB of float32 parameter, gradient and moments, which a level-2 cache holds."""
 
+BATCH = 16
+"""Chunks a thread takes at once, fewer where there are not eight batches a thread. Stretches of memory this
+long gained 10 to 15 % over single chunks at 27 M elements, 5 to 9 % at 5 M (2 threads); 8 to 200 chunks did
+not differ."""
+
 SERIAL_BELOW = 16384
 """Elements below which one thread takes the whole step: a second one saves 4 of 50 us at 8 K, 9 of 80 at 16 K
 (tensors of 1 K on a Xeon of 2 GHz), and costs a core that may have other work."""
@@ -232,7 +237,6 @@ class Plan:
             n_chunks=chunks,
             chunk_size=CHUNK,
             isa=_ISA if isa is None else min(_ISA, _ISAS.index(isa)),
-            batch=1,
             torch_width=_TORCH_WIDTH,
         )
         self._pointer = ctypes.byref(self._call)
@@ -328,7 +332,9 @@ class Plan:
         threads = torch.get_num_threads()
         if num_threads is not None:
             threads = min(threads, num_threads)
-        call.num_threads = 1 if self._small or os.getpid() != _PID else threads
+        threads = 1 if self._small or os.getpid() != _PID else threads
+        call.num_threads = threads
+        call.batch = max(1, min(BATCH, call.n_chunks // (8 * threads)))
         stopped = _LIBRARY.thermoopt_step(self._pointer)
         call.out = None  # the array is the caller's
         return None if stopped else out
