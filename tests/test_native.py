@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from thermoopt.kernels import Sum, native, reference_step
+from thermoopt.kernels import Sum, native, native_library, reference_step
 from thermoopt.kernels.doctor import report
 
 EXPECTED = os.environ.get("THERMOOPT_EXPECT_NATIVE") == "1"
@@ -23,7 +23,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 HYPER = {"lr": 1e-2, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}
 ISAS = ["portable", "avx2", "avx512"]
 # torch's other builds may fuse other operations; the bits are promised on x86 (see the module's docstring)
-X86 = native._TORCH_WIDTH == 8
+X86 = native_library.TORCH_WIDTH == 8
 
 
 def make(sizes=SIZES, dtype=torch.float32, seed=0, amsgrad=False):

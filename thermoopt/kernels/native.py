@@ -28,16 +28,14 @@ import ctypes
 import itertools
 import operator
 import os
-import platform
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.kernels.native_library import COEFFICIENTS, ISA, ISAS, LIBRARY, REASON, TORCH_WIDTH, Call
 from thermoopt.kernels.sums import Sum
 
 __all__ = [
@@ -66,26 +64,10 @@ SERIAL_BELOW = 16384
 (tensors of 1 K on a Xeon of 2 GHz), and costs a core that may have other work."""
 
 _AMSGRAD, _MAXIMIZE, _MEASURE, _DRY = 1, 2, 4, 8
-_PORTABLE = 0
-_POINTERS = (
-    "param grad exp_avg exp_avg_sq max_exp_avg_sq step numel dtype flags lr weight_decay beta1 beta2 eps "
-    "chunk_tensor chunk_start partial coef out grad_scale found_inf"
-).split()
-_COEFFICIENTS = 72  # bytes of `struct coefficients`
 
 
 Scalars = float | bool | NDArray
 """One number, or an array of one a tensor."""
-
-
-class _Call(ctypes.Structure):
-    """Mirror of ``struct call`` in ``native.c``."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int64) for name in ("n_tensors", "n_chunks", "chunk_size")),
-        *((name, ctypes.c_int32) for name in ("num_threads", "isa", "batch", "torch_width")),
-    )
 
 
 class GradientRefused(ValueError):
@@ -94,22 +76,22 @@ class GradientRefused(ValueError):
 
 def available() -> bool:
     """Whether the native kernel is built, loads and may run in this process."""
-    return _LIBRARY is not None
+    return LIBRARY is not None
 
 
 def unavailable_reason() -> str | None:
     """One sentence on why the native kernel cannot be used and what to do; None where it can."""
-    return _REASON
+    return REASON
 
 
 def openmp() -> bool:
     """Whether the native kernel was built with OpenMP, that is, uses more than one thread."""
-    return _LIBRARY is not None and bool(_LIBRARY.thermoopt_openmp())
+    return LIBRARY is not None and bool(LIBRARY.thermoopt_openmp())
 
 
 def instruction_set() -> str:
     """What the kernel runs on here: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
-    return _ISAS[_ISA]
+    return ISAS[ISA]
 
 
 def ineligible(
@@ -133,8 +115,8 @@ def ineligible(
     Returns:
         A clause such as ``"exp_avg is torch.float64, not torch.float32 as its parameter"``.
     """
-    if _LIBRARY is None:
-        return _REASON
+    if LIBRARY is None:
+        return REASON
     if reason := _unreadable("step", step):
         return reason
     if step.dtype is not torch.float32 or step.numel() != 1:
@@ -180,8 +162,8 @@ class Plan:
         names: Sequence[str] | None = None,
         isa: str | None = None,
     ) -> None:
-        if _LIBRARY is None:
-            raise RuntimeError(_REASON)
+        if LIBRARY is None:
+            raise RuntimeError(REASON)
         n = len(params)
         columns = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
         if any(len(c) != n for c in columns) or (names is not None and len(names) != n):
@@ -228,16 +210,16 @@ class Plan:
             "chunk_tensor": np.repeat(np.arange(n, dtype=np.int32), counts),
             "chunk_start": (np.arange(chunks, dtype=np.int64) - first) * CHUNK,
             "partial": np.zeros((chunks, len(Sum))),
-            "coef": np.zeros(n * _COEFFICIENTS, np.uint8),
+            "coef": np.zeros(n * COEFFICIENTS, np.uint8),
         }
         self._small = int(sizes.sum()) < SERIAL_BELOW
-        self._call = _Call(
+        self._call = Call(
             **{name: table.ctypes.data for name, table in self._tables.items()},
             n_tensors=n,
             n_chunks=chunks,
             chunk_size=CHUNK,
-            isa=_ISA if isa is None else min(_ISA, _ISAS.index(isa)),
-            torch_width=_TORCH_WIDTH,
+            isa=ISA if isa is None else min(ISA, ISAS.index(isa)),
+            torch_width=TORCH_WIDTH,
         )
         self._pointer = ctypes.byref(self._call)
 
@@ -308,7 +290,7 @@ class Plan:
             ValueError: ``grad_scale`` or ``found_inf`` is not one float32 number on CPU, or, with
                 ``grad_scale``, two parameters share a gradient.
         """
-        assert _LIBRARY is not None
+        assert LIBRARY is not None
         pointers = self._gradients(grads)
         call, tables = self._call, self._tables
         if grad_scale is not None and not dry:
@@ -335,7 +317,7 @@ class Plan:
         threads = 1 if self._small or os.getpid() != _PID else threads
         call.num_threads = threads
         call.batch = max(1, min(BATCH, call.n_chunks // (8 * threads)))
-        stopped = _LIBRARY.thermoopt_step(self._pointer)
+        stopped = LIBRARY.thermoopt_step(self._pointer)
         call.out = None  # the array is the caller's
         return None if stopped else out
 
@@ -390,6 +372,7 @@ class Plan:
                 raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
 
 
+_PID = os.getpid()
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _data_ptr = torch._C.TensorBase.data_ptr
 _is_contiguous = torch._C.TensorBase.is_contiguous
@@ -447,52 +430,3 @@ def _scalar(what: str, t: Tensor | None) -> int | None:
     if _unreadable(what, t) or t.dtype is not torch.float32 or t.numel() != 1:
         raise ValueError(f"{what} must be one torch.float32 number on CPU, not {t.dtype} on {t.device}")
     return t.data_ptr()
-
-
-def _torch_openmp() -> Path | None:
-    """The OpenMP runtime that torch has loaded, or brings along; None if there is no sign of one."""
-    name = re.compile(r"lib(gomp|iomp5|omp)\b[-.\w]*\.(so|dylib)")
-    home = Path(torch.__file__).parent
-    candidates: list[Path] = []
-    maps = Path("/proc/self/maps")
-    if maps.exists():
-        mapped = (line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines())
-        candidates += [Path(m) for m in dict.fromkeys(mapped) if m.startswith("/")]
-    candidates += sorted((home / "lib").iterdir())
-    found = [c for c in candidates if name.match(c.name)]
-    own = [c for c in found if home in c.parents or home.parent / "torch.libs" in c.parents]
-    return next(iter(own or found), None)
-
-
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """Load the library next to this file and share torch's OpenMP pool with it."""
-    here = Path(__file__).parent
-    built = [p for end in ("so", "pyd", "dylib") for p in sorted(here.glob(f"_native*.{end}"))]
-    if not built:
-        return None, (
-            f"the native kernel is not built (no _native library in {here}): "
-            "install gcc or clang and reinstall thermoopt with pip"
-        )
-    runtime = _torch_openmp()
-    try:
-        if runtime is not None:
-            ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
-        library = ctypes.CDLL(str(built[0]))
-        library.thermoopt_step.argtypes = [ctypes.c_void_p]
-        library.thermoopt_sizes.restype = ctypes.c_int64
-        sizes = library.thermoopt_sizes(0), library.thermoopt_sizes(1)
-    except (OSError, AttributeError) as error:
-        return None, f"the native kernel does not load ({error}): reinstall thermoopt with the torch in use"
-    if sizes != (ctypes.sizeof(_Call), _COEFFICIENTS):
-        return None, f"{built[0].name} is of another version of thermoopt: reinstall it, or remove the file"
-    return library, None
-
-
-_LIBRARY, _REASON = _load()
-_PID = os.getpid()
-_ISAS = ("portable", "avx2", "avx512")
-_VECTORISED = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX")
-# torch's portable kernels round a * b + c twice; where it runs those (ATEN_CPU_CAPABILITY=default) so do we
-_ISA = _LIBRARY.thermoopt_isa() if _LIBRARY is not None and _VECTORISED else _PORTABLE
-# floats in the vectors of torch's fused kernel, built for AVX2 at most (x86), or NEON
-_TORCH_WIDTH = 8 if platform.machine().lower() in ("x86_64", "amd64") else 4

@@ -1,0 +1,79 @@
+"""Loading the compiled kernel: its library, the OpenMP runtime that it shares with torch, its tables."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import re
+from pathlib import Path
+
+import torch
+
+__all__ = ["COEFFICIENTS", "ISA", "ISAS", "LIBRARY", "REASON", "TORCH_WIDTH", "Call"]
+
+_POINTERS = (
+    "param grad exp_avg exp_avg_sq max_exp_avg_sq step numel dtype flags lr weight_decay beta1 beta2 eps "
+    "chunk_tensor chunk_start partial coef out grad_scale found_inf"
+).split()
+COEFFICIENTS = 72
+"""Bytes of ``struct coefficients``."""
+
+_PORTABLE = 0
+
+
+class Call(ctypes.Structure):
+    """Mirror of ``struct call`` in ``native.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in ("n_tensors", "n_chunks", "chunk_size")),
+        *((name, ctypes.c_int32) for name in ("num_threads", "isa", "batch", "torch_width")),
+    )
+
+
+def _torch_openmp() -> Path | None:
+    """The OpenMP runtime that torch has loaded, or brings along; None if there is no sign of one."""
+    name = re.compile(r"lib(gomp|iomp5|omp)\b[-.\w]*\.(so|dylib)")
+    home = Path(torch.__file__).parent
+    candidates: list[Path] = []
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        mapped = (line.split(maxsplit=5)[-1].strip() for line in maps.read_text().splitlines())
+        candidates += [Path(m) for m in dict.fromkeys(mapped) if m.startswith("/")]
+    candidates += sorted((home / "lib").iterdir())
+    found = [c for c in candidates if name.match(c.name)]
+    own = [c for c in found if home in c.parents or home.parent / "torch.libs" in c.parents]
+    return next(iter(own or found), None)
+
+
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """Load the library next to this file and share torch's OpenMP pool with it."""
+    here = Path(__file__).parent
+    built = [p for end in ("so", "pyd", "dylib") for p in sorted(here.glob(f"_native*.{end}"))]
+    if not built:
+        return None, (
+            f"the native kernel is not built (no _native library in {here}): "
+            "install gcc or clang and reinstall thermoopt with pip"
+        )
+    runtime = _torch_openmp()
+    try:
+        if runtime is not None:
+            ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL(str(built[0]))
+        library.thermoopt_step.argtypes = [ctypes.c_void_p]
+        library.thermoopt_sizes.restype = ctypes.c_int64
+        sizes = library.thermoopt_sizes(0), library.thermoopt_sizes(1)
+    except (OSError, AttributeError) as error:
+        return None, f"the native kernel does not load ({error}): reinstall thermoopt with the torch in use"
+    if sizes != (ctypes.sizeof(Call), COEFFICIENTS):
+        return None, f"{built[0].name} is of another version of thermoopt: reinstall it, or remove the file"
+    return library, None
+
+
+LIBRARY, REASON = _load()
+ISAS = ("portable", "avx2", "avx512")
+_VECTORISED = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX")
+# torch's portable kernels round a * b + c twice; where it runs those (ATEN_CPU_CAPABILITY=default) so do we
+ISA = LIBRARY.thermoopt_isa() if LIBRARY is not None and _VECTORISED else _PORTABLE
+# floats in the vectors of torch's fused kernel, built for AVX2 at most (x86), or NEON
+TORCH_WIDTH = 8 if platform.machine().lower() in ("x86_64", "amd64") else 4
