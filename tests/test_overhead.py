@@ -47,7 +47,7 @@ def test_parameter_sets_are_as_large_as_they_say(overhead):
 
 @pytest.mark.slow
 def test_runs_and_writes(overhead, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(overhead, "copy_bandwidth", lambda: 1e10)
+    monkeypatch.setattr(overhead, "bandwidths", lambda: (1e10, 2e10))
     monkeypatch.setattr(overhead.torch, "set_num_threads", lambda n: None)
     arguments = ["--sets", "10 x 1 K, 1 group", "--rounds", "1", "--seconds", "0", "--memory-of", ""]
     monkeypatch.setattr(sys, "argv", ["overhead.py", *arguments, "--out", str(tmp_path)])

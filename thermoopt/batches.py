@@ -55,13 +55,17 @@ class Columns:
 
 @dataclass
 class Batch:
-    """A kernel's plan and what goes with its rows: layer, group, position in the group, steps taken."""
+    """A kernel's plan and what goes with its rows: layer, group, position in the group, steps taken.
+
+    ``rates`` holds what the last step was taken at, a number or ``[n]`` each.
+    """
 
     plan: Any
     layer: NDArray[np.int64]
     group: NDArray[np.int64]
     position: list[int]
     t: NDArray[np.float64] | None
+    rates: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -261,12 +265,18 @@ class Batches:
     ) -> Any:
         groups = optimizer.param_groups
         found_inf = getattr(optimizer, "found_inf", None)
+        batch.rates = {
+            "lr": _rate(rates, batch),
+            "wd": _spread([rate.wd for rate in rates], batch),
+            "beta1": _spread([group["betas"][0] for group in groups], batch),
+            "beta2": _spread([group["betas"][1] for group in groups], batch),
+        }
         sums = batch.plan.step(
             c.grads,
-            lr=_rate(rates, batch),
-            weight_decay=_spread([rate.wd for rate in rates], batch),
-            beta1=_spread([group["betas"][0] for group in groups], batch),
-            beta2=_spread([group["betas"][1] for group in groups], batch),
+            lr=batch.rates["lr"],
+            weight_decay=batch.rates["wd"],
+            beta1=batch.rates["beta1"],
+            beta2=batch.rates["beta2"],
             eps=_spread([group["eps"] for group in groups], batch),
             maximize=_spread([group["maximize"] for group in groups], batch),
             measure=measure,
@@ -286,12 +296,17 @@ def account(
     optimizer: ThermoAdamW, rates: Sequence[Rates], tensors: Sorted, done: Sequence[tuple[Batch, Any]]
 ) -> PendingSums:
     """Put together the sums of a step: the kernel's, and a measuring pass over all other tensors."""
-    layers = [batch.layer for batch, _ in done]
     others = {layer for layer, _, _ in (*tensors.fresh, *tensors.rest)}
-    pending = torch_sums(optimizer, rates, others, np.concatenate(layers) if layers else None)
+    layers = [batch.layer for batch, _ in done]
+    if len(done) == 1 and not others:
+        pending = PendingSums.of(layers[0])
+        found_inf = getattr(optimizer, "found_inf", None)
+        pending.found_inf = None if found_inf is None else Fetch(found_inf)
+    else:
+        pending = torch_sums(optimizer, rates, others, np.concatenate(layers) if layers else None)
     start = len(pending.index) - sum(map(len, layers))
     for batch, sums in done:
-        _enter(pending, slice(start, start + len(batch.layer)), optimizer, rates, batch, sums)
+        _enter(pending, slice(start, start + len(batch.layer)), optimizer, batch, sums)
         start += len(batch.layer)
     return pending
 
@@ -320,25 +335,15 @@ def _factor(rate: Rates, position: int) -> float:
     return 1.0 if rate.factors is None else rate.factors[position]
 
 
-def _enter(
-    pending: PendingSums,
-    where: slice,
-    optimizer: ThermoAdamW,
-    rates: Sequence[Rates],
-    batch: Batch,
-    sums: Any,
-) -> None:
+def _enter(pending: PendingSums, where: slice, optimizer: ThermoAdamW, batch: Batch, sums: Any) -> None:
     """Put a kernel's sums and constants into the account of the step."""
-    groups = optimizer.param_groups
-    pending.wd[where] = _spread([rate.wd for rate in rates], batch)
-    pending.beta1[where] = _spread([group["betas"][0] for group in groups], batch)
-    pending.beta2[where] = _spread([group["betas"][1] for group in groups], batch)
     columns = np.arange(where.start, where.stop)
-    lr = _rate(rates, batch)
-    if isinstance(lr, Tensor):
-        pending.late.append((pending.lr, columns, Fetch(lr)))
-    else:
-        pending.lr[where] = lr
+    for name, value in batch.rates.items():
+        array = getattr(pending, name)
+        if isinstance(value, Tensor):
+            pending.late.append((array, columns, Fetch(value)))
+        else:
+            array[where] = value
     if batch.t is None:
         steps = [
             optimizer.param_groups[i]["params"][j] for i, j in zip(batch.group, batch.position, strict=True)

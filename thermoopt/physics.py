@@ -79,7 +79,11 @@ def null_update_energy(beta1: ArrayLike, t: ArrayLike) -> Array:
         beta1: decay of the first moment, in [0, 1).
         t: step count, at least 1.
     """
-    beta1, power = np.asarray(beta1, dtype=np.float64), np.power(beta1, t, dtype=np.float64)
+    beta1 = np.asarray(beta1, dtype=np.float64)
+    return _null(beta1, np.power(beta1, t, dtype=np.float64))
+
+
+def _null(beta1: Array, power: Array) -> Array:
     return (1 - beta1) * (1 + power) / ((1 + beta1) * (1 - power))
 
 
@@ -102,16 +106,20 @@ def linear_sums(sums: Array, beta1: Array, t: Array) -> Array:
     References:
         derived for this project.
     """
-    n0 = null_update_energy(beta1, t)
-    gain = (1 - beta1) / (1 - beta1**t)
+    power = beta1**t
+    n0 = _null(beta1, power)
+    gain = (1 - beta1) / (1 - power)
     out = np.empty((COLUMNS, sums.shape[1]))
     out[: len(Sum)] = sums
-    out[Linear.NULL] = sums[Sum.D] * n0
-    out[Linear.CNULL] = sums[Sum.C] * n0
-    out[Linear.SELF] = gain * sums[Sum.B]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        noise = gain * (sums[Sum.SV] - sums[Sum.MU]) / (1 - n0)
-    out[Linear.NOISE] = np.where(beta1 == 0, np.nan, np.where(t <= 1, 0.0, noise))
+    np.multiply(sums[Sum.D], n0, out=out[Linear.NULL])
+    np.multiply(sums[Sum.C], n0, out=out[Linear.CNULL])
+    np.multiply(sums[Sum.B], gain, out=out[Linear.SELF])
+    noise, apart = gain * (sums[Sum.SV] - sums[Sum.MU]), 1 - n0
+    if apart.all():
+        np.divide(noise, apart, out=out[Linear.NOISE])
+    else:
+        out[Linear.NOISE] = np.where(beta1 == 0, np.nan, 0.0)
+        np.divide(noise, apart, out=out[Linear.NOISE], where=apart != 0)
     out[Linear.WORK2] = (sums[Sum.A] - out[Linear.NOISE]) ** 2
     return out
 

@@ -245,7 +245,8 @@ def _gaussianity(ax: Axes, history: HistoryLike) -> None:
     _spread(ax, history.layer_steps, np.asarray(history.layers("gaussianity"), dtype=float))
     ax.plot(history.steps, _total(history, "gaussianity"), color=_BLUE, lw=2, label="all parameters")
     ax.axhline(_GAUSSIAN, color="black", ls="--", lw=1.2, label=f"{_GAUSSIAN:.3f}: Gaussian")
-    _legend(ax)
+    ax.set_ylim(bottom=0)
+    _legend(ax, loc="lower right")
 
 
 def _pace(ax: Axes, history: HistoryLike) -> None:
@@ -259,7 +260,7 @@ def _pace(ax: Axes, history: HistoryLike) -> None:
         ax.plot(steps, np.where(y > 0, y, np.nan), style, color=color, lw=2, label=label)
     ax.set_yscale("log")
     _decades(ax)
-    _legend(ax, loc="upper right")
+    _legend(ax, loc="lower center")
 
 
 def _total(history: HistoryLike, name: str) -> Array:
