@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -213,20 +214,28 @@ def markdown(rows: list[dict[str, Any]], memory: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def peak_bytes(set_name: str, method: str) -> int:
-    """Peak resident bytes of a process that runs this method alone."""
+def peak_bytes(set_name: str, method: str, runs: int = 2) -> int:
+    """Peak resident bytes of a process that runs this method alone, the least of some runs.
+
+    Freed tensors are given back at once (glibc's threshold for mappings is held at its initial value), or
+    peaks of one and the same program would differ by what the allocator happens to keep.
+    """
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
     command = [sys.executable, __file__, "--peak-of", method, "--sets", set_name]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    peaks = []
+    for _ in range(runs):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]))
+    return min(peaks)
 
 
 def print_peak(set_name: str, method: str) -> None:
-    """Run a method alone for 25 steps and print the peak resident bytes of this process's own memory.
+    """Run a method alone for 12 steps and print the peak resident bytes of this process's own memory.
 
     ``getrusage`` would not do: its peak is inherited from the process that started this one.
     """
     step = methods()[method][0](groups_of(make_params(SETS[set_name]), 1))
-    for _ in range(25):
+    for _ in range(12):
         step()
     status = Path("/proc/self/status").read_text()
     print(1024 * int(status.split("VmHWM:")[1].split()[0]))
