@@ -54,7 +54,8 @@ class ThermoAdamW(torch.optim.AdamW):
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
             (one pass on CPU) or ``"triton"`` (one pass on CUDA). ``"auto"`` takes a one-pass kernel for
             the tensors it can take unless ``fused`` or ``foreach`` is given.
-        sinks: objects with ``write(reading)`` or ``log(dict, step)`` that receive readings on the way.
+        sinks: objects with ``write(reading)`` or ``log(dict, step)`` that receive readings on the way. They
+            hold open files, so copies and pickles of the optimizer go without them.
 
     Raises:
         TypeError, ValueError: torch's own for its arguments, then for those above: the message names the
