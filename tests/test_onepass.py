@@ -291,6 +291,12 @@ def test_a_kernel_that_is_not_there(monkeypatch):
     ThermoAdamW(model().parameters())  # told once
 
 
+def test_auto_leaves_other_devices_to_torch():
+    """The Triton kernel is chosen by name only; nothing but CPU parameters gets a kernel by itself."""
+    p = torch.nn.Parameter(torch.empty(3, device="meta"))
+    assert ThermoAdamW([p]).backend == "torch"
+
+
 def test_triton_says_why_not():
     if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1":
         pytest.skip("triton may be available here")

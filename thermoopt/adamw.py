@@ -52,8 +52,8 @@ class ThermoAdamW(torch.optim.AdamW):
             (every step with ``"native"`` and ``"triton"``, every 10th with ``"torch"``).
         ema_steps: length of the readings' average in optimizer steps, at least 1 (the raw step).
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
-            (one pass on CPU) or ``"triton"`` (one pass on CUDA). ``"auto"`` takes a one-pass kernel for
-            the tensors it can take unless ``fused`` or ``foreach`` is given.
+            (one pass on CPU) or ``"triton"`` (one pass on CUDA, not run on a GPU yet). ``"auto"`` takes the
+            native kernel for the tensors it can take unless ``fused`` or ``foreach`` is given.
         sinks: objects with ``write(reading)`` or ``log(dict, step)`` that receive readings on the way. They
             hold open files, so copies and pickles of the optimizer go without them.
 

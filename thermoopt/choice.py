@@ -23,8 +23,9 @@ _told: set[str] = set()
 def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend:
     """Return the backend of that name.
 
-    ``"auto"`` takes a one-pass kernel where one is available for the device of the first parameter and some
-    group leaves the choice open (neither ``fused`` nor ``foreach`` given, not ``differentiable``).
+    ``"auto"`` takes the native kernel where it is available, the first parameter is on CPU, and some group
+    leaves the choice open (neither ``fused`` nor ``foreach`` given, not ``differentiable``). It never takes
+    the Triton kernel, which has not been run on a GPU yet: on CUDA the step is torch's.
 
     Args:
         name: one of :data:`BACKENDS`.
@@ -38,9 +39,9 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
         raise ValueError(f"backend is {name!r}; allowed are {', '.join(map(repr, BACKENDS))}")
     groups = list(groups)
     first = next((p for group in groups for p in group["params"] if isinstance(p, Tensor)), None)
-    kind = {"cpu": "native", "cuda": "triton"}.get(first.device.type if first is not None else "")
+    on_cpu = first is not None and first.device.type == "cpu"
     if name == "torch":
-        return _torch(name, kind)
+        return _torch(name, on_cpu)
     if name != "auto":
         for group in groups:
             for flag, value in (("foreach", True), ("fused", False)):
@@ -51,15 +52,15 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
             raise RuntimeError(f"backend {name!r} is not available: {kernel.unavailable_reason()}")
         return OnePassBackend(name, name, kernel)
     free = any(g["fused"] is None and g["foreach"] is None and not g["differentiable"] for g in groups)
-    if kind is None or not free:
-        return _torch(name, kind)
-    kernel = _kernel(kind)
+    if not (on_cpu and free):
+        return _torch(name, on_cpu)
+    kernel = _kernel("native")
     if kernel.available():
-        return OnePassBackend(kind, name, kernel)
-    if kind not in _told:
-        _told.add(kind)
+        return OnePassBackend("native", name, kernel)
+    if not _told:
+        _told.add("native")
         warnings.warn(
-            f"the {kind} backend is not available ({kernel.unavailable_reason()}); "
+            f"the native backend is not available ({kernel.unavailable_reason()}); "
             "ThermoAdamW uses torch's own step and measures every 10th",
             UserWarning,
             stacklevel=4,
@@ -67,9 +68,9 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
     return TorchBackend(name)
 
 
-def _torch(requested: str, kind: str | None) -> Backend:
+def _torch(requested: str, on_cpu: bool) -> Backend:
     """Torch's own step, measured by the native kernel's dry mode where the parameters are on CPU."""
-    kernel = _kernel("native") if kind == "native" else None
+    kernel = _kernel("native") if on_cpu else None
     return TorchBackend(requested, kernel if kernel is not None and kernel.available() else None)
 
 
