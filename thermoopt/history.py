@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.meter import Quantities, Reading
-from thermoopt.physics import QUANTITIES, Term, quantities
+from thermoopt.physics import QUANTITIES, Term, check_quantity, quantities
 
 __all__ = ["History", "plain_quantities", "reading_record"]
 
@@ -124,7 +124,7 @@ class History:
 
     def layers(self, name: str) -> Array:
         """One quantity of every layer over time, ``[m, n_layers]``, NaN where there is none."""
-        _check(name)
+        check_quantity(name)
         names = self.layer_names
         out = np.full((len(self._layers), len(names)), np.nan)
         for i, row in enumerate(self._layers):
@@ -156,7 +156,7 @@ class History:
 
     @staticmethod
     def _series(name: str, rows: list[NDArray[Any]]) -> Array:
-        _check(name)
+        check_quantity(name)
         return quantities(np.stack(rows, axis=1))[name] if rows else np.zeros(0)
 
 
@@ -193,8 +193,3 @@ def _record(step: int, groups: _Row, layers: _Row | None) -> dict[str, Any]:
             if not np.isnan(layers.terms[Term.NUMEL, i])
         }
     return record
-
-
-def _check(name: str) -> None:
-    if name not in QUANTITIES:
-        raise KeyError(f"no quantity named {name!r}; allowed are {', '.join(QUANTITIES)}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels.sums import Sum
-from thermoopt.physics import COLUMNS, QUANTITIES, Term, layer_terms, linear_sums, quantities
+from thermoopt.physics import COLUMNS, Term, check_quantity, layer_terms, linear_sums, quantities
 
 __all__ = ["SKIP_CAUSES", "STATE_ROWS", "Meter", "Quantities", "Reading", "RunState"]
 
@@ -134,8 +134,7 @@ class Reading:
 
     def layer_array(self, name: str) -> Array:
         """One quantity of all layers, ``[n_layers]``, NaN for layers never measured."""
-        if name not in QUANTITIES:
-            raise KeyError(f"no quantity named {name!r}; allowed are {', '.join(QUANTITIES)}")
+        check_quantity(name)
         return np.where(self.seen, quantities(self.terms)[name], np.nan)
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "R_IE_CAP",
     "Linear",
     "Term",
+    "check_quantity",
     "layer_terms",
     "linear_sums",
     "norm_forecast",
@@ -275,6 +276,16 @@ QUANTITIES = (
     "numel",
 )
 """Names of the quantities of a reading, in the order they are reported."""
+
+
+def check_quantity(name: str) -> None:
+    """Raise unless a quantity has that name.
+
+    Raises:
+        KeyError: naming it and all that are allowed.
+    """
+    if name not in QUANTITIES:
+        raise KeyError(f"no quantity named {name!r}; allowed are {', '.join(QUANTITIES)}")
 
 
 def quantities(terms: Array) -> dict[str, Array]:

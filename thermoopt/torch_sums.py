@@ -39,9 +39,8 @@ def torch_sums(
     lrs: list[float | Tensor] = []
     wds: list[float] = []
     i = -1
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if only is not None and not only:
-            break
+    nothing = only is not None and not only
+    for group, rate in () if nothing else zip(optimizer.param_groups, rates, strict=True):
         beta1, beta2 = group["betas"]
         for j, p in enumerate(group["params"]):
             i += 1

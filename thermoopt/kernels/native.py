@@ -35,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.kernels.layout import is_dense
 from thermoopt.kernels.native_library import COEFFICIENTS, ISA, ISAS, LIBRARY, REASON, TORCH_WIDTH, Call
 from thermoopt.kernels.sums import Sum
 
@@ -125,7 +126,7 @@ def ineligible(
         return reason
     if param.dtype not in CODES:
         return f"param is {param.dtype}; the native kernel takes float32, bfloat16 and float16"
-    if not _dense(param):
+    if not is_dense(param):
         return "param has gaps or overlaps in memory"
     rest = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
     for what, t in rest.items():
@@ -410,18 +411,6 @@ def _same_layout(t: Tensor, param: Tensor) -> bool:
     if t.is_contiguous() and param.is_contiguous():
         return t.numel() == param.numel()
     return t.shape == param.shape and t.stride() == param.stride()
-
-
-def _dense(t: Tensor) -> bool:
-    """Whether the elements of ``t`` fill one stretch of memory, in any order, each once."""
-    expected = 1
-    for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected and t.numel():
-            return False
-        expected *= size
-    return True
 
 
 def _scalar(what: str, t: Tensor | None) -> int | None:

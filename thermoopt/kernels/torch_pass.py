@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thermoopt.kernels.layout import is_dense
 from thermoopt.kernels.sums import Sum
 
 __all__ = ["LayerTensors", "Parcel", "measure"]
@@ -201,18 +202,6 @@ def _flat_alike(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     first = real[0]
     assert first is not None
     alike = all(x is None or x.stride() == first.stride() for x in real)
-    if alike and not first.is_contiguous() and _is_dense(first):
+    if alike and not first.is_contiguous() and is_dense(first):
         return [None if x is None else torch.as_strided(x, (x.numel(),), (1,)) for x in real]
     return [None if x is None else x.reshape(-1) for x in real]
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Whether the elements fill one block of memory without gaps or overlaps, in any order."""
-    expected = 1
-    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
