@@ -1,6 +1,28 @@
 """Controllers close the loop from readings to scales."""
 
-from thermoopt.controllers.base import Controller, Scales
+from thermoopt.controllers.barostat import Barostat
+from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.cooling import Cooling
+from thermoopt.controllers.lever import Bounds
+from thermoopt.controllers.presets import autotune
+from thermoopt.controllers.setpoints import Signals, Wanted
+from thermoopt.controllers.thermostat import Thermostat
+from thermoopt.controllers.wrappers import Chain, DryRun, Recorder, Replay
 
-__all__ = ["Controller", "Cooling", "Scales"]
+__all__ = [
+    "Action",
+    "Barostat",
+    "Bounds",
+    "Chain",
+    "Controller",
+    "Cooling",
+    "DryRun",
+    "Recorder",
+    "Replay",
+    "Scales",
+    "Signals",
+    "Start",
+    "Thermostat",
+    "Wanted",
+    "autotune",
+]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from thermoopt.meter import Reading
+from thermoopt.travel import Weights
 
-__all__ = ["Controller", "Scales"]
+__all__ = ["Action", "Controller", "Scales", "Start"]
 
 
 @dataclass(frozen=True)
@@ -21,19 +22,22 @@ class Scales:
         lr: a factor for every parameter group, or one a group;
             ``lr_eff = group["lr"] * lr * layer factor``.
         wd: likewise; ``wd_eff = group["weight_decay"] * wd``.
-        layers: optional factors by layer name; layers not named keep theirs.
+        layers: optional factors by layer name; layers not named keep theirs. They are checked where they are
+            set (:meth:`thermoopt.ThermoAdamW.set_layer_factors`).
+        weights: how the coming step enters the sums of a law that lives on impulse.
 
     Raises:
-        ValueError: if a factor is negative or not finite.
+        ValueError: if a factor of ``lr`` or ``wd`` is negative or not finite.
     """
 
     lr: float | Sequence[float] = 1.0
     wd: float | Sequence[float] = 1.0
     layers: Mapping[str, float] = field(default_factory=dict)
+    weights: Weights | None = None
 
     def __post_init__(self) -> None:
-        """Check every factor."""
-        for kind, values in (("lr", self.lr), ("wd", self.wd), ("layers", list(self.layers.values()))):
+        """Check the groups' factors."""
+        for kind, values in (("lr", self.lr), ("wd", self.wd)):
             for value in values if isinstance(values, Sequence) else [values]:
                 if not (math.isfinite(value) and value >= 0):
                     raise ValueError(f"Scales: {kind} holds {value!r}; allowed are finite numbers >= 0")
@@ -55,18 +59,107 @@ class Scales:
         return out[0], out[1]
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a controller is told of the parameters before it acts: plain numbers, as they were at the start.
+
+    Attributes:
+        names: layer names, in the order of a reading's columns.
+        group_of: index of each layer's parameter group.
+        group_names: a name for each group.
+        numel: real elements of each layer.
+        ndim: dimensions of each layer's tensor; below 2 it is a bias, a norm's gain or a scalar.
+        rms: root mean square of each layer's parameters before the first step; 0 for zero-initialised ones.
+        lr: ``group["lr"]`` of each group when the controller was attached: a law that yields an absolute
+            rate is divided by it, so that an outside schedule still multiplies.
+        wd: likewise ``group["weight_decay"]``.
+        beta1: decay of the first moment of each group; 0 where the optimizer keeps none.
+        beta2: likewise of the second moment.
+    """
+
+    names: tuple[str, ...]
+    group_of: tuple[int, ...]
+    group_names: tuple[str, ...]
+    numel: tuple[int, ...]
+    ndim: tuple[int, ...]
+    rms: tuple[float, ...]
+    lr: tuple[float, ...]
+    wd: tuple[float, ...]
+    beta1: tuple[float, ...]
+    beta2: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Action:
+    """One move of a controller.
+
+    Attributes:
+        step: number of the first step it takes effect in.
+        controller: class of the controller that moved.
+        group: name of the parameter group, or ``"all"``.
+        kind: ``"lr"`` or ``"wd"``.
+        old, new: the scale before, and the one aimed at (a slew limit may take steps to get there).
+        evidence: what it was decided on: value and standard error by name (NaN where it has none).
+        reason: in words.
+    """
+
+    step: int
+    controller: str
+    group: str
+    kind: str
+    old: float
+    new: float
+    evidence: Mapping[str, tuple[float, float]]
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and checkpoints."""
+        return {**asdict(self), "evidence": {k: list(v) for k, v in self.evidence.items()}}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Action:
+        """Take up what :meth:`to_dict` gave."""
+        evidence = {k: (float(v[0]), float(v[1])) for k, v in saved["evidence"].items()}
+        return cls(**{**saved, "evidence": evidence})
+
+
 class Controller(ABC):
-    """Turns readings into scales. Holds no tensors and knows no optimizer."""
+    """Turns readings into scales. Holds no tensors and knows no optimizer.
+
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Further sums its law lives on (:data:`thermoopt.travel.TRAVEL_SUMS`), delivered in ``reading.travel``."""
+        return frozenset()
+
+    @property
+    def ema_steps(self) -> float | None:
+        """Length of the readings' average it wants, in steps; None leaves it to the measuring side."""
+        return None
+
+    @property
+    def every(self) -> int | None:
+        """Steps between two readings it wants; None leaves them to the measuring side."""
+        return None
+
+    def attach(self, start: Start) -> None:  # noqa: B027 - most controllers have no use for it
+        """Be told of the parameters; called before the first update and again whenever a group was added."""
 
     @abstractmethod
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the scales of a step that is about to be taken.
 
         Args:
-            reading: the newest reading if one was recorded since the last call, else None. Every recorded
-                reading is handed over once, also across a checkpoint.
+            reading: the newest reading if there is one that was not handed over yet, else None. Each is
+                handed over once, also across a checkpoint.
             step: number of the coming step, counted from 1 by the optimizer.
         """
+
+    @property
+    def log(self) -> list[Action]:
+        """Every action so far, oldest first; empty for a controller that does not act on readings."""
+        return []
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

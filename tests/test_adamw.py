@@ -290,7 +290,7 @@ def test_a_controller_acts_on_the_next_step_and_resumes():
     assert opt.param_groups[0]["lr"] == 1e-2
     # saved with a reading recorded that the controller has not seen
     assert opt.history.steps.tolist() == [1, 3, 5]
-    assert opt._controller.readings == [1, 3]
+    assert opt.controller.readings == [1, 3]
     saved, weights = copy.deepcopy(opt.state_dict()), copy.deepcopy(net.state_dict())
     train(net, opt, 4, start=5)
     other = model(seed=9)
@@ -299,8 +299,8 @@ def test_a_controller_acts_on_the_next_step_and_resumes():
     resumed.load_state_dict(saved)
     train(other, resumed, 4, start=5)
     assert_same_bits(net, opt, other, resumed)
-    assert opt._controller.readings == resumed._controller.readings == [1, 3, 5, 7]
-    assert opt._controller.steps == resumed._controller.steps == list(range(1, 10))
+    assert opt.controller.readings == resumed.controller.readings == [1, 3, 5, 7]
+    assert opt.controller.steps == resumed.controller.steps == list(range(1, 10))
     assert resumed.param_groups[0]["thermo"]["lr_scale"] == 0.5**4
 
 

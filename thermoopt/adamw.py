@@ -16,16 +16,22 @@ from thermoopt.backends import Backend
 from thermoopt.choice import choose_backend
 from thermoopt.controllers.base import Controller, Scales
 from thermoopt.history import History
+from thermoopt.loop import DEVICE_LAG, ControlLoop, start_of
 from thermoopt.meter import Meter, Reading
 from thermoopt.pending import PendingSums
 from thermoopt.rates import FactorCache, Rates, fresh_thermo, group_rates, layer_names
 from thermoopt.sinks import SinkQueue
+from thermoopt.torch_sums import local
+from thermoopt.travel import PendingTravel
 
 __all__ = ["ThermoAdamW"]
 
 ROWS_PER_EMA = 5
 """Readings recorded per ``ema_steps``: neighbouring rows then differ by a fifth of the average's memory,
 and recording costs a step nothing that matters even when every step is measured."""
+
+EMA_STEPS = 50
+"""Steps an average is long unless told: long against the noise of a batch, short against a run."""
 
 MAX_PENDING = 8
 """Measured steps whose sums may still be on the way from a device before a step waits for the oldest."""
@@ -47,15 +53,21 @@ class ThermoAdamW(torch.optim.AdamW):
             without names a layer is called ``group{i}.{j}``. Groups may carry a ``name``.
         lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`.
-        controller: turns readings into scales; None measures only.
+        controller: turns readings into scales; None measures only. :func:`thermoopt.autotune` makes the one
+            that needs no lr: ``lr`` then is only the unit that scales are expressed in.
         measure_every: measure every so many steps, from 1; None chooses what the backend does for free
             (every step with ``"native"`` and ``"triton"``, every 10th with ``"torch"``).
-        ema_steps: length of the readings' average in optimizer steps, at least 1 (the raw step).
+        ema_steps: length of the readings' average in optimizer steps, at least 1 (the raw step); None is the
+            length that the controller wants, else 50.
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
             (one pass on CPU) or ``"triton"`` (one pass on CUDA, not run on a GPU yet). ``"auto"`` takes the
             native kernel for the tensors it can take unless ``fused`` or ``foreach`` is given.
         sinks: objects with ``write(reading)`` or ``log(dict, step)`` that receive readings on the way. They
             hold open files, so copies and pickles of the optimizer go without them.
+        process_group: a ``torch.distributed`` group whose ranks are to take the same decisions: the readings
+            of its first rank go to all. Ranks of DDP hold the same gradients and decide alike without it as
+            long as their arithmetic is the same; a law that lives on a reported loss needs it. Copies and
+            pickles go without it.
 
     Raises:
         TypeError, ValueError: torch's own for its arguments, then for those above: the message names the
@@ -82,9 +94,10 @@ class ThermoAdamW(torch.optim.AdamW):
         fused: bool | None = None,
         controller: Controller | None = None,
         measure_every: int | None = None,
-        ema_steps: float = 50,
+        ema_steps: float | None = None,
         backend: str = "auto",
         sinks: Iterable[Any] = (),
+        process_group: Any = None,
     ) -> None:
         super().__init__(
             params,
@@ -103,9 +116,10 @@ class ThermoAdamW(torch.optim.AdamW):
         self._setup(
             controller=controller,
             measure_every=measure_every,
-            ema_steps=float(ema_steps),
+            ema_steps=_ema_steps(ema_steps, controller),
             backend=choose_backend(backend, self.param_groups),
             history=History(),
+            process_group=process_group,
         )
         self._sinks = SinkQueue(sinks)
         self._adopt_groups()
@@ -117,8 +131,9 @@ class ThermoAdamW(torch.optim.AdamW):
         ema_steps: float,
         backend: Backend,
         history: History,
+        process_group: Any = None,
     ) -> None:
-        self._controller = controller
+        self._loop = None if controller is None else ControlLoop(controller, process_group)
         self._measure_every = measure_every
         self._ema_steps = ema_steps
         self._backend = backend
@@ -148,9 +163,25 @@ class ThermoAdamW(torch.optim.AdamW):
         return self._sinks
 
     @property
+    def controller(self) -> Controller | None:
+        """The controller, whose ``log`` holds every action."""
+        return None if self._loop is None else self._loop.controller
+
+    @property
     def backend(self) -> str:
         """The backend in use: ``"torch"``, ``"native"`` or ``"triton"``."""
         return self._backend.name
+
+    def report_loss(self, loss: float | Tensor) -> None:
+        """Tell the controller the loss of the coming step; ``step(closure)`` does it by itself.
+
+        Only laws that live on the loss need it. What is not finite counts as not reported.
+
+        Raises:
+            TypeError: if it is no number.
+        """
+        if self._loop is not None:
+            self._loop.report_loss(loss)
 
     def set_layer_factors(self, factors: Mapping[str, float]) -> None:
         """Let layers run at their own rate: ``lr_eff = lr * lr_scale * factor``.
@@ -188,6 +219,8 @@ class ThermoAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            if self._loop is not None and isinstance(loss, (Tensor, float)):
+                self._loop.report_loss(loss)
         self._advance()
         return loss
 
@@ -199,10 +232,12 @@ class ThermoAdamW(torch.optim.AdamW):
             self._collect(wait=False)
             self._control()
         rates = [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
-        pending = self._backend.step(self, rates, not capturing and self._due(rates))
+        due = not capturing and self._due(rates)
+        travel = self._travel(rates, due) if not capturing else None
+        pending = self._backend.step(self, rates, due)
         self._meter.run.step += 1
         if pending is not None:
-            pending.step = self._meter.run.step
+            pending.step, pending.travel = self._meter.run.step, travel
             self._pending.append(pending)
             self._collect(wait=len(self._pending) > MAX_PENDING)
 
@@ -239,41 +274,76 @@ class ThermoAdamW(torch.optim.AdamW):
         while self._pending and (wait or self._pending[0].ready()):
             self._take(self._pending.popleft())
 
+    def _travel(self, rates: Sequence[Rates], due: bool) -> PendingTravel | None:
+        """Form the sums that the controller named, of the parameters before the step."""
+        if self._loop is None or self._loop.probe is None:
+            return None
+        self._loop.push(self.param_groups, rates, self)
+        return self._loop.probe.measure() if due and self._record_due(self._meter.run.step + 1) else None
+
     def _take(self, pending: PendingSums) -> None:
         cause = pending.skip_cause()
         if cause is None:
             cause = self._meter.update(pending.step, pending.index, *pending.arrays())
         if cause is not None:
             self._meter.skip(cause)
-            # a dry step is no step: take back its count
+            # a dry step is no step: take back its count, and what a controller learned of a run not begun
             self._meter.run.step -= cause == "dry"
+            if cause == "dry" and self._loop is not None and self._meter.run.step == 0:
+                self._loop.detach(forget=True)
+                self._forget_scales()
         elif self._record_due(pending.step):
             reading = self._meter.reading
             assert reading is not None
             self._meter.run.recorded = pending.step
             self._meter.run.unseen = 1
             self._history.append(reading)
+            if self._loop is not None:
+                self._loop.offer(reading, pending.travel)
             if self._sinks:
                 self._sinks.write(reading)
 
     def _record_due(self, step: int) -> bool:
         last = self._meter.run.recorded
-        return last == 0 or step - last >= math.ceil(self._ema_steps / ROWS_PER_EMA)
+        every = None if self._loop is None else self._loop.controller.every
+        return last == 0 or step - last >= (every or math.ceil(self._ema_steps / ROWS_PER_EMA))
 
     def _control(self) -> None:
         """Let the controller set the scales of the coming step; it sees each recorded reading once."""
-        if self._controller is None:
+        loop = self._loop
+        if loop is None:
             return
-        run = self._meter.run
-        reading = self._meter.reading if run.unseen else None
-        run.unseen = 0
-        self._apply(self._controller.update(reading, run.step + 1))
+        coming = self._meter.run.step + 1
+        lag = 0 if all(p.device.type == "cpu" for p in self.param_groups[0]["params"][:1]) else DEVICE_LAG
+        while self._pending and self._pending[0].step + lag < coming:
+            self._take(self._pending.popleft())
+        if not loop.attached:
+            self._attach(loop)
+        self._apply(loop.decide(coming, lag))
+        self._meter.run.unseen = int(loop.waiting)
+
+    def _attach(self, loop: ControlLoop) -> None:
+        """Tell the controller of the parameters as they were at the start."""
+        for group in self.param_groups:
+            thermo = group["thermo"]
+            if (thermo["start_rms"] < 0).any():
+                thermo["start_rms"] = _rms(group["params"])
+        thermos = [group["thermo"] for group in self.param_groups]
+        rms = [x for thermo in thermos for x in thermo["start_rms"].tolist()]
+        lr, wd = ([thermo[key] for thermo in thermos] for key in ("start_lr", "start_wd"))
+        params = [p for group in self.param_groups for p in group["params"]]
+        loop.attach(start_of(self.param_groups, self._meter, rms, lr, wd), params)
+
+    def _forget_scales(self) -> None:
+        for group in self.param_groups:
+            group["thermo"].update(fresh_thermo(group))
 
     def _apply(self, scales: Scales) -> None:
         groups = self.param_groups
         lrs, wds = scales.spread(len(groups))
-        if scales.layers:
+        if scales.layers and scales.layers is not self._factors_set:
             self.set_layer_factors(scales.layers)
+            self._factors_set = scales.layers
         for group, lr, wd in zip(groups, lrs, wds, strict=True):
             group["thermo"]["lr_scale"], group["thermo"]["wd_scale"] = lr, wd
 
@@ -287,7 +357,7 @@ class ThermoAdamW(torch.optim.AdamW):
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        group.setdefault("thermo", fresh_thermo(len(group["params"])))
+        group.setdefault("thermo", fresh_thermo(group))
         names: set[str] = set()
         for i, g in enumerate(self.param_groups):
             for name in layer_names(i, g):
@@ -299,19 +369,23 @@ class ThermoAdamW(torch.optim.AdamW):
             self._collect(wait=True)
             _add_to_meter(self._meter, len(self.param_groups) - 1, group)
             self._backend.reset()
+            if self._loop is not None:
+                self._loop.detach(forget=False)
 
     def _adopt_groups(self) -> None:
         """Build the meter anew from what the groups hold, after construction, loading or unpickling."""
         self._meter = Meter(self._ema_steps)
         self._pending.clear()
         self._backend.reset()
+        self._factors_set = None
+        snapshots: list[Mapping[str, Any]] = []
         saved_controller = None
         for i, group in enumerate(self.param_groups):
-            fresh, saved = fresh_thermo(len(group["params"])), group.get("thermo", {})
+            fresh, saved = fresh_thermo(group), group.get("thermo", {})
+            snapshots.append(saved)
             group["thermo"] = {key: saved.get(key, value) for key, value in fresh.items()}
-            group["thermo"]["layer_factors"] = (
-                torch.as_tensor(group["thermo"]["layer_factors"]).double().cpu()
-            )
+            for key in ("layer_factors", "start_rms"):
+                group["thermo"][key] = torch.as_tensor(group["thermo"][key]).double().cpu()
             _add_to_meter(self._meter, i, group)
             self._meter.import_group(i, saved)
             saved_controller = saved.get("controller", saved_controller)
@@ -319,8 +393,11 @@ class ThermoAdamW(torch.optim.AdamW):
             # state of a plain AdamW: go on counting where it stands
             steps = [s["step"] for s in self.state.values() if isinstance(s, dict) and "step" in s]
             self._meter.run.step = int(max((float(s) for s in steps), default=0))
-        if self._controller is not None and saved_controller is not None:
-            self._controller.load_state_dict(saved_controller)
+        if self._loop is not None:
+            if saved_controller is not None:
+                self._loop.controller.load_state_dict(saved_controller)
+            params = [p for group in self.param_groups for p in group["params"]]
+            self._loop.import_groups(snapshots, self._meter, params)
 
     def _snapshots(self) -> list[dict[str, Any]]:
         """What every group carries through a checkpoint: scales, averages, counters, the controller."""
@@ -329,8 +406,10 @@ class ThermoAdamW(torch.optim.AdamW):
         for i, group in enumerate(self.param_groups):
             scales = {k: v.clone() if isinstance(v, Tensor) else v for k, v in group["thermo"].items()}
             out.append({**scales, **self._meter.export_group(i)})
-        if self._controller is not None and out:
-            out[0]["controller"] = self._controller.state_dict()
+            if self._loop is not None:
+                out[-1].update(self._loop.export_group(np.flatnonzero(self._meter.group_of == i).tolist()))
+        if self._loop is not None and out:
+            out[0]["controller"] = self._loop.controller.state_dict()
         return out
 
     def state_dict(self) -> dict[str, Any]:
@@ -347,9 +426,9 @@ class ThermoAdamW(torch.optim.AdamW):
                 group["thermo"] = thermo
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle and deepcopy keep: all but the sinks, which hold open files."""
+        """Return what pickle and deepcopy keep: all but sinks and process group, which belong to a process."""
         keep = {
-            "controller": self._controller,
+            "controller": self.controller,
             "measure_every": self._measure_every,
             "ema_steps": self._ema_steps,
             "backend": self._backend.requested,
@@ -386,6 +465,19 @@ def _add_to_meter(meter: Meter, index: int, group: Mapping[str, Any]) -> None:
     meter.add_group(name, layer_names(index, group), numel)
 
 
+def _ema_steps(given: float | None, controller: Controller | None) -> float:
+    wanted = None if controller is None else controller.ema_steps
+    return float(given if given is not None else wanted or EMA_STEPS)
+
+
+@torch.no_grad()
+def _rms(params: Sequence[Tensor]) -> Tensor:
+    """Root mean squares, ``[n]``, float64 on CPU; 0 for empty tensors. One wait a group, once in a run."""
+    squares = [local(p.detach()).abs().square().sum(dtype=torch.float64) for p in params]
+    numel = torch.tensor([max(1, p.numel() * (2 if p.is_complex() else 1)) for p in params])
+    return (torch.stack([s.cpu() for s in squares]) / numel).sqrt() if squares else torch.zeros(0)
+
+
 def _check_arguments(controller: object, measure_every: object, ema_steps: object) -> None:
     if controller is not None and not isinstance(controller, Controller):
         raise TypeError(
@@ -397,7 +489,9 @@ def _check_arguments(controller: object, measure_every: object, ema_steps: objec
         raise (ValueError if isinstance(measure_every, int) else TypeError)(
             f"measure_every is {measure_every!r}; allowed is None or a whole number from 1"
         )
+    if ema_steps is None:
+        return
     if isinstance(ema_steps, bool) or not isinstance(ema_steps, (int, float)):
-        raise TypeError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")
+        raise TypeError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")
     if not (math.isfinite(ema_steps) and ema_steps >= 1):
-        raise ValueError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")
+        raise ValueError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels.sums import Sum
-from thermoopt.physics import COLUMNS, Term, check_quantity, layer_terms, linear_sums, quantities
+from thermoopt.physics import (
+    COLUMNS,
+    Term,
+    check_quantity,
+    columns_of,
+    layer_terms,
+    linear_sums,
+    quantities,
+)
+from thermoopt.travel import Travel
 
 __all__ = ["SKIP_CAUSES", "STATE_ROWS", "Meter", "Quantities", "Reading", "RunState"]
 
@@ -100,6 +109,8 @@ class Reading:
         group_names: a name for each group.
         seen: ``[n_layers]`` whether the layer was ever measured.
         skipped: measured steps that moved nothing, by cause (:data:`SKIP_CAUSES`).
+        travel: the sums that a controller named, in the readings that it is handed.
+        loss: the last loss reported before, likewise.
     """
 
     step: int
@@ -109,6 +120,8 @@ class Reading:
     group_names: tuple[str, ...]
     seen: NDArray[np.bool_]
     skipped: Mapping[str, int]
+    travel: Travel | None = None
+    loss: float | None = None
 
     @cached_property
     def group_terms(self) -> Array:
@@ -167,10 +180,13 @@ class Meter:
 
     Args:
         ema_steps: length of the average, in optimizer steps, at least 1.
+        unavailable: sums that an optimizer without Adam's moments does not have. What is handed over for
+            them does not count, and every quantity that needs one of them is NaN in the reading.
     """
 
-    def __init__(self, ema_steps: float) -> None:
+    def __init__(self, ema_steps: float, unavailable: Collection[Sum] = ()) -> None:
         self.keep = 1 - 1 / ema_steps
+        self._missing = columns_of(unavailable) if unavailable else None
         self.run = RunState()
         self.names: tuple[str, ...] = ()
         self.group_names: tuple[str, ...] = ()
@@ -181,7 +197,13 @@ class Meter:
         self._everything: NDArray[np.int64] | None = None
 
     def add_group(self, name: str, layers: Sequence[str], numel: Sequence[int]) -> None:
-        """Take in the layers of one more parameter group."""
+        """Take in the layers of one more parameter group.
+
+        A name that is taken, or ``"total"``, gets the group's index behind it: records hold the total
+        beside the groups.
+        """
+        while name == "total" or name in self.group_names:
+            name = f"{name}.{len(self.group_names)}"
         self.group_of = np.append(self.group_of, np.full(len(layers), len(self.group_names)))
         self.group_names += (name,)
         self.names += tuple(layers)
@@ -222,7 +244,10 @@ class Meter:
         q = self.keep ** (step - last)
         p = 1 - q
         state[:COLUMNS] *= q
-        state[:COLUMNS] += p * linear_sums(sums, constants["beta1"], t)
+        new = linear_sums(sums, constants["beta1"], t)
+        if self._missing is not None:
+            new[self._missing] = 0.0  # state stays free of NaN
+        state[:COLUMNS] += p * new
         weight *= q
         weight += p
         weight2 *= q**2
@@ -245,6 +270,8 @@ class Meter:
             seen = weight > 0
             safe = np.where(seen, weight, 1.0)
             mean, error2 = self._state[:COLUMNS] / safe, weight2 / safe**2
+            if self._missing is not None:
+                mean[self._missing] = np.nan
             terms = np.where(seen, layer_terms(mean, error2, lr, wd, beta2, self.numel), 0.0)
             self._latest = Reading(
                 step=int(last.max()),
@@ -287,7 +314,7 @@ class Meter:
                 )
         for key in _COUNTERS:
             setattr(self.run, key, max(getattr(self.run, key), _count(saved, key)))
-        for cause in SKIP_CAUSES:
+        for cause in self.run.skipped:
             self.run.skipped[cause] = max(self.run.skipped[cause], _count(saved, f"skipped_{cause}"))
 
 

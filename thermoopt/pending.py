@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels.sums import Sum
+
+if TYPE_CHECKING:
+    from thermoopt.travel import PendingTravel
 
 __all__ = ["Fetch", "PendingSums"]
 
@@ -56,7 +60,9 @@ class PendingSums:
         parts: device sums ``[pieces, len(Sum)]`` with the column each piece belongs to.
         late: device scalars with the array and the columns they belong in.
         found_inf: a fused GradScaler's flag, if there was one.
-        corrections: turns sums of raw moments in ``raw`` columns into bias-corrected ones.
+        raw: columns whose sums are of raw moments and still need their bias corrections.
+        step: number of the step.
+        travel: sums that a controller named.
     """
 
     index: NDArray[np.int64]
@@ -71,6 +77,7 @@ class PendingSums:
     found_inf: Fetch | None = None
     raw: NDArray[np.bool_] | None = None
     step: int = 0
+    travel: PendingTravel | None = None
 
     @classmethod
     def of(cls, index: Sequence[int] | NDArray[np.int64]) -> PendingSums:

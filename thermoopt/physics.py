@@ -12,6 +12,7 @@ Two stages keep groups and totals right. :func:`layer_terms` turns the averaged 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import IntEnum
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "Linear",
     "Term",
     "check_quantity",
+    "columns_of",
     "layer_terms",
     "linear_sums",
     "norm_forecast",
@@ -66,6 +68,23 @@ class Linear(IntEnum):
 
 COLUMNS = len(Sum) + len(Linear)
 """Number of columns a meter averages."""
+
+_FORMED_FROM = {
+    Linear.NULL: {Sum.D},
+    Linear.CNULL: {Sum.C},
+    Linear.SELF: {Sum.B},
+    Linear.NOISE: {Sum.SV, Sum.MU},
+    Linear.WORK2: {Sum.A, Sum.SV, Sum.MU},
+}
+
+
+def columns_of(sums: Collection[Sum]) -> NDArray[np.bool_]:
+    """Tell which columns hold one of these sums or are formed from one, ``[COLUMNS]``."""
+    out = np.zeros(COLUMNS, dtype=bool)
+    out[list(sums)] = True
+    for column, parts in _FORMED_FROM.items():
+        out[column] = not parts.isdisjoint(sums)
+    return out
 
 
 def null_update_energy(beta1: ArrayLike, t: ArrayLike) -> Array:

@@ -16,13 +16,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["HistoryLike", "LossCurve", "plot_dashboard"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "RED",
+    "Array",
+    "HistoryLike",
+    "LossCurve",
+    "blank",
+    "decades",
+    "frame",
+    "gaps",
+    "layer_band",
+    "legend",
+    "plot_dashboard",
+    "smooth",
+]
 
 Array = NDArray[np.float64]
 
 # Okabe and Ito's palette: told apart under every common colour blindness and in grey.
-_BLUE, _ORANGE, _GREEN, _RED, _PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
-_GREY = "#666666"
+BLUE, ORANGE, GREEN, RED, PURPLE = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7"
+GREY = "#666666"
 # N1/d of Gaussian gradients, the mean of |x| for x ~ N(0, 1).
 _GAUSSIAN = math.sqrt(2 / math.pi)
 # More rows than this and the heat map names groups of layers instead of layers.
@@ -98,13 +116,10 @@ def plot_dashboard(
         ImportError: matplotlib is missing.
         ValueError: the history holds fewer than two readings.
     """
-    figure_class, canvas_class = _matplotlib()
     n = len(history.steps)
     if n < 2:
         raise ValueError(f"a dashboard needs a history of at least 2 readings, got {n}; train for more steps")
-    figure: Figure = figure_class(figsize=(16, 12.4), dpi=100, facecolor="white")
-    canvas_class(figure)
-    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    figure = blank(12.4)
     grid = figure.add_gridspec(3, 6, height_ratios=[1.0, 1.45, 0.9])
     _loss(figure.add_subplot(grid[0, :3]), losses)
     _sigma(figure.add_subplot(grid[0, 3:]), history)
@@ -119,30 +134,41 @@ def plot_dashboard(
     return figure
 
 
-def _matplotlib() -> tuple[Any, Any]:
+def blank(height: float) -> Figure:
+    """Return an empty figure, 1600 pixels wide, without touching matplotlib's global state.
+
+    Args:
+        height: in hundreds of pixels.
+
+    Raises:
+        ImportError: matplotlib is missing; the message says what to install.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as e:
         raise ImportError("plots need matplotlib: pip install thermoopt[viz]") from e
-    return Figure, FigureCanvasAgg
+    figure = Figure(figsize=(16, height), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    return figure
 
 
 def _loss(ax: Axes, losses: LossCurve | None) -> None:
     if losses is None or not (losses.train or losses.valid):
-        _frame(ax, "Loss")
-        ax.text(0.5, 0.5, "no losses given", ha="center", va="center", transform=ax.transAxes, color=_GREY)
+        frame(ax, "Loss")
+        ax.text(0.5, 0.5, "no losses given", ha="center", va="center", transform=ax.transAxes, color=GREY)
         return
-    _frame(ax, f"Loss  [{losses.unit}]")
+    frame(ax, f"Loss  [{losses.unit}]")
     if losses.train:
         train = np.asarray(losses.train, dtype=float)
-        ax.plot(losses.train_steps, train, color=_BLUE, alpha=0.25, lw=0.8)
+        ax.plot(losses.train_steps, train, color=BLUE, alpha=0.25, lw=0.8)
         width = max(1, len(train) // 50)
         x = np.asarray(losses.train_steps, dtype=float)
         label = f"training (mean of {width})" if width > 1 else "training"
-        ax.plot(_smooth(x, width), _smooth(train, width), color=_BLUE, lw=2, label=label)
+        ax.plot(smooth(x, width), smooth(train, width), color=BLUE, lw=2, label=label)
     if losses.valid:
-        ax.plot(losses.valid_steps, losses.valid, "o-", color=_RED, ms=4, lw=1.5, label="validation")
+        ax.plot(losses.valid_steps, losses.valid, "o-", color=RED, ms=4, lw=1.5, label="validation")
         last = losses.valid[-1]
         ax.annotate(
             f"{last:.3f}",
@@ -150,39 +176,39 @@ def _loss(ax: Axes, losses: LossCurve | None) -> None:
             (-4, 12),
             textcoords="offset points",
             ha="right",
-            color=_RED,
+            color=RED,
             fontweight="bold",
         )
     if losses.unigram is not None:
         label = f"no context (unigram entropy {losses.unigram:.2f})"
-        ax.axhline(losses.unigram, color=_GREY, ls="--", lw=1.2, label=label)
+        ax.axhline(losses.unigram, color=GREY, ls="--", lw=1.2, label=label)
     # the first steps fall from ln 256; let them leave the picture, so that the rest can be read
     settled = [*losses.train[len(losses.train) // 20 :], *losses.valid, losses.unigram or 0.0]
     top = max((y for y in settled if math.isfinite(y)), default=0.0)
     low, high = ax.get_ylim()
     if top > low:
         ax.set_ylim(low, min(high, low + 1.15 * (top - low)))
-    _legend(ax)
+    legend(ax)
 
 
 def _sigma(ax: Axes, history: HistoryLike) -> None:
     """Stack the parts: what lies above 0 is produced, what lies below is taken back."""
-    _frame(ax, "Entropy production σ and its parts  [loss units per step]")
+    frame(ax, "Entropy production σ and its parts  [loss units per step]")
     steps = history.steps
-    work, noise = _total(history, "d_eS"), _total(history, "d_iS_noise")
-    momentum, decay = _total(history, "d_iS_momentum"), _total(history, "d_iS_wd")
+    work, noise = gaps(history.total("d_eS")), gaps(history.total("d_iS_noise"))
+    momentum, decay = gaps(history.total("d_iS_momentum")), gaps(history.total("d_iS_wd"))
     up, down = np.zeros(len(steps)), np.zeros(len(steps))
     for part, color, label in (
-        (work, _GREEN, "productive (d_eS)"),
-        (noise, _ORANGE, "heat: gradient noise"),
-        (momentum, _PURPLE, "heat: overshooting momentum"),
-        (decay, _GREY, "heat: weight decay"),
+        (work, GREEN, "productive (d_eS)"),
+        (noise, ORANGE, "heat: gradient noise"),
+        (momentum, PURPLE, "heat: overshooting momentum"),
+        (decay, GREY, "heat: weight decay"),
     ):
         above, below = np.maximum(part, 0), np.minimum(part, 0)
         ax.fill_between(steps, up, up + above, color=color, alpha=0.75, lw=0, label=label)
         ax.fill_between(steps, down, down + below, color=color, alpha=0.75, lw=0)
         up, down = up + np.nan_to_num(above), down + np.nan_to_num(below)
-    sigma = _total(history, "sigma")
+    sigma = gaps(history.total("sigma"))
     ax.plot(steps, sigma, color="black", lw=1.8, label="σ")
     ax.axhline(0, color="black", lw=0.6)
     # where the first readings dwarf the rest of the run, they leave the picture
@@ -190,18 +216,18 @@ def _sigma(ax: Axes, history: HistoryLike) -> None:
     if up.max() < 2 * up[settled].max():
         settled = slice(None)
     ax.set_ylim(*_limits(down[settled], up[settled], sigma[settled]))
-    _legend(ax, ncols=2, loc="upper right")
+    legend(ax, ncols=2, loc="upper right")
 
 
 def _heat(ax: Axes, history: HistoryLike) -> None:
     from matplotlib.colors import LogNorm, Normalize
 
-    _frame(ax, "r of each layer: update energy against thermal equilibrium", grid=False)
+    frame(ax, "r of each layer: update energy against thermal equilibrium", grid=False)
     order, names = _by_depth(list(history.layer_names))
     r = np.asarray(history.layers("r"), dtype=float)
     steps = np.asarray(history.layer_steps, dtype=float)
     if len(steps) < 2 or not names:
-        ax.text(0.5, 0.5, "no layer readings", ha="center", va="center", transform=ax.transAxes, color=_GREY)
+        ax.text(0.5, 0.5, "no layer readings", ha="center", va="center", transform=ax.transAxes, color=GREY)
         return
     r = np.ma.masked_invalid(np.where(r > 0, r, np.nan)[:, order].T)
     spread = np.abs(np.log(r.compressed()))
@@ -224,53 +250,54 @@ def _heat(ax: Axes, history: HistoryLike) -> None:
 
 
 def _balance(ax: Axes, history: HistoryLike) -> None:
-    _frame(ax, "Weight-decay balance  R_wd")
+    frame(ax, "Weight-decay balance  R_wd")
     layers = np.asarray(history.layers("wd_balance"), dtype=float)
-    total = _total(history, "wd_balance")
+    total = gaps(history.total("wd_balance"))
     # a negative balance means that the gradient itself shrinks the weights: no decay could balance it
-    _spread(ax, history.layer_steps, np.where(layers > 0, layers, np.nan))
+    layer_band(ax, history.layer_steps, np.where(layers > 0, layers, np.nan))
     total = np.where(total > 0, total, np.nan)
-    ax.plot(history.steps, total, color=_BLUE, lw=2, label="all parameters")
+    ax.plot(history.steps, total, color=BLUE, lw=2, label="all parameters")
     ax.axhline(1, color="black", ls="--", lw=1.2, label="1: norm stays, above: shrinks")
     if np.isfinite(total).any() or np.isfinite(layers).any():
         ax.set_yscale("log")
-        _decades(ax)
+        decades(ax)
     else:
-        ax.text(0.5, 0.3, "undefined: no weight decay", ha="center", transform=ax.transAxes, color=_GREY)
-    _legend(ax)
+        ax.text(0.5, 0.3, "undefined: no weight decay", ha="center", transform=ax.transAxes, color=GREY)
+    legend(ax)
 
 
 def _gaussianity(ax: Axes, history: HistoryLike) -> None:
-    _frame(ax, "Gaussianity of gradients  N1/d")
-    _spread(ax, history.layer_steps, np.asarray(history.layers("gaussianity"), dtype=float))
-    ax.plot(history.steps, _total(history, "gaussianity"), color=_BLUE, lw=2, label="all parameters")
+    frame(ax, "Gaussianity of gradients  N1/d")
+    layer_band(ax, history.layer_steps, np.asarray(history.layers("gaussianity"), dtype=float))
+    ax.plot(history.steps, gaps(history.total("gaussianity")), color=BLUE, lw=2, label="all parameters")
     ax.axhline(_GAUSSIAN, color="black", ls="--", lw=1.2, label=f"{_GAUSSIAN:.3f}: Gaussian")
     ax.set_ylim(bottom=0)
-    _legend(ax, loc="lower right")
+    legend(ax, loc="lower right")
 
 
 def _pace(ax: Axes, history: HistoryLike) -> None:
-    _frame(ax, "Size of a step")
+    frame(ax, "Size of a step")
     steps = history.steps
     for name, color, style, label in (
-        ("lr_eff", _ORANGE, "--", "learning rate"),
-        ("angular_step", _BLUE, "-", "angular step  η‖U‖/‖θ‖"),
+        ("lr_eff", ORANGE, "--", "learning rate"),
+        ("angular_step", BLUE, "-", "angular step  η‖U‖/‖θ‖"),
     ):
-        y = _total(history, name)
+        y = gaps(history.total(name))
         ax.plot(steps, np.where(y > 0, y, np.nan), style, color=color, lw=2, label=label)
     ax.set_yscale("log")
-    _decades(ax)
-    _legend(ax, loc="lower center")
+    decades(ax)
+    legend(ax, loc="lower center")
 
 
-def _total(history: HistoryLike, name: str) -> Array:
-    """One quantity of all parameters, with a gap wherever it is not finite."""
-    values = np.array(history.total(name), dtype=float)
+def gaps(values: NDArray[Any]) -> Array:
+    """Return a float copy with NaN, which lines leave out, wherever a value is not finite."""
+    values = np.array(values, dtype=float)
     values[~np.isfinite(values)] = np.nan
     return values
 
 
-def _frame(ax: Axes, title: str, grid: bool = True) -> None:
+def frame(ax: Axes, title: str, grid: bool = True) -> None:
+    """Give a panel its title and the look that all panels share."""
     ax.set_title(title, loc="left", fontsize=13, fontweight="bold")
     ax.set_xlabel("step", fontsize=11)
     ax.tick_params(labelsize=11)
@@ -280,11 +307,12 @@ def _frame(ax: Axes, title: str, grid: bool = True) -> None:
         ax.grid(alpha=0.25, lw=0.6)
 
 
-def _legend(ax: Axes, **options: Any) -> None:
+def legend(ax: Axes, **options: Any) -> None:
+    """Add a legend in the look that all panels share."""
     ax.legend(framealpha=0.85, edgecolor="none", fontsize=11, **options)
 
 
-def _spread(ax: Axes, steps: NDArray[Any], values: Array) -> None:
+def layer_band(ax: Axes, steps: NDArray[Any], values: Array, color: str = BLUE) -> None:
     """Draw where the middle 80 % of the layers lie."""
     if len(steps) < 2 or not values.size:
         return
@@ -293,10 +321,10 @@ def _spread(ax: Axes, steps: NDArray[Any], values: Array) -> None:
         row = row[np.isfinite(row)]
         if row.size:
             low[i], high[i] = np.quantile(row, (0.1, 0.9))
-    ax.fill_between(steps, low, high, color=_BLUE, alpha=0.18, lw=0, label="80 % of layers")
+    ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0, label="80 % of layers")
 
 
-def _decades(ax: Axes) -> None:
+def decades(ax: Axes) -> None:
     """Label a log axis at 1, 2 and 5 when it spans little, at powers of ten otherwise."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -344,7 +372,8 @@ def _edges(steps: Array) -> Array:
     return np.concatenate([[1.5 * steps[0] - 0.5 * steps[1]], middle, [1.5 * steps[-1] - 0.5 * steps[-2]]])
 
 
-def _smooth(x: Array, width: int) -> Array:
+def smooth(x: Array, width: int) -> Array:
+    """Return running means of ``width`` values, ``[len(x) - width + 1]``."""
     return np.convolve(x, np.full(width, 1 / width), mode="valid")
 
 

@@ -56,12 +56,20 @@ class FactorCache:
         return known[2]
 
 
-def fresh_thermo(n_params: int) -> dict[str, Any]:
-    """What a group holds under ``thermo`` before anything was controlled: every factor 1."""
+def fresh_thermo(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What a group holds under ``thermo`` before anything was controlled: every factor 1.
+
+    ``start_lr`` and ``start_wd`` are the group's rates now; ``start_rms``, the layers' rms before the first
+    controlled step, is -1 as long as it is not known.
+    """
+    n = len(group["params"])
     return {
         "lr_scale": 1.0,
         "wd_scale": 1.0,
-        "layer_factors": torch.ones(n_params, dtype=torch.float64),
+        "layer_factors": torch.ones(n, dtype=torch.float64),
+        "start_lr": float(group["lr"]),
+        "start_wd": float(group["weight_decay"]),
+        "start_rms": torch.full((n,), -1.0, dtype=torch.float64),
     }
 
 

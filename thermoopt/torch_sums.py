@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim import Optimizer
 
 from thermoopt.kernels.torch_pass import LayerTensors, measure
 from thermoopt.pending import Fetch, PendingSums
 from thermoopt.rates import Rates
 
-if TYPE_CHECKING:
-    from thermoopt.adamw import ThermoAdamW
-
-__all__ = ["torch_sums"]
+__all__ = ["fill", "local", "torch_sums"]
 
 
 def torch_sums(
-    optimizer: ThermoAdamW,
+    optimizer: Optimizer,
     rates: Sequence[Rates],
     only: Collection[int] | None = None,
     also: NDArray[np.int64] | None = None,
@@ -29,7 +27,8 @@ def torch_sums(
     """Start the measuring pass over every tensor that is about to be stepped.
 
     Args:
-        optimizer: whose parameters, gradients and state are read.
+        optimizer: whose parameters, gradients and state are read: ``exp_avg`` and ``exp_avg_sq`` as torch's
+            Adam and AdamW keep them, ``betas`` and ``eps`` in its groups.
         rates: effective rates of its groups.
         only: layer indices to measure, all by default.
         also: layers measured elsewhere, for which columns are kept free at the end.
@@ -59,8 +58,8 @@ def torch_sums(
                     beta1=float(beta1),
                     beta2=float(beta2),
                     eps=float(group["eps"]),
-                    amsgrad=group["amsgrad"],
-                    maximize=group["maximize"],
+                    amsgrad=group.get("amsgrad", False),
+                    maximize=group.get("maximize", False),
                 )
             )
             index.append(i)
@@ -72,8 +71,8 @@ def torch_sums(
         pending.wd[:n] = wds
         pending.beta1[:n] = [layer.beta1 for layer in layers]
         pending.beta2[:n] = [layer.beta2 for layer in layers]
-        _fill(pending, pending.lr, lrs)
-        _fill(pending, pending.t, [layer.step for layer in layers])
+        fill(pending, pending.lr, lrs)
+        fill(pending, pending.t, [layer.step for layer in layers])
         pending.raw = np.arange(len(pending.index)) < n
     for parcel in measure(layers, getattr(optimizer, "grad_scale", None)):
         pending.parts.append((np.asarray(parcel.layer, dtype=np.int64), Fetch(parcel.sums)))
@@ -99,7 +98,7 @@ def _next_step(step: Tensor | float | None) -> float | Tensor:
     return 1.0 if step is None else float(step) + 1
 
 
-def _fill(pending: PendingSums, array: Any, values: Sequence[float | Tensor]) -> None:
+def fill(pending: PendingSums, array: Any, values: Sequence[float | Tensor]) -> None:
     """Put host numbers in at once, device scalars when they arrive."""
     devices: dict[torch.device, list[int]] = {}
     for i, value in enumerate(values):

@@ -1,0 +1,135 @@
+"""Which control law finds the learning rate: final validation loss on small real workloads, at two horizons.
+
+Every run is a row of ``rows.jsonl``; what is there already is not run again, so a stopped benchmark goes on
+where it stood. Rows are worked on seed by seed, so that a stop at any moment leaves equal counts.
+
+    python benchmarks/control.py --out runs/control                       # everything, about an hour on 2 cores
+    python benchmarks/control.py --workloads linear mlp --seeds 0         # part of it
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods import METHODS
+from workloads import WORKLOADS
+
+__all__ = ["Run", "main", "plan", "run"]
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one row is about."""
+
+    workload: str
+    steps: int
+    method: str
+    lr: float | None
+    seed: int
+
+
+def plan(workloads: list[str], methods: list[str], seeds: list[int], horizons: list[int]) -> list[Run]:
+    """Return all runs, seeds outermost."""
+    return [
+        Run(name, WORKLOADS[name].horizons[h], method, lr, seed)
+        for seed in seeds
+        for h in horizons
+        for method in methods
+        for name in workloads
+        for lr in METHODS[method].lrs or (None,)
+    ]
+
+
+def run(it: Run) -> dict[str, Any]:
+    """Train once.
+
+    Returns:
+        The row: what was run, ``valid`` (final validation loss; that of the initial model where the run
+        diverged), ``initial``, ``diverged``, ``seconds``.
+    """
+    task = WORKLOADS[it.workload].build(it.seed)
+    initial = task.evaluate()
+    setup = METHODS[it.method].build(task.model, it.lr or math.nan, it.steps)
+    start = time.perf_counter()
+    diverged = False
+    for _ in range(it.steps):
+        loss = task.loss()
+        setup.optimizer.zero_grad()
+        loss.backward()
+        if not math.isfinite(loss.item()):
+            diverged = True
+            break
+        setup.optimizer.step()
+        if setup.schedule is not None:
+            setup.schedule.step()
+    seconds = time.perf_counter() - start
+    setup.before_judging()
+    valid = task.evaluate()
+    diverged = diverged or not math.isfinite(valid)
+    return {
+        **asdict(it),
+        "valid": initial if diverged else valid,
+        "initial": initial,
+        "diverged": diverged,
+        "seconds": round(seconds, 2),
+        "sha256": WORKLOADS[it.workload].sha256(),
+    }
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of earlier runs; a line torn by a crash is passed over and run again."""
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
+
+
+def key(row: dict[str, Any]) -> Run:
+    """What a row is about."""
+    return Run(row["workload"], row["steps"], row["method"], row["lr"], row["seed"])
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/control"))
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--horizons", nargs="+", type=int, choices=(0, 1), default=[0, 1])
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "rows.jsonl"
+    done = {key(row) for row in read_rows(path)}
+    todo = [it for it in plan(args.workloads, args.methods, args.seeds, args.horizons) if it not in done]
+    print(f"{len(done)} runs are there, {len(todo)} to do", flush=True)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.workers, _one_thread) as pool, path.open("a") as file:
+        for i, row in enumerate(pool.imap_unordered(run, todo), 1):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{i}/{len(todo)}  {row['workload']:7} {row['steps']:5} {row['method']:16} lr {row['lr']}  "
+                  f"seed {row['seed']}  {row['valid']:.4f}  {row['seconds']:.0f} s", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Linear regression with features of very different scale."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from workloads.task import Task, Workload, data_hash
+
+__all__ = ["LINEAR"]
+
+FEATURES, TRAIN, VALID, BATCH = 64, 4096, 2048, 64
+NOISE = 1.0  # standard deviation of the label noise: the loss of the true weights is 1
+
+
+@cache
+def _data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rng = np.random.default_rng(0)
+    scale = np.logspace(-0.75, 0.75, FEATURES)  # 1.5 decades
+    weights = rng.normal(size=FEATURES) * 3
+    x = rng.normal(size=(TRAIN + VALID, FEATURES)) * scale
+    y = x @ weights + NOISE * rng.normal(size=len(x))
+    parts = x[:TRAIN], y[:TRAIN, None], x[TRAIN:], y[TRAIN:, None]
+    return tuple(torch.tensor(a, dtype=torch.float32) for a in parts)  # type: ignore[return-value]
+
+
+def _task(seed: int) -> Task:
+    x, y, x_valid, y_valid = _data()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Linear(FEATURES, 1)
+    rng = torch.Generator().manual_seed(seed)
+
+    def loss() -> Tensor:
+        rows = torch.randint(TRAIN, (BATCH,), generator=rng)
+        return F.mse_loss(model(x[rows]), y[rows])
+
+    @torch.no_grad()
+    def evaluate() -> float:
+        return F.mse_loss(model(x_valid), y_valid).item()
+
+    return Task(model, loss, evaluate)
+
+
+LINEAR = Workload(
+    "linear",
+    "linear regression, 64 Gaussian features with scales over 1.5 decades, weights about 40 times their initial "
+    "size, label noise 1, batch 64; mean squared error, 1 for the true weights",
+    (500, 2000),
+    _task,
+    lambda: data_hash(*(a.numpy() for a in _data())),
+)

@@ -1,0 +1,79 @@
+"""What a workload is: a name, two horizons, and a task built from a seed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+__all__ = ["Task", "Workload", "data_hash", "require"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run's model and data, all drawn from its seed.
+
+    Attributes:
+        model: freshly initialised.
+        loss: training loss of the next batch; every call draws one.
+        evaluate: mean validation loss, under ``no_grad`` and in evaluation mode.
+    """
+
+    model: nn.Module
+    loss: Callable[[], Tensor]
+    evaluate: Callable[[], float]
+
+
+class Build(Protocol):
+    """Makes the task of a seed."""
+
+    def __call__(self, seed: int) -> Task:
+        """Return the task: weights, order and noise of the training batches depend on ``seed``."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training problem that methods are compared on.
+
+    Attributes:
+        name: what tables call it.
+        about: data, split, model, metric, in words.
+        horizons: optimizer steps of the short and of the long run.
+        build: makes a task.
+        sha256: hash of training and validation data.
+    """
+
+    name: str
+    about: str
+    horizons: tuple[int, int]
+    build: Build
+    sha256: Callable[[], str]
+
+
+def data_hash(*arrays: np.ndarray) -> str:
+    """SHA-256 over shapes, types and bytes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def require(module: str, package: str) -> ModuleType:
+    """Import a module or say which package brings it.
+
+    Raises:
+        ImportError: naming the package and the extra.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"this workload needs {package}: pip install {package} (or thermoopt[bench])"
+        ) from error

@@ -1,0 +1,414 @@
+"""Barostat: the weight decay that norms can hold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from thermoopt.controllers.base import Action, Controller, Scales, Start
+from thermoopt.controllers.lever import Bounds, Lever
+
+from thermoopt.meter import Reading
+from thermoopt.physics import Term, norm_forecast
+
+__all__ = ["ANGULAR_BOUND", "BOUNDS", "NU", "Barostat", "repaired_decay"]
+
+Array = NDArray[np.float64]
+
+NU = 0.5
+"""Share of its norm at the start below which a layer is said to collapse. Measured on this project's six
+small workloads at lr 1e-3 and 1e-2: with the usual decay of 0.01 or 0.1 no norm fell below 0.77 of its start,
+with 30 times that they fell to 0.06 to 0.6 where the validation loss suffered most."""
+
+FREE_FALL = 0.5
+"""Free-fall fraction above which a norm is falling and not about its equilibrium (0): decay takes more than
+twice what the source gives back. Derived with the norm balance (theory, section 4)."""
+
+ANGULAR_BOUND = 1e-2
+"""Radians a step at the forecast norm above which a small norm is harmful. Just above 3e-3 to 9e-3, the
+plateau at the best learning rate on every workload trained from scratch here. Where a norm that starts far
+above its equilibrium (an embedding of unit variance) comes down in a healthy run, the same six
+workloads read up to 5e-3 at the forecast; where decay 30 times too high did harm, mostly 1e-2 to 1e-1."""
+
+TOLERANCE = 0.1
+"""Relative change of a repaired decay that is worth an action: about the error of a source S averaged over
+50 steps in a matrix of 64 x 64 (derived: its noise is (rms/lr) sqrt(n0/d) of itself, a tenth at lr 1e-3)."""
+
+AVERAGE = 50
+"""Steps that a reading averages over by default. Nothing is done in the first so many, and an optimizer
+without a second moment is forecast over as many: for so long the source was as it is."""
+
+READINGS_BETWEEN = 10
+"""Readings between two actions, beside the hold-off in steps: the decay's loop is to be at least ten times
+slower than one that acts on every reading (theory, section 4)."""
+
+BOUNDS = Bounds(lo=1e-3, hi=1.0, slew_up=1.01, slew_down=1.1, min_readings=5, hold_off=100)
+"""Down to a thousandth (decay a thousand times too high can be repaired), never above what the group says.
+Five readings of a default run, one every 10 steps, span the average; 100 steps are ten of them. Downwards a
+factor of 30 takes 36 steps, well within the hold-off; upwards ten times as long."""
+
+
+def repaired_decay(source: float, lr: float, norm2: float) -> float:
+    r"""Weight decay at which a squared norm is where source and decay balance.
+
+    .. math:: \lambda = S/(2\eta\,\|\theta\|^2)
+
+    to first order in :math:`\eta\lambda`, so that ``wd_balance`` is exactly 1 at that norm.
+
+    Args:
+        source: S, [th**2 per step].
+        lr: effective learning rate.
+        norm2: the squared norm to hold, [th**2], above 0.
+
+    References:
+        derived for this project from the norm balance; of pure noise: Kosson et al., arXiv 2305.17212.
+    """
+    return source / (2 * lr * norm2) if lr > 0 else math.nan
+
+
+@dataclass
+class _Group:
+    """One parameter group that decays matrices.
+
+    Attributes:
+        lever: the repair, a factor on the group's decay.
+        first, acted: step of its first reading; number of its readings at the last action.
+        wd: ``group["weight_decay"]`` when first attached.
+        lr_max: largest learning rate read so far.
+        coupling: learning rate over its maximum, 1 until it falls.
+        repaired: layers whose collapse it was repaired for, until it is back at its top.
+        reported: layers whose gradient was reported to shrink them, until it no longer does.
+        layers, reference2, horizon: the decayed matrices, their squared norms at the start, steps ahead.
+    """
+
+    lever: Lever
+    wd: float
+    first: int = 0
+    acted: int = 0
+    lr_max: float = 0.0
+    coupling: float = 1.0
+    repaired: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
+    layers: list[str] = field(default_factory=list)
+    reference2: list[float] = field(default_factory=list)
+    horizon: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Balance:
+    """Norm balance of the layers of one group that a reading speaks of; arrays in the order of ``names``.
+
+    ``excess`` is R_wd, infinite where no source holds against decay; ``free_fall`` is 1 - 1/R_wd.
+    """
+
+    names: list[str]
+    reference2: Array
+    norm2: Array
+    numel: Array
+    lr: Array
+    source: Array
+    excess: Array
+    free_fall: Array
+    forecast2: Array
+    angular: Array
+    angular_forecast: Array
+
+    @classmethod
+    def of(cls, terms: Array, names: list[str], reference2: list[float], horizon: float) -> _Balance:
+        """Form it from the layers' terms ``[len(Term), n]``."""
+        norm2, numel, source, pull = terms[[Term.TT, Term.NUMEL, Term.SOURCE, Term.PULL]]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            lr, wd = terms[[Term.LR_NUMEL, Term.WD_NUMEL]] / numel
+            forecast2 = norm_forecast(norm2, source, 1 - lr * wd, horizon)
+            return cls(
+                names=names,
+                reference2=np.array(reference2),
+                norm2=norm2,
+                numel=numel,
+                lr=lr,
+                source=source,
+                excess=np.where(source > 0, pull / source, np.where(pull > 0, np.inf, np.nan)),
+                free_fall=np.where(pull > 0, 1 - source / pull, np.nan),
+                forecast2=forecast2,
+                angular=np.sqrt(terms[Term.STEP2] / norm2),
+                angular_forecast=np.sqrt(terms[Term.STEP2] / forecast2),
+            )
+
+    def evidence(self, i: int) -> dict[str, tuple[float, float]]:
+        """What an action for layer i stands on; a reading has no errors of these."""
+        values = {
+            "R_wd": self.excess[i],
+            "norm": math.sqrt(self.norm2[i]),
+            "reference": math.sqrt(self.reference2[i]),
+            "forecast": math.sqrt(self.forecast2[i]),
+            "free_fall": self.free_fall[i],
+            "angular_step": self.angular[i],
+            "angular_forecast": self.angular_forecast[i],
+        }
+        return {name: (float(value), math.nan) for name, value in values.items()}
+
+
+class Barostat(Controller):
+    r"""Gives every group's wd_scale: decay follows the learning rate, and gives way before norms collapse.
+
+    It speaks of decayed matrices: layers of two or more dimensions in groups with weight decay, that had a
+    gradient since the last reading and did not start at zero. Groups without any stay at scale 1, so a group
+    with decay 0 keeps it.
+
+    *Coupling* keeps the equilibrium norm :math:`\sqrt{\eta d/2\lambda}` through a schedule,
+
+    .. math:: \lambda_t = \lambda\,\eta_t / \max_{s\le t}\eta_s,
+
+    with :math:`\eta` the mean over the group's decayed matrices of the last reading; while the rate rises,
+    the ratio is 1. It is feed-forward, neither bounded nor logged.
+
+    *Repair*: with the source S of the norm balance :math:`\|\theta'\|^2 = (1-\eta\lambda)^2\|\theta\|^2 + S`,
+    a layer collapses if its norm is forecast to be below :math:`\nu` of its norm at the start, its free-fall
+    fraction :math:`1 - S/(2\eta\lambda\|\theta\|^2)` is above 1/2, or not below 0 where the norm is that
+    small already, and the angular step it would have at the forecast norm, :math:`\eta\|U\|/\|\theta\|`,
+    is above a bound: on a scale-invariant layer a shrinking norm is only a larger effective learning rate.
+    The group's decay then goes to the smallest
+
+    .. math:: \lambda = S/(2\eta\,\nu^2\|\theta_{\mathrm{start}}\|^2)
+
+    of its collapsing layers, and once decay takes less than the source gives in all of them that are not
+    frozen meanwhile, back up to what the same formula then says. Where S <= 0 it is the gradient that shrinks
+    the weights: with the norm itself below :math:`\nu` of the start this is reported, once a layer until its
+    norm is back, and nothing is done. (A forecast with S < 0 soon is 0, in healthy runs too: it is not
+    trusted.)
+
+    Args:
+        couple: whether decay follows the learning rate.
+        nu: share of the norm at the start to hold, in (0, 1).
+        horizon: steps to forecast over, at least 1; None is the memory of the second moment,
+            1 / (1 - beta2), for which the present source can be trusted, or :data:`AVERAGE`.
+        angular_bound: radians a step, at least 0.
+        bounds: of the repair's factor.
+
+    Raises:
+        ValueError: for values out of range; the message names the argument.
+
+    References:
+        norm balance, forecast and repair: derived for this project; equilibrium: Kosson et al.,
+        arXiv 2305.17212; coupling: Defazio, arXiv 2506.02285.
+    """
+
+    def __init__(
+        self,
+        *,
+        couple: bool = True,
+        nu: float = NU,
+        horizon: float | None = None,
+        angular_bound: float = ANGULAR_BOUND,
+        bounds: Bounds = BOUNDS,
+    ) -> None:
+        if not 0 < nu < 1:
+            raise ValueError(f"nu is {nu!r}; allowed are numbers above 0 and below 1")
+        if horizon is not None and not 1 <= horizon < math.inf:
+            raise ValueError(f"horizon is {horizon!r}; allowed is None or a number of steps from 1")
+        if not 0 <= angular_bound < math.inf:
+            raise ValueError(f"angular_bound is {angular_bound!r}; allowed are numbers from 0")
+        self._couple, self._nu, self._horizon, self._bound = couple, nu, horizon, angular_bound
+        self._bounds = bounds
+        self._start: Start | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._groups: dict[str, _Group] = {}
+        self._reference2: dict[str, float] = {}
+        self._norm2: dict[str, float] = {}
+        self._log: list[Action] = []
+
+    def attach(self, start: Start) -> None:
+        """Take in layers and groups; from its first reading on, what it knows of one by name it keeps."""
+        if not self._norm2:
+            self._forget()
+        self._start = start
+        for name, rms, numel in zip(start.names, start.rms, start.numel, strict=True):
+            self._reference2.setdefault(name, rms**2 * numel)
+        for i, name in enumerate(start.group_names):
+            group = self._groups.setdefault(name, _Group(Lever(self._bounds), start.wd[i]))
+            memory = 1 / (1 - start.beta2[i]) if start.beta2[i] > 0 else AVERAGE
+            group.horizon = self._horizon or memory
+            group.layers = [
+                layer
+                for layer, of, ndim in zip(start.names, start.group_of, start.ndim, strict=True)
+                if of == i and ndim >= 2 and group.wd > 0
+            ]
+            group.reference2 = [self._reference2[layer] for layer in group.layers]
+
+    def update(self, reading: Reading | None, step: int) -> Scales:
+        """Return one wd factor a group; neutral before :meth:`attach`."""
+        if self._start is None:
+            return Scales()
+        groups = [(name, self._groups[name]) for name in self._start.group_names]
+        if reading is not None:
+            place = {name: i for i, name in enumerate(reading.names)}
+            for name, group in groups:
+                balance = self._balance(group, reading, place)
+                if balance.names:
+                    group.lever.readings += 1
+                    group.first = group.first or step
+                    self._follow(group, balance)
+                    self._report(name, group, balance, step)
+                    self._act(name, group, balance, step)
+        return Scales(wd=[g.lever.move() * g.coupling if g.layers else 1.0 for _, g in groups])
+
+    def _balance(self, group: _Group, reading: Reading, place: Mapping[str, int]) -> _Balance:
+        """Balance of the group's layers that were seen, and have moved since the last reading.
+
+        A frozen layer keeps its averages to the last bit, while decay no longer touches it.
+        """
+        names, columns, reference2 = [], [], []
+        for name, ref2 in zip(group.layers, group.reference2, strict=True):
+            column = place.get(name)
+            if column is None or not reading.seen[column]:
+                continue
+            norm2 = float(reading.terms[Term.TT, column])
+            if norm2 != self._norm2.get(name):
+                self._norm2[name] = norm2
+                names.append(name)
+                columns.append(column)
+                reference2.append(ref2)
+        return _Balance.of(reading.terms[:, columns], names, reference2, group.horizon)
+
+    def _follow(self, group: _Group, balance: _Balance) -> None:
+        """Coupling: the learning rate over its maximum so far."""
+        lr = float((balance.lr * balance.numel).sum() / balance.numel.sum())
+        if self._couple and math.isfinite(lr):
+            group.lr_max = max(group.lr_max, lr)
+            group.coupling = lr / group.lr_max if group.lr_max > 0 else 1.0
+
+    def _report(self, name: str, group: _Group, balance: _Balance, step: int) -> None:
+        """Log the layers that their gradient shrinks, once each until the norm is back."""
+        if group.lever.readings < self._bounds.min_readings:
+            return
+        small = balance.norm2 < self._nu**2 * balance.reference2
+        shrunk = small & np.isposinf(balance.excess) & (balance.angular > self._bound)
+        for i, layer in enumerate(balance.names):
+            if shrunk[i] and layer not in group.reported:
+                group.reported.append(layer)
+                now = math.sqrt(balance.norm2[i] / balance.reference2[i])
+                reason = (
+                    f"{layer} is down to {now:.3g} of its norm at the start and its gradient shrinks it "
+                    "further: not the decay's doing, nothing done"
+                )
+                scale = group.lever.value
+                evidence = balance.evidence(i)
+                self._log.append(Action(step, "Barostat", name, "wd", scale, scale, evidence, reason))
+            elif not small[i] and layer in group.reported:
+                group.reported.remove(layer)
+
+    def _act(self, name: str, group: _Group, balance: _Balance, step: int) -> None:
+        """Repair what collapses, or let the decay recover."""
+        lever = group.lever
+        rested = not lever.acted or lever.readings - group.acted >= READINGS_BETWEEN
+        if not (rested and lever.ready(step) and step - group.first >= AVERAGE):
+            return
+        held2 = self._nu**2 * balance.reference2
+        falls = (balance.free_fall > FREE_FALL) | ((balance.norm2 < held2) & (balance.free_fall >= 0))
+        falls &= (balance.forecast2 < held2) & (balance.angular_forecast > self._bound)
+        falls &= (balance.source > 0) & (balance.lr > 0)
+        if falls.any():
+            targets = {int(i): self._target(group, balance, int(i)) for i in np.flatnonzero(falls)}
+            i = min(targets, key=targets.__getitem__)
+            group.repaired = sorted({*group.repaired, *(balance.names[j] for j in targets)})
+            now, ahead = np.sqrt(np.array([balance.norm2[i], balance.forecast2[i]]) / balance.reference2[i])
+            reason = (
+                f"decay takes {balance.excess[i]:.3g} times what {balance.names[i]}'s source gives back: "
+                f"its norm, {now:.3g} of that at the start, would be {ahead:.3g} of it in {group.horizon:g} "
+                f"steps; decay lowered to hold {self._nu:g}"
+            )
+            self._aim(name, group, min(targets[i], lever.target), step, balance.evidence(i), reason)
+            return
+        repaired = [i for i, layer in enumerate(balance.names) if layer in group.repaired]
+        if repaired and all(balance.excess[i] < 1 for i in repaired):
+            targets = {i: self._target(group, balance, i) for i in repaired}
+            i = min(targets, key=targets.__getitem__)
+            reason = f"the source of {balance.names[i]} holds more decay than it has; decay raised to match"
+            target = max(lever.target, min(1.0, targets[i]))
+            self._aim(name, group, target, step, balance.evidence(i), reason)
+            if lever.target >= 1:
+                group.repaired.clear()
+
+    def _target(self, group: _Group, balance: _Balance, i: int) -> float:
+        """Factor at which decay and source of layer i balance at nu of its norm at the start."""
+        held2 = self._nu**2 * balance.reference2[i]
+        decay = repaired_decay(float(balance.source[i]), float(balance.lr[i]), float(held2))
+        return decay / (group.wd * group.coupling)
+
+    def _aim(
+        self,
+        name: str,
+        group: _Group,
+        target: float,
+        step: int,
+        evidence: Mapping[str, tuple[float, float]],
+        reason: str,
+    ) -> None:
+        what = {"controller": "Barostat", "group": name, "kind": "wd", "reason": reason}
+        # the last bit of the way back to 1 is always worth it
+        tolerance = 0.0 if target == 1 else TOLERANCE
+        action = group.lever.aim(target, step, evidence=evidence, tolerance=tolerance, **what)
+        if action is not None:
+            group.acted = group.lever.readings
+            self._log.append(action)
+
+    @property
+    def log(self) -> list[Action]:
+        """Every action so far, and reports: actions whose old and new scale are the same."""
+        return list(self._log)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return levers, couplings, norms at the start and at the last reading, the log."""
+        groups = {
+            name: {
+                "lever": group.lever.state_dict(),
+                "wd": group.wd,
+                "first": group.first,
+                "acted": group.acted,
+                "lr_max": group.lr_max,
+                "coupling": group.coupling,
+                "repaired": list(group.repaired),
+                "reported": list(group.reported),
+            }
+            for name, group in self._groups.items()
+        }
+        return {
+            "groups": groups,
+            "reference2": dict(self._reference2),
+            "norm2": dict(self._norm2),
+            "log": [action.to_dict() for action in self._log],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave, before or after :meth:`attach`."""
+        self._forget()
+        for name, saved in state["groups"].items():
+            group = _Group(
+                Lever(self._bounds),
+                float(saved["wd"]),
+                int(saved["first"]),
+                int(saved["acted"]),
+                float(saved["lr_max"]),
+                float(saved["coupling"]),
+                list(saved["repaired"]),
+                list(saved["reported"]),
+            )
+            group.lever.load_state_dict(saved["lever"])
+            self._groups[name] = group
+        self._reference2 = {str(k): float(v) for k, v in state["reference2"].items()}
+        self._norm2 = {str(k): float(v) for k, v in state["norm2"].items()}
+        self._log = [Action.from_dict(action) for action in state["log"]]
+        if self._start is not None:
+            self.attach(self._start)
+
+    def reset(self) -> None:
+        """Forget the run; norms at the start are those of the last or the next :meth:`attach`."""
+        self._forget()
+        if self._start is not None:
+            self.attach(self._start)

@@ -1,0 +1,117 @@
+"""A bounded, slewed, logged scale: what every acting controller moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from thermoopt.controllers.base import Action
+
+__all__ = ["Bounds", "Lever"]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a controller may do to a scale.
+
+    Attributes:
+        lo, hi: the scale stays in [lo, hi]; 0 <= lo <= hi.
+        slew_up, slew_down: largest factor a step upwards and downwards, above 1.
+        min_readings: readings before the first action, from 0.
+        hold_off: steps after an action before the next, from 0.
+
+    Raises:
+        ValueError: for values out of range; the message names the argument.
+    """
+
+    lo: float = 0.0
+    hi: float = math.inf
+    slew_up: float = 1.1
+    slew_down: float = 1.1
+    min_readings: int = 1
+    hold_off: int = 0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if not 0 <= self.lo <= self.hi:
+            raise ValueError(f"lo, hi are {self.lo!r}, {self.hi!r}; allowed are 0 <= lo <= hi")
+        for name in ("slew_up", "slew_down"):
+            if not getattr(self, name) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are factors above 1")
+        for name in ("min_readings", "hold_off"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not (value >= 0 and value % 1 == 0):
+                raise ValueError(f"{name} is {value!r}; allowed are whole numbers from 0")
+
+
+class Lever:
+    """One scale on its way to a target.
+
+    An action sets the target, within bounds; every step then brings the value nearer, by no more than the
+    slew limit. The target never leaves the bounds, so nothing winds up while the value stands at one.
+
+    Args:
+        bounds: what it may do.
+        value: where it starts; kept within bounds.
+    """
+
+    def __init__(self, bounds: Bounds, value: float = 1.0) -> None:
+        self.bounds = bounds
+        self.value = self.target = min(max(value, bounds.lo), bounds.hi)
+        self.acted = 0
+        self.readings = 0
+
+    def ready(self, step: int) -> bool:
+        """Whether it may act: enough readings seen, and the hold-off over."""
+        held = self.acted > 0 and step - self.acted < self.bounds.hold_off
+        return self.readings >= self.bounds.min_readings and not held
+
+    def aim(
+        self,
+        target: float,
+        step: int,
+        *,
+        controller: str,
+        group: str,
+        kind: str,
+        evidence: Mapping[str, tuple[float, float]],
+        reason: str,
+        tolerance: float = 0.0,
+    ) -> Action | None:
+        """Set the target and return the action, or None where it may not act or little would change.
+
+        Args:
+            target: wanted scale; not finite asks for nothing.
+            step: number of the coming step.
+            controller, group, kind, evidence, reason: go into the :class:`Action`.
+            tolerance: relative change of the target below which nothing is done.
+        """
+        if not math.isfinite(target) or not self.ready(step):
+            return None
+        target = min(max(target, self.bounds.lo), self.bounds.hi)
+        if abs(target - self.target) <= tolerance * self.target:
+            return None
+        action = Action(step, controller, group, kind, self.value, target, dict(evidence), reason)
+        self.target, self.acted = target, step
+        return action
+
+    def move(self) -> float:
+        """Go one step towards the target and return the value."""
+        if self.target > self.value:
+            # from 0 no factor leads away
+            limit = self.value * self.bounds.slew_up if self.value > 0 else self.target
+            self.value = min(self.target, limit)
+        elif self.target < self.value:
+            self.value = max(self.target, self.value / self.bounds.slew_down)
+        return self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return value, target, step of the last action, readings seen."""
+        return {"value": self.value, "target": self.target, "acted": self.acted, "readings": self.readings}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        self.value, self.target = float(state["value"]), float(state["target"])
+        self.acted, self.readings = int(state["acted"]), int(state["readings"])

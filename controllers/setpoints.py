@@ -1,0 +1,267 @@
+r"""The laws a thermostat can follow: pure functions from signals to the rate that is wanted.
+
+Two metrics. In ``"rms"`` a rate D is measured in units of the layers' own scale: :math:`\eta_l = D\,s_l` with
+:math:`s_l` the root mean square of a layer's parameters at the start, so D is the share of its own size by which
+Adam's update of unit size moves a layer in a step. In ``"lr"`` a rate is a factor on ``group["lr"]``. D and factors
+have no unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+__all__ = [
+    "LAWS",
+    "Law",
+    "Signals",
+    "Wanted",
+    "angular",
+    "coherence",
+    "diffusion",
+    "distance",
+    "equilibrium_r",
+    "polyak",
+]
+
+Evidence = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Signals:
+    r"""What a law is told: plain numbers, NaN where there is none.
+
+    Attributes:
+        t: steps since the thermostat's start, from 1.
+        total_steps: length of the run; None if it is not known.
+        rate: the present rate, in the law's metric.
+        floor: the smallest rate the law has ever wanted: where it started.
+        r, coherence, energy_ratio, gaussianity: of the reading
+            (:func:`thermoopt.physics.quantities`).
+        r_error: standard error of ``r``.
+        sigma: entropy production, [L per step].
+        lr_eff: mean effective learning rate.
+        loss: last reported loss, [L].
+        distance: rms over coordinates of (theta - x0)/s: displacement since the start, in the layers' units.
+        work: :math:`\sum w\,D\langle g, x_0-\theta\rangle`, [L].
+        impulse: :math:`\|\sum w\,D\,s g\|_1`, [L].
+    """
+
+    t: int
+    total_steps: int | None
+    rate: float
+    floor: float
+    r: float = math.nan
+    r_error: float = math.nan
+    coherence: float = math.nan
+    energy_ratio: float = math.nan
+    gaussianity: float = math.nan
+    sigma: float = math.nan
+    lr_eff: float = math.nan
+    loss: float = math.nan
+    distance: float = math.nan
+    work: float = math.nan
+    impulse: float = math.nan
+
+
+class Wanted(NamedTuple):
+    """A law's answer: the rate, what it was decided on (value, standard error or NaN), and why."""
+
+    rate: float
+    evidence: Evidence
+    reason: str
+
+
+KAPPA = 1.5
+"""Displacement that free diffusion over the run gives, in units of the layers' own rms. Measured by this project
+on six from-scratch networks: final displacements at the best fixed rate lie between 1.8 and 4; 1.5 starts low."""
+
+ANYTIME_STEPS = 10_000
+"""Length of run a law assumes that is not told one: an order of magnitude, which growth corrects."""
+
+
+def angular(s: Signals, *, kappa: float = KAPPA) -> Wanted:
+    r"""Rate at which free diffusion over the run carries every layer ``kappa`` times its own rms away.
+
+    .. math:: D = \kappa\sqrt{3/T}
+
+    Uncorrelated steps of size :math:`\eta_t = D(1-t/T)` add up to an rms displacement
+    :math:`D\sqrt{T/3}`. The same as an angular step :math:`\kappa\sqrt{3 n_0/T}` in pure noise.
+
+    Args:
+        s: signals; ``total_steps``.
+        kappa: displacement over initial rms, > 0, no unit.
+
+    References:
+        derived for this project; angular steps of rotational equilibrium: Kosson et al., arXiv 2305.17212.
+    """
+    steps = s.total_steps or ANYTIME_STEPS
+    rate = kappa * math.sqrt(3 / steps)
+    return Wanted(rate, {"total_steps": (float(steps), 0.0)}, f"diffusion over {steps} steps covers {kappa:g} rms")
+
+
+def coherence(s: Signals, *, r_min: float = 0.8) -> Wanted | None:
+    r"""One-sided brake towards r = 1, in proportion: nothing winds up.
+
+    .. math:: \text{factor} = \min(1, r/r_{min})
+
+    Where a network interpolates its data r falls although nothing is too hot (E = C/d falls), so the brake acts on
+    ``coherence`` r_c = r/E, which noise of any strength leaves at 1, and not on r.
+
+    Args:
+        s: signals; ``coherence``.
+        r_min: below it the rate is lowered. Its origin: over a plateau at the best fixed rate r_c lies in 0.8 to
+            1.1 on the networks of this project's measurements.
+
+    References:
+        derived for this project (theory of equilibrium without calibration).
+    """
+    if not s.coherence > 0:
+        return None
+    factor = min(1.0, s.coherence / r_min)
+    word = "motion overshoots: lowered in proportion" if factor < 1 else "no overshoot: full rate"
+    return Wanted(factor, {"coherence": (s.coherence, math.nan)}, word)
+
+
+EQUILIBRATION = 0.15
+"""Share of the run by which a good run has come from coherent drift to r = 1. Measured by this project: r at the best
+fixed rate is 1.3 to 3.3 at 5 % of the run, 0.7 to 1.9 at 10 %, about 1 at 15 to 20 %."""
+
+DRIFT = 3.5
+"""Excess of r over 1 that is expected at the very start; same measurements, above the largest seen."""
+
+GROWTH = 3.0
+"""Multiple of free diffusion that a rate may reach while r lies above its set-point. Measured by this project: 1.5 to 2
+leaves convolution nets 15 to 25 % above the best tuned loss, 3 does not overheat language models."""
+
+MAX_GROWTH = 16.0
+"""Bound of that multiple where r lies far above."""
+
+
+def equilibrium_r(t: int, total_steps: int | None) -> float:
+    r"""Set-point of r: 1 in equilibrium, more before a run had time to get there.
+
+    .. math:: r^*(u) = 1 + 3.5\,\max(0, 1 - u/0.15),\qquad u = t/T
+
+    Args:
+        t: steps since the start.
+        total_steps: T; where None, :data:`ANYTIME_STEPS` over 10, the memory 1/(1 - beta2) of v.
+    """
+    u = t / (total_steps or ANYTIME_STEPS / 10)
+    return 1 + DRIFT * max(0.0, 1 - u / EQUILIBRATION)
+
+
+def diffusion(s: Signals, *, kappa: float = KAPPA) -> Wanted | None:
+    r"""Einstein's relation as a set-point: the step size at which motion is just diffusion.
+
+    .. math::
+        D \leftarrow \max\Bigl(D,\ c\,\frac{\mathrm{dist}}{\sqrt t}\Bigr),\qquad
+        c = \begin{cases} 1 & r \le r^*(t) \\ \mathrm{clip}((r/r^*)^2,\ 3,\ 16) & r > r^*(t) \end{cases}
+
+    from :math:`D = \kappa\sqrt{3/T}` upwards. A walk of independent steps D gets :math:`D\sqrt t` far: then the law
+    leaves D alone. Where the run gets further its steps agree with each other, and larger ones do the same work in
+    fewer; where a valley confines it, dist stops growing and D stays. c lets the rate run ahead of diffusion while
+    update energy says coherent drift (r above its set-point, :func:`equilibrium_r`).
+
+    Args:
+        s: signals; ``distance``, ``r``.
+        kappa: where it starts (:func:`angular`).
+
+    References:
+        derived for this project; with c = 1 and the norm of the gradient for the step it is DoG, Ivgi et al.,
+        arXiv 2302.12022.
+    """
+    start = angular(s, kappa=kappa).rate
+    if not math.isfinite(s.distance):
+        return None
+    goal = equilibrium_r(s.t, s.total_steps)
+    drift = s.r > goal
+    c = min(MAX_GROWTH, max(GROWTH, (s.r / goal) ** 2)) if drift else 1.0
+    rate = max(start, s.rate, c * s.distance / math.sqrt(s.t))
+    evidence = {
+        "r": (s.r, s.r_error),
+        "r_setpoint": (goal, 0.0),
+        "distance": (s.distance, math.nan),
+        "diffusion_length": (s.rate * math.sqrt(s.t), 0.0),
+    }
+    word = f"coherent drift, r above {goal:.2f}" if drift else "further than diffusion gets"
+    return Wanted(rate, evidence, word)
+
+
+def distance(s: Signals, *, k: float = 1.0) -> Wanted | None:
+    r"""Prodigy's estimate of the distance to go, in the layers' own units: work over impulse.
+
+    .. math:: D \leftarrow \max(D,\ k\,N/\|S\|_1)
+
+    with N the work done against the gradients since the start and S their impulse, both weighted by
+    D (:class:`thermoopt.travel.Weights`).
+
+    Args:
+        s: signals; ``work``, ``impulse``.
+        k: factor on the estimate, > 0.
+
+    References:
+        Mishchenko and Defazio, arXiv 2306.06101, in another metric.
+    """
+    if not s.impulse > 0:
+        return None
+    estimate = k * s.work / s.impulse
+    evidence = {"work": (s.work, math.nan), "impulse": (s.impulse, math.nan)}
+    return Wanted(max(s.rate, s.floor, estimate), evidence, "work over impulse says that the way is longer")
+
+
+def polyak(s: Signals, *, f_star: float = 0.0, k: float = 1.0) -> Wanted | None:
+    r"""Entropy production in proportion to the loss that is left: :math:`\sigma^* = k(L - f^*)`.
+
+    .. math:: \text{factor} \leftarrow \text{factor}\cdot k(L-f^*)/\sigma
+
+    Args:
+        s: signals; ``loss``, ``sigma``, ``rate``. The loss must be reported (``step(closure)`` or
+            ``report_loss``).
+        f_star: the lowest loss there is, [L]. With 0 the law is far too hot on language models early on.
+        k: share of it that a step is to release to first order; 1 is Polyak's step.
+
+    References:
+        Polyak, "Introduction to optimization", 1987, section 5.3.
+    """
+    if not (math.isfinite(s.loss) and s.sigma > 0):
+        return None
+    goal = k * max(0.0, s.loss - f_star)
+    evidence = {"loss": (s.loss, math.nan), "sigma": (s.sigma, math.nan), "sigma_setpoint": (goal, math.nan)}
+    return Wanted(s.rate * goal / s.sigma, evidence, "entropy production moves to its set-point")
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law and what it lives on.
+
+    Attributes:
+        want: from signals (and options) to the rate wanted; None asks for nothing.
+        metric: ``"rms"`` or ``"lr"``.
+        start: from the length of the run (and the same options) to the rate before the first reading.
+        needs: further sums to be measured (:data:`thermoopt.travel.TRAVEL_SUMS`).
+    """
+
+    want: Callable[..., Wanted | None]
+    metric: str
+    start: Callable[..., float] = lambda total_steps, **options: 1.0
+    needs: frozenset[str] = frozenset()
+
+
+def _angular_start(total_steps: int | None, *, kappa: float = KAPPA) -> float:
+    return angular(Signals(1, total_steps, math.nan, math.nan), kappa=kappa).rate
+
+
+SMALLEST = 1e-3
+"""Where ``distance`` starts: Prodigy's d0 in the layers' units. Measured by this project; smaller costs growth time."""
+
+LAWS: dict[str, Law] = {
+    "diffusion": Law(diffusion, "rms", _angular_start, frozenset({"distance"})),
+    "angular": Law(angular, "rms", _angular_start),
+    "distance": Law(distance, "rms", lambda total_steps, **options: SMALLEST, frozenset({"impulse"})),
+    "coherence": Law(coherence, "lr"),
+    "polyak": Law(polyak, "lr"),
+}
+"""The laws by name."""

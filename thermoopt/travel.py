@@ -1,0 +1,374 @@
+"""How far a run has come from its start: the sums that control laws name, on a sample of coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.kernels.layout import is_dense
+from thermoopt.pending import Fetch
+
+__all__ = ["TRAVEL_SUMS", "PendingTravel", "Travel", "TravelProbe", "Weights"]
+
+Array = NDArray[np.float64]
+
+TRAVEL_SUMS = ("distance", "impulse")
+"""What a controller may name in ``needs``."""
+
+BLOCK = 16
+"""Contiguous elements a sample takes at once: 64 bytes of float32, one cache line, so that traffic shrinks
+with the sample."""
+
+STRIDE = 17
+"""Of so many blocks one is sampled: below 1/16 of a copy, and prime to the powers of two that rows are long,
+so that the sample walks through all columns of a matrix."""
+
+WHOLE = 1 << 14
+"""Parameters up to which all are taken: 64 KB, below which a sample would save nothing and be noise."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    r"""How the coming step enters the sums of a law that lives on impulse.
+
+    .. math::
+        N \leftarrow qN + w_N\,\eta\langle g, x_0-\theta\rangle,\qquad
+        S \leftarrow qS + w_S\,\eta g
+
+    Attributes:
+        keep: q, in [0, 1].
+        work, impulse: :math:`w_N` and :math:`w_S`, finite and >= 0.
+    """
+
+    keep: float
+    work: float
+    impulse: float
+
+
+@dataclass(frozen=True)
+class Travel:
+    r"""The sums that a controller named, an estimate from the sample, ``[n_layers]`` each.
+
+    Attributes:
+        distance2: :math:`\|\theta-x_0\|^2`, [th**2], x0 the parameters before the first controlled step.
+        work: N of :class:`Weights`, [L] times the unit of the weights; zeros unless ``"impulse"`` is needed.
+        impulse: :math:`\|S\|_1`, [L/th * th]; likewise.
+    """
+
+    distance2: Array
+    work: Array
+    impulse: Array
+
+
+class PendingTravel:
+    """Sums on their way to the host."""
+
+    def __init__(self, layers: int, scale: Array) -> None:
+        self._rows: dict[str, list[tuple[NDArray[np.int64], Fetch]]] = {
+            "distance2": [],
+            "work": [],
+            "impulse": [],
+        }
+        self._layers = layers
+        self._scale = scale
+
+    def add(self, name: str, index: NDArray[np.int64], values: Tensor) -> None:
+        """Take in one device's part."""
+        self._rows[name].append((index, Fetch(values)))
+
+    def ready(self) -> bool:
+        """Whether everything has arrived."""
+        return all(fetch.ready() for rows in self._rows.values() for _, fetch in rows)
+
+    def travel(self) -> Travel:
+        """Return the sums, scaled from the sample to all elements; waits for them if need be."""
+        out = {}
+        for name, rows in self._rows.items():
+            values = np.zeros(self._layers)
+            for index, fetch in rows:
+                values[index] = fetch.numpy()
+            out[name] = values * self._scale
+        return Travel(**out)
+
+
+class _Bucket:
+    """The sampled layers of one device and precision, laid out in one flat buffer."""
+
+    def __init__(self, index: Sequence[int], samples: Sequence[Tensor]) -> None:
+        self.index = np.asarray(index, dtype=np.int64)
+        sizes = [s.numel() for s in samples]
+        self.cuts = np.cumsum(sizes)[:-1].tolist()
+        self.shapes = [s.shape for s in samples]
+        self.start = torch.empty(sum(sizes), dtype=samples[0].dtype, device=samples[0].device)
+        self.work = torch.empty_like(self.start, dtype=_wide(samples[0].dtype))
+        self.impulse: Tensor | None = None
+        self.done: Tensor | None = None
+        self._into(self.start, samples)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Cut a flat buffer into the shapes of the samples."""
+        parts = torch.tensor_split(flat, self.cuts) if len(self.shapes) > 1 else (flat,)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def _into(self, flat: Tensor, samples: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(self.views(flat), list(samples))
+
+    def displacement(self, samples: Sequence[Tensor]) -> Tensor:
+        """Return theta - x0 in the scratch buffer."""
+        self._into(self.work, samples)
+        return self.work.sub_(self.start)
+
+    def forces(self, params: Sequence[Tensor], share: int) -> Tensor:
+        """Samples of the gradients in a new flat buffer, 0 where there is none."""
+        out = torch.zeros_like(self.work)
+        pairs = [
+            (view, _sample(_in_order_of(p, p.grad), share))
+            for view, p in zip(self.views(out), params, strict=True)
+            if p.grad is not None and not p.grad.is_sparse
+        ]
+        if pairs:
+            torch._foreach_copy_([view for view, _ in pairs], [sample for _, sample in pairs])
+        return out
+
+    def layer_sums(self, flat: Tensor) -> Tensor:
+        """Sums of every layer's stretch of a flat buffer, ``[n]``."""
+        return torch.stack([x.sum() for x in torch.tensor_split(flat, self.cuts)])
+
+
+class TravelProbe:
+    """Measures how far sampled coordinates are from where they started, and what forces drove them there.
+
+    Memory: one coordinate in 17 (all of them up to 16,384 in total) of the start, as much for scratch, and,
+    for laws that need ``"impulse"``, as much again for S and, during a step, for the gradients' sample.
+    Samples are blocks of 16 contiguous elements.
+
+    Args:
+        needs: names of :data:`TRAVEL_SUMS`.
+
+    Raises:
+        ValueError: for a name that is none of them.
+    """
+
+    def __init__(self, needs: Iterable[str]) -> None:
+        self.needs = frozenset(needs)
+        unknown = self.needs - set(TRAVEL_SUMS)
+        if unknown:
+            raise ValueError(f"needs holds {sorted(unknown)}; allowed are {', '.join(TRAVEL_SUMS)}")
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew: the next step measured is the start."""
+        self._buckets: list[_Bucket] = []
+        self._params: list[Tensor] = []
+        self._scale = np.zeros(0)
+        self._saved: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+
+    @torch.no_grad()
+    def start(self, params: Sequence[Tensor]) -> None:
+        """Take the present parameters as the start of layers not known yet.
+
+        Args:
+            params: all layers in order; those known already keep their start.
+        """
+        if len(params) == len(self._params) and all(
+            a is b for a, b in zip(params, self._params, strict=True)
+        ):
+            return
+        kept = self._export() if self._params else self._saved
+        self._params = list(params)
+        share = _share(sum(_real(p).numel() for p in params))
+        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        self._scale = np.ones(len(params))
+        self._share = share
+        for i, p in enumerate(params):
+            sampled = _sample(p, share).numel()
+            if sampled:
+                groups.setdefault((p.device, _real(p).dtype), []).append(i)
+                self._scale[i] = _real(p).numel() / sampled
+        self._buckets = [
+            _Bucket(index, [_sample(params[i], share) for i in index]) for index in groups.values()
+        ]
+        for bucket in self._buckets:
+            if "impulse" in self.needs:
+                bucket.impulse = torch.zeros_like(bucket.work)
+                bucket.done = torch.zeros(len(bucket.index), dtype=torch.float64, device=bucket.work.device)
+            self._restore(bucket, kept)
+        self._saved = {}
+
+    @torch.no_grad()
+    def push(
+        self,
+        lrs: Sequence[float | Tensor],
+        weights: Weights,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Let the forces of the coming step enter N and S; needs ``"impulse"``.
+
+        What is not finite in a gradient does not enter, nor does a step that a GradScaler skips.
+
+        Args:
+            lrs: effective learning rate of each layer, negative where gradients are ascended.
+            weights: how they enter.
+            grad_scale, found_inf: of a fused GradScaler.
+        """
+        for bucket in self._buckets:
+            assert bucket.impulse is not None
+            assert bucket.done is not None
+            params = [self._params[i] for i in bucket.index]
+            away = bucket.displacement([_sample(p, self._share) for p in params])
+            force = bucket.forces(params, self._share)
+            if grad_scale is not None:
+                force.div_(grad_scale)
+            force.nan_to_num_(0.0, 0.0, 0.0)
+            rates = torch.stack(
+                [torch.as_tensor(lrs[i], dtype=force.dtype, device=force.device) for i in bucket.index]
+            )
+            # a skipped step keeps all and adds nothing; the flag stays on its device
+            real = 1.0 if found_inf is None else (found_inf == 0).to(force)
+            torch._foreach_mul_(bucket.views(force), list((rates * real).unbind()))
+            keep = 1 - (1 - weights.keep) * real
+            bucket.impulse.mul_(keep).add_(force, alpha=weights.impulse)
+            work = bucket.layer_sums(away.mul_(force))
+            bucket.done.mul_(keep).sub_(work, alpha=weights.work)
+
+    @torch.no_grad()
+    def measure(self) -> PendingTravel:
+        """Start forming the sums of the present parameters."""
+        pending = PendingTravel(len(self._params), self._scale)
+        for bucket in self._buckets:
+            samples = [_sample(self._params[i], self._share) for i in bucket.index]
+            moved = bucket.displacement(samples)
+            pending.add("distance2", bucket.index, bucket.layer_sums(moved.square_()))
+            if bucket.impulse is not None and bucket.done is not None:
+                pending.add("work", bucket.index, bucket.done.clone())
+                pending.add("impulse", bucket.index, bucket.layer_sums(bucket.impulse.abs()))
+        return pending
+
+    def _export(self) -> dict[int, tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Start, impulse and work by layer."""
+        out = {}
+        for bucket in self._buckets:
+            impulses = [None] * len(bucket.index) if bucket.impulse is None else bucket.views(bucket.impulse)
+            for column, (i, start, impulse) in enumerate(
+                zip(bucket.index.tolist(), bucket.views(bucket.start), impulses, strict=True)
+            ):
+                done = None if bucket.done is None else bucket.done[column]
+                out[i] = (start, impulse, done)
+        return out
+
+    def _restore(
+        self, bucket: _Bucket, kept: Mapping[int, tuple[Tensor, Tensor | None, Tensor | None]]
+    ) -> None:
+        starts = bucket.views(bucket.start)
+        impulses = [None] * len(starts) if bucket.impulse is None else bucket.views(bucket.impulse)
+        for column, (i, start, impulse) in enumerate(
+            zip(bucket.index.tolist(), starts, impulses, strict=True)
+        ):
+            old = kept.get(i)
+            if old is not None and old[0].numel() != start.numel():
+                old = self._thinned(i, *old)
+            if old is None:
+                continue
+            start.copy_(old[0].view_as(start))
+            if impulse is not None and old[1] is not None:
+                impulse.copy_(old[1].view_as(impulse))
+            if bucket.done is not None and old[2] is not None:
+                bucket.done[column] = old[2]
+
+    def _thinned(
+        self, layer: int, start: Tensor, impulse: Tensor | None, work: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        """What a sample takes over from a layer kept whole, once further layers have made the model large."""
+        if start.numel() != _real(self._params[layer]).numel():
+            return None  # another layout: it starts afresh
+        return (
+            _sample(start.reshape(-1), self._share),
+            None if impulse is None else _sample(impulse.reshape(-1), self._share),
+            None if work is None else work / float(self._scale[layer]),
+        )
+
+    def export_layers(self, layers: Iterable[int]) -> dict[str, Tensor]:
+        """Everything needed to go on for some layers: flat CPU tensors, empty before the first step."""
+        state = self._export() if self._params else self._saved
+        rows = [state[i] for i in layers if i in state]
+        if not rows:
+            return {}
+        out = {"travel_start": torch.cat([start.reshape(-1) for start, _, _ in rows]).cpu().clone()}
+        if all(s is not None and n is not None for _, s, n in rows):
+            out["travel_impulse"] = torch.cat([s.reshape(-1) for _, s, _ in rows]).cpu()  # type: ignore[union-attr]
+            out["travel_work"] = torch.stack([n for _, _, n in rows]).cpu()  # type: ignore[misc]
+        return out
+
+    def import_layers(
+        self, layers: Sequence[int], params: Sequence[Tensor], total: int, saved: Mapping[str, Any]
+    ) -> None:
+        """Take up what :meth:`export_layers` gave; applied when the probe starts.
+
+        Args:
+            layers: indices of the layers the state belongs to, ``params`` their tensors.
+            params: one a layer.
+            total: real elements of all layers, which decides how samples are taken.
+            saved: mapping that may hold the keys; state of another layout is left out: those layers start
+                afresh.
+        """
+        start = saved.get("travel_start")
+        if not isinstance(start, Tensor):
+            return
+        share = _share(total)
+        sizes = [_sample(p, share).numel() for p in params]
+        kept = [(i, n) for i, n in zip(layers, sizes, strict=True) if n]
+        if sum(n for _, n in kept) != start.numel():
+            return
+        impulse, work = saved.get("travel_impulse"), saved.get("travel_work")
+        cuts = [n for _, n in kept]
+        impulses = impulse.split(cuts) if isinstance(impulse, Tensor) else [None] * len(cuts)
+        works = list(work) if isinstance(work, Tensor) else [None] * len(cuts)
+        for (i, _), a, b, c in zip(kept, start.split(cuts), impulses, works, strict=True):
+            self._saved[i] = (a, b, c)
+
+
+def _share(total: int) -> int:
+    return 1 if total <= WHOLE else STRIDE
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _real(x: Tensor) -> Tensor:
+    to_local = getattr(x, "to_local", None)
+    x = x.detach() if to_local is None else to_local().detach()
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _in_order_of(param: Tensor, grad: Tensor) -> Tensor:
+    """A gradient laid out so that its sample holds the same coordinates as its parameter's."""
+    p, g = _real(param), _real(grad)
+    if p.stride() == g.stride() or (p.is_contiguous() and g.is_contiguous()):
+        return g
+    return torch.empty_like(p, dtype=g.dtype).copy_(g) if is_dense(p) else g.contiguous()
+
+
+def _sample(x: Tensor, share: int) -> Tensor:
+    """Every ``share``-th block of a tensor in the order of its memory: a view where it is dense."""
+    x = _real(x)
+    n = x.numel()
+    if x.is_contiguous():
+        x = x.view(-1)
+    elif is_dense(x):
+        x = torch.as_strided(x, (n,), (1,))
+    else:
+        x = x.reshape(-1)
+    if share == 1:
+        return x
+    stretch = share * BLOCK
+    blocks = n // stretch
+    # a tensor shorter than one stretch gives its first share
+    return x[: blocks * stretch].view(blocks, stretch)[:, :BLOCK] if blocks else x[: n // share]
