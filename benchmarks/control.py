@@ -3,8 +3,8 @@
 Every run is a row of ``rows.jsonl``; what is there already is not run again, so a stopped benchmark goes on
 where it stood. Rows are worked on seed by seed, so that a stop at any moment leaves equal counts.
 
-    python benchmarks/control.py --out runs/control                       # everything, about an hour on 2 cores
-    python benchmarks/control.py --workloads linear mlp --seeds 0         # part of it
+    python benchmarks/control.py --out runs/control                  # everything, two hours on 2 cores
+    python benchmarks/control.py --workloads linear mlp --seeds 0    # part of it
 """
 
 from __future__ import annotations
@@ -109,7 +109,9 @@ def _one_thread() -> None:
 
 def main() -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/control"))
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))

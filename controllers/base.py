@@ -124,13 +124,11 @@ class Action:
 
 
 class Controller(ABC):
-    """Turns readings into scales. Holds no tensors and knows no optimizer.
-
-    """
+    """Turns readings into scales. Holds no tensors and knows no optimizer."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Further sums its law lives on (:data:`thermoopt.travel.TRAVEL_SUMS`), delivered in ``reading.travel``."""
+        """Sums its law lives on (:data:`thermoopt.travel.TRAVEL_SUMS`), to be in ``reading.travel``."""
         return frozenset()
 
     @property

@@ -13,8 +13,8 @@ PRESETS = ("default", "finetune", "respect_lr")
 """Names of the presets."""
 
 FINETUNE_KAPPA = 0.03
-"""Displacement budget of fine-tuning, in units of the weights' own rms. Measured by this project: a pre-trained GPT
-on a small text does best where it moves about that far (angular step 6e-4 at 400 steps)."""
+"""Displacement budget of fine-tuning, in units of the weights' own rms. Measured by this project: a
+pre-trained GPT on a small text does best where it moves about that far (angular step 6e-4 at 400 steps)."""
 
 RESPECT = 4.0
 """How far ``respect_lr`` may go from the user's lr, up and down: about the error of a hand-tuned lr."""
@@ -23,16 +23,16 @@ RESPECT = 4.0
 def autotune(total_steps: int | None = None, preset: str = "default", *, shape: str = "linear") -> Chain:
     """Return the controllers that take the place of a tuned learning rate and a schedule.
 
-    A chain of :class:`Thermostat` (the amplitude), :class:`Barostat` (weight decay) and :class:`Cooling` (warm-up
-    over 5 % of the run and the shape). ``ThermoAdamW(model.named_parameters(), controller=autotune(T))`` needs no
-    lr.
+    A chain of :class:`Thermostat` (the amplitude), :class:`Barostat` (weight decay) and :class:`Cooling`
+    (warm-up over 5 % of the run and the shape). ``ThermoAdamW(model.named_parameters(),
+    controller=autotune(T))`` needs no lr.
 
     Args:
         total_steps: length of the run in optimizer steps. None is anytime: the amplitude is held until
             ``chain.cool_now(steps)`` starts the quench.
-        preset: ``"default"`` finds the rate from scratch; ``"finetune"`` starts from a small displacement budget;
-            ``"respect_lr"`` takes the optimizer's lr as centre and moves within a factor of 4, all layers of a
-            group alike.
+        preset: ``"default"`` finds the rate from scratch; ``"finetune"`` starts from a small displacement
+            budget; ``"respect_lr"`` takes the optimizer's lr as centre and moves within a factor of 4, all
+            layers of a group alike.
         shape: of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`).
 
     Raises:

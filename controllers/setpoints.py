@@ -1,9 +1,9 @@
 r"""The laws a thermostat can follow: pure functions from signals to the rate that is wanted.
 
 Two metrics. In ``"rms"`` a rate D is measured in units of the layers' own scale: :math:`\eta_l = D\,s_l` with
-:math:`s_l` the root mean square of a layer's parameters at the start, so D is the share of its own size by which
-Adam's update of unit size moves a layer in a step. In ``"lr"`` a rate is a factor on ``group["lr"]``. D and factors
-have no unit.
+:math:`s_l` the root mean square of a layer's parameters at the start, so D is the share of its own size by
+which Adam's update of unit size moves a layer in a step. In ``"lr"`` a rate is a factor on ``group["lr"]``.
+D and factors have no unit.
 """
 
 from __future__ import annotations
@@ -75,8 +75,9 @@ class Wanted(NamedTuple):
 
 
 KAPPA = 1.5
-"""Displacement that free diffusion over the run gives, in units of the layers' own rms. Measured by this project
-on six from-scratch networks: final displacements at the best fixed rate lie between 1.8 and 4; 1.5 starts low."""
+"""Displacement that free diffusion over the run gives, in units of the layers' own rms. Measured by this
+project on six from-scratch networks: final displacements at the best fixed rate lie between 1.8 and 4; 1.5
+starts low."""
 
 ANYTIME_STEPS = 10_000
 """Length of run a law assumes that is not told one: an order of magnitude, which growth corrects."""
@@ -99,7 +100,9 @@ def angular(s: Signals, *, kappa: float = KAPPA) -> Wanted:
     """
     steps = s.total_steps or ANYTIME_STEPS
     rate = kappa * math.sqrt(3 / steps)
-    return Wanted(rate, {"total_steps": (float(steps), 0.0)}, f"diffusion over {steps} steps covers {kappa:g} rms")
+    return Wanted(
+        rate, {"total_steps": (float(steps), 0.0)}, f"diffusion over {steps} steps covers {kappa:g} rms"
+    )
 
 
 def coherence(s: Signals, *, r_min: float = 0.8) -> Wanted | None:
@@ -107,13 +110,13 @@ def coherence(s: Signals, *, r_min: float = 0.8) -> Wanted | None:
 
     .. math:: \text{factor} = \min(1, r/r_{min})
 
-    Where a network interpolates its data r falls although nothing is too hot (E = C/d falls), so the brake acts on
-    ``coherence`` r_c = r/E, which noise of any strength leaves at 1, and not on r.
+    Where a network interpolates its data r falls although nothing is too hot (E = C/d falls), so the brake
+    acts on ``coherence`` r_c = r/E, which noise of any strength leaves at 1, and not on r.
 
     Args:
         s: signals; ``coherence``.
-        r_min: below it the rate is lowered. Its origin: over a plateau at the best fixed rate r_c lies in 0.8 to
-            1.1 on the networks of this project's measurements.
+        r_min: below it the rate is lowered. Its origin: over a plateau at the best fixed rate r_c lies in
+            0.8 to 1.1 on the networks of this project's measurements.
 
     References:
         derived for this project (theory of equilibrium without calibration).
@@ -126,15 +129,16 @@ def coherence(s: Signals, *, r_min: float = 0.8) -> Wanted | None:
 
 
 EQUILIBRATION = 0.15
-"""Share of the run by which a good run has come from coherent drift to r = 1. Measured by this project: r at the best
-fixed rate is 1.3 to 3.3 at 5 % of the run, 0.7 to 1.9 at 10 %, about 1 at 15 to 20 %."""
+"""Share of the run by which a good run has come from coherent drift to r = 1. Measured by this project: r at
+the best fixed rate is 1.3 to 3.3 at 5 % of the run, 0.7 to 1.9 at 10 %, about 1 at 15 to 20 %."""
 
 DRIFT = 3.5
 """Excess of r over 1 that is expected at the very start; same measurements, above the largest seen."""
 
 GROWTH = 3.0
-"""Multiple of free diffusion that a rate may reach while r lies above its set-point. Measured by this project: 1.5 to 2
-leaves convolution nets 15 to 25 % above the best tuned loss, 3 does not overheat language models."""
+"""Multiple of free diffusion that a rate may reach while r lies above its set-point. Measured by this
+project: 1.5 to 2 leaves convolution nets 15 to 25 % above the best tuned loss, 3 does not overheat language
+models."""
 
 MAX_GROWTH = 16.0
 """Bound of that multiple where r lies far above."""
@@ -160,10 +164,10 @@ def diffusion(s: Signals, *, kappa: float = KAPPA) -> Wanted | None:
         D \leftarrow \max\Bigl(D,\ c\,\frac{\mathrm{dist}}{\sqrt t}\Bigr),\qquad
         c = \begin{cases} 1 & r \le r^*(t) \\ \mathrm{clip}((r/r^*)^2,\ 3,\ 16) & r > r^*(t) \end{cases}
 
-    from :math:`D = \kappa\sqrt{3/T}` upwards. A walk of independent steps D gets :math:`D\sqrt t` far: then the law
-    leaves D alone. Where the run gets further its steps agree with each other, and larger ones do the same work in
-    fewer; where a valley confines it, dist stops growing and D stays. c lets the rate run ahead of diffusion while
-    update energy says coherent drift (r above its set-point, :func:`equilibrium_r`).
+    from :math:`D = \kappa\sqrt{3/T}` upwards. A walk of independent steps D gets :math:`D\sqrt t` far: then
+    the law leaves D alone. Where the run gets further its steps agree with each other, and larger ones do
+    the same work in fewer; where a valley confines it, dist stops growing and D stays. c lets the rate run
+    ahead of diffusion while update energy says coherent drift (r above its set-point, :func:`equilibrium_r`).
 
     Args:
         s: signals; ``distance``, ``r``.
@@ -255,7 +259,7 @@ def _angular_start(total_steps: int | None, *, kappa: float = KAPPA) -> float:
 
 
 SMALLEST = 1e-3
-"""Where ``distance`` starts: Prodigy's d0 in the layers' units. Measured by this project; smaller costs growth time."""
+"""Where ``distance`` starts: Prodigy's d0 in the layers' units (measured here: smaller costs growth time)."""
 
 LAWS: dict[str, Law] = {
     "diffusion": Law(diffusion, "rms", _angular_start, frozenset({"distance"})),

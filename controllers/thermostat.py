@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
 from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import LAWS, Law, Signals, Wanted
-from thermoopt.controllers.units import Units, layer_units
+from thermoopt.controllers.units import layer_units
+
 from thermoopt.meter import Quantities, Reading
 from thermoopt.travel import Weights
 
 __all__ = ["Thermostat"]
 
 EFOLDS = 100.0
-"""A rate may grow by e in T/100 steps. Measured by this project: with T/50 a rate that must grow 100-fold (linear
-regression on unscaled features) comes too late; what limits the others is the law, not this."""
+"""A rate may grow by e in T/100 steps. Measured by this project: with T/50 a rate that must grow 100-fold
+(linear regression on unscaled features) comes too late; what limits the others is the law, not this."""
 
 TOLERANCE = 0.01
 """Relative change of a target below which nothing is done: far below what a loss can tell."""
@@ -34,9 +34,9 @@ EQUILIBRIUM_RMS = math.sqrt((1 - 0.9) / (1 + 0.9))
 class Thermostat(Controller):
     """Drives the learning rate of all groups, or of each, to a set-point.
 
-    Laws in metric ``"rms"`` speak of Adam's update, whose elements are of unit size (0.23 rms in pure noise at
-    beta1 = 0.9). For an optimizer without Adam's moments lr is divided by the measured size of its update over that:
-    the same displacement a step. That is normalised descent, and needs a cooling to come to rest.
+    Laws in metric ``"rms"`` speak of Adam's update, whose elements are of unit size (0.23 rms in pure noise
+    at beta1 = 0.9). For an optimizer without Adam's moments lr is divided by the measured size of its update
+    over that: the same displacement a step. That is normalised descent, and needs a cooling to come to rest.
 
     Args:
         setpoint: a name of :data:`thermoopt.controllers.setpoints.LAWS` (``"diffusion"``, ``"angular"``,
@@ -48,8 +48,8 @@ class Thermostat(Controller):
         layers: whether layers of one group run at their own rate in metric ``"rms"``.
         lr_scale: bounds of every group's lr_scale.
         bounds: of the rate itself, in the law's metric, with slew limits, minimum number of readings and
-            hold-off; None takes the default: any rate, growth by e in T/100 steps, as fast down, from the first
-            reading, no hold-off.
+            hold-off; None takes the default: any rate, growth by e in T/100 steps, as fast down, from the
+            first reading, no hold-off.
         options: passed to the law: ``kappa``, ``k``, ``f_star``, ``r_min``.
 
     Raises:
@@ -69,9 +69,13 @@ class Thermostat(Controller):
         **options: float,
     ) -> None:
         if isinstance(setpoint, str) and setpoint not in LAWS:
-            raise ValueError(f"setpoint is {setpoint!r}; allowed are {', '.join(map(repr, LAWS))} or a function")
+            raise ValueError(
+                f"setpoint is {setpoint!r}; allowed are {', '.join(map(repr, LAWS))} or a function"
+            )
         if not (isinstance(setpoint, str) or callable(setpoint)):
-            raise TypeError(f"setpoint is {setpoint!r}; allowed are {', '.join(map(repr, LAWS))} or a function")
+            raise TypeError(
+                f"setpoint is {setpoint!r}; allowed are {', '.join(map(repr, LAWS))} or a function"
+            )
         if total_steps is not None and (
             isinstance(total_steps, bool) or not (total_steps >= 1 and total_steps % 1 == 0)
         ):
@@ -93,18 +97,27 @@ class Thermostat(Controller):
         slew = math.exp(EFOLDS / max(total_steps or 10_000, EFOLDS))
         self._bounds = bounds or Bounds(slew_up=slew, slew_down=slew)
         self._start: Start | None = None
-        self.reset()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._begun = 0
+        self._levers: dict[str, Lever] = {}
+        self._spread: dict[str, tuple[float, float]] = {}
+        self._sizes: dict[str, float] = {}
+        self._log: list[Action] = []
+        self._asked: tuple[tuple[float, ...], ...] = ()
+        self._answer = Scales()
 
     # -------------------------------------------------------------- what the measuring side asks
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]
+    def needs(self) -> frozenset[str]:
         """Sums the law lives on."""
         return self._law.needs
 
     @property
     def ema_steps(self) -> float | None:
-        """Averages as long as a fortieth of the run, 5 to 50 steps: a loop must be slower than what it sees."""
+        """Averages over a fortieth of the run, 5 to 50 steps: a loop must be slower than what it sees."""
         return None if self._total_steps is None else min(50.0, max(5.0, self._total_steps / 40))
 
     @property
@@ -129,11 +142,11 @@ class Thermostat(Controller):
             for name, lr in zip(start.group_names, start.lr, strict=True):
                 if not lr > 0:
                     raise ValueError(
-                        f"lr of group {name!r} is {lr!r} where a thermostat was attached; allowed are numbers > 0, "
-                        "since an absolute rate is expressed as a factor on it"
+                        f"lr of group {name!r} is {lr!r} where a thermostat was attached; allowed are "
+                        "numbers > 0, since an absolute rate is expressed as a factor on it"
                     )
         self._start, self._units = start, layer_units(start)
-        self._asked: tuple[tuple[float, ...], ...] = ()
+        self._asked = ()
         for name in start.group_names if self._per == "group" else ("all",):
             if name not in self._levers:
                 self._levers[name] = Lever(self._bounds, self._floor)
@@ -148,7 +161,9 @@ class Thermostat(Controller):
             for name, lever in self._levers.items():
                 self._look(name, lever, reading, step)
         rates = {name: lever.move() for name, lever in self._levers.items()}
-        per_group = [rates.get("all", math.nan) if self._per == "run" else rates[n] for n in self._start.group_names]
+        per_group = [
+            rates.get("all", math.nan) if self._per == "run" else rates[n] for n in self._start.group_names
+        ]
         return self._scales(per_group, step)
 
     def _look(self, name: str, lever: Lever, reading: Reading, step: int) -> None:
@@ -189,7 +204,7 @@ class Thermostat(Controller):
         return (lo * min(ones), hi * max(ones)) if all(map(math.isfinite, ones)) else (0.0, math.inf)
 
     def _size_up(self, reading: Reading) -> None:
-        """Compare updates of groups without Adam's moments with Adam's unit ones: a law means steps of unit size."""
+        """Compare updates of groups without Adam's moments with Adam's: a law means steps of unit size."""
         assert self._start is not None
         for group, beta2 in enumerate(self._start.beta2):
             if beta2 == 0 and group < len(reading.groups):
@@ -235,7 +250,7 @@ class Thermostat(Controller):
         )
 
     def _error(self, name: str, r: float) -> float:
-        """Spread of the last readings of r: their root mean squared change from one to the next, over root 2."""
+        """Spread of the last readings of r: rms change from one to the next, over root 2."""
         last, square = self._spread.get(name, (r, 0.0))
         if math.isfinite(r) and math.isfinite(last):
             square = 0.8 * square + 0.2 * (r - last) ** 2
@@ -255,10 +270,12 @@ class Thermostat(Controller):
         lo, hi = self._lr_scale
         if self._law.metric == "lr":
             return Scales(lr=[min(max(rate, lo), hi) for rate in rates])
-        rows = zip(rates, self._units.group, self._start.lr, self._start.beta2, self._start.group_names, strict=True)
+        rows = zip(
+            rates, self._units.group, self._start.lr, self._start.beta2, self._start.group_names, strict=True
+        )
         lrs = []
         for rate, unit, lr, beta2, name in rows:
-            # without Adam's moments the size of an update is known from the first reading on; until then lr stands
+            # without Adam's moments the size of an update is known from the first reading on
             size = 1.0 if beta2 > 0 else self._sizes.get(name, math.nan)
             scale = rate * unit / (lr * size)
             lrs.append(min(max(scale, lo), hi) if math.isfinite(scale) else 1.0)
@@ -288,30 +305,27 @@ class Thermostat(Controller):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave."""
+        self._forget()
         self._begun = int(state["begun"])
-        self._levers = {name: Lever(self._bounds, self._floor) for name in state["levers"]}
         for name, saved in state["levers"].items():
+            self._levers[name] = Lever(self._bounds, self._floor)
             self._levers[name].load_state_dict(saved)
-        self._spread = {name: (float(a), float(b)) for name, (a, b) in state["spread"].items()}
-        self._sizes = {name: float(size) for name, size in state["sizes"].items()}
-        self._log = [Action.from_dict(saved) for saved in state["log"]]
+        self._spread.update((name, (float(a), float(b))) for name, (a, b) in state["spread"].items())
+        self._sizes.update((name, float(size)) for name, size in state["sizes"].items())
+        self._log.extend(Action.from_dict(saved) for saved in state["log"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles keep: all but the law, which its name or the user's function gives back."""
+        """Return what copies and pickles keep: all but the law, which its name or function gives back."""
         return {key: value for key, value in vars(self).items() if key != "_law"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what :meth:`__getstate__` gave."""
-        vars(self).update(state)
+        self.__dict__.update(state)
         self._law = _law_of(self._setpoint)
 
     def reset(self) -> None:
         """Forget the run; layers and units stay."""
-        self._begun = 0
-        self._levers: dict[str, Lever] = {}
-        self._spread: dict[str, tuple[float, float]] = {}
-        self._sizes: dict[str, float] = {}
-        self._log: list[Action] = []
+        self._forget()
         if self._start is not None:
             self.attach(self._start)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-
 from thermoopt.controllers.base import Start
 
 __all__ = ["Units", "layer_units"]
@@ -17,8 +16,9 @@ FALLBACK = 0.02
 """Unit of a model that is zero everywhere: the initial scale of GPT-2's matrices."""
 
 STEPS_AN_OCTAVE = 8
-"""Layer factors are rounded to powers of 2**(1/8), 9 % apart: layers of like shape then share one factor, and a torch
-step that takes one group a factor takes few. No loss of this project's measurements resolves 5 % of a rate."""
+"""Layer factors are rounded to powers of 2**(1/8), 9 % apart: layers of like shape then share one factor,
+and a torch step that takes one group a factor takes few. No loss of this project's measurements resolves 5 %
+of a rate."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,16 @@ class Units:
     factor: dict[str, float]
 
 
-def layer_units(start: Start) -> Units:
-    """Return s_l: the rms of a matrix at the start; vectors and zero-initialised matrices take the typical one.
+def layer_units(start: Start, fixed: Mapping[str, float] | None = None) -> Units:
+    """Return s_l: the rms of a matrix at the start; vectors and zero matrices take the typical one.
 
-    Biases and gains start at 0 or 1, which says nothing of how far they are to go, and so do matrices that start
-    at 0 (LoRA's B): they take the geometric mean of the matrices that do not; without any, that of all layers
-    that are not 0; without any, :data:`FALLBACK`.
+    Biases and gains start at 0 or 1, which says nothing of how far they are to go, and so do matrices that
+    start at 0 (LoRA's B): they take the geometric mean of the matrices that do not; without any, that of all
+    layers that are not 0; without any, :data:`FALLBACK`.
 
     Args:
         start: the parameters before the first step.
+        fixed: units by layer name that were told before: layers that join in mid-run do not change them.
 
     Returns:
         The :class:`Units`.
@@ -52,7 +53,8 @@ def layer_units(start: Start) -> Units:
     rms = np.asarray(start.rms, dtype=np.float64)
     known = (np.asarray(start.ndim) >= 2) & (rms > 0)
     typical = _geometric_mean(rms[known]) or _geometric_mean(rms[rms > 0]) or FALLBACK
-    units = np.where(known, rms, typical)
+    fresh = np.where(known, rms, typical).tolist()
+    units = np.array([(fixed or {}).get(name, s) for name, s in zip(start.names, fresh, strict=True)])
     groups = np.asarray(start.group_of)
     group = tuple(_geometric_mean(units[groups == g]) or typical for g in range(len(start.group_names)))
     exponents = np.log2(units / np.asarray(group)[groups]) if len(units) else units

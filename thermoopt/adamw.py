@@ -141,6 +141,7 @@ class ThermoAdamW(torch.optim.AdamW):
         self._sinks = SinkQueue(())
         self._pending: deque[PendingSums] = deque()
         self._factors = FactorCache()
+        self._factors_set: Mapping[str, float] | None = None
 
     # ---------------------------------------------------------------- what users read
 
@@ -426,7 +427,7 @@ class ThermoAdamW(torch.optim.AdamW):
                 group["thermo"] = thermo
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle and deepcopy keep: all but sinks and process group, which belong to a process."""
+        """Return what pickle and deepcopy keep: all but sinks and process group, which are a process's."""
         keep = {
             "controller": self.controller,
             "measure_every": self._measure_every,

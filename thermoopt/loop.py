@@ -20,8 +20,8 @@ from thermoopt.travel import PendingTravel, Travel, TravelProbe
 __all__ = ["ControlLoop", "start_of"]
 
 DEVICE_LAG = 1
-"""Steps by which a reading from a device is late, always the same: then runs repeat, and ranks that hold the same
-numbers decide alike. On CPU sums are there at once."""
+"""Steps by which a reading from a device is late, always the same: then runs repeat, and ranks that hold the
+same numbers decide alike. On CPU sums are there at once."""
 
 
 class ControlLoop:
@@ -57,7 +57,7 @@ class ControlLoop:
         return bool(self._waiting)
 
     def attach(self, start: Start, params: Sequence[Tensor]) -> None:
-        """Tell the controller of the parameters, and take their present place as the start where it is unknown."""
+        """Tell the controller of the parameters; where they are now is the start of those not known yet."""
         self.controller.attach(start)
         if self.probe is not None:
             self.probe.start(params)
@@ -90,7 +90,9 @@ class ControlLoop:
         """Let the coming step's forces enter the sums of a law that lives on impulse."""
         if self.probe is None or "impulse" not in self.probe.needs or self._scales.weights is None:
             return
-        lrs = [rate.layer_lr(j) for g, rate in zip(params, rates, strict=True) for j in range(len(g["params"]))]
+        lrs = [
+            rate.layer_lr(j) for g, rate in zip(params, rates, strict=True) for j in range(len(g["params"]))
+        ]
         signs = [-1.0 if g["maximize"] else 1.0 for g in params for _ in g["params"]]
         self.probe.push(
             [lr * sign for lr, sign in zip(lrs, signs, strict=True)],
@@ -134,7 +136,7 @@ class ControlLoop:
     # -------------------------------------------------------------- state
 
     def export_group(self, layers: Sequence[int]) -> dict[str, Any]:
-        """What a group carries through a checkpoint: start and sums of its layers, and what was not seen yet."""
+        """What a group carries through a checkpoint: start and sums of its layers, what was not seen yet."""
         out: dict[str, Any] = {} if self.probe is None else dict(self.probe.export_layers(layers))
         if self._waiting:
             reading, travel, loss = self._waiting[-1]
@@ -147,7 +149,9 @@ class ControlLoop:
                 out["loss_unseen"] = whole.loss
         return out
 
-    def import_groups(self, saved: Sequence[Mapping[str, Any]], meter: Meter, params: Sequence[Tensor]) -> None:
+    def import_groups(
+        self, saved: Sequence[Mapping[str, Any]], meter: Meter, params: Sequence[Tensor]
+    ) -> None:
         """Take up what :meth:`export_group` gave, of all groups together."""
         self._attached = False
         self._waiting.clear()
@@ -168,7 +172,11 @@ class ControlLoop:
 
 
 def start_of(
-    groups: Sequence[Mapping[str, Any]], meter: Meter, rms: Sequence[float], lr: Sequence[float], wd: Sequence[float]
+    groups: Sequence[Mapping[str, Any]],
+    meter: Meter,
+    rms: Sequence[float],
+    lr: Sequence[float],
+    wd: Sequence[float],
 ) -> Start:
     """Put together what a controller is told.
 
@@ -195,7 +203,7 @@ def start_of(
 
 
 def _of_first_rank(reading: Reading, group: Any) -> Reading:
-    """The reading of the group's first rank: every rank then decides alike, whatever its own rounding."""
+    """The reading of the first rank: every rank then decides alike, whatever its own rounding."""
     import torch.distributed as dist
 
     travel = reading.travel

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from workloads.task import Task, Workload, data_hash, require
 
 __all__ = ["CNN_MNIST1D", "CONV_DIGITS", "MLP_MNIST1D", "VIT_DIGITS"]
@@ -43,9 +44,7 @@ def _digits() -> Arrays:
     y = bunch.target[order]
     judged = np.repeat(x[:VALID_DIGITS], NOISY_COPIES, axis=0)
     judged = judged + PIXEL_NOISE * np.random.default_rng(1).normal(size=judged.shape)
-    return _tensors(
-        x[VALID_DIGITS:], y[VALID_DIGITS:], judged, np.repeat(y[:VALID_DIGITS], NOISY_COPIES)
-    )
+    return _tensors(x[VALID_DIGITS:], y[VALID_DIGITS:], judged, np.repeat(y[:VALID_DIGITS], NOISY_COPIES))
 
 
 def _tensors(x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray) -> Arrays:
@@ -164,8 +163,8 @@ MLP_MNIST1D = Workload(
     _hash(_mnist1d),
 )
 _DIGITS = (
-    "scikit-learn's digits, 1,200 to train on, shifted by up to a pixel, and 597 to judge by, pixel noise of 0.35, "
-    "batch 64; cross-entropy"
+    "scikit-learn's digits, 1,200 to train on, shifted by up to a pixel, and 597 to judge by, pixel noise of "
+    "0.35, batch 64; cross-entropy"
 )
 
 CONV_DIGITS = Workload(

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from workloads.task import Task, Workload, data_hash
 
 __all__ = ["LINEAR"]
@@ -47,8 +48,8 @@ def _task(seed: int) -> Task:
 
 LINEAR = Workload(
     "linear",
-    "linear regression, 64 Gaussian features with scales over 1.5 decades, weights about 40 times their initial "
-    "size, label noise 1, batch 64; mean squared error, 1 for the true weights",
+    "linear regression, 64 Gaussian features with scales over 1.5 decades, weights about 40 times their "
+    "initial size, label noise 1, batch 64; mean squared error, 1 for the true weights",
     (500, 2000),
     _task,
     lambda: data_hash(*(a.numpy() for a in _data())),

@@ -8,10 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from workloads.task import Task, Workload
 
 from thermoopt.demo.corpus import Corpus, batches, load_corpus, windows
 from thermoopt.demo.gpt import GPT, GPTConfig
+from workloads.task import Task, Workload
 
 __all__ = ["GPT_TEXT", "GRU_TEXT", "LSTM_TEXT"]
 
