@@ -101,6 +101,7 @@ class Thermostat(Controller):
 
     def _forget(self) -> None:
         self._begun = 0
+        self._known: dict[str, float] = {}
         self._levers: dict[str, Lever] = {}
         self._spread: dict[str, tuple[float, float]] = {}
         self._sizes: dict[str, float] = {}
@@ -145,8 +146,12 @@ class Thermostat(Controller):
                         f"lr of group {name!r} is {lr!r} where a thermostat was attached; allowed are "
                         "numbers > 0, since an absolute rate is expressed as a factor on it"
                     )
-        self._start, self._units = start, layer_units(start)
+        self._start, self._units = start, layer_units(start, self._known)
+        self._known = dict(zip(start.names, self._units.layer.tolist(), strict=True))
         self._asked = ()
+        self._add_levers(start)
+
+    def _add_levers(self, start: Start) -> None:
         for name in start.group_names if self._per == "group" else ("all",):
             if name not in self._levers:
                 self._levers[name] = Lever(self._bounds, self._floor)
@@ -297,6 +302,7 @@ class Thermostat(Controller):
         """Return levers, log and counters."""
         return {
             "begun": self._begun,
+            "units": dict(self._known),
             "levers": {name: lever.state_dict() for name, lever in self._levers.items()},
             "spread": {name: list(pair) for name, pair in self._spread.items()},
             "sizes": dict(self._sizes),
@@ -307,6 +313,7 @@ class Thermostat(Controller):
         """Take up what :meth:`state_dict` gave."""
         self._forget()
         self._begun = int(state["begun"])
+        self._known.update((name, float(unit)) for name, unit in state["units"].items())
         for name, saved in state["levers"].items():
             self._levers[name] = Lever(self._bounds, self._floor)
             self._levers[name].load_state_dict(saved)
@@ -324,10 +331,10 @@ class Thermostat(Controller):
         self._law = _law_of(self._setpoint)
 
     def reset(self) -> None:
-        """Forget the run; layers and units stay."""
+        """Forget the run; units stay until the next :meth:`attach`."""
         self._forget()
         if self._start is not None:
-            self.attach(self._start)
+            self._add_levers(self._start)
 
 
 def _law_of(setpoint: str | Callable[..., Any]) -> Law:

@@ -51,7 +51,7 @@ LAWS = {
     "angular": {"law": "angular"},
     "diffusion": {"law": "diffusion", "kappa": 0.1},
     "distance": {"law": "distance", "bounds": FAST},
-    "coherence": {"law": "coherence", "r_min": 3.0},
+    "coherence": {"law": "coherence", "r_min": 20.0},
     "polyak": {"law": "polyak", "k": 0.1},
 }
 """The laws with options at which each of them acts within some dozen steps."""
@@ -90,10 +90,10 @@ def test_an_absolute_law_needs_no_lr(law):
 @pytest.mark.parametrize("lr", [1e-3, 0.5, torch.tensor(0.02)])
 def test_angular_is_exact_and_an_outside_schedule_multiplies(lr):
     p = matrix()
-    kappa, total = 1.2, 300
+    kappa, total, base = 1.2, 300, float(lr)
     opt = ThermoAdamW(
         [p],
-        lr=lr,
+        lr=lr.clone() if isinstance(lr, torch.Tensor) else lr,  # torch's schedulers write into it
         controller=Thermostat("angular", total_steps=total, kappa=kappa),
         measure_every=1,
         ema_steps=1,
@@ -106,7 +106,7 @@ def test_angular_is_exact_and_an_outside_schedule_multiplies(lr):
         opt.step()
         scheduler.step()
         assert opt.reading.total.lr_eff == pytest.approx(expected * 0.9**step, rel=1e-6)
-    assert float(opt.param_groups[0]["lr"]) == pytest.approx(float(lr) * 0.9**12)  # the schedule owns it
+    assert float(opt.param_groups[0]["lr"]) == pytest.approx(base * 0.9**12)  # the schedule owns it
 
 
 def test_a_warm_up_from_zero_is_no_lr_of_zero():
@@ -217,9 +217,7 @@ def test_the_distance_law_is_prodigys_recursion_inside_the_optimizer():
     # a target within 1 % of the last one is left alone
     assert ours == pytest.approx(theirs, rel=0.03)
     for p, xi in zip(params, x, strict=True):
-        assert float((p.detach() - torch.from_numpy(xi)).norm()) < 0.03 * float(
-            torch.from_numpy(xi).norm() + 1
-        )
+        assert np.linalg.norm(p.detach().numpy() - xi) < 0.03 * (np.linalg.norm(xi) + 1)
 
 
 def test_a_users_own_law():
@@ -263,7 +261,7 @@ def loss_of_before_last(steps):
     for step in range(steps - 1):
         opt.param_groups[0]["thermo"]["lr_scale"] = factors[step]
         train(net, opt, 1, start=step)
-    return loss_of(net, steps - 1)
+    return loss_of(net, steps - 1).detach()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
@@ -282,15 +280,16 @@ def test_each_group_at_its_own_rate():
         [{"params": [drift], "name": "drift"}, {"params": [shaking], "name": "shaking"}],
         controller=Thermostat("coherence", total_steps=200, per="group", bounds=FAST),
         measure_every=1,
+        ema_steps=50,
     )
-    for step in range(60):
+    for step in range(200):
         drift.grad = torch.ones_like(drift)
         shaking.grad = torch.ones_like(shaking) * (-1) ** (step // 2)
         opt.step()
     assert scale(opt, 0) == 1.0
     coherence = opt.reading.groups[1].coherence
     assert coherence < 0.7
-    assert scale(opt, 1) == pytest.approx(coherence / 0.8, rel=0.1)
+    assert scale(opt, 1) == pytest.approx(coherence / 0.8, rel=0.05)
     assert {a.group for a in opt.controller.log} == {"shaking"}
     # for the run as a whole there is one rate
     together = ThermoAdamW(
@@ -432,21 +431,21 @@ def test_resume_in_mid_run_is_bit_for_bit(law, backend, cut):
 
 
 def test_resume_in_the_middle_of_a_hold_off_and_of_a_way_to_a_target():
-    options = {"law": "diffusion", "kappa": 0.01, "bounds": Bounds(slew_up=1.05, hold_off=30)}
+    options = {"law": "diffusion", "kappa": 0.01, "bounds": Bounds(slew_up=1.02, hold_off=30)}
     whole = model()
     opt = build(whole, **options)
-    train(whole, opt, 20)
+    train(whole, opt, 40)
     lever = opt.controller.state_dict()["levers"]["all"]
     acted = opt.controller.log[-1].step
     assert lever["value"] < lever["target"]
-    assert 20 - acted < 25  # held, and the way not done
+    assert 40 - acted < 25  # held, and the way not done
     saved, weights = through_disk(opt.state_dict()), copy.deepcopy(whole.state_dict())
-    train(whole, opt, 50, start=20)
+    train(whole, opt, 50, start=40)
     other = model(seed=5)
     other.load_state_dict(weights)
     resumed = build(other, **options)
     resumed.load_state_dict(saved)
-    train(other, resumed, 50, start=20)
+    train(other, resumed, 50, start=40)
     assert_same_bits(whole, opt, other, resumed)
     same_control(opt, resumed)
     assert opt.controller.log[-1].step > acted + 29
@@ -517,25 +516,47 @@ def dry_step(opt, net):
 @pytest.mark.parametrize("law", LAWS)
 def test_a_dry_step_moves_nothing_and_the_start_is_taken_afterwards(law, backend):
     options = {**LAWS[law], "backend": backend}
-    net = model(seed=3)
+    net, plain = model(seed=3), model()
     opt = build(net, **options)
     before = copy.deepcopy(net.state_dict())
     dry_step(opt, net)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert opt.controller.state_dict()["begun"] == 0
     assert opt.controller.log == []
-    net.load_state_dict({k: v * 8 for k, v in model().state_dict().items()})
-    opt.zero_grad()
-    train(net, opt, 40)
-    plain = model()
-    plain.load_state_dict({k: v * 8 for k, v in model().state_dict().items()})
+    # weights of another size are loaded now: they are the start
+    weights = {k: v * (8 if "0." in k else 1) for k, v in plain.state_dict().items()}
     ref = build(plain, **options)
-    train(plain, ref, 40)
-    for p, q in zip(net.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
-    assert scale(opt) == pytest.approx(scale(ref), rel=1e-3)
-    for key in ("start_rms", "layer_factors"):
-        assert torch.equal(opt.param_groups[0]["thermo"][key], ref.param_groups[0]["thermo"][key])
+    for n, o in ((net, opt), (plain, ref)):
+        n.load_state_dict(weights)
+        train(n, o, 1)
+    same_control(opt, ref)
+    assert opt.controller.state_dict()["begun"] == 1
+    ours, theirs = (o.state_dict()["param_groups"][0]["thermo"] for o in (opt, ref))
+    for key in ("start_lr", "start_wd", "start_rms", "travel_start", "travel_impulse", "travel_work"):
+        assert (key in ours) == (key in theirs), key
+        if key in ours:
+            assert torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])), key
+    train(net, opt, 30, start=1)
+    assert opt.reading.step == 31
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_checkpoint_loaded_after_a_dry_step_goes_on(law):
+    """The order in which a checkpoint library works: state is made by a dry step, then filled."""
+    whole = model()
+    opt = build(whole, **LAWS[law])
+    train(whole, opt, 15)
+    saved, weights = through_disk(opt.state_dict()), copy.deepcopy(whole.state_dict())
+    train(whole, opt, 15, start=15)
+    other = model(seed=5)
+    resumed = build(other, **LAWS[law])
+    dry_step(resumed, other)
+    other.load_state_dict(weights)
+    resumed.load_state_dict(saved)
+    train(other, resumed, 15, start=15)
+    assert_same_bits(whole, opt, other, resumed)
+    same_control(opt, resumed)
 
 
 @pytest.mark.parametrize("per", ["run", "group"])
@@ -544,12 +565,11 @@ def test_a_group_added_in_mid_run(law, per):
     net, late = model(), matrix(7, 5, size=2.0, dtype=torch.float32)
     opt = build(net, per=per, **LAWS[law])
     train(net, opt, 15)
-    begun = opt.controller.state_dict()["begun"]
+    begun, start = opt.controller.state_dict()["begun"], late.detach().clone()
     before = scale(opt)
     opt.add_param_group({"params": [("late", late)], "lr": 0.02, "name": "late"})
     for step in range(15, 40):
         late.grad = torch.randn(late.shape, generator=torch.Generator().manual_seed(step))
-        opt.zero_grad(set_to_none=False) if False else None
         for p in net.parameters():
             p.grad = None
         loss = loss_of(net, step)
@@ -563,7 +583,7 @@ def test_a_group_added_in_mid_run(law, per):
     if law == "angular":
         d = 1.5 * math.sqrt(3 / 200)
         rms = opt.param_groups[1]["thermo"]["start_rms"].tolist()
-        assert rms == pytest.approx([2.0], rel=0.3)
+        assert rms == pytest.approx([float(start.square().mean().sqrt())], rel=1e-6)
         assert opt.reading.layers["late"].lr_eff == pytest.approx(d * rms[0], rel=1e-5)
         assert scale(opt, 0) == before
     # and it goes through a checkpoint
@@ -682,7 +702,7 @@ def test_losses_reach_polyak_by_report_and_by_closure():
             opt.zero_grad()
             loss = loss_of(net, step)
             loss.backward()
-            opt.report_loss(loss if way == "tensor" else float(loss))
+            opt.report_loss(loss if way == "tensor" else loss.item())
             loss.detach().zero_()  # what is done with it afterwards is nobody's business
             opt.step()
         log = opt.controller.log
@@ -691,7 +711,7 @@ def test_losses_reach_polyak_by_report_and_by_closure():
         assert all(a.evidence["sigma_setpoint"][0] == pytest.approx(0.1 * a.evidence["loss"][0]) for a in log)
         # the action of step t is decided on the loss before step t - 1
         assert log[0].step == 2
-        assert log[0].evidence["loss"][0] == pytest.approx(float(loss_of(model(), 0)))
+        assert log[0].evidence["loss"][0] == pytest.approx(loss_of(model(), 0).item())
     assert losses[0] == pytest.approx(losses[1])
     assert losses[0] == pytest.approx(losses[2])
 

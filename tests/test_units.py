@@ -93,6 +93,18 @@ def test_layers_of_like_scale_share_one_factor():
     assert list(factors) == [f"l{i}" for i in range(50)]
 
 
+def test_units_told_before_stay_when_layers_join():
+    """Else the rate of every bias would jump with the scale of a new matrix."""
+    before = start_of([(2, 0.1), (1, 0.0)])
+    units = layer_units(before)
+    known = dict(zip(before.names, units.layer.tolist(), strict=True))
+    after = start_of([(2, 0.1), (1, 0.0), (2, 10.0), (1, 0.0)], groups=[0, 0, 1, 1])
+    joined = layer_units(after, known)
+    assert joined.layer == pytest.approx([0.1, 0.1, 10.0, 1.0])
+    assert joined.group[0] == units.group[0]
+    assert {name: joined.factor[name] for name in known} == units.factor
+
+
 def test_a_group_without_layers_has_the_typical_unit():
     units = layer_units(start_of([(2, 0.1), (2, 0.4)], groups=[0, 0], n_groups=2))
     assert units.group == pytest.approx((0.2, 0.2))

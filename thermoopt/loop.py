@@ -128,9 +128,7 @@ class ControlLoop:
         self, reading: Reading, travel: PendingTravel | Travel | None, loss: Fetch | float | None
     ) -> Reading:
         came = travel.travel() if isinstance(travel, PendingTravel) else travel
-        value = float(loss.numpy()) if isinstance(loss, Fetch) else loss
-        value = value if value is not None and math.isfinite(value) else None
-        whole = replace(reading, travel=came, loss=value)
+        whole = replace(reading, travel=came, loss=_finite(loss))
         return whole if self._group is None else _of_first_rank(whole, self._group)
 
     # -------------------------------------------------------------- state
@@ -147,6 +145,9 @@ class ControlLoop:
                 out["travel_unseen"] = torch.from_numpy(rows)
             if whole.loss is not None:
                 out["loss_unseen"] = whole.loss
+        last = _finite(self._loss)
+        if last is not None:
+            out["loss_last"] = last
         return out
 
     def import_groups(
@@ -155,6 +156,7 @@ class ControlLoop:
         """Take up what :meth:`export_group` gave, of all groups together."""
         self._attached = False
         self._waiting.clear()
+        self._loss = saved[0].get("loss_last") if saved else None
         if self.probe is not None:
             self.probe.forget()
             total = int(meter.numel.sum())
@@ -169,6 +171,12 @@ class ControlLoop:
                 if sums.shape[1] == len(meter.names):
                     travel = Travel(sums[0], sums[1], sums[2])
             self._waiting.append((meter.reading, travel, saved[0].get("loss_unseen") if saved else None))
+
+
+def _finite(loss: Fetch | float | None) -> float | None:
+    """A loss that says something, or None."""
+    value = float(loss.numpy()) if isinstance(loss, Fetch) else loss
+    return value if value is not None and math.isfinite(value) else None
 
 
 def start_of(
