@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from thermoopt.controllers import Scales
+from thermoopt.controllers import Cooling, Scales
 
 from tests.test_adamw import model, train
 from thermoopt import ThermoAdamW
@@ -83,12 +83,26 @@ def test_layer_factors_find_their_group():
 
 
 @pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
-@pytest.mark.parametrize("where", ["lr", "wd", "layers"])
+@pytest.mark.parametrize("where", ["lr", "wd"])
 def test_scales(bad, where):
-    fields = {"lr": [1.0], "wd": [1.0], "layers": {}}
-    fields[where] = {"w": bad} if where == "layers" else [bad]
+    fields = {"lr": [1.0], "wd": [1.0]}
+    fields[where] = [bad]
     with pytest.raises(ValueError, match=where):
         Scales(**fields)
+
+
+@pytest.mark.parametrize("bad", [-0.1, float("nan"), float("inf")])
+def test_layer_factors_of_scales_are_checked_where_they_are_set(bad):
+    class Bad(Cooling):
+        def update(self, reading, step):
+            return Scales(layers={"0.bias": bad})
+
+    net = model()
+    opt = ThermoAdamW(net.named_parameters(), controller=Bad(10))
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match="layer factor of '0.bias'"):
+        train(net, opt, 1)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 
 def test_names():

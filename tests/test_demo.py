@@ -14,10 +14,15 @@ import torch
 
 from thermoopt.demo import GPT, GPTConfig, InputError, load_corpus, run_demo
 from thermoopt.demo import corpus as corpus_module
-from thermoopt.demo import run as run_module
+from thermoopt.demo import progress as progress_module
 from thermoopt.demo.corpus import MIN_VALID_BYTES, batches, unigram_entropy, windows
 
-FILES = {"dashboard.png", "loss.csv", "history.jsonl", "history.csv", "summary.json"}
+PICTURES = {"compare.png", "dashboard.png"}
+WAYS = {
+    "adamw-1e-3": {"loss.csv", "history.jsonl", "history.csv"},
+    "adamw-1e-2": {"loss.csv", "history.jsonl", "history.csv"},
+    "autotuned": {"loss.csv", "history.jsonl", "history.csv", "actions.jsonl"},
+}
 TINY = GPTConfig(depth=2, width=32, heads=2, context=32)
 
 
@@ -181,8 +186,10 @@ def test_model_refuses_what_it_cannot_do():
 
 def test_run_writes_its_files_and_learns(run):
     result, _ = run
-    assert {path.name for path in result.out.iterdir()} == FILES
-    assert all(path.stat().st_size > 0 for path in result.out.iterdir())
+    assert {path.name for path in result.out.iterdir()} == PICTURES | {"summary.json"} | WAYS.keys()
+    for way, files in WAYS.items():
+        assert {path.name for path in (result.out / way).iterdir()} == files
+        assert all(path.stat().st_size > 0 for path in (result.out / way).iterdir())
     assert result.losses.train[-1] < result.losses.train[0] - 1
     assert result.valid_loss < result.losses.train[0] - 1
 
@@ -192,14 +199,51 @@ def test_files_hold_the_run(run):
     summary = json.loads((result.out / "summary.json").read_text())
     assert summary == result.summary
     assert summary["run"]["seed"] == 3
-    assert summary["loss"]["valid"] == result.valid_loss
     assert {"python", "torch", "numpy"} <= summary["versions"].keys()
-    assert summary["backend"]
-    rows = list(csv.DictReader((result.out / "loss.csv").read_text().splitlines()))
-    assert [int(row["step"]) for row in rows] == list(range(1, 41))
-    assert float(rows[-1]["valid"]) == result.valid_loss
-    lines = [json.loads(line) for line in (result.out / "history.jsonl").read_text().splitlines()]
-    assert lines[-1]["step"] == 40
+    assert [summary["ways"][way]["lr"] for way in WAYS] == [1e-3, 1e-2, None]
+    for way, files in WAYS.items():
+        told, folder = summary["ways"][way], result.out / way
+        assert told["backend"]
+        rows = list(csv.DictReader((folder / "loss.csv").read_text().splitlines()))
+        assert [int(row["step"]) for row in rows] == list(range(1, 41))
+        assert [float(row["train"]) for row in rows] == result.curves[way].train
+        assert float(rows[-1]["valid"]) == told["loss"]["valid"]
+        lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] == 40
+        if "actions.jsonl" in files:
+            actions = [json.loads(line) for line in (folder / "actions.jsonl").read_text().splitlines()]
+            assert len(actions) == told["actions"] > 0
+            assert {"step", "group", "old", "new", "evidence", "reason"} <= actions[0].keys()
+        else:
+            assert told["actions"] == 0
+
+
+def test_ways_start_alike_and_adamw_is_torchs(text, run):
+    """The first losses agree; the AdamW ways are torch's own AdamW with torch's own scheduler."""
+    result, _ = run
+    assert len({curve.train[0] for curve in result.curves.values()}) == 1
+    corpus = load_corpus(text)
+    torch.manual_seed(3)
+    model = GPT(TINY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    # two steps of warm-up are 5 % of 40, then torch's own cosine
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(torch.optim.SGD(model.parameters(), 1e-2), 38)
+    rates = [0.5e-2, 1e-2]
+    for _ in range(38):
+        rates.append(cosine.get_last_lr()[0])
+        cosine.optimizer.step()
+        cosine.step()
+    draws, theirs = batches(corpus.train, 8, TINY.context, 3), []
+    for rate in rates:
+        optimizer.param_groups[0]["lr"] = rate
+        x, y = next(draws)
+        loss = torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        theirs.append(loss.item())
+    assert theirs == pytest.approx(result.curves["adamw-1e-2"].train, rel=1e-3)
 
 
 def test_report_names_what_matters(run):
@@ -233,8 +277,8 @@ def test_one_step_is_enough(text, tmp_path):
     said: list[str] = []
     result = run_demo(1, text, tmp_path, config=TINY, batch=2, say=said.append)
     assert len(result.losses.train) == len(result.losses.valid) == 1
-    assert any(line.startswith("no dashboard") for line in said)
-    assert FILES - {"dashboard.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert any(line.startswith("no pictures: a comparison needs") for line in said)
+    assert {path.name for path in tmp_path.iterdir()} == {"summary.json"} | WAYS.keys()
 
 
 def test_bad_arguments_are_named_before_anything_is_made(text, tmp_path):
@@ -253,7 +297,7 @@ def test_bad_arguments_are_named_before_anything_is_made(text, tmp_path):
 
 
 def test_stopping_in_mid_run_loses_nothing(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(run_module, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(progress_module, "PLAIN_SECONDS", 0.0)
     said = []
 
     def say(line):
@@ -263,8 +307,10 @@ def test_stopping_in_mid_run_loses_nothing(text, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         run_demo(40, text, tmp_path, config=TINY, batch=2, say=say)
-    with (tmp_path / "loss.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 20
-    steps = [json.loads(line)["step"] for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert steps == list(range(1, 21))
+    for way in WAYS:
+        with (tmp_path / way / "loss.csv").open() as file:
+            assert len(list(csv.DictReader(file))) == 20
+        lines = (tmp_path / way / "history.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
+    assert (tmp_path / "autotuned" / "actions.jsonl").exists()
     assert "stopped after 20 steps" in said[-1]

@@ -337,7 +337,10 @@ class ThermoAdamW(torch.optim.AdamW):
 
     def _forget_scales(self) -> None:
         for group in self.param_groups:
-            group["thermo"].update(fresh_thermo(group))
+            fresh = fresh_thermo(group)
+            for key in ("start_lr", "start_wd"):  # those of construction: a dry step has lr 0
+                del fresh[key]
+            group["thermo"].update(fresh)
 
     def _apply(self, scales: Scales) -> None:
         groups = self.param_groups
