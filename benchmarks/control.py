@@ -71,6 +71,7 @@ def run(it: Run) -> dict[str, Any]:
         if not math.isfinite(loss.item()):
             diverged = True
             break
+        setup.report(loss)
         setup.optimizer.step()
         if setup.schedule is not None:
             setup.schedule.step()

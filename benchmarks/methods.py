@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from workloads.task import require
+
+from thermoopt import ThermoAdamW, autotune
+from thermoopt.controllers import Chain, Controller, Cooling, Thermostat
 
 __all__ = ["LRS", "METHODS", "Method", "Setup"]
 
@@ -22,11 +25,19 @@ WEIGHT_DECAY = 0.01  # torch's default, for every method
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run steps: ``schedule`` is None where the optimizer has its own; ``before_judging`` likewise."""
+    """What a run steps.
+
+    Attributes:
+        optimizer: stepped once a batch.
+        schedule: stepped after it; None where the optimizer has its own.
+        before_judging: called before the final validation.
+        report: told the training loss before the step.
+    """
 
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None
     before_judging: Callable[[], Any] = lambda: None
+    report: Callable[[Tensor], Any] = lambda loss: None
 
 
 @dataclass(frozen=True)
@@ -78,10 +89,33 @@ def _schedule_free(model: nn.Module, lr: float, steps: int) -> Setup:
     return Setup(optimizer, None, optimizer.eval)
 
 
+def _controlled(controller: Callable[[int], Controller]) -> Callable[[nn.Module, float, int], Setup]:
+    def build(model: nn.Module, lr: float, steps: int) -> Setup:
+        given = {} if math.isnan(lr) else {"lr": lr}
+        optimizer = ThermoAdamW(
+            model.named_parameters(), weight_decay=WEIGHT_DECAY, controller=controller(steps), **given
+        )
+        return Setup(optimizer, report=optimizer.report_loss)
+
+    return build
+
+
+def _law(name: str) -> Callable[[int], Controller]:
+    """A law alone with warm-up and linear cooling: what autotune is without its barostat."""
+    return lambda steps: Chain(Thermostat(name, total_steps=steps), Cooling(steps, "linear"))
+
+
 METHODS: dict[str, Method] = {
     "adamw linear": Method(_adamw(_linear), LRS),
     "adamw cosine": Method(_adamw(_cosine), LRS),
     "prodigy": Method(_prodigy),
     "schedule-free": Method(_schedule_free, (2.5e-3,)),  # its package's default rate
+    "autotune": Method(_controlled(autotune)),
+    "respect_lr": Method(_controlled(lambda steps: autotune(steps, "respect_lr")), LRS),
+    "law diffusion": Method(_controlled(_law("diffusion"))),
+    "law angular": Method(_controlled(_law("angular"))),
+    "law distance": Method(_controlled(_law("distance"))),
+    "law polyak": Method(_controlled(_law("polyak"))),
+    "law coherence": Method(_controlled(_law("coherence")), LRS),  # a brake on the lr that is given
 }
 """Every method by name."""

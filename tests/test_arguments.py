@@ -100,7 +100,7 @@ def test_layer_factors_of_scales_are_checked_where_they_are_set(bad):
     net = model()
     opt = ThermoAdamW(net.named_parameters(), controller=Bad(10))
     before = [p.detach().clone() for p in net.parameters()]
-    with pytest.raises(ValueError, match="layer factor of '0.bias'"):
+    with pytest.raises(ValueError, match=r"layer factor of '0\.bias'"):
         train(net, opt, 1)
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
