@@ -116,13 +116,13 @@ def test_diffusion_runs_ahead_only_while_r_is_above_its_set_point(over, c, t):
 
 
 def test_the_set_point_of_r_falls_to_1_over_the_first_15_percent():
-    assert equilibrium_r(0, T) == pytest.approx(4.5)
-    assert equilibrium_r(75, T) == pytest.approx(2.75)
+    assert equilibrium_r(0, T) == pytest.approx(7)
+    assert equilibrium_r(75, T) == pytest.approx(4)
     values = [equilibrium_r(t, T) for t in range(T + 1)]
     assert values == sorted(values, reverse=True)
     assert set(values[150:]) == {1.0}
     # without a length: the memory of v, 1000 steps, stands in
-    assert equilibrium_r(75, None) == pytest.approx(2.75)
+    assert equilibrium_r(75, None) == pytest.approx(4)
     assert equilibrium_r(5000, None) == 1.0
 
 
