@@ -4,18 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv demo test lint bench-overhead clean
+.PHONY: venv demo test lint bench-overhead bench-control clean
 
 venv: $(READY)
 
 $(READY): pyproject.toml setup.py constraints.txt thermoopt/kernels/native.c
 	@echo "== setting up $(VENV): thermoopt, its extras and the tools, as pinned in constraints.txt"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli,bench,dev]"
 	@touch $(READY)
 
 demo: venv
-	@echo "== training a small GPT on the Python standard library's own text, measured by ThermoAdamW"
+	@echo "== training a small GPT on the Python standard library's own text three ways: AdamW twice, autotuned"
 	$(BIN)/thermoopt demo --out runs/demo
 
 test: venv
@@ -34,6 +34,10 @@ bench-overhead: venv
 	@echo "== overhead of measuring, as ratios within one run (thermoclaw is installed for comparison)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt thermoclaw
 	$(BIN)/python benchmarks/overhead.py --out runs/overhead
+
+bench-control: venv
+	@echo "== control laws, Prodigy and Schedule-Free against tuned AdamW: about an hour on 2 cores, resumable"
+	$(BIN)/python benchmarks/control.py --out runs/control
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info thermoopt/kernels/_native*

@@ -3,8 +3,10 @@
 Every run is a row of ``rows.jsonl``; what is there already is not run again, so a stopped benchmark goes on
 where it stood. Rows are worked on seed by seed, so that a stop at any moment leaves equal counts.
 
-    python benchmarks/control.py --out runs/control                  # everything, two hours on 2 cores
+    python benchmarks/control.py --out runs/control                  # everything, an hour on 2 cores
     python benchmarks/control.py --workloads linear mlp --seeds 0    # part of it
+
+The tables go to ``control.md`` beside the rows.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from control_report import report
 from methods import METHODS
-from workloads import WORKLOADS
+from workloads import HELD_OUT, WORKLOADS
 
 __all__ = ["Run", "main", "plan", "run"]
 
@@ -126,12 +129,28 @@ def main() -> None:
     todo = [it for it in plan(args.workloads, args.methods, args.seeds, args.horizons) if it not in done]
     print(f"{len(done)} runs are there, {len(todo)} to do", flush=True)
     context = multiprocessing.get_context("spawn")
+    torn = path.exists() and not path.read_text().endswith("\n")
     with context.Pool(args.workers, _one_thread) as pool, path.open("a") as file:
+        file.write("\n" if torn else "")
         for i, row in enumerate(pool.imap_unordered(run, todo), 1):
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(f"{i}/{len(todo)}  {row['workload']:7} {row['steps']:5} {row['method']:16} lr {row['lr']}  "
                   f"seed {row['seed']}  {row['valid']:.4f}  {row['seconds']:.0f} s", flush=True)  # fmt: skip
+    _write_report(args.out, list(read_rows(path)))
+
+
+def _write_report(out: Path, rows: list[dict[str, Any]]) -> None:
+    known = [w for w in WORKLOADS.values() if any(row["workload"] == w.name for row in rows)]
+    about = "\n".join(f"- {w.name}: {w.about}." for w in known)
+    setting = (
+        f"torch {torch.__version__}, one thread a run, float32, weight decay 0.01, warm-up over 5 %; "
+        f"{len(rows)} runs.\n\n"
+    )
+    (out / "control.md").write_text(
+        f"# Control laws against tuned schedules\n\n{setting}{about}\n\n{report(rows, HELD_OUT)}"
+    )
+    print(f"tables lie in {out}/control.md")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from thermoopt.controllers import Chain, Controller, Cooling, Thermostat
 from torch import Tensor, nn
 from workloads.task import require
 
 from thermoopt import ThermoAdamW, autotune
-from thermoopt.controllers import Chain, Controller, Cooling, Thermostat
 
 __all__ = ["LRS", "METHODS", "Method", "Setup"]
 

@@ -1,0 +1,209 @@
+"""The control benchmark: workloads are real and repeatable, arithmetic is right, it goes on after a stop."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+for package in ("mnist1d", "sklearn", "prodigyopt", "schedulefree"):
+    pytest.importorskip(package)
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def path():
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+NAMES = ("gpt", "gru", "cnn", "mlp", "digits", "linear", "vit", "lstm")
+
+
+def losses_of(task, n=3):
+    return [task.loss().item() for _ in range(n)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_gives_the_same_task_and_judging_disturbs_nothing(name):
+    from workloads import WORKLOADS
+
+    workload = WORKLOADS[name]
+    state = torch.random.get_rng_state()
+    a, b, c = (workload.build(seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    first = losses_of(a, 1)
+    assert a.evaluate() == a.evaluate()
+    assert math.isfinite(a.evaluate())
+    assert first + losses_of(a, 2) == losses_of(b)
+    assert losses_of(c) != losses_of(workload.build(0))
+    assert all(m.training for m in a.model.modules())
+    short, long = workload.horizons
+    assert 200 <= short < long
+    assert len(workload.sha256()) == 64
+
+
+def test_initial_losses_are_those_of_ignorance():
+    from workloads import WORKLOADS
+
+    for name in ("cnn", "mlp", "digits", "vit"):
+        assert WORKLOADS[name].build(0).evaluate() == pytest.approx(math.log(10), abs=0.4), name
+    for name in ("gpt", "gru", "lstm"):
+        assert WORKLOADS[name].build(0).evaluate() == pytest.approx(math.log(256), abs=0.2), name
+
+
+def test_the_true_weights_of_the_regression_have_the_loss_of_its_noise():
+    from workloads import WORKLOADS
+    from workloads.linear import _data
+
+    x, y, x_valid, y_valid = _data()
+    task = WORKLOADS["linear"].build(0)
+    solution = torch.linalg.lstsq(x.double(), y.double()).solution
+    task.model.weight.data = solution.T.float()
+    task.model.bias.data.zero_()
+    assert task.evaluate() == pytest.approx(1.0, abs=0.1)
+    assert torch.nn.functional.mse_loss(x_valid @ solution.float(), y_valid) < 1.1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "adamw linear",
+        "adamw cosine",
+        "prodigy",
+        "schedule-free",
+        "autotune",
+        "respect_lr",
+        "law diffusion",
+        "law angular",
+        "law distance",
+        "law polyak",
+        "law coherence",
+    ],
+)
+def test_every_method_trains(method):
+    from control import Run, run
+    from methods import METHODS
+
+    assert len(METHODS) == 11
+    row = run(Run("mlp", 20, method, (METHODS[method].lrs or (None,))[-1], 0))
+    assert math.isfinite(row["valid"])
+    assert json.loads(json.dumps(row)) == row
+
+
+def test_the_schedules_are_what_they_are_called():
+    from methods import _cosine, _linear, scheduled
+
+    linear, cosine = scheduled(_linear, 100), scheduled(_cosine, 100)
+    assert [linear(t) for t in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert linear(5) == cosine(5) == 1
+    assert linear(99) == pytest.approx(1 / 95)
+    assert linear(100) == cosine(100) == pytest.approx(0, abs=1e-15)
+    assert cosine(5 + 19) == pytest.approx((1 + math.cos(math.pi / 5)) / 2)
+
+
+def test_a_diverged_run_counts_with_its_initial_loss():
+    from control import Run, run
+
+    row = run(Run("linear", 60, "adamw linear", 1e30, 0))
+    assert row["diverged"]
+    assert row["valid"] == row["initial"] > 1000
+
+
+def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch, capsys):
+    import control
+
+    # short runs, in this process
+    short = {
+        name: type(w)(w.name, w.about, (2, 4), w.build, w.sha256)
+        for name, w in control.WORKLOADS.items()
+        if name in ("linear", "mlp")
+    }
+    monkeypatch.setattr(control, "WORKLOADS", short)
+
+    class Pool:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def imap_unordered(self, function, items):
+            return map(function, items)
+
+    monkeypatch.setattr(control.multiprocessing, "get_context", lambda kind: type("C", (), {"Pool": Pool}))
+    arguments = [
+        "control.py",
+        "--out",
+        str(tmp_path),
+        "--methods",
+        "adamw linear",
+        "autotune",
+        "--seeds",
+        "0",
+        "1",
+    ]
+    monkeypatch.setattr(sys, "argv", arguments)
+    control.main()
+    rows = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert len(rows) == 2 * 2 * 2 * (7 + 1)
+    kept = rows[:20]
+    (tmp_path / "rows.jsonl").write_text("\n".join(kept) + "\n" + rows[20][:30])  # torn by a crash
+    control.main()
+    assert "20 runs are there, 44 to do" in capsys.readouterr().out
+    again = list(control.read_rows(tmp_path / "rows.jsonl"))
+    assert [row | {"seconds": 0} for row in again] == [json.loads(row) | {"seconds": 0} for row in rows]
+    assert "| autotune | none |" in (tmp_path / "control.md").read_text()
+
+
+def rows_of(valid):
+    return [
+        {
+            "workload": w,
+            "steps": steps,
+            "method": method,
+            "lr": lr,
+            "seed": seed,
+            "valid": value + 0.1 * seed,
+            "initial": 3.0,
+            "diverged": False,
+        }
+        for (w, steps, method, lr), value in valid.items()
+        for seed in (-1, 0, 1)
+    ]
+
+
+def test_ratios_and_sensitivity():
+    from control_report import geometric_mean, report, sensitivity
+
+    assert geometric_mean([1, 4]) == pytest.approx(2)
+    assert sensitivity({1e-3: 1.0, 1e-2: 2.0, 1e-1: 9.0}, 3.0) == pytest.approx((0 + 1 + 2) / 3)
+    valid = {}
+    for w, steps, best in (("a", 500, 1.0), ("a", 2000, 2.0), ("h", 500, 2.0)):
+        for method in ("adamw linear", "adamw cosine"):
+            factor = 1.0 if method == "adamw linear" else 1.25
+            valid |= {(w, steps, method, 1e-3): 1.5 * best * factor, (w, steps, method, 1e-2): best * factor}
+        valid[w, steps, "autotune", None] = best * (0.5 if w == "h" else 1.1 if steps == 500 else 1.21)
+    text = report(rows_of(valid), held_out=("h",))
+    table = {
+        tuple(cells[:2]): cells[2:]
+        for line in text.splitlines()
+        if line.startswith("| a") and len(cells := [c.strip() for c in line.strip("|").split("|")]) > 5
+    }
+    assert table["autotune", "none"] == ["1.154", "1.21", "0.500", "1.100", "0.500", "1.210"]
+    assert table["adamw linear", "best of 2"][:3] == ["1.000", "1.00", "1.000"]
+    assert table["adamw linear", "1e-3"][:3] == ["1.500", "1.50", "1.500"]
+    assert table["adamw cosine", "best of 2"][:3] == ["1.250", "1.25", "1.250"]
+    # sensitivities: (1.5 - 1) / 2 of the best, bounded by the initial loss of 3
+    part = text[text.index("## Sensitivity") :]
+    line = next(x for x in part.splitlines() if x.startswith("| adamw linear |"))
+    assert "| 0.250 | 0.500 | 0.500 |" in line
+    ratio = math.exp((math.log(0.25 / 0.3125) + math.log(0.5 / 0.25) + math.log(0.5 / 0.25)) / 3)
+    assert float(line.split("|")[2]) == pytest.approx(ratio, abs=0.006)
