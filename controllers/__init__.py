@@ -5,9 +5,10 @@ from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.cooling import Cooling
 from thermoopt.controllers.lever import Bounds
 from thermoopt.controllers.presets import autotune
+from thermoopt.controllers.replay import Recorder, Replay
 from thermoopt.controllers.setpoints import Signals, Wanted
 from thermoopt.controllers.thermostat import Thermostat
-from thermoopt.controllers.wrappers import Chain, DryRun, Recorder, Replay
+from thermoopt.controllers.wrappers import Chain, DryRun
 
 __all__ = [
     "Action",

@@ -7,7 +7,8 @@ import pytest
 import torch
 from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.cooling import Cooling
-from thermoopt.controllers.wrappers import Chain, DryRun, Recorder, Replay
+from thermoopt.controllers.replay import Recorder, Replay
+from thermoopt.controllers.wrappers import Chain, DryRun
 
 from tests.test_adamw import assert_same_bits, model, train
 from thermoopt import ThermoAdamW

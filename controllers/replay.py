@@ -1,0 +1,194 @@
+"""A record of the scales of a run, and its replay: the ablation that tells feedback from shape."""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from thermoopt.controllers.base import Controller, Scales
+from thermoopt.controllers.wrappers import Wrapper
+
+from thermoopt.meter import Reading
+
+__all__ = ["Recorder", "Replay"]
+
+ROW = ("step", "lr", "wd", "layers")
+"""Keys of a row of a trajectory: the step from which the scales hold, and what :class:`Scales` says; of
+``layers`` what changed."""
+
+
+class Recorder(Wrapper):
+    """Passes a controller's scales on and keeps their trajectory, for :class:`Replay`.
+
+    Args:
+        controller: the one to record.
+
+    Raises:
+        TypeError: if it is no controller.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        super().__init__(controller)
+        self.controllers = (controller,)
+        self._take([])
+
+    def _take(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+        self._layers: dict[str, float] = {}
+        for row in rows:
+            self._layers.update(row["layers"])
+        self._named: Mapping[str, float] = {}
+
+    @property
+    def trajectory(self) -> list[dict[str, Any]]:
+        """One row ``{"step", "lr", "wd", "layers"}`` for every step whose scales differ from the last.
+
+        ``layers`` holds the factors that changed with it.
+        """
+        return [_copy(row) for row in self._rows]
+
+    def update(self, reading: Reading | None, step: int) -> Scales:
+        """Return the controller's scales."""
+        scales = self.controller.update(reading, step)
+        if self._rows and self._rows[-1]["step"] >= step:
+            # a step that was taken back (a checkpoint library's dry step) comes again
+            self._take([row for row in self._rows if row["step"] < step])
+        changed = {}
+        if scales.layers is not self._named:
+            changed = {str(k): float(v) for k, v in scales.layers.items() if self._layers.get(k) != v}
+        row = {"step": int(step), "lr": _plain(scales.lr), "wd": _plain(scales.wd), "layers": changed}
+        last = self._rows[-1] if self._rows else None
+        if last is None or changed or (row["lr"], row["wd"]) != (last["lr"], last["wd"]):
+            self._rows.append(row)
+            self._layers.update(changed)
+        self._named = scales.layers
+        return scales
+
+    def save(self, path: str | Path) -> None:
+        """Write the trajectory, one JSON object a line; :meth:`Replay.load` reads it."""
+        lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows)
+        Path(path).write_text("".join(lines), encoding="utf-8")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the controller's class and state, and the trajectory."""
+        return {**super().state_dict(), "trajectory": self.trajectory}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+        super().load_state_dict(state)
+        self._take([_copy(row) for row in state["trajectory"]])
+
+    def reset(self) -> None:
+        """Forget the run."""
+        super().reset()
+        self._take([])
+
+
+class Replay(Controller):
+    """Plays a recorded trajectory back, whatever the readings say.
+
+    The ablation that tells feedback from shape: the same scales, open loop. Neutral before the first row;
+    every row holds until the next, the last for good.
+
+    Args:
+        trajectory: a :class:`Recorder`, or rows as its ``trajectory`` has them, with rising steps.
+
+    Raises:
+        ValueError: if a row is not as described, naming it, or there is none.
+    """
+
+    def __init__(self, trajectory: Recorder | Iterable[Mapping[str, Any]]) -> None:
+        rows = trajectory.trajectory if isinstance(trajectory, Recorder) else list(trajectory)
+        if not rows:
+            raise ValueError("trajectory has no rows; allowed are one or more")
+        self._steps: list[int] = []
+        self._scales: list[Scales] = []
+        layers: dict[str, float] = {}
+        for i, row in enumerate(rows):
+            try:
+                step, lr, wd, changed = _parse(row)
+                if self._steps and step <= self._steps[-1]:
+                    raise ValueError(f"step is {step}; allowed are whole numbers above {self._steps[-1]}")
+            except ValueError as error:
+                raise ValueError(f"trajectory: row {i} is {row!r}: {error}") from error
+            layers = {**layers, **changed} if changed else layers
+            self._steps.append(step)
+            self._scales.append(Scales(lr=lr, wd=wd, layers=layers))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Replay:
+        """Read what :meth:`Recorder.save` wrote.
+
+        Raises:
+            OSError: if the file cannot be read.
+            ValueError: if a line is no JSON object or no row.
+        """
+        rows = []
+        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"path: line {number} of {str(path)!r} is no JSON: {error}") from error
+        return cls(rows)
+
+    def update(self, reading: Reading | None, step: int) -> Scales:
+        """Return the scales of the last row up to this step."""
+        i = bisect_right(self._steps, step)
+        return self._scales[i - 1] if i else Scales()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: where it stands is the step."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up nothing."""
+
+    def reset(self) -> None:
+        """Forget nothing."""
+
+
+def _plain(factor: float | Sequence[float]) -> float | list[float]:
+    return [float(x) for x in factor] if isinstance(factor, Sequence) else float(factor)
+
+
+def _copy(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that shares nothing with the original."""
+    return {
+        "step": row["step"],
+        "lr": _plain(row["lr"]),
+        "wd": _plain(row["wd"]),
+        "layers": {**row["layers"]},
+    }
+
+
+def _number(key: str, value: object) -> float:
+    number = not isinstance(value, bool) and isinstance(value, (int, float))
+    if not (number and math.isfinite(value) and value >= 0):  # type: ignore[arg-type, operator]
+        raise ValueError(f"{key} holds {value!r}; allowed are finite numbers >= 0")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _factors(row: Mapping[str, Any], key: str) -> float | list[float]:
+    value = row[key]
+    return [_number(key, x) for x in value] if isinstance(value, list) else _number(key, value)
+
+
+def _parse(row: object) -> tuple[int, float | list[float], float | list[float], dict[str, float]]:
+    """Step, lr, wd and layers of a row.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    if not isinstance(row, Mapping) or set(row) != set(ROW):
+        raise ValueError(f"allowed are objects with {', '.join(ROW)}")
+    step, layers = row["step"], row["layers"]
+    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+        raise ValueError(f"step is {step!r}; allowed are whole numbers from 1")
+    if not isinstance(layers, Mapping):
+        raise ValueError(f"layers is {layers!r}; allowed is an object of factors by layer name")
+    factors = {str(name): _number(f"layer {name!r}", factor) for name, factor in layers.items()}
+    return step, _factors(row, "lr"), _factors(row, "wd"), factors
