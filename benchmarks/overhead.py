@@ -34,10 +34,12 @@ import torch
 from shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
 from torch import nn
 
-from thermoopt import ThermoAdamW
+from thermoopt import ThermoAdamW, autotune
 from thermoopt.kernels import native
 
 OFF = 1 << 40  # measure_every larger than any run: measuring off
+
+CONTROLLED_STEPS = 10_000  # length of run that autotune is told: it looks at a reading every 50 steps
 
 Stepper = Callable[[], None]
 
@@ -68,6 +70,13 @@ def torch_step(**flags: Any) -> Callable[[list[dict[str, Any]]], Stepper]:
 def thermo_step(**options: Any) -> Callable[[list[dict[str, Any]]], Stepper]:
     def build(groups: list[dict[str, Any]]) -> Stepper:
         return ThermoAdamW(groups, lr=1e-5, **options).step
+
+    return build
+
+
+def autotuned_step(**options: Any) -> Callable[[list[dict[str, Any]]], Stepper]:
+    def build(groups: list[dict[str, Any]]) -> Stepper:
+        return ThermoAdamW(groups, controller=autotune(CONTROLLED_STEPS), **options).step
 
     return build
 
@@ -107,11 +116,16 @@ def methods() -> dict[str, tuple[Callable[[list[dict[str, Any]]], Stepper], int]
         "ThermoAdamW foreach, every 10": (thermo_step(foreach=True, measure_every=10), 10),
         "ThermoAdamW foreach, every step": (thermo_step(foreach=True, measure_every=1), 2),
         "ThermoAdamW fused, every 10": (thermo_step(fused=True, measure_every=10), 10),
+        "ThermoAdamW foreach, every 10, autotune": (autotuned_step(foreach=True, measure_every=10), 50),
     }
     if native.available():
         table["ThermoAdamW native, off"] = (thermo_step(backend="native", measure_every=OFF), 10)
         table["ThermoAdamW native, every 10"] = (thermo_step(backend="native", measure_every=10), 10)
         table["ThermoAdamW native, every step"] = (thermo_step(backend="native", measure_every=1), 10)
+        table["ThermoAdamW native, every step, autotune"] = (
+            autotuned_step(backend="native", measure_every=1),
+            50,
+        )
     else:
         print(f"left out: native backend ({native.unavailable_reason()})")
     if importlib.util.find_spec("thermoclaw") is not None:
@@ -309,6 +323,13 @@ def main() -> None:
             line = f"\nOne measured step of the torch pass adds {once:.3g} ms."
             text.append(line)
             print(line, flush=True)
+        for kind in ("foreach, every 10", "native, every step"):
+            method = f"ThermoAdamW {kind}"
+            if method in times:
+                ratio = np.quantile(times[f"{method}, autotune"] / times[method], (0.1, 0.5, 0.9))
+                line = f"\nautotune on {kind}: x {ratio[1]:.3f} ({ratio[0]:.3f} to {ratio[2]:.3f})."
+                text.append(line)
+                print(line, flush=True)
         everything += [{**row, "elements": elements, "extra": memory.get(row["method"])} for row in rows]
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
