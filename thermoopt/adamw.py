@@ -151,6 +151,21 @@ class ThermoAdamW(torch.optim.AdamW):
         self._collect(wait=True)
         return self._meter.reading
 
+    def newest_reading(self) -> Reading | None:
+        """Return the last reading whose sums have arrived: as :attr:`reading`, and waits for nothing."""
+        self._collect(wait=False)
+        return self._meter.reading
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, as :attr:`Reading.step` counts them."""
+        return self._meter.run.step
+
+    @property
+    def measure_every(self) -> int:
+        """Every so many steps one is measured."""
+        return self._measure_every or self._backend.measure_every
+
     @property
     def history(self) -> History:
         """The bounded record of readings."""
@@ -266,9 +281,7 @@ class ThermoAdamW(torch.optim.AdamW):
 
         A step with lr 0 always is: a checkpoint library's dry step must be recognised as such.
         """
-        step = self._meter.run.step + 1
-        every = self._measure_every or self._backend.measure_every
-        return step % every == 0 or all(r.maybe_zero for r in rates)
+        return (self.steps + 1) % self.measure_every == 0 or all(r.maybe_zero for r in rates)
 
     def _collect(self, wait: bool) -> None:
         """Average in the sums that have arrived; with ``wait``, all that are on the way."""

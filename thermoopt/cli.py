@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument(
-        "--steps", type=_steps, default=DEFAULT_STEPS, metavar="N", help="optimizer steps of each way, at least 1"
+        "--steps", type=_steps, default=DEFAULT_STEPS, metavar="N", help="steps of each way, at least 1"
     )
     demo.add_argument(
         "--text",

@@ -21,7 +21,7 @@ from thermoopt.rates import Rates, layer_names
 from thermoopt.sinks import SinkQueue
 from thermoopt.torch_sums import torch_sums
 
-__all__ = ["CLOSURE", "StepHooks", "add_to_meter", "closure_of", "group_lr", "is_dry"]
+__all__ = ["CLOSURE", "StepHooks", "add_to_meter", "capturing", "closure_of", "group_lr", "is_dry"]
 
 CLOSURE = "closure"
 """One more cause to skip a measured step, beside :data:`thermoopt.meter.SKIP_CAUSES`: the optimizer did not
@@ -35,6 +35,9 @@ class StepHooks:
         optimizer: any torch optimizer.
         names: layer names by parameter, for groups that carry none.
         measure_every, ema_steps, sinks: as for :class:`~thermoopt.observer.Observer`.
+
+    Attributes:
+        record_every: steps between two readings that go to history, sinks and controller, at least.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class StepHooks:
         self._optimizer = optimizer
         self._names = names
         self._measure_every = measure_every
+        self.record_every = ema_steps / ROWS_PER_EMA
         self._ema_steps = ema_steps
         self._sinks = sinks
         self._history = History()
@@ -67,12 +71,13 @@ class StepHooks:
 
     # ---------------------------------------------------------------- around a step
 
+    @torch.compiler.disable
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._begun = None
         closure = closure_of(args, kwargs)
         if closure is None and is_dry(optimizer):
             self._begun = "dry"
-        elif (self._meter.run.step + 1) % self._measure_every == 0 and not _capturing():
+        elif (self._meter.run.step + 1) % self._measure_every == 0 and not capturing():
             if closure is None:
                 self._begun = self._begin()
             elif len(args) > 1:
@@ -109,6 +114,7 @@ class StepHooks:
             return None if any(rate.maybe_zero for rate in rates) else "no_gradients"
         return kept
 
+    @torch.compiler.disable
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         begun, self._begun = self._begun, None
         self._meter.run.step += begun != "dry"
@@ -132,7 +138,7 @@ class StepHooks:
                 self._meter.skip(cause)
                 # a dry step is no step: take back its count
                 run.step -= cause == "dry"
-            elif run.recorded == 0 or pending.step - run.recorded >= self._ema_steps / ROWS_PER_EMA:
+            elif run.recorded == 0 or pending.step - run.recorded >= self.record_every:
                 reading = self._meter.reading
                 assert reading is not None
                 run.recorded, run.unseen = pending.step, 1
@@ -167,6 +173,16 @@ class StepHooks:
             self._sizes = sizes
 
     # ---------------------------------------------------------------- what is read
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, as :attr:`Reading.step` counts them."""
+        return self._meter.run.step
+
+    @property
+    def measure_every(self) -> int:
+        """Every so many steps one is measured."""
+        return self._measure_every
 
     @property
     def reading(self) -> Reading | None:
@@ -288,6 +304,6 @@ def _decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     return float(group.get("weight_decay") or 0.0) if _is_decoupled(optimizer, group) else 0.0
 
 
-def _capturing() -> bool:
+def capturing() -> bool:
     """Whether a CUDA graph is being captured: Python does not run at its replay, so nothing is measured."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

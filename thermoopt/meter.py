@@ -294,17 +294,18 @@ class Meter:
     def import_group(self, group: int, saved: Mapping[str, object]) -> None:
         """Take up what :meth:`export_group` gave.
 
-        Keys of an older checkpoint may be missing, and its averages may have another layout: they start
-        afresh, the second with a warning. Counters belong to the run, so the largest of all groups
-        counts (a group added in mid-run knows fewer steps).
+        Averages may come as nested lists, too. Keys of an older checkpoint may be missing, and its averages
+        may have another layout: they start afresh, the second with a warning. Counters belong to the run, so
+        the largest of all groups counts (a group added in mid-run knows fewer steps).
         """
         self._latest = None
         rows = saved.get("meter")
         where = self.group_of == group
-        if isinstance(rows, Tensor):
+        if isinstance(rows, (Tensor, list)):
+            rows = torch.as_tensor(rows, dtype=torch.float64)
             expected = (STATE_ROWS, int(where.sum()))
             if tuple(rows.shape) == expected:
-                self._state[:, where] = rows.double().cpu().numpy()
+                self._state[:, where] = rows.cpu().numpy()
             else:
                 warnings.warn(
                     f"saved averages of group {group} have shape {tuple(rows.shape)}, not {expected}: "

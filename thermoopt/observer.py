@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.adamw import EMA_STEPS, ThermoAdamW
-from thermoopt.controllers.base import Start
+from thermoopt.carried import CarriedTravel
+from thermoopt.controllers.base import Controller, Start
 from thermoopt.history import History
-from thermoopt.hooks import StepHooks, add_to_meter
+from thermoopt.hooks import StepHooks, add_to_meter, capturing, closure_of, is_dry
 from thermoopt.loop import start_of
 from thermoopt.meter import SKIP_CAUSES, Meter, Reading
 from thermoopt.pending import Fetch
@@ -88,6 +89,9 @@ class Observer:
                 self._names.update((p, name) for name, p in model.named_parameters())
             self._hooks = StepHooks(optimizer, self._names, measure_every, float(ema_steps), queue)
             self._source = self._hooks
+        self._carried: CarriedTravel | None = None
+        self._handle: Any = None
+        self._every = 1
         self._handed = 0
         self._loss: float | None = None
         self._coming: Fetch | None = None
@@ -168,29 +172,66 @@ class Observer:
 
     # ---------------------------------------------------------------- for those who drive a controller
 
+    def serve(self, controller: Controller) -> None:
+        """Let :meth:`fresh_reading` give what a controller wants, until :meth:`close`.
+
+        Readings come every ``controller.every`` steps at most, and with the sums it needs of
+        :data:`thermoopt.travel.TRAVEL_SUMS`, measured just before the step (of these only ``"distance"``;
+        see :class:`~thermoopt.carried.CarriedTravel` for where their start is kept). A controller served
+        before is served no more.
+        """
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._carried = None
+        self._every = controller.every or 1
+        if self._hooks is not None and controller.every is not None:
+            self._hooks.record_every = controller.every
+        if controller.needs:
+            self._carried = CarriedTravel(self._optimizer, controller.needs)
+            self._handle = self._optimizer.register_step_pre_hook(self._before)
+
+    @torch.compiler.disable
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Measure the distance from the start where the coming step's reading may be handed over."""
+        if capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):
+            return
+        assert self._carried is not None
+        self._carried.follow()
+        step = self._source.steps + 1
+        if step % self._source.measure_every == 0 and self._due(step):
+            self._carried.measure(step)
+
+    def _due(self, step: int) -> bool:
+        """Whether a reading of a step is far enough from the last one handed over."""
+        return self._handed == 0 or not 0 <= step - self._handed < self._every
+
     def fresh_reading(self) -> Reading | None:
         """Return the newest reading, with the last loss, if it was not handed over yet, else None.
 
-        Each is handed over once, also across a checkpoint. With hooks nothing is waited for (a loss still
-        on a device is the next reading's), and only readings that went to the history count.
+        Each is handed over once, also across a checkpoint. Nothing is waited for (a loss still on a device
+        is the next reading's). With hooks only readings that went to the history count.
         """
-        if self._hooks is not None:
-            reading = self._hooks.fresh_reading()
-        else:
-            reading = self.reading
-            if reading is not None and reading.step == self._handed:
+        if isinstance(self._source, ThermoAdamW):
+            reading = self._source.newest_reading()
+            if reading is not None and not self._due(reading.step):
                 return None
+        else:
+            reading = self._source.fresh_reading()
         if reading is None:
             return None
         self._handed = reading.step
-        return replace(reading, loss=self._loss)
+        travel = None if self._carried is None else self._carried.take(reading.step)
+        return replace(reading, loss=self._loss, travel=travel)
 
     def start(self) -> Start:
         """Describe the parameters as they are now, for :meth:`Controller.attach`.
 
-        ``lr``, ``wd``, ``beta1`` and ``beta2`` are 0.0 where a group has no such key.
+        ``lr`` and ``wd`` are 0.0 where a group has no such key; ``beta1`` and ``beta2`` are 0.0 but for
+        torch's Adam and AdamW and their subclasses: Lion's betas, say, are of no second moment.
         """
         groups = self._optimizer.param_groups
+        if not isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            groups = [{**group, "betas": (0.0, 0.0)} for group in groups]
         layout = Meter(1)
         for group in groups:
             add_to_meter(layout, group, self._names)
@@ -208,6 +249,8 @@ class Observer:
         """Remove the hooks. What was read stays."""
         if self._hooks is not None:
             self._hooks.close()
+        if self._handle is not None:
+            self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return averages, counters and the last loss: floats, ints, and a small tensor a group.
@@ -215,6 +258,8 @@ class Observer:
         A ThermoAdamW carries its averages itself. The history is not part of it.
         """
         state: dict[str, Any] = {"handed": self._handed, "loss": self.loss, "bad_losses": self._bad_losses}
+        if self._carried is not None:
+            state["travel"] = self._carried.state_dict()
         return state if self._hooks is None else {**state, **self._hooks.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -225,6 +270,8 @@ class Observer:
         """
         if self._hooks is not None:
             self._hooks.load_state_dict(state)
+        if self._carried is not None and "travel" in state:
+            self._carried.load_state_dict(state["travel"])
         self._handed, self._bad_losses = int(state["handed"]), int(state["bad_losses"])
         self._loss, self._coming = state["loss"], None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thermoopt.controllers.cooling import SHAPES, cooling_factor
 
-__all__ = ["ANYTIME", "GroupSchedule", "Plan", "copied"]
+__all__ = ["ANYTIME", "GroupSchedule", "Plan", "copied", "geometric_mean", "plain"]
 
 ANYTIME = ("constant", "inverse_time")
 """Shapes that need no length of the run: neither looks at its end."""
@@ -143,6 +143,26 @@ class GroupSchedule:
 def copied(lr: float | Tensor) -> float | Tensor:
     """Return an lr that is no alias."""
     return lr.detach().clone() if isinstance(lr, Tensor) else lr
+
+
+def plain(state: Any) -> Any:
+    """Copy nested data with lists in the place of tensors."""
+    if isinstance(state, Mapping):
+        return {key: plain(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [plain(value) for value in state]
+    return state.tolist() if isinstance(state, Tensor) else state
+
+
+def geometric_mean(pairs: list[tuple[int, float]]) -> float:
+    """Mean of factors by weight; the factor itself where all are one."""
+    factors = {factor for _, factor in pairs}
+    if len(factors) == 1:
+        return factors.pop()
+    total = sum(weight for weight, _ in pairs)
+    if not factors or 0.0 in factors or total == 0:
+        return 0.0 if 0.0 in factors else 1.0
+    return math.exp(sum(weight * math.log(factor) for weight, factor in pairs) / total)
 
 
 def _like(value: float, lr: float | Tensor) -> float | Tensor:

@@ -22,7 +22,7 @@ from thermoopt.controllers.cooling import Cooling
 from thermoopt.hooks import closure_of, is_dry
 from thermoopt.meter import Reading
 from thermoopt.observer import MEASURE_EVERY, Observer, as_loss
-from thermoopt.schedule import GroupSchedule, Plan, copied
+from thermoopt.schedule import GroupSchedule, Plan, copied, geometric_mean, plain
 
 __all__ = ["ThermoScheduler"]
 
@@ -66,8 +66,18 @@ class ThermoScheduler(LRScheduler):
 
     *Controller.* Once an optimizer step it sees the newest reading of an
     :class:`~thermoopt.observer.Observer` and gives the scales. Layer factors go to a ThermoAdamW as they are;
-    for any other optimizer their geometric mean over a group, weighted by elements, is a factor on the
-    group's lr: with one layer a group (one group a parameter) that is each layer's own.
+    for any other optimizer, which has one lr a group, their geometric mean over the group, weighted by
+    elements, is a factor on the group's lr (a thermostat's rate D then moves the group by D times that mean
+    of its layers' units): with one layer a group (one group a parameter) it is each layer's own. Where the
+    size of an optimizer's update is not known beforehand (all but Adam and AdamW) a law of absolute rates, as
+    in :func:`thermoopt.autotune`, leaves the lr as given until the first reading.
+
+    *Distance.* For a law that lives on the distance from the start (autotune's) a sample of the parameters
+    as they were before the first step, one element in 17 (all up to 16,384), is kept in the optimizer's
+    groups as ``"thermo_travel"``, as torch keeps ``initial_lr``: ``optimizer.state_dict()`` carries it, and
+    the two states may be loaded in either order. With an optimizer's state that holds none, the distance
+    counts from the parameters as they are at the next step, and a warning says so. The layers' own units are
+    those at construction: load pre-trained weights before.
 
     Args:
         optimizer: any torch optimizer.
@@ -86,8 +96,8 @@ class ThermoScheduler(LRScheduler):
     Raises:
         TypeError, ValueError: for arguments that are not what they should be; the message names the
             argument, its value and what is allowed. A controller that cools is refused with a shape other
-            than ``"constant"`` (the two would multiply), one that needs sums which an observer does not
-            measure, and any for a ThermoAdamW that has one of its own. Nothing has changed then.
+            than ``"constant"`` (the two would multiply), one that needs ``"impulse"``, which only ThermoAdamW
+            measures, and any for a ThermoAdamW that has one of its own. Nothing has changed then.
         KeyError: torch's, for ``last_epoch`` from 0 without ``initial_lr``.
 
     References:
@@ -128,9 +138,13 @@ class ThermoScheduler(LRScheduler):
                 ema_steps=controller.ema_steps or EMA_STEPS,
             )
             weakref.finalize(self, self._observer.close)
+        if controller is not None and self._observer is not None:
+            self._observer.serve(controller)
         self._held: list[GroupSchedule] = []
         self._start: Start | None = None
+        self._rms: dict[str, float] = {}
         self._layer_factors: dict[str, float] = {}
+        self._named: Mapping[str, float] = {}
         self.last_epoch = last_epoch
         self._taken = last_epoch + 1
         weakref.finalize(self, optimizer.register_step_pre_hook(_counting(weakref.ref(self))).remove)
@@ -212,19 +226,27 @@ class ThermoScheduler(LRScheduler):
             base, wd = copied(group["initial_lr"]), float(group.get("weight_decay") or 0.0)
             self._held.append(GroupSchedule(base, wd, self._plan.floor(base)))
         self.base_lrs = [copied(held.base) for held in self._held]
-        if self._controller is not None and self._observer is not None:
-            self._start = replace(
-                self._observer.start(),
-                lr=tuple(float(held.base) for held in self._held),
-                wd=tuple(held.wd for held in self._held),
-            )
-            self._controller.attach(self._start)
+        self._attach()
+
+    def _attach(self) -> None:
+        """Tell the controller of the parameters as they were when they joined."""
+        if self._controller is None or self._observer is None:
+            return
+        now = self._observer.start()
+        self._start = replace(
+            now,
+            rms=tuple(self._rms.setdefault(name, rms) for name, rms in zip(now.names, now.rms, strict=True)),
+            lr=tuple(float(held.base) for held in self._held),
+            wd=tuple(held.wd for held in self._held),
+        )
+        self._controller.attach(self._start)
 
     def _apply(self, scales: Scales) -> None:
         lrs, wds = scales.spread(len(self._held))
-        if isinstance(self.optimizer, ThermoAdamW):
-            if scales.layers:
-                self.optimizer.set_layer_factors(scales.layers)
+        if scales.layers is self._named:
+            pass  # the same mapping again says nothing new
+        elif isinstance(self.optimizer, ThermoAdamW):
+            self.optimizer.set_layer_factors(scales.layers)
         else:
             assert self._start is not None
             for name in scales.layers:
@@ -233,6 +255,7 @@ class ThermoScheduler(LRScheduler):
                         f"layer factor for {name!r}, which belongs to no parameter of the optimizer"
                     )
             self._layer_factors.update(scales.layers)
+        self._named = scales.layers
         for held, lr, wd in zip(self._held, lrs, wds, strict=True):
             held.lr_scale, held.wd_scale = lr, wd
             held.owns_wd |= wd != 1.0
@@ -246,7 +269,7 @@ class ThermoScheduler(LRScheduler):
             self._start.names, self._start.group_of, self._start.numel, strict=True
         ):
             members[group].append((numel, self._layer_factors.get(name, 1.0)))
-        return [_geometric_mean(pairs) for pairs in members]
+        return [geometric_mean(pairs) for pairs in members]
 
     @torch.no_grad()
     def _write(self) -> None:
@@ -264,7 +287,8 @@ class ThermoScheduler(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return time, base values, scales, and the controller's and the observer's state: plain data.
 
-        The observer's averages are a small tensor a group; nothing has the size of a parameter.
+        Numbers, strings, lists and dicts; no tensor. What a controller that needs the distance from the
+        start adds is in the optimizer's state (see above).
         """
         return {
             "last_epoch": self.last_epoch,
@@ -273,8 +297,9 @@ class ThermoScheduler(LRScheduler):
             "plan": asdict(self._plan),
             "groups": [held.state_dict() for held in self._held],
             "layer_factors": dict(self._layer_factors),
+            "rms": dict(self._rms),
             "controller": None if self._controller is None else self._controller.state_dict(),
-            "observer": None if self._observer is None else self._observer.state_dict(),
+            "observer": None if self._observer is None else plain(self._observer.state_dict()),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -292,7 +317,7 @@ class ThermoScheduler(LRScheduler):
         self._take_in_groups()
         self.last_epoch, self._taken = int(state_dict["last_epoch"]), int(state_dict["taken"])
         self._step_count = int(state_dict["step_count"])
-        self._layer_factors = dict(state_dict["layer_factors"])
+        self._layer_factors, self._named = dict(state_dict["layer_factors"]), {}
         for own in self._held:
             own.epoch = -1
         for own, group in zip(self._held, saved, strict=False):
@@ -303,6 +328,8 @@ class ThermoScheduler(LRScheduler):
         self.base_lrs = [copied(own.base) for own in self._held]
         if self._controller is not None and state_dict["controller"] is not None:
             self._controller.load_state_dict(state_dict["controller"])
+            self._rms.update(state_dict.get("rms", {}))
+            self._attach()
         if self._observer is not None and state_dict["observer"] is not None:
             self._observer.load_state_dict(state_dict["observer"])
         self._write()
@@ -314,20 +341,10 @@ class ThermoScheduler(LRScheduler):
         )
 
 
-def _geometric_mean(pairs: list[tuple[int, float]]) -> float:
-    """Mean of factors by weight; the factor itself where all are one."""
-    factors = {factor for _, factor in pairs}
-    if len(factors) == 1:
-        return factors.pop()
-    total = sum(weight for weight, _ in pairs)
-    if not factors or 0.0 in factors or total == 0:
-        return 0.0 if 0.0 in factors else 1.0
-    return math.exp(sum(weight * math.log(factor) for weight, factor in pairs) / total)
-
-
 def _counting(scheduler: weakref.ref[ThermoScheduler]) -> Callable[[Optimizer, Any, Any], None]:
     """Count the optimizer's steps for a scheduler, for as long as there is one."""
 
+    @torch.compiler.disable
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         own = scheduler()
         if own is not None and (closure_of(args, kwargs) is not None or not is_dry(optimizer)):
@@ -361,10 +378,11 @@ def _check_control(
             f"shape is {shape!r} and controller cools too: the two would multiply; allowed is shape "
             "'constant', or a controller without Cooling"
         )
-    if controller.needs:
+    more = sorted(controller.needs - {"distance"})
+    if more:
         raise ValueError(
-            f"controller needs {', '.join(sorted(controller.needs))}, which an observer does not measure; "
-            "allowed is a controller with another law, or to give this one to a ThermoAdamW"
+            f"controller needs {', '.join(more)}, which only a ThermoAdamW measures inside its own step; "
+            "allowed are controllers that need nothing or 'distance', or ThermoAdamW(..., controller=...)"
         )
     if isinstance(optimizer, ThermoAdamW) and optimizer.controller is not None:
         raise ValueError(

@@ -308,7 +308,7 @@ class TravelProbe:
 
     def import_layers(
         self, layers: Sequence[int], params: Sequence[Tensor], total: int, saved: Mapping[str, Any]
-    ) -> None:
+    ) -> bool:
         """Take up what :meth:`export_layers` gave; applied when the probe starts.
 
         Args:
@@ -317,21 +317,25 @@ class TravelProbe:
             total: real elements of all layers, which decides how samples are taken.
             saved: mapping that may hold the keys; state of another layout is left out: those layers start
                 afresh.
+
+        Returns:
+            Whether the start of every layer that has elements was in it.
         """
         start = saved.get("travel_start")
-        if not isinstance(start, Tensor):
-            return
         share = _share(total)
         sizes = [_sample(p, share).numel() for p in params]
         kept = [(i, n) for i, n in zip(layers, sizes, strict=True) if n]
-        if sum(n for _, n in kept) != start.numel():
-            return
+        if not kept:
+            return True
+        if not isinstance(start, Tensor) or sum(n for _, n in kept) != start.numel():
+            return False
         impulse, work = saved.get("travel_impulse"), saved.get("travel_work")
         cuts = [n for _, n in kept]
         impulses = impulse.split(cuts) if isinstance(impulse, Tensor) else [None] * len(cuts)
         works = list(work) if isinstance(work, Tensor) else [None] * len(cuts)
         for (i, _), a, b, c in zip(kept, start.split(cuts), impulses, works, strict=True):
             self._saved[i] = (a, b, c)
+        return True
 
 
 def _share(total: int) -> int:
