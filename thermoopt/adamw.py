@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from thermoopt.arguments import averaging_steps, check_arguments
 from thermoopt.backends import Backend
 from thermoopt.choice import choose_backend
 from thermoopt.controllers.base import Controller, Scales
@@ -29,9 +30,6 @@ __all__ = ["ThermoAdamW"]
 ROWS_PER_EMA = 5
 """Readings recorded per ``ema_steps``: neighbouring rows then differ by a fifth of the average's memory,
 and recording costs a step nothing that matters even when every step is measured."""
-
-EMA_STEPS = 50
-"""Steps an average is long unless told: long against the noise of a batch, short against a run."""
 
 MAX_PENDING = 8
 """Measured steps whose sums may still be on the way from a device before a step waits for the oldest."""
@@ -112,11 +110,11 @@ class ThermoAdamW(torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        _check_arguments(controller, measure_every, ema_steps)
+        check_arguments(controller, measure_every, ema_steps)
         self._setup(
             controller=controller,
             measure_every=measure_every,
-            ema_steps=_ema_steps(ema_steps, controller),
+            ema_steps=averaging_steps(ema_steps, controller),
             backend=choose_backend(backend, self.param_groups),
             history=History(),
             process_group=process_group,
@@ -476,15 +474,7 @@ def _capturing() -> bool:
 
 def _add_to_meter(meter: Meter, index: int, group: Mapping[str, Any]) -> None:
     numel = [p.numel() * (2 if p.is_complex() else 1) for p in group["params"]]
-    name = str(group.get("name", f"group{index}"))
-    while name == "total" or name in meter.group_names:  # records hold the total beside the groups
-        name = f"{name}.{index}"
-    meter.add_group(name, layer_names(index, group), numel)
-
-
-def _ema_steps(given: float | None, controller: Controller | None) -> float:
-    wanted = None if controller is None else controller.ema_steps
-    return float(given if given is not None else wanted or EMA_STEPS)
+    meter.add_group(str(group.get("name", f"group{index}")), layer_names(index, group), numel)
 
 
 @torch.no_grad()
@@ -493,22 +483,3 @@ def _rms(params: Sequence[Tensor]) -> Tensor:
     squares = [local(p.detach()).abs().square().sum(dtype=torch.float64) for p in params]
     numel = torch.tensor([max(1, p.numel() * (2 if p.is_complex() else 1)) for p in params])
     return (torch.stack([s.cpu() for s in squares]) / numel).sqrt() if squares else torch.zeros(0)
-
-
-def _check_arguments(controller: object, measure_every: object, ema_steps: object) -> None:
-    if controller is not None and not isinstance(controller, Controller):
-        raise TypeError(
-            f"controller is {controller!r}; allowed is None or a thermoopt.controllers.Controller"
-        )
-    if measure_every is not None and (
-        isinstance(measure_every, bool) or not isinstance(measure_every, int) or measure_every < 1
-    ):
-        raise (ValueError if isinstance(measure_every, int) else TypeError)(
-            f"measure_every is {measure_every!r}; allowed is None or a whole number from 1"
-        )
-    if ema_steps is None:
-        return
-    if isinstance(ema_steps, bool) or not isinstance(ema_steps, (int, float)):
-        raise TypeError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")
-    if not (math.isfinite(ema_steps) and ema_steps >= 1):
-        raise ValueError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.adamw import EMA_STEPS, ThermoAdamW
+from thermoopt.adamw import ThermoAdamW
+from thermoopt.arguments import EMA_STEPS
 from thermoopt.carried import CarriedTravel
 from thermoopt.controllers.base import Controller, Start
 from thermoopt.history import History

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from thermoopt.adamw import EMA_STEPS, ThermoAdamW
+from thermoopt.adamw import ThermoAdamW
+from thermoopt.arguments import EMA_STEPS
 from thermoopt.controllers.base import Controller, Scales, Start
 from thermoopt.controllers.cooling import Cooling
 from thermoopt.hooks import closure_of, is_dry
