@@ -1,0 +1,38 @@
+"""The task that the examples share: a small GPT predicts the next byte of Python's own sources.
+
+Nothing is downloaded: the text is the standard library of the Python that runs it. Losses are in nats a byte.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thermoopt.demo import GPT, GPTConfig, load_corpus
+from thermoopt.demo.corpus import batches, windows
+
+CONTEXT = 64
+TEXT = load_corpus()
+
+
+def small_gpt(seed: int) -> GPT:
+    """Build the model, 0.14 M parameters: the same weights for the same seed."""
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(depth=2, width=64, heads=4, context=CONTEXT))
+
+
+def training_batches(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw batches of 8 windows for ever: the same ones for the same seed."""
+    return batches(TEXT.train, 8, CONTEXT, seed)
+
+
+def next_byte_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the next byte."""
+    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+
+@torch.no_grad()
+def validation_loss(model: nn.Module) -> float:
+    """Return the loss on 16,384 bytes of files that are not trained on."""
+    return next_byte_loss(model, *windows(TEXT.valid, 256, CONTEXT)).item()

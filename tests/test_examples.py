@@ -1,0 +1,160 @@
+"""Every script of examples/ runs as a person would run it, without a warning, and says what it claims."""
+
+import csv
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+HELPERS = {"small_task"}
+SCRIPTS = {"anytime", "monitor_only", "replace_adamw", "swap_the_scheduler", "weight_decay_rescued"}
+NUMBER = re.compile(r"none|nan|inf|[-+]?\d[-+.\de]*")
+
+
+def run(name, *arguments):
+    """Output of a script; it must end well and complain of nothing."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def rows(output):
+    """Name and numbers of each row of the tables in an output: lines that end with two numbers or more."""
+    table = []
+    for line in output.splitlines():
+        words = line.split()
+        count = len(list(takewhile(NUMBER.fullmatch, reversed(words))))
+        if count >= 2:
+            numbers = [math.nan if word == "none" else float(word) for word in words[-count:]]
+            table.append((" ".join(words[:-count]), numbers))
+    return table
+
+
+def is_loss(value):
+    """Better than no model at all (ln 256), and not better than any model of this text."""
+    return 1.0 < value < math.log(256) + 0.1
+
+
+def test_every_example_is_here():
+    found = {path.stem for path in EXAMPLES.glob("*.py")}
+    assert found == HELPERS | SCRIPTS
+
+
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_docstring_says_how_to_run_it(name):
+    text = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
+    says, empty, how = text.split('"""')[1].rstrip("\n").split("\n")
+    assert says.endswith(".")
+    assert not empty
+    assert how.startswith(f"Run it: python examples/{name}.py [--steps ")
+    for option in re.findall(r"\[(--\w+) ", how):
+        assert f'add_argument("{option}"' in text
+    steps = re.search(r"--steps (\d+)", how)[1]
+    assert f'"--steps", type=int, default={steps}' in text
+
+
+def test_replace_adamw():
+    adamw, auto = rows(run("replace_adamw", "--steps", 12, "--seed", 1, "--lr", 3e-3))
+    assert adamw[0] == "AdamW, cosine"
+    assert adamw[1][:2] == [3e-3, 3e-3]
+    assert auto[0] == "ThermoAdamW, autotune"
+    assert math.isnan(auto[1][0])
+    assert auto[1][1] > 0
+    assert is_loss(adamw[1][2])
+    assert is_loss(auto[1][2])
+
+
+def test_swap_the_scheduler():
+    cosine, hotter, plain, thermostat, auto = rows(run("swap_the_scheduler", "--steps", 12, "--seed", 1))
+    assert plain[1] == cosine[1]  # ThermoScheduler alone is torch's schedule
+    assert (cosine[1][0], hotter[1][0]) == (0.1, 1.0)
+    for _, (given, largest, loss) in (cosine, hotter, plain, thermostat, auto):
+        assert given > 0
+        assert largest > 0
+        assert is_loss(loss)
+
+
+def test_monitor_only(tmp_path):
+    output = run("monitor_only", "--steps", 20, "--seed", 1, "--out", tmp_path / "new" / "folder")
+    assert "bit-identical" in output
+    table = dict(rows(output))
+    assert "blocks.0.attn.qkv.weight" in table
+    r, sigma, work, heat, balance = table.pop("total")
+    assert all(math.isfinite(x) for x in (r, sigma, work, heat, balance))
+    assert sum(layer[1] for layer in table.values()) == pytest.approx(sigma, rel=0.01)
+    assert work + heat == pytest.approx(sigma, rel=0.02)  # decay's part is small
+
+    lines = (tmp_path / "new" / "folder" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    last = json.loads(lines[-1])
+    assert last["step"] == 20
+    assert last["total"]["sigma"] == pytest.approx(sigma, rel=0.01)
+    assert set(last["layers"]) == set(table)
+    with (tmp_path / "new" / "folder" / "history.csv").open(newline="", encoding="utf-8") as file:
+        totals = [row for row in csv.DictReader(file) if row["scope"] == "total"]
+    assert [int(row["step"]) for row in totals] == [json.loads(line)["step"] for line in lines]
+
+
+def test_weight_decay_rescued():
+    output = run("weight_decay_rescued", "--steps", 12, "--seed", 1, "--times", 20)
+    good, collapsed, rescued = rows(output)
+    assert (good[1][0], collapsed[1][0], rescued[1][0]) == (0.1, 2.0, 2.0)
+    assert rescued[1] == pytest.approx(collapsed[1], abs=2e-3)  # nothing is done in the first 50 steps
+    assert "actions: 0" in output
+
+
+def test_anytime(tmp_path):
+    table = rows(run("anytime", "--steps", 12, "--seed", 1, "--out", tmp_path))
+    assert [int(numbers[0]) for _, numbers in table] == [12, 15, 12, 24, 27]
+    held, _, back, _, _ = table
+    assert back[1][1:] == held[1][1:]  # the checkpoint gives weights and rate back
+    assert all(is_loss(numbers[2]) for _, numbers in table)
+    saved = torch.load(tmp_path / "before_quench.pt", weights_only=True)
+    assert set(saved) == {"model", "optimizer"}
+
+
+# what an example is there to show, at its default size
+
+
+@pytest.mark.slow
+def test_autotune_is_not_far_from_adamw():
+    adamw, auto = rows(run("replace_adamw"))
+    assert auto[1][2] < adamw[1][2] + 0.1
+
+
+@pytest.mark.slow
+def test_a_controller_finds_a_rate_for_sgd():
+    cosine, _, _, thermostat, auto = rows(run("swap_the_scheduler"))
+    assert thermostat[1][2] < cosine[1][2]
+    assert auto[1][2] < cosine[1][2]
+
+
+@pytest.mark.slow
+def test_the_barostat_rescues():
+    good, collapsed, rescued = rows(run("weight_decay_rescued"))
+    assert collapsed[1][3] > good[1][3] + 0.2
+    assert rescued[1][3] < collapsed[1][3] - 0.1
+    assert rescued[1][1] < collapsed[1][1] / 2  # decay at the end
+    assert rescued[1][2] > collapsed[1][2]  # smallest norm
+
+
+@pytest.mark.slow
+def test_the_quench_lowers_the_loss(tmp_path):
+    held, quenched, _, later, quenched_later = rows(run("anytime", "--out", tmp_path))
+    assert quenched[1][2] < held[1][2] - 0.05
+    assert quenched_later[1][2] < later[1][2] - 0.05
+    assert quenched_later[1][2] < quenched[1][2]
