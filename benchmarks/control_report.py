@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from statistics import fmean, geometric_mean
 from typing import Any
 
-__all__ = ["geometric_mean", "report", "sensitivity"]
+__all__ = ["report", "sensitivity"]
 
 REFERENCE = "adamw linear"
 """What final losses are divided by: AdamW with linear-to-zero at the best lr of the grid."""
 
 SENSITIVITY_REFERENCE = "adamw cosine"
 
-Cell = tuple[str, int]  # workload, steps
 Rows = Sequence[Mapping[str, Any]]
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """Geometric mean; NaN of nothing."""
-    logs = [math.log(v) for v in values]
-    return math.exp(fmean(logs)) if logs else math.nan
+Cell = tuple[str, int]  # workload, steps
+Cells = Mapping[Cell, Mapping[str, Mapping[float | None, Rows]]]  # rows by method and lr
 
 
 def sensitivity(losses: Mapping[float, float], initial: float) -> float:
@@ -47,13 +41,14 @@ def report(rows: Rows, held_out: Sequence[str] = ()) -> str:
             ``initial``, ``diverged``.
         held_out: workloads to be marked.
     """
-    return "\n\n".join([_ratios(rows, held_out), _sensitivities(rows), _losses(rows)]) + "\n"
+    cells = _by_cell(rows)
+    return "\n\n".join([_ratios(cells, held_out), _sensitivities(cells), _losses(cells)]) + "\n"
 
 
-def _by_cell(rows: Rows) -> dict[Cell, dict[str, dict[float | None, list[Mapping[str, Any]]]]]:
-    """Rows by (workload, steps), method and lr, in the order of their first appearance."""
+def _by_cell(rows: Rows) -> Cells:
+    """Sort rows by (workload, steps), short runs first, method and lr."""
     out: dict[Cell, Any] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for row in sorted(rows, key=lambda r: (r["steps"] > 500, r["seed"])):
+    for row in sorted(rows, key=lambda r: (r["steps"], r["seed"])):
         out[row["workload"], row["steps"]][row["method"]][row["lr"]].append(row)
     return out
 
@@ -67,9 +62,8 @@ def _seeds(by_lr: Mapping[float | None, Rows]) -> set[int]:
     return {row["seed"] for rows in by_lr.values() for row in rows}
 
 
-def _ratios(rows: Rows, held_out: Sequence[str]) -> str:
-    cells = _by_cell(rows)
-    methods = list(dict.fromkeys(row["method"] for row in rows))
+def _ratios(cells: Cells, held_out: Sequence[str]) -> str:
+    methods = list(dict.fromkeys(method for by_method in cells.values() for method in by_method))
     best = {cell: min(_means(m[REFERENCE]).values()) for cell, m in cells.items() if REFERENCE in m}
     table: list[tuple[str, dict[Cell, float]]] = []
     for method in methods:
@@ -94,7 +88,11 @@ def _ratios(rows: Rows, held_out: Sequence[str]) -> str:
     ]
     for name, ratios in table:
         known, other = ([ratios[c] for c in part if c in ratios] for part in (judged, apart))
-        mean = f"{geometric_mean(known):.3f} | {max(known):.2f}" if len(known) == len(judged) else " | "
+        mean = (
+            f"{geometric_mean(known):.3f} | {max(known):.2f}"
+            if known and len(known) == len(judged)
+            else " | "
+        )
         mean += f" | {geometric_mean(other):.3f}" if other and len(other) == len(apart) else " | "
         values = " | ".join(f"{ratios[c]:.3f}" if c in ratios else "" for c in columns)
         lines.append(f"| {name} | {mean} | {values} |")
@@ -108,8 +106,7 @@ def _ratios(rows: Rows, held_out: Sequence[str]) -> str:
     return "## Ratio to the best tuned AdamW\n\n" + note + "\n\n" + "\n".join(lines)
 
 
-def _sensitivities(rows: Rows) -> str:
-    cells = _by_cell(rows)
+def _sensitivities(cells: Cells) -> str:
     by_method: dict[str, dict[Cell, float]] = defaultdict(dict)
     for cell, methods in cells.items():
         for method, by_lr in methods.items():
@@ -123,7 +120,7 @@ def _sensitivities(rows: Rows) -> str:
         "| --- | ---: |" + " ---: |" * len(columns),
     ]
     for method, values in by_method.items():
-        if all(c in values for c in columns):
+        if columns and all(c in values for c in columns):
             ratio = geometric_mean(values[c] / reference[c] for c in columns)
             lines.append(
                 f"| {method} | {ratio:.2f} | " + " | ".join(f"{values[c]:.3f}" for c in columns) + " |"
@@ -135,9 +132,9 @@ def _sensitivities(rows: Rows) -> str:
     )
 
 
-def _losses(rows: Rows) -> str:
+def _losses(cells: Cells) -> str:
     parts = ["## All losses\n\nMean over seeds ± half their range; `d` and how many seeds diverged."]
-    for (workload, steps), methods in _by_cell(rows).items():
+    for (workload, steps), methods in cells.items():
         lrs = sorted({lr for by_lr in methods.values() for lr in by_lr if lr is not None})
         lines = [
             f"### {workload}, {steps} steps\n",

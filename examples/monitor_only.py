@@ -7,19 +7,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from small_task import next_byte_loss, small_gpt, training_batches, validation_loss
+from small_task import small_gpt, train, validation_loss
 
 from thermoopt import Quantities, ThermoAdamW
-
-
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int) -> None:
-    """Train as with any torch optimizer."""
-    batches = training_batches(seed)
-    for _ in range(steps):
-        inputs, targets = next(batches)
-        optimizer.zero_grad()
-        next_byte_loss(model, inputs, targets).backward()
-        optimizer.step()
 
 
 def row(name: str, q: Quantities) -> str:

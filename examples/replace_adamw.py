@@ -54,9 +54,8 @@ def main() -> None:
     optimizer = train_autotuned(auto, args.steps, args.seed)
     end = time.perf_counter()
 
-    found = optimizer.history.total("lr_eff").max(
-        initial=0.0
-    )  # mean over all parameters; every layer has its own
+    # mean over all parameters; every layer has its own
+    found = optimizer.history.total("lr_eff").max(initial=0.0)
     losses = validation_loss(plain), validation_loss(auto)
     print(f"{'':22} {'lr given':>9} {'largest lr':>11} {'validation loss':>16} {'seconds':>8}")
     print(f"{'AdamW, cosine':22} {args.lr:9g} {args.lr:11.2e} {losses[0]:16.3f} {middle - start:8.1f}")

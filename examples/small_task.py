@@ -36,3 +36,13 @@ def next_byte_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 def validation_loss(model: nn.Module) -> float:
     """Return the loss on 16,384 bytes of files that are not trained on."""
     return next_byte_loss(model, *windows(TEXT.valid, 256, CONTEXT)).item()
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int) -> None:
+    """Train as with any torch optimizer."""
+    batches = training_batches(seed)
+    for _ in range(steps):
+        inputs, targets = next(batches)
+        optimizer.zero_grad()
+        next_byte_loss(model, inputs, targets).backward()
+        optimizer.step()

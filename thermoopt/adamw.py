@@ -17,10 +17,11 @@ from thermoopt.backends import Backend
 from thermoopt.choice import choose_backend
 from thermoopt.controllers.base import Controller, Scales
 from thermoopt.history import History
+from thermoopt.layers import add_to_meter, layer_names, real_elements
 from thermoopt.loop import DEVICE_LAG, ControlLoop, start_of
 from thermoopt.meter import Meter, Reading
-from thermoopt.pending import PendingSums
-from thermoopt.rates import FactorCache, Rates, fresh_thermo, group_rates, layer_names
+from thermoopt.pending import PendingSums, capturing
+from thermoopt.rates import FactorCache, Rates, fresh_thermo, group_rates
 from thermoopt.sinks import SinkQueue
 from thermoopt.torch_sums import local
 from thermoopt.travel import PendingTravel
@@ -241,13 +242,13 @@ class ThermoAdamW(torch.optim.AdamW):
     @torch.compiler.disable
     def _advance(self) -> None:
         """The step itself; ``torch.compile`` leaves it as it is (kernels and numpy are not for tracing)."""
-        capturing = _capturing()
-        if not capturing:
+        captured = capturing()
+        if not captured:
             self._collect(wait=False)
             self._control()
         rates = [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
-        due = not capturing and self._due(rates)
-        travel = self._travel(rates, due) if not capturing else None
+        due = not captured and self._due(rates)
+        travel = self._travel(rates, due) if not captured else None
         pending = self._backend.step(self, rates, due)
         self._meter.run.step += 1
         if pending is not None:
@@ -382,7 +383,7 @@ class ThermoAdamW(torch.optim.AdamW):
                 names.add(name)
         if hasattr(self, "_meter"):
             self._collect(wait=True)
-            _add_to_meter(self._meter, len(self.param_groups) - 1, group)
+            add_to_meter(self._meter, group)
             self._backend.reset()
             if self._loop is not None:
                 self._loop.detach(forget=False)
@@ -401,7 +402,7 @@ class ThermoAdamW(torch.optim.AdamW):
             group["thermo"] = {key: saved.get(key, value) for key, value in fresh.items()}
             for key in ("layer_factors", "start_rms"):
                 group["thermo"][key] = torch.as_tensor(group["thermo"][key]).double().cpu()
-            _add_to_meter(self._meter, i, group)
+            add_to_meter(self._meter, group)
             self._meter.import_group(i, saved)
             saved_controller = saved.get("controller", saved_controller)
         if self._meter.run.step == 0:
@@ -467,19 +468,9 @@ class ThermoAdamW(torch.optim.AdamW):
         self._history.rewind(self._meter.run.step)
 
 
-def _capturing() -> bool:
-    """Whether a CUDA graph is being captured: Python does not run at its replay, so nothing is measured."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _add_to_meter(meter: Meter, index: int, group: Mapping[str, Any]) -> None:
-    numel = [p.numel() * (2 if p.is_complex() else 1) for p in group["params"]]
-    meter.add_group(str(group.get("name", f"group{index}")), layer_names(index, group), numel)
-
-
 @torch.no_grad()
 def _rms(params: Sequence[Tensor]) -> Tensor:
     """Root mean squares, ``[n]``, float64 on CPU; 0 for empty tensors. One wait a group, once in a run."""
     squares = [local(p.detach()).abs().square().sum(dtype=torch.float64) for p in params]
-    numel = torch.tensor([max(1, p.numel() * (2 if p.is_complex() else 1)) for p in params])
+    numel = torch.tensor([max(1, real_elements(p)) for p in params])
     return (torch.stack([s.cpu() for s in squares]) / numel).sqrt() if squares else torch.zeros(0)

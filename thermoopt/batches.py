@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.layers import layer_names
 from thermoopt.pending import Fetch, PendingSums
-from thermoopt.rates import Rates, layer_names
+from thermoopt.rates import Rates
 from thermoopt.torch_sums import torch_sums
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.adamw import MAX_PENDING
+from thermoopt.layers import real_elements
 from thermoopt.travel import PendingTravel, Travel, TravelProbe
 
 __all__ = ["KEY", "CarriedTravel"]
@@ -100,7 +101,7 @@ class CarriedTravel:
         """Let the probe start where the groups say."""
         self._probe.forget()
         params, lost = self._params(), []
-        total = sum(p.numel() * (2 if p.is_complex() else 1) for p in params)
+        total = sum(real_elements(p) for p in params)
         for i, (layers, saved) in enumerate(zip(self._layers(), held, strict=True)):
             own = any(saved is placed for placed in self._placed)
             found = {} if own or not isinstance(saved, Mapping) else saved

@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 from thermoopt.adamw import MAX_PENDING, ROWS_PER_EMA
 from thermoopt.displacement import MOMENT_SUMS, Displacement
 from thermoopt.history import History
+from thermoopt.layers import add_to_meter
 from thermoopt.meter import Meter, Reading
-from thermoopt.pending import PendingSums
-from thermoopt.rates import Rates, layer_names
+from thermoopt.pending import PendingSums, capturing
+from thermoopt.rates import Rates
 from thermoopt.sinks import SinkQueue
 from thermoopt.torch_sums import torch_sums
 
-__all__ = ["CLOSURE", "StepHooks", "add_to_meter", "capturing", "closure_of", "group_lr", "is_dry"]
+__all__ = ["CLOSURE", "StepHooks", "closure_of", "group_lr", "is_dry"]
 
 CLOSURE = "closure"
 """One more cause to skip a measured step, beside :data:`thermoopt.meter.SKIP_CAUSES`: the optimizer did not
@@ -265,21 +266,6 @@ def is_dry(optimizer: Optimizer) -> bool:
     return bool(grads) and not any(g.is_sparse or bool(g.any()) for g in grads)
 
 
-def add_to_meter(meter: Meter, group: Mapping[str, Any], names: Mapping[Tensor, str]) -> None:
-    """Take in a group's layers: named by the group, else by ``names``, else by position, each name once."""
-    index, params = len(meter.group_names), group["params"]
-    given = layer_names(index, group)
-    if not group.get("param_names"):
-        given = [names.get(p, name) for p, name in zip(params, given, strict=True)]
-    taken = set(meter.names)
-    layers: list[str] = []
-    for j, name in enumerate(given):
-        layers.append(f"group{index}.{j}" if name in taken else name)
-        taken.add(layers[-1])
-    numel = [p.numel() * (2 if p.is_complex() else 1) for p in params]
-    meter.add_group(str(group.get("name", f"group{index}")), layers, numel)
-
-
 def _steps_taken(optimizer: Optimizer) -> int:
     """Steps that an optimizer under way has taken, as far as its state counts them."""
     counts = [state.get("step", 0) for state in optimizer.state.values() if isinstance(state, dict)]
@@ -302,8 +288,3 @@ def _is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
 
 def _decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     return float(group.get("weight_decay") or 0.0) if _is_decoupled(optimizer, group) else 0.0
-
-
-def capturing() -> bool:
-    """Whether a CUDA graph is being captured: Python does not run at its replay, so nothing is measured."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -17,10 +17,11 @@ from thermoopt.arguments import EMA_STEPS
 from thermoopt.carried import CarriedTravel
 from thermoopt.controllers.base import Controller, Start
 from thermoopt.history import History
-from thermoopt.hooks import StepHooks, add_to_meter, capturing, closure_of, is_dry
+from thermoopt.hooks import StepHooks, closure_of, is_dry
+from thermoopt.layers import add_to_meter
 from thermoopt.loop import start_of
 from thermoopt.meter import SKIP_CAUSES, Meter, Reading
-from thermoopt.pending import Fetch
+from thermoopt.pending import Fetch, capturing
 from thermoopt.sinks import SinkQueue
 from thermoopt.torch_sums import local
 

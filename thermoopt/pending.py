@@ -16,7 +16,7 @@ from thermoopt.kernels.sums import Sum
 if TYPE_CHECKING:
     from thermoopt.travel import PendingTravel
 
-__all__ = ["Fetch", "PendingSums"]
+__all__ = ["Fetch", "PendingSums", "capturing"]
 
 Array = NDArray[np.float64]
 
@@ -136,3 +136,8 @@ def _corrections(t: Array, beta1: Array, beta2: Array) -> Array:
     out[Sum.M2] = 1 / bc1**2
     out[Sum.C] = bc2
     return out
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured: Python does not run at its replay, so nothing is measured."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["FactorCache", "Rates", "fresh_thermo", "group_rates", "layer_names", "scaled_groups"]
+__all__ = ["FactorCache", "Rates", "fresh_thermo", "group_rates", "scaled_groups"]
 
 
 @dataclass(frozen=True)
@@ -71,12 +71,6 @@ def fresh_thermo(group: Mapping[str, Any]) -> dict[str, Any]:
         "start_wd": float(group["weight_decay"]),
         "start_rms": torch.full((n,), -1.0, dtype=torch.float64),
     }
-
-
-def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
-    """Names of a group's layers: those given, else ``group{i}.{j}``."""
-    names = group.get("param_names")
-    return list(names) if names else [f"group{index}.{j}" for j in range(len(group["params"]))]
 
 
 def group_rates(index: int, group: dict[str, Any], cache: FactorCache) -> Rates:

@@ -1,0 +1,38 @@
+"""The layers of a parameter group: what they are called and how large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from thermoopt.meter import Meter
+
+__all__ = ["add_to_meter", "layer_names", "real_elements"]
+
+
+def real_elements(p: Tensor) -> int:
+    """Number of real elements: a complex one counts twice."""
+    return p.numel() * (2 if p.is_complex() else 1)
+
+
+def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
+    """Names of a group's layers: those given, else ``group{i}.{j}``."""
+    names = group.get("param_names")
+    return list(names) if names else [f"group{index}.{j}" for j in range(len(group["params"]))]
+
+
+def add_to_meter(meter: Meter, group: Mapping[str, Any], names: Mapping[Tensor, str] | None = None) -> None:
+    """Take in a group's layers: named by the group, else by ``names``, else by position, each name once."""
+    index, params = len(meter.group_names), group["params"]
+    given = layer_names(index, group)
+    if names and not group.get("param_names"):
+        given = [names.get(p, name) for p, name in zip(params, given, strict=True)]
+    taken = set(meter.names)
+    layers: list[str] = []
+    for j, name in enumerate(given):
+        layers.append(f"group{index}.{j}" if name in taken else name)
+        taken.add(layers[-1])
+    numel = [real_elements(p) for p in params]
+    meter.add_group(str(group.get("name", f"group{index}")), layers, numel)
