@@ -28,7 +28,7 @@ from thermoopt.plotting import LossCurve, plot_dashboard
 __all__ = ["DEFAULT_STEPS", "DemoResult", "InputError", "run_demo"]
 
 DEFAULT_STEPS = 1000
-"""Of each way: about six minutes on two shared cores for all three."""
+"""Of each way: about five minutes on two shared cores for all three."""
 
 BATCH = 16
 """Windows a step; the default run then reads a third of its text."""
