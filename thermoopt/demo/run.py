@@ -28,7 +28,7 @@ from thermoopt.plotting import LossCurve, plot_dashboard
 __all__ = ["DEFAULT_STEPS", "DemoResult", "InputError", "run_demo"]
 
 DEFAULT_STEPS = 1000
-"""Of each way: about five minutes on two shared cores for all three."""
+"""Of each way: 182 to 402 s on two cores for all three, by what else ran."""
 
 BATCH = 16
 """Windows a step; the default run then reads a third of its text."""
