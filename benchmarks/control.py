@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from control_report import report
-from methods import METHODS
-from workloads import HELD_OUT, WORKLOADS
+from thermoopt.benchmarks.control_report import report
+from thermoopt.benchmarks.methods import METHODS
+from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
 
 __all__ = ["Run", "main", "plan", "run"]
 

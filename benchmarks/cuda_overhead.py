@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
+from thermoopt.benchmarks.shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
 from torch import Tensor
 
 COPY_BYTES = 1 << 30

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from thermoopt.benchmarks.workloads.task import require
 from thermoopt.controllers import Chain, Controller, Cooling, Thermostat
 from torch import Tensor, nn
-from workloads.task import require
 
 from thermoopt import ThermoAdamW, autotune
 

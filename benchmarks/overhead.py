@@ -31,11 +31,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
+from thermoopt.benchmarks.shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
 from torch import nn
 
-from thermoopt import ThermoAdamW, autotune
+from thermoopt import Observer, ThermoAdamW, autotune
 from thermoopt.kernels import native
+from thermoopt.track import TRACKABLE
 
 OFF = 1 << 40  # measure_every larger than any run: measuring off
 
@@ -81,6 +82,15 @@ def autotuned_step(**options: Any) -> Callable[[list[dict[str, Any]]], Stepper]:
     return build
 
 
+def observed_step(log_every: int, **options: Any) -> Callable[[list[dict[str, Any]]], Stepper]:
+    def build(groups: list[dict[str, Any]]) -> Stepper:
+        optimizer = torch.optim.AdamW(groups, lr=1e-5, fused=True)
+        Observer(None, optimizer, log_every, **options)  # the optimizer's hooks keep it
+        return optimizer.step
+
+    return build
+
+
 def thermoclaw_step(tools: int) -> Callable[[list[dict[str, Any]]], Stepper]:
     def build(groups: list[dict[str, Any]]) -> Stepper:
         import thermoclaw
@@ -117,6 +127,10 @@ def methods() -> dict[str, tuple[Callable[[list[dict[str, Any]]], Stepper], int]
         "ThermoAdamW foreach, every step": (thermo_step(foreach=True, measure_every=1), 2),
         "ThermoAdamW fused, every 10": (thermo_step(fused=True, measure_every=10), 10),
         "ThermoAdamW foreach, every 10, autotune": (autotuned_step(foreach=True, measure_every=10), 50),
+        "Observer on fused, every 10": (observed_step(10), 10),
+        "Observer on fused, every step": (observed_step(1), 10),
+        "Observer on fused, every 10, tracking": (observed_step(10, track=TRACKABLE), 10),
+        "Observer on fused, every step, tracking": (observed_step(1, track=TRACKABLE), 10),
     }
     if native.available():
         table["ThermoAdamW native, off"] = (thermo_step(backend="native", measure_every=OFF), 10)
@@ -321,6 +335,11 @@ def main() -> None:
         if "ThermoAdamW foreach, every step" in times:
             once = np.median(times["ThermoAdamW foreach, every step"] - times["torch foreach"])
             line = f"\nOne measured step of the torch pass adds {once:.3g} ms."
+            text.append(line)
+            print(line, flush=True)
+        for method in (m for m in times if m.startswith("Observer")):
+            added = 100 * (np.quantile(times[method] / times["torch fused"], (0.1, 0.5, 0.9)) - 1)
+            line = f"\n{method}: adds {added[1]:.1f} % of a fused step ({added[0]:.1f} to {added[2]:.1f})."
             text.append(line)
             print(line, flush=True)
         for kind in ("foreach, every 10", "native, every step"):

@@ -8,39 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.lever import Bounds, Lever
 
+from thermoopt.balance import ANGULAR_BOUND, AVERAGE, NU, TOLERANCE, Balance, repaired_decay
 from thermoopt.meter import Reading
-from thermoopt.physics import Term, norm_forecast
+from thermoopt.physics import Term
 
 __all__ = ["ANGULAR_BOUND", "BOUNDS", "NU", "Barostat", "repaired_decay"]
-
-Array = NDArray[np.float64]
-
-NU = 0.5
-"""Share of its norm at the start below which a layer is said to collapse. Measured on this project's six
-small workloads at lr 1e-3 and 1e-2: with the usual decay of 0.01 or 0.1 no norm fell below 0.77 of its start,
-with 30 times that they fell to 0.06 to 0.6 where the validation loss suffered most."""
-
-FREE_FALL = 0.5
-"""Free-fall fraction above which a norm is falling and not about its equilibrium (0): decay takes more than
-twice what the source gives back. Derived with the norm balance (theory, section 4)."""
-
-ANGULAR_BOUND = 1e-2
-"""Radians a step at the forecast norm above which a small norm is harmful. Just above 3e-3 to 9e-3, the
-plateau at the best learning rate on every workload trained from scratch here. Where a norm that starts far
-above its equilibrium (an embedding of unit variance) comes down in a healthy run, the same six
-workloads read up to 5e-3 at the forecast; where decay 30 times too high did harm, mostly 1e-2 to 1e-1."""
-
-TOLERANCE = 0.1
-"""Relative change of a repaired decay that is worth an action: about the error of a source S averaged over
-50 steps in a matrix of 64 x 64 (derived: its noise is (rms/lr) sqrt(n0/d) of itself, a tenth at lr 1e-3)."""
-
-AVERAGE = 50
-"""Steps that a reading averages over by default. Nothing is done in the first so many, and an optimizer
-without a second moment is forecast over as many: for so long the source was as it is."""
 
 READINGS_BETWEEN = 10
 """Readings between two actions, beside the hold-off in steps: the decay's loop is to be at least ten times
@@ -50,24 +25,6 @@ BOUNDS = Bounds(lo=1e-3, hi=1.0, slew_up=1.01, slew_down=1.1, min_readings=5, ho
 """Down to a thousandth (decay a thousand times too high can be repaired), never above what the group says.
 Five readings of a default run, one every 10 steps, span the average; 100 steps are ten of them. Downwards a
 factor of 30 takes 36 steps, well within the hold-off; upwards ten times as long."""
-
-
-def repaired_decay(source: float, lr: float, norm2: float) -> float:
-    r"""Weight decay at which a squared norm is where source and decay balance.
-
-    .. math:: \lambda = S/(2\eta\,\|\theta\|^2)
-
-    to first order in :math:`\eta\lambda`, so that ``wd_balance`` is exactly 1 at that norm.
-
-    Args:
-        source: S, [th**2 per step].
-        lr: effective learning rate.
-        norm2: the squared norm to hold, [th**2], above 0.
-
-    References:
-        derived for this project from the norm balance; of pure noise: Kosson et al., arXiv 2305.17212.
-    """
-    return source / (2 * lr * norm2) if lr > 0 else math.nan
 
 
 @dataclass
@@ -96,60 +53,6 @@ class _Group:
     layers: list[str] = field(default_factory=list)
     reference2: list[float] = field(default_factory=list)
     horizon: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Balance:
-    """Norm balance of the layers of one group that a reading speaks of; arrays in the order of ``names``.
-
-    ``excess`` is R_wd, infinite where no source holds against decay; ``free_fall`` is 1 - 1/R_wd.
-    """
-
-    names: list[str]
-    reference2: Array
-    norm2: Array
-    numel: Array
-    lr: Array
-    source: Array
-    excess: Array
-    free_fall: Array
-    forecast2: Array
-    angular: Array
-    angular_forecast: Array
-
-    @classmethod
-    def of(cls, terms: Array, names: list[str], reference2: list[float], horizon: float) -> _Balance:
-        """Form it from the layers' terms ``[len(Term), n]``."""
-        norm2, numel, source, pull = terms[[Term.TT, Term.NUMEL, Term.SOURCE, Term.PULL]]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            lr, wd = terms[[Term.LR_NUMEL, Term.WD_NUMEL]] / numel
-            forecast2 = norm_forecast(norm2, source, 1 - lr * wd, horizon)
-            return cls(
-                names=names,
-                reference2=np.array(reference2),
-                norm2=norm2,
-                numel=numel,
-                lr=lr,
-                source=source,
-                excess=np.where(source > 0, pull / source, np.where(pull > 0, np.inf, np.nan)),
-                free_fall=np.where(pull > 0, 1 - source / pull, np.nan),
-                forecast2=forecast2,
-                angular=np.sqrt(terms[Term.STEP2] / norm2),
-                angular_forecast=np.sqrt(terms[Term.STEP2] / forecast2),
-            )
-
-    def evidence(self, i: int) -> dict[str, tuple[float, float]]:
-        """What an action for layer i stands on; a reading has no errors of these."""
-        values = {
-            "R_wd": self.excess[i],
-            "norm": math.sqrt(self.norm2[i]),
-            "reference": math.sqrt(self.reference2[i]),
-            "forecast": math.sqrt(self.forecast2[i]),
-            "free_fall": self.free_fall[i],
-            "angular_step": self.angular[i],
-            "angular_forecast": self.angular_forecast[i],
-        }
-        return {name: (float(value), math.nan) for name, value in values.items()}
 
 
 class Barostat(Controller):
@@ -258,7 +161,7 @@ class Barostat(Controller):
                     self._act(name, group, balance, step)
         return Scales(wd=[g.lever.move() * g.coupling if g.layers else 1.0 for _, g in groups])
 
-    def _balance(self, group: _Group, reading: Reading, place: Mapping[str, int]) -> _Balance:
+    def _balance(self, group: _Group, reading: Reading, place: Mapping[str, int]) -> Balance:
         """Balance of the group's layers that were seen, and have moved since the last reading.
 
         A frozen layer keeps its averages to the last bit, while decay no longer touches it.
@@ -274,16 +177,16 @@ class Barostat(Controller):
                 names.append(name)
                 columns.append(column)
                 reference2.append(ref2)
-        return _Balance.of(reading.terms[:, columns], names, reference2, group.horizon)
+        return Balance.of(reading.terms[:, columns], names, reference2, group.horizon)
 
-    def _follow(self, group: _Group, balance: _Balance) -> None:
+    def _follow(self, group: _Group, balance: Balance) -> None:
         """Coupling: the learning rate over its maximum so far."""
         lr = float((balance.lr * balance.numel).sum() / balance.numel.sum())
         if self._couple and math.isfinite(lr):
             group.lr_max = max(group.lr_max, lr)
             group.coupling = lr / group.lr_max if group.lr_max > 0 else 1.0
 
-    def _report(self, name: str, group: _Group, balance: _Balance, step: int) -> None:
+    def _report(self, name: str, group: _Group, balance: Balance, step: int) -> None:
         """Log the layers that their gradient shrinks, once each until the norm is back."""
         if group.lever.readings < self._bounds.min_readings:
             return
@@ -303,16 +206,13 @@ class Barostat(Controller):
             elif not small[i] and layer in group.reported:
                 group.reported.remove(layer)
 
-    def _act(self, name: str, group: _Group, balance: _Balance, step: int) -> None:
+    def _act(self, name: str, group: _Group, balance: Balance, step: int) -> None:
         """Repair what collapses, or let the decay recover."""
         lever = group.lever
         rested = not lever.acted or lever.readings - group.acted >= READINGS_BETWEEN
         if not (rested and lever.ready(step) and step - group.first >= AVERAGE):
             return
-        held2 = self._nu**2 * balance.reference2
-        falls = (balance.free_fall > FREE_FALL) | ((balance.norm2 < held2) & (balance.free_fall >= 0))
-        falls &= (balance.forecast2 < held2) & (balance.angular_forecast > self._bound)
-        falls &= (balance.source > 0) & (balance.lr > 0)
+        falls = balance.falls(self._nu, self._bound) & (balance.source > 0) & (balance.lr > 0)
         if falls.any():
             targets = {int(i): self._target(group, balance, int(i)) for i in np.flatnonzero(falls)}
             i = min(targets, key=targets.__getitem__)
@@ -335,7 +235,7 @@ class Barostat(Controller):
             if lever.target >= 1:
                 group.repaired.clear()
 
-    def _target(self, group: _Group, balance: _Balance, i: int) -> float:
+    def _target(self, group: _Group, balance: Balance, i: int) -> float:
         """Factor at which decay and source of layer i balance at nu of its norm at the start."""
         held2 = self._nu**2 * balance.reference2[i]
         decay = repaired_decay(float(balance.source[i]), float(balance.lr[i]), float(held2))

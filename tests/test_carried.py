@@ -51,7 +51,7 @@ def distance2(params, start):
 
 def build(make, net, every=None, measure_every=2):
     opt = make(net.parameters())
-    observer = Observer(None, opt, measure_every=measure_every, ema_steps=5)
+    observer = Observer(None, opt, log_every=measure_every, ema_steps=5)
     far = Far(every)
     return opt, ThermoScheduler(observer, opt, None, shape="constant", controller=far), far
 
@@ -194,7 +194,7 @@ def test_either_order_finds_the_start(make, order):
     if order == "optimizer before construction":
         new.load_state_dict(opt.state_dict())
     far = Far()
-    observer = Observer(None, new, measure_every=1, ema_steps=5)
+    observer = Observer(None, new, log_every=1, ema_steps=5)
     late = ThermoScheduler(observer, new, None, shape="constant", controller=far)
     if order == "optimizer first":
         new.load_state_dict(opt.state_dict())
@@ -247,7 +247,7 @@ def test_a_new_scheduler_on_a_trained_optimizer_starts_anew():
     _, net, opt, scheduler, _ = trained(OPTIMIZERS["sgd"])
     scheduler.observer.close()
     far = Far()
-    observer = Observer(None, opt, measure_every=1, ema_steps=5)
+    observer = Observer(None, opt, log_every=1, ema_steps=5)
     late = ThermoScheduler(observer, opt, None, shape="constant", controller=far)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -310,7 +310,7 @@ def test_a_compiled_step_is_measured():
 def test_serving_another_controller_ends_the_first():
     net = model()
     opt = OPTIMIZERS["sgd"](net.parameters())
-    observer = Observer(None, opt, measure_every=1)
+    observer = Observer(None, opt, log_every=1)
     observer.serve(Far())
     observer.serve(Far())
     train(net, opt, 1)

@@ -3,23 +3,12 @@
 import json
 import math
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 for package in ("mnist1d", "sklearn", "prodigyopt", "schedulefree"):
     pytest.importorskip(package)
-
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def path():
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-
 
 NAMES = ("gpt", "gru", "cnn", "mlp", "digits", "linear", "vit", "lstm")
 
@@ -30,7 +19,7 @@ def losses_of(task, n=3):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_seed_gives_the_same_task_and_judging_disturbs_nothing(name):
-    from workloads import WORKLOADS
+    from thermoopt.benchmarks.workloads import WORKLOADS
 
     workload = WORKLOADS[name]
     state = torch.random.get_rng_state()
@@ -48,7 +37,7 @@ def test_a_seed_gives_the_same_task_and_judging_disturbs_nothing(name):
 
 
 def test_initial_losses_are_those_of_ignorance():
-    from workloads import WORKLOADS
+    from thermoopt.benchmarks.workloads import WORKLOADS
 
     for name in ("cnn", "mlp", "digits", "vit"):
         assert WORKLOADS[name].build(0).evaluate() == pytest.approx(math.log(10), abs=0.4), name
@@ -57,8 +46,8 @@ def test_initial_losses_are_those_of_ignorance():
 
 
 def test_the_true_weights_of_the_regression_have_the_loss_of_its_noise():
-    from workloads import WORKLOADS
-    from workloads.linear import _data
+    from thermoopt.benchmarks.workloads import WORKLOADS
+    from thermoopt.benchmarks.workloads.linear import _data
 
     x, y, x_valid, y_valid = _data()
     task = WORKLOADS["linear"].build(0)
@@ -86,8 +75,8 @@ def test_the_true_weights_of_the_regression_have_the_loss_of_its_noise():
     ],
 )
 def test_every_method_trains(method):
-    from control import Run, run
-    from methods import METHODS
+    from thermoopt.benchmarks.control import Run, run
+    from thermoopt.benchmarks.methods import METHODS
 
     assert len(METHODS) == 11
     row = run(Run("mlp", 20, method, (METHODS[method].lrs or (None,))[-1], 0))
@@ -96,7 +85,7 @@ def test_every_method_trains(method):
 
 
 def test_the_schedules_are_what_they_are_called():
-    from methods import _cosine, _linear, scheduled
+    from thermoopt.benchmarks.methods import _cosine, _linear, scheduled
 
     linear, cosine = scheduled(_linear, 100), scheduled(_cosine, 100)
     assert [linear(t) for t in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
@@ -107,7 +96,7 @@ def test_the_schedules_are_what_they_are_called():
 
 
 def test_a_diverged_run_counts_with_its_initial_loss():
-    from control import Run, run
+    from thermoopt.benchmarks.control import Run, run
 
     row = run(Run("linear", 60, "adamw linear", 1e30, 0))
     assert row["diverged"]
@@ -115,7 +104,7 @@ def test_a_diverged_run_counts_with_its_initial_loss():
 
 
 def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch, capsys):
-    import control
+    from thermoopt.benchmarks import control
 
     # short runs, in this process
     short = {
@@ -181,7 +170,7 @@ def rows_of(valid):
 
 
 def test_ratios_and_sensitivity():
-    from control_report import geometric_mean, report, sensitivity
+    from thermoopt.benchmarks.control_report import geometric_mean, report, sensitivity
 
     assert geometric_mean([1, 4]) == pytest.approx(2)
     assert sensitivity({1e-3: 1.0, 1e-2: 2.0, 1e-1: 9.0}, 3.0) == pytest.approx((0 + 1 + 2) / 3)

@@ -312,6 +312,33 @@ def test_dry_step_writes_nothing_and_sums_the_same():
 
 
 @needs_native
+def test_halves_of_a_dry_step_stand_for_all():
+    """Small tensors are read whole; of large ones both halves together are the sums of all."""
+    sizes = [5, native.HALVED * native.CHUNK - native.CHUNK, native.HALVED * native.CHUNK, 500_003]
+    columns, grads = make(sizes), gradients(sizes)
+    grads[3] *= torch.linspace(0, 3, sizes[3])
+    plan = native.Plan(*columns)
+    kept = copy(columns)
+    whole = plan.step(grads, dry=True, **HYPER)
+    halves = [plan.step(grads, dry=True, half=half, **HYPER) for half in (0, 1)]
+    for half in halves:
+        assert (half[:2] == whole[:2]).all()
+        assert (half[2:, Sum.GG] != whole[2:, Sum.GG]).all()
+        assert half[2:, Sum.D].tolist() == pytest.approx(sizes[2:])
+        assert half[2:, Sum.GG] == pytest.approx(whole[2:, Sum.GG], rel=0.1)
+    assert np.mean(halves, axis=0)[2] == pytest.approx(whole[2], rel=1e-12)
+    chunk = torch.arange(sizes[3]) // native.CHUNK % 2
+    for half, sums in enumerate(halves):
+        own = grads[3][chunk == half].double()
+        assert sums[3, Sum.GG] == pytest.approx(float(own @ own) * sizes[3] / own.numel(), rel=1e-6)
+    # the next calls go over all chunks again
+    assert (plan.step(grads, dry=True, **HYPER) == whole).all()
+    for column, before in zip(columns[:3], kept[:3], strict=True):
+        assert all(map(torch.equal, column, before))
+    assert (plan.step(grads, **HYPER) == whole).all()
+
+
+@needs_native
 def test_a_gradient_that_is_not_finite_stays_in_its_row():
     columns = make([100, 100])
     grads = gradients([100, 100])

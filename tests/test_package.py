@@ -20,8 +20,10 @@ def build_wheel(folder: Path, **environment: str) -> tuple[list[str], str]:
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         source.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, source / name)
-    for name in ("thermoopt", "controllers"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("_native*", "__pycache__"))
+    for name in ("thermoopt", "controllers", "benchmarks"):
+        shutil.copytree(
+            ROOT / name, source / name, ignore=shutil.ignore_patterns("_native*", "__pycache__", "results")
+        )
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-v"]
     done = subprocess.run(
         [*command, "-w", str(folder), str(source)],
@@ -39,6 +41,8 @@ def test_a_wheel_holds_the_kernel_and_no_foreign_package(tmp_path):
     top = {name.split("/")[0] for name in names}
     assert {part for part in top if "dist-info" not in part} == {"thermoopt"}  # controllers lies inside
     assert "thermoopt/controllers/base.py" in names
+    assert "thermoopt/benchmarks/workloads/task.py" in names
+    assert not any("results" in name for name in names)
     assert "thermoopt/py.typed" in names
     built = [name for name in names if name.startswith("thermoopt/kernels/_native")]
     if shutil.which(sysconfig.get_config_var("CC").split()[0]) is not None:

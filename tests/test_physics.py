@@ -84,6 +84,39 @@ def test_scaling_the_loss(scale):
     assert qb.r == pytest.approx(qa.r)
 
 
+@pytest.mark.parametrize("beta1", [0.5, 0.9, 0.999])
+def test_cosine_of_gradient_and_moment(beta1):
+    """rho_momentum = <g, P m'> / sqrt(<g, P g> <m', P m'>) with the moment before the step, from the loop."""
+    torch.manual_seed(0)
+    run = Run(torch.randn(30, dtype=torch.float64), betas=(beta1, 0.999))
+    drift = torch.randn(30, dtype=torch.float64)
+    for t in range(1, 12):
+        m = run.m.clone()
+        g = torch.randn(30, dtype=torch.float64) + drift * (-1) ** (t // 4)
+        q = run.step(g)[2]
+        if t == 1:
+            assert np.isnan(q.rho_momentum)  # there was none
+            continue
+        p = 1 / ((run.v / (1 - 0.999**t)).sqrt() + run.eps)
+        expected = (g * p * m).sum() / ((g * p * g).sum() * (m * p * m).sum()).sqrt()
+        assert q.rho_momentum == pytest.approx(float(expected), rel=1e-6, abs=1e-9)
+
+
+def test_cosine_of_gradient_and_moment_is_zero_in_noise():
+    torch.manual_seed(0)
+    run = Run(torch.randn(4000, dtype=torch.float64))
+    cosines = [run.step(torch.randn(4000, dtype=torch.float64))[2].rho_momentum for _ in range(60)][1:]
+    # standard error 1 / sqrt(4000 * 59)
+    assert np.mean(cosines) == pytest.approx(0, abs=4 / np.sqrt(4000 * 59))
+
+
+def test_without_momentum_there_is_no_cosine():
+    run = Run(torch.randn(30, dtype=torch.float64), betas=(0.0, 0.999))
+    for _ in range(3):
+        q = run.step(torch.randn(30, dtype=torch.float64))[2]
+    assert np.isnan(q.rho_momentum)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10_000),

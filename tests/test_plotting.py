@@ -111,6 +111,16 @@ def test_a_history_without_one_usable_number_still_draws(fill):
     plot_dashboard(FakeHistory(5, fill=fill)).draw_without_rendering()
 
 
+def test_panels_without_a_number_say_why():
+    figure = plot_dashboard(FakeHistory(5, fill=np.nan))
+    said = {ax.get_title(loc="left"): [t.get_text() for t in ax.texts] for ax in figure.axes}
+    assert said["Loss"] == ["no losses given"]
+    assert said["Decay balance R_wd (> 1: norm shrinks)"] == ["undefined: no weight decay"]
+    assert said["Gaussianity of gradients  N1/d"] == ["undefined: it needs Adam's moments"]
+    (parts,) = (ax for ax in figure.axes if "Entropy production" in ax.get_title(loc="left"))
+    assert [t.get_text() for t in parts.get_legend().get_texts()] == ["σ"]
+
+
 @pytest.mark.parametrize("value", [np.nan, 0.0, 1e9])
 def test_losses_of_any_kind_draw(value):
     plot_dashboard(FakeHistory(3), LossCurve([1, 2], [value] * 2, [2], [value])).draw_without_rendering()

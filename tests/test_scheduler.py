@@ -293,7 +293,7 @@ def test_a_missed_call_is_made_up_for():
     net = model()
     opt = OPTIMIZERS["sgd"](net.parameters())
     controller = Fixed({2: Scales(layers={"group0.1": 3.0}), 3: Scales(layers={"group0.3": 5.0})})
-    observer = Observer(None, opt, measure_every=1)
+    observer = Observer(None, opt, log_every=1)
     scheduler = ThermoScheduler(opt, 20, controller=controller, observer=observer, shape="constant")
     train(net, opt, 4)
     scheduler.step()
@@ -550,7 +550,7 @@ def test_the_scheduler_waits_for_no_device(make, monkeypatch):
 def test_losses_go_to_the_observer():
     net = model()
     opt = OPTIMIZERS["sgd"](net.parameters())
-    observer = Observer(net, opt, measure_every=2)
+    observer = Observer(net, opt, log_every=2)
     scheduler = ThermoScheduler(observer, opt, total_steps=10)
     for loss in (0.75, torch.tensor(0.5), torch.tensor([0.25]), math.nan, torch.tensor(math.inf), None):
         train(net, opt, 1)
@@ -604,7 +604,7 @@ def test_resume_is_bit_for_bit(make, scheduler_first, lr):
         opt = make(net.parameters())
         if lr is not None:
             opt.param_groups[0]["lr"] = lr.clone()
-        observer = Observer(None, opt, measure_every=3, ema_steps=5)
+        observer = Observer(None, opt, log_every=3, ema_steps=5)
         return opt, ThermoScheduler(observer, opt, 40, 5, controller=Feedback())
 
     whole = model()

@@ -59,6 +59,7 @@ def expected_record(reading: Reading, layers: bool = True) -> dict[str, Any]:
 
     record = {
         "step": reading.step,
+        "loss": reading.loss,
         "total": plain(reading.total),
         "groups": {name: plain(q) for name, q in zip(GROUPS, reading.groups, strict=True)},
         "skipped": dict(reading.skipped),

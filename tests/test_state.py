@@ -18,7 +18,7 @@ def same_reading(a, b):
     assert a.step == b.step
     assert a.names == b.names
     assert a.skipped == b.skipped
-    assert np.array_equal(a.terms, b.terms)
+    assert np.array_equal(a.terms, b.terms, equal_nan=True)
 
 
 def through_disk(state):
@@ -201,7 +201,7 @@ def test_a_non_finite_gradient_is_counted_and_moves_no_average(bad):
     opt.step()
     after = opt.reading
     assert after.step == before.step == 5
-    assert np.array_equal(after.terms, before.terms)
+    assert np.array_equal(after.terms, before.terms, equal_nan=True)
     assert after.skipped == {"nonfinite": 1, "found_inf": 0, "dry": 0, "no_gradients": 0}
 
 
@@ -227,7 +227,7 @@ def test_found_inf_of_a_fused_grad_scaler():
     opt.step()
     del opt.grad_scale, opt.found_inf
     assert opt.reading.skipped["found_inf"] == 1
-    assert np.array_equal(opt.reading.terms, reading.terms)
+    assert np.array_equal(opt.reading.terms, reading.terms, equal_nan=True)
     for key, value in net.state_dict().items():
         assert torch.equal(value, before[key])
 
@@ -244,7 +244,7 @@ def test_grad_scale_is_taken_out_of_the_sums():
         b.grad_scale, b.found_inf = torch.tensor(1024.0), torch.tensor(0.0)
         a.step()
         b.step()
-    assert np.allclose(a.reading.terms, b.reading.terms, rtol=1e-6)
+    assert np.allclose(a.reading.terms, b.reading.terms, rtol=1e-6, equal_nan=True)
 
 
 def test_grad_scaler_for_real():

@@ -401,7 +401,8 @@ def test_inside_the_optimizer(flags):
     assert ours.reading.step == 4
     for name, values in vars(slow.reading.total).items():
         if name != "R_ie":  # its error of work is a difference of nearly equal numbers
-            assert getattr(ours.reading.total, name) == pytest.approx(values, rel=1e-4, abs=1e-9), name
+            expected = pytest.approx(values, rel=1e-4, abs=1e-9, nan_ok=name in ("rho", "distance"))
+            assert getattr(ours.reading.total, name) == expected, name
     assert ours.reading.layers["b"].lr_eff == pytest.approx(2 * ours.reading.layers["a"].lr_eff)
     # an ordinary checkpoint comes back: step counts on the host are sent to the device again
     ours.load_state_dict(ours.state_dict())

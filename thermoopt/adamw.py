@@ -166,10 +166,27 @@ class ThermoAdamW(torch.optim.AdamW):
         return self._measure_every or self._backend.measure_every
 
     @property
+    def record_every(self) -> int:
+        """Steps between two readings that go to history, sinks and controller, at least."""
+        every = None if self._loop is None else self._loop.controller.every
+        return every or math.ceil(self._ema_steps / ROWS_PER_EMA)
+
+    @property
+    def ema_steps(self) -> float:
+        """Length of the readings' average in optimizer steps."""
+        return self._ema_steps
+
+    @property
     def history(self) -> History:
         """The bounded record of readings."""
         self._collect(wait=True)
         return self._history
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Measured steps that moved nothing, by cause (:data:`thermoopt.meter.SKIP_CAUSES`)."""
+        self._collect(wait=True)
+        return dict(self._meter.run.skipped)
 
     @property
     def sinks(self) -> SinkQueue:
@@ -318,8 +335,7 @@ class ThermoAdamW(torch.optim.AdamW):
 
     def _record_due(self, step: int) -> bool:
         last = self._meter.run.recorded
-        every = None if self._loop is None else self._loop.controller.every
-        return last == 0 or step - last >= (every or math.ceil(self._ema_steps / ROWS_PER_EMA))
+        return last == 0 or step - last >= self.record_every
 
     def _control(self) -> None:
         """Let the controller set the scales of the coming step; it sees each recorded reading once."""

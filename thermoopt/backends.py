@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol
 
+from torch.optim import Optimizer
+
 from thermoopt.batches import Batches, account
 from thermoopt.pending import PendingSums
 from thermoopt.rates import Rates, scaled_groups
@@ -14,7 +16,7 @@ from thermoopt.torch_sums import torch_sums
 if TYPE_CHECKING:
     from thermoopt.adamw import ThermoAdamW
 
-__all__ = ["Backend", "TorchBackend"]
+__all__ = ["Backend", "MeasuringPass", "TorchBackend"]
 
 
 class Backend(Protocol):
@@ -37,13 +39,45 @@ class Backend(Protocol):
         """Forget everything about tensors: groups or state were replaced."""
 
 
+class MeasuringPass:
+    """Sums of the coming step of torch's Adam or AdamW, or of a ThermoAdamW; nothing is written.
+
+    Args:
+        kernel: a kernel with a dry mode that measures the tensors it can read in one pass; torch operations
+            measure all others.
+    """
+
+    def __init__(self, kernel: ModuleType | None = None) -> None:
+        self._batches = None
+        if kernel is not None:
+            self._batches = Batches(kernel, lambda group: True, dry=True, on_overlap="leave")
+
+    def sums(self, optimizer: Optimizer, rates: Sequence[Rates], half: int | None = None) -> PendingSums:
+        """Start forming the sums of a step that is about to be taken at the given rates.
+
+        Args:
+            optimizer: about to step.
+            rates: effective rates of its groups.
+            half: 0 or 1 lets the kernel read that half of large tensors in the place of all
+                (:meth:`thermoopt.kernels.native.Plan.step`).
+        """
+        if self._batches is None:
+            return torch_sums(optimizer, rates)
+        tensors = self._batches.sort(optimizer)
+        return account(optimizer, rates, tensors, self._batches.run(optimizer, rates, tensors, True, half))
+
+    def reset(self) -> None:
+        """Forget the kernel's plans: groups or state were replaced."""
+        if self._batches is not None:
+            self._batches.reset()
+
+
 class TorchBackend:
     """torch's own step, any flags, after a measuring pass that writes nothing.
 
     Args:
         requested: what the user asked for.
-        kernel: a kernel with a dry mode that measures the tensors it can read in one pass; torch operations
-            measure all others.
+        kernel: as for :class:`MeasuringPass`.
     """
 
     name = "torch"
@@ -52,24 +86,15 @@ class TorchBackend:
 
     def __init__(self, requested: str, kernel: ModuleType | None = None) -> None:
         self.requested = requested
-        self._batches = None
-        if kernel is not None:
-            self._batches = Batches(kernel, lambda group: True, dry=True, on_overlap="leave")
+        self._pass = MeasuringPass(kernel)
 
     def step(self, optimizer: ThermoAdamW, rates: Sequence[Rates], due: bool) -> PendingSums | None:
         """Measure if due, then let torch take the step."""
-        pending = self._measure(optimizer, rates) if due else None
+        pending = self._pass.sums(optimizer, rates) if due else None
         neutral = all(rate.neutral for rate in rates)
         optimizer.torch_step(None if neutral else scaled_groups(optimizer.param_groups, rates))
         return pending
 
     def reset(self) -> None:
         """Forget the kernel's plans."""
-        if self._batches is not None:
-            self._batches.reset()
-
-    def _measure(self, optimizer: ThermoAdamW, rates: Sequence[Rates]) -> PendingSums:
-        if self._batches is None:
-            return torch_sums(optimizer, rates)
-        tensors = self._batches.sort(optimizer)
-        return account(optimizer, rates, tensors, self._batches.run(optimizer, rates, tensors, True))
+        self._pass.reset()

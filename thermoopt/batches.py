@@ -7,20 +7,18 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import InitVar, dataclass, field, fields
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim import Optimizer
 
 from thermoopt.layers import layer_names
 from thermoopt.pending import Fetch, PendingSums
 from thermoopt.rates import Rates
 from thermoopt.torch_sums import torch_sums
-
-if TYPE_CHECKING:
-    from thermoopt.adamw import ThermoAdamW
 
 __all__ = ["Batch", "Batches", "Place", "Sorted", "account"]
 
@@ -98,9 +96,7 @@ class _Memo:
     def __post_init__(self, grads: list[Tensor | None]) -> None:
         self.missing = [g is None for g in grads]
 
-    def fits(
-        self, optimizer: ThermoAdamW, flags: list[tuple[bool, bool]], grads: list[Tensor | None]
-    ) -> bool:
+    def fits(self, optimizer: Optimizer, flags: list[tuple[bool, bool]], grads: list[Tensor | None]) -> bool:
         """Whether groups, flags, state and the presence of gradients are what they were."""
         groups = optimizer.param_groups
         return (
@@ -158,7 +154,7 @@ class Batches:
         self._refused: set[Tensor] = set()
         self._memo: _Memo | None = None
 
-    def sort(self, optimizer: ThermoAdamW) -> Sorted:
+    def sort(self, optimizer: Optimizer) -> Sorted:
         """Sort the tensors that have a gradient."""
         groups = optimizer.param_groups
         flags = [(self._takes(group), group["amsgrad"]) for group in groups]
@@ -168,7 +164,7 @@ class Batches:
         return self._memo.sorted_now(grads)
 
     def _sort_anew(
-        self, optimizer: ThermoAdamW, flags: list[tuple[bool, bool]], grads: list[Tensor | None]
+        self, optimizer: Optimizer, flags: list[tuple[bool, bool]], grads: list[Tensor | None]
     ) -> _Memo:
         memo = _Memo([list(group["params"]) for group in optimizer.param_groups], flags, grads)
         layer = -1
@@ -192,9 +188,16 @@ class Batches:
         return memo
 
     def run(
-        self, optimizer: ThermoAdamW, rates: Sequence[Rates], tensors: Sorted, measure: bool
+        self,
+        optimizer: Optimizer,
+        rates: Sequence[Rates],
+        tensors: Sorted,
+        measure: bool,
+        half: int | None = None,
     ) -> list[tuple[Batch, Any]]:
         """Let the kernel take its tensors; those it turns out unable to take join ``tensors.rest``.
+
+        ``half`` is handed on to a kernel whose steps are dry.
 
         Returns:
             Plans with their sums, None where nothing moved or nothing was to be measured.
@@ -209,7 +212,7 @@ class Batches:
                 if refused:
                     c = c.only([i for i, p in enumerate(c.params) if p not in self._refused])
                 try:
-                    done.append((batch, self._step(optimizer, rates, batch, c, measure)))
+                    done.append((batch, self._step(optimizer, rates, batch, c, measure, half)))
                     break
                 except ValueError:
                     # nothing has moved: look again, a gradient may lie in memory otherwise than before
@@ -219,7 +222,7 @@ class Batches:
         return done
 
     def _batch(
-        self, optimizer: ThermoAdamW, device: torch.device, c: Columns
+        self, optimizer: Optimizer, device: torch.device, c: Columns
     ) -> tuple[Batch | None, list[Place]]:
         """Return the plan for these tensors and the places of those that no plan can take."""
         known = self._known.get(device)
@@ -262,7 +265,13 @@ class Batches:
         return batch, refused
 
     def _step(
-        self, optimizer: ThermoAdamW, rates: Sequence[Rates], batch: Batch, c: Columns, measure: bool
+        self,
+        optimizer: Optimizer,
+        rates: Sequence[Rates],
+        batch: Batch,
+        c: Columns,
+        measure: bool,
+        half: int | None,
     ) -> Any:
         groups = optimizer.param_groups
         found_inf = getattr(optimizer, "found_inf", None)
@@ -283,7 +292,7 @@ class Batches:
             measure=measure,
             grad_scale=getattr(optimizer, "grad_scale", None),
             found_inf=found_inf,
-            **({"dry": True} if self._dry else {}),
+            **({"dry": True, "half": half} if self._dry else {}),
         )
         if self._dry:
             # torch counts the steps, and there may have been others since
@@ -294,7 +303,7 @@ class Batches:
 
 
 def account(
-    optimizer: ThermoAdamW, rates: Sequence[Rates], tensors: Sorted, done: Sequence[tuple[Batch, Any]]
+    optimizer: Optimizer, rates: Sequence[Rates], tensors: Sorted, done: Sequence[tuple[Batch, Any]]
 ) -> PendingSums:
     """Put together the sums of a step: the kernel's, and a measuring pass over all other tensors."""
     others = {layer for layer, _, _ in (*tensors.fresh, *tensors.rest)}
@@ -336,7 +345,7 @@ def _factor(rate: Rates, position: int) -> float:
     return 1.0 if rate.factors is None else rate.factors[position]
 
 
-def _enter(pending: PendingSums, where: slice, optimizer: ThermoAdamW, batch: Batch, sums: Any) -> None:
+def _enter(pending: PendingSums, where: slice, optimizer: Optimizer, batch: Batch, sums: Any) -> None:
     """Put a kernel's sums and constants into the account of the step."""
     columns = np.arange(where.start, where.stop)
     for name, value in batch.rates.items():

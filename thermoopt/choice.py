@@ -12,7 +12,7 @@ from torch import Tensor
 from thermoopt.backends import Backend, TorchBackend
 from thermoopt.onepass import OnePassBackend
 
-__all__ = ["BACKENDS", "choose_backend"]
+__all__ = ["BACKENDS", "choose_backend", "dry_kernel"]
 
 BACKENDS = ("auto", "torch", "native", "triton")
 """Names a user may ask for."""
@@ -38,10 +38,8 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
     if not isinstance(name, str) or name not in BACKENDS:
         raise ValueError(f"backend is {name!r}; allowed are {', '.join(map(repr, BACKENDS))}")
     groups = list(groups)
-    first = next((p for group in groups for p in group["params"] if isinstance(p, Tensor)), None)
-    on_cpu = first is not None and first.device.type == "cpu"
     if name == "torch":
-        return _torch(name, on_cpu)
+        return TorchBackend(name, dry_kernel(groups))
     if name != "auto":
         for group in groups:
             for flag, value in (("foreach", True), ("fused", False)):
@@ -52,8 +50,8 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
             raise RuntimeError(f"backend {name!r} is not available: {kernel.unavailable_reason()}")
         return OnePassBackend(name, name, kernel)
     free = any(g["fused"] is None and g["foreach"] is None and not g["differentiable"] for g in groups)
-    if not (on_cpu and free):
-        return _torch(name, on_cpu)
+    if not (_on_cpu(groups) and free):
+        return TorchBackend(name, dry_kernel(groups))
     kernel = _kernel("native")
     if kernel.available():
         return OnePassBackend("native", name, kernel)
@@ -68,10 +66,15 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
     return TorchBackend(name)
 
 
-def _torch(requested: str, on_cpu: bool) -> Backend:
-    """Torch's own step, measured by the native kernel's dry mode where the parameters are on CPU."""
-    kernel = _kernel("native") if on_cpu else None
-    return TorchBackend(requested, kernel if kernel is not None and kernel.available() else None)
+def dry_kernel(groups: Iterable[Mapping[str, Any]]) -> ModuleType | None:
+    """Return the native kernel, to measure with, where it is available and the first parameter on CPU."""
+    kernel = _kernel("native") if _on_cpu(groups) else None
+    return kernel if kernel is not None and kernel.available() else None
+
+
+def _on_cpu(groups: Iterable[Mapping[str, Any]]) -> bool:
+    first = next((p for group in groups for p in group["params"] if isinstance(p, Tensor)), None)
+    return first is not None and first.device.type == "cpu"
 
 
 def _kernel(name: str) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None reads the command line's.
 
     Returns:
-        Exit status: 0 done, 130 stopped by the keyboard.
+        Exit status: 0 done, 130 stopped by the keyboard, 141 nobody reads the output any more.
 
     Raises:
         SystemExit: with status 2, for arguments that cannot be used; with 0, after help or version.
@@ -31,10 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        return {"demo": _demo, "doctor": _doctor}[args.command](args)
+        return {"demo": _demo, "inspect": _inspect, "doctor": _doctor}[args.command](args)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # the reader left, as `| head` does; what is still buffered must not raise once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -42,6 +47,17 @@ def _demo(args: argparse.Namespace) -> int:
         run_demo(args.steps, getattr(args, "text", None), args.out, args.seed)
     except InputError as e:
         args.parser.error(f"argument --{e.argument}: {str(e.value)!r}: {e.why}")
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from thermoopt.inspection import inspect_run
+
+    try:
+        inspect_run(args.run, args.out, args.html, args.actions)
+    except InputError as e:
+        name = "RUN" if e.argument == "run" else f"--{e.argument}"
+        args.parser.error(f"argument {name}: {str(e.value)!r}: {e.why}")
     return 0
 
 
@@ -85,6 +101,26 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=_seed, default=0, metavar="N", help="of the initial weights and the batches"
     )
     demo.set_defaults(parser=demo)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="show a saved run: tables, what is wrong with it, pictures, one HTML page",
+        description="Show a run that JSONLSink or export_jsonl saved: tables of its last reading and of the "
+        "course before it, what is wrong with it and how sure that is, pictures, and with --html one page of "
+        "it all. Of the demo's history.jsonl it also reads the losses and actions beside it.",
+    )
+    inspect.add_argument("run", type=Path, metavar="RUN", help="a JSONL of readings")
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    inspect.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for the pictures (default: NAME_inspect beside the run)",
+    )
+    inspect.add_argument(
+        "--actions", type=Path, metavar="FILE", help="a JSONL of a controller's actions, one to_dict() a line"
+    )
+    inspect.set_defaults(parser=inspect)
 
     commands.add_parser(
         "doctor",

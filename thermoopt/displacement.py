@@ -16,7 +16,7 @@ from thermoopt.pending import Fetch, PendingSums
 from thermoopt.rates import Rates
 from thermoopt.torch_sums import fill, local
 
-__all__ = ["MOMENT_SUMS", "Displacement", "sample"]
+__all__ = ["MOMENT_SUMS", "Displacement", "flat_sample", "sample"]
 
 Array = NDArray[np.float64]
 
@@ -85,8 +85,8 @@ class Displacement:
                     continue
                 self._kept[i] = _Sampled(
                     param=p,
-                    before=_flat_sample(p).clone(),
-                    grad=_flat_sample(p.grad).clone(),
+                    before=flat_sample(p).clone(),
+                    grad=flat_sample(p.grad).clone(),
                     maximize=group.get("maximize", False),
                     lr=rate.lr,
                     wd=rate.wd,
@@ -144,7 +144,7 @@ def _displacement_row(kept: _Sampled, grad_scale: Tensor | None) -> Tensor:
     if kept.maximize:
         g = -g
     # theta' - (1 - lr wd) theta
-    moved = _flat_sample(kept.param).to(dtype).reshape(-1) - theta * (1 - kept.lr * kept.wd)
+    moved = flat_sample(kept.param).to(dtype).reshape(-1) - theta * (1 - kept.lr * kept.wd)
     out = theta.new_zeros(len(Sum))
     pairs = {
         Sum.A: (g, moved),
@@ -175,6 +175,7 @@ def sample(x: Tensor) -> Tensor:
     return x[: blocks * distance].view(blocks, distance)[:, :BLOCK]
 
 
-def _flat_sample(x: Tensor) -> Tensor:
+def flat_sample(x: Tensor) -> Tensor:
+    """Take the :func:`sample` of a tensor's real elements in their logical order, a shard's of its own."""
     x = local(x.detach())
     return sample((torch.view_as_real(x) if x.is_complex() else x).reshape(-1))

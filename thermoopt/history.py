@@ -7,7 +7,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class _Row:
     step: int
     names: tuple[str, ...]
     terms: NDArray[Any]
+    loss: float | None = None
 
 
 class History:
@@ -71,7 +72,7 @@ class History:
 
     def append(self, reading: Reading) -> None:
         """Take in one reading."""
-        self._groups.append(_Row(reading.step, reading.group_names, reading.group_terms))
+        self._groups.append(_Row(reading.step, reading.group_names, reading.group_terms, reading.loss))
         room = min(self._max_readings, max(1, MAX_BYTES // reading.group_terms.nbytes))
         while len(self._groups) > room:
             self._groups.popleft()
@@ -83,11 +84,36 @@ class History:
                 self._stride *= 2
         self._count += 1
 
+    @property
+    def last_step(self) -> int:
+        """Optimizer step of the newest reading, 0 where there is none."""
+        return self._groups[-1].step if self._groups else 0
+
+    def put_losses(self, steps: NDArray[np.int64], values: Array) -> None:
+        """Give every reading the last loss at or before its step; one from before them all keeps its own.
+
+        A reading is recorded when its step ends, and the loss of that step is often reported later.
+
+        Args:
+            steps: ``[n]``, ascending.
+            values: ``[n]``, their losses.
+        """
+        last = np.searchsorted(steps, self.steps, side="right") - 1
+        for i in np.flatnonzero(last >= 0).tolist():
+            loss = float(values[last[i]])
+            if self._groups[i].loss != loss:
+                self._groups[i] = replace(self._groups[i], loss=loss)
+
     def rewind(self, step: int) -> None:
         """Forget readings after ``step``: a checkpoint was loaded and the run goes on from there."""
         self._count -= sum(row.step > step for row in self._groups)
         self._groups = deque(row for row in self._groups if row.step <= step)
         self._layers = [row for row in self._layers if row.step <= step]
+
+    @property
+    def losses(self) -> Array:
+        """Loss of the readings kept, ``[n]``, NaN where none was reported."""
+        return np.array([math.nan if row.loss is None else row.loss for row in self._groups])
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -140,7 +166,7 @@ class History:
             yield _record(row.step, row, layers.get(row.step))
 
     def export_jsonl(self, path: str | Path) -> None:
-        """Write one JSON object a line: step, total, groups, and layers where kept; NaN as null."""
+        """Write one JSON object a line: step, loss, total, groups, and layers where kept; NaN as null."""
         with Path(path).open("w", encoding="utf-8") as file:
             for record in self.records():
                 file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -163,12 +189,13 @@ class History:
 def reading_record(reading: Reading, layers: bool = True) -> dict[str, Any]:
     """Turn a reading into a plain dict for JSON.
 
-    ``step``, ``total``, ``groups`` by name, ``skipped``, and ``layers`` by name if asked for.
+    ``step``, ``loss`` (null where none was reported), ``total``, ``groups`` by name, ``skipped``, and
+    ``layers`` by name if asked for.
     """
     kept = np.where(reading.seen, reading.terms, np.nan)
     record = _record(
         reading.step,
-        _Row(reading.step, reading.group_names, reading.group_terms),
+        _Row(reading.step, reading.group_names, reading.group_terms, reading.loss),
         _Row(reading.step, reading.names, kept) if layers else None,
     )
     return {**record, "skipped": dict(reading.skipped)}
@@ -183,6 +210,7 @@ def plain_quantities(terms: Array) -> dict[str, float | None]:
 def _record(step: int, groups: _Row, layers: _Row | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "step": step,
+        "loss": groups.loss if groups.loss is not None and math.isfinite(groups.loss) else None,
         "total": plain_quantities(groups.terms.sum(axis=1)),
         "groups": {name: plain_quantities(groups.terms[:, i]) for i, name in enumerate(groups.names)},
     }

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.adamw import MAX_PENDING, ROWS_PER_EMA
+from thermoopt.backends import MeasuringPass
+from thermoopt.choice import dry_kernel
 from thermoopt.displacement import MOMENT_SUMS, Displacement
 from thermoopt.history import History
 from thermoopt.layers import add_to_meter
@@ -20,13 +22,18 @@ from thermoopt.meter import Meter, Reading
 from thermoopt.pending import PendingSums, capturing
 from thermoopt.rates import Rates
 from thermoopt.sinks import SinkQueue
-from thermoopt.torch_sums import torch_sums
 
-__all__ = ["CLOSURE", "StepHooks", "closure_of", "group_lr", "is_dry"]
+__all__ = ["CLOSURE", "StepHooks", "closure_of", "group_lr", "is_dry", "when_gradients_are_there"]
 
 CLOSURE = "closure"
 """One more cause to skip a measured step, beside :data:`thermoopt.meter.SKIP_CAUSES`: the optimizer did not
 evaluate its closure exactly once, so no one gradient belongs to the step (LBFGS, SAM)."""
+
+
+HALVE_FROM = 5
+"""Measured steps an average must be long for each to read only one half of large tensors, turn by turn. At
+ema_steps = 50 and every 10th step measured the halves then weigh 55 to 45 in an average at worst, so that
+sums which differ between them by a tenth are off by half a percent."""
 
 
 class StepHooks:
@@ -35,7 +42,9 @@ class StepHooks:
     Args:
         optimizer: any torch optimizer.
         names: layer names by parameter, for groups that carry none.
-        measure_every, ema_steps, sinks: as for :class:`~thermoopt.observer.Observer`.
+        measure_every: measure every so many steps.
+        ema_steps, sinks: as for :class:`~thermoopt.observer.Observer`.
+        complete: adds to a reading, before it is recorded, what the hooks do not measure.
 
     Attributes:
         record_every: steps between two readings that go to history, sinks and controller, at least.
@@ -48,6 +57,7 @@ class StepHooks:
         measure_every: int,
         ema_steps: float,
         sinks: SinkQueue,
+        complete: Callable[[Reading], Reading],
     ) -> None:
         self._optimizer = optimizer
         self._names = names
@@ -55,6 +65,7 @@ class StepHooks:
         self.record_every = ema_steps / ROWS_PER_EMA
         self._ema_steps = ema_steps
         self._sinks = sinks
+        self._complete = complete
         self._history = History()
         self._pending: deque[PendingSums] = deque()
         self._begun: PendingSums | Displacement | str | None = None
@@ -63,6 +74,7 @@ class StepHooks:
         self._handles = (
             optimizer.register_step_pre_hook(self._before),
             optimizer.register_step_post_hook(self._after),
+            optimizer.register_load_state_dict_post_hook(lambda _: self._pass.reset()),
         )
 
     def close(self) -> None:
@@ -75,31 +87,15 @@ class StepHooks:
     @torch.compiler.disable
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._begun = None
-        closure = closure_of(args, kwargs)
-        if closure is None and is_dry(optimizer):
+        if closure_of(args, kwargs) is None and is_dry(optimizer):
             self._begun = "dry"
         elif (self._meter.run.step + 1) % self._measure_every == 0 and not capturing():
-            if closure is None:
-                self._begun = self._begin()
-            elif len(args) > 1:
-                return (args[0], self._around(closure), *args[2:]), kwargs
-            else:
-                return args, {**kwargs, "closure": self._around(closure)}
+            self._begun = CLOSURE
+            return when_gradients_are_there(args, kwargs, self._read)
         return None
 
-    def _around(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Let a closure run, then read: the gradient of the step is there once it has."""
-        calls = 0
-
-        def measured() -> Any:
-            nonlocal calls
-            out = closure()
-            calls += 1
-            self._begun = self._begin() if calls == 1 else CLOSURE
-            return out
-
-        self._begun = CLOSURE
-        return measured
+    def _read(self, times: int) -> None:
+        self._begun = self._begin() if times == 1 else CLOSURE
 
     def _begin(self) -> PendingSums | Displacement | str | None:
         """Read what must be read before the step; a string is the cause to skip it, None says nothing."""
@@ -109,7 +105,9 @@ class StepHooks:
             for group in self._optimizer.param_groups
         ]
         if self._by_moments:
-            return torch_sums(self._optimizer, rates)
+            turn = (self._meter.run.step + 1) // self._measure_every % 2
+            half = turn if self._ema_steps >= HALVE_FROM * self._measure_every else None
+            return self._pass.sums(self._optimizer, rates, half)
         kept = Displacement(self._optimizer, rates)
         if len(kept) == 0:
             return None if any(rate.maybe_zero for rate in rates) else "no_gradients"
@@ -142,6 +140,7 @@ class StepHooks:
             elif run.recorded == 0 or pending.step - run.recorded >= self.record_every:
                 reading = self._meter.reading
                 assert reading is not None
+                reading = self._complete(reading)
                 run.recorded, run.unseen = pending.step, 1
                 self._history.append(reading)
                 if self._sinks:
@@ -152,6 +151,7 @@ class StepHooks:
     def _begin_anew(self) -> None:
         """Make a meter of the optimizer's layers as they are."""
         self._pending.clear()
+        self._pass = MeasuringPass(dry_kernel(self._optimizer.param_groups))
         self._by_moments = _steps_by_moments(self._optimizer)
         self._meter = Meter(self._ema_steps, () if self._by_moments else MOMENT_SUMS)
         self._meter.run.skipped[CLOSURE] = 0
@@ -189,6 +189,11 @@ class StepHooks:
     def reading(self) -> Reading | None:
         """The last completed reading, or None before the first."""
         self._collect(wait=True)
+        return self._meter.reading
+
+    def newest_reading(self) -> Reading | None:
+        """Return the last reading whose sums have arrived: as :attr:`reading`, and waits for nothing."""
+        self._collect(wait=False)
         return self._meter.reading
 
     @property
@@ -245,6 +250,36 @@ class StepHooks:
 def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
     """Return the closure of a step from what its hooks are handed: the optimizer comes first."""
     return args[1] if len(args) > 1 else kwargs.get("closure")
+
+
+def when_gradients_are_there(
+    args: tuple[Any, ...], kwargs: dict[str, Any], read: Callable[[int], None]
+) -> tuple[Any, Any] | None:
+    """Call ``read`` when a step's gradients are there: at once, or each time its closure has run.
+
+    Args:
+        args, kwargs: as a step pre-hook is handed them, the optimizer first.
+        read: told how often the step's gradients have been formed so far, from 1.
+
+    Returns:
+        What the hook is to return: None, or the arguments with the closure wrapped.
+    """
+    closure = closure_of(args, kwargs)
+    if closure is None:
+        read(1)
+        return None
+    times = 0
+
+    def measured() -> Any:
+        nonlocal times
+        out = closure()
+        times += 1
+        read(times)
+        return out
+
+    if len(args) > 1:
+        return (args[0], measured, *args[2:]), kwargs
+    return args, {**kwargs, "closure": measured}
 
 
 def group_lr(group: Mapping[str, Any]) -> float | Tensor:

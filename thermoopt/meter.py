@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +26,18 @@ from thermoopt.physics import (
 )
 from thermoopt.travel import Travel
 
-__all__ = ["SKIP_CAUSES", "STATE_ROWS", "Meter", "Quantities", "Reading", "RunState"]
+__all__ = ["BAND", "SKIP_CAUSES", "STATE_ROWS", "Meter", "Quantities", "Reading", "RunState", "dispersion"]
 
 Array = NDArray[np.float64]
 
 SKIP_CAUSES = ("nonfinite", "found_inf", "dry", "no_gradients")
 """Why a step that was to be measured left every average as it was: a sum was not finite; a GradScaler
 found an infinity; lr was 0 and every gradient 0 (a checkpoint library's dry step); no tensor had one."""
+
+BAND = 0.15
+"""Distance of r from 1 up to which a layer counts as in equilibrium: thermoclaw's, so that the fraction means
+the same. In pure noise r has a standard error of sqrt(2 / (10 d)) at beta1 = 0.9 and ema_steps = 50 (some ten
+independent moments an average), half of this band at d = 35 elements: smaller layers leave it by chance."""
 
 _COUNTERS = ("step", "readings", "recorded", "unseen")
 _RUN_ROWS = ("weight", "weight2", "last", "lr", "wd", "beta2")
@@ -69,6 +75,9 @@ class Quantities:
     free_fall: float
     norm_forecast: float
     thermal_loss: float
+    rho_momentum: float
+    rho: float
+    distance: float
     lr_eff: float
     wd_eff: float
     numel: int
@@ -110,7 +119,7 @@ class Reading:
         seen: ``[n_layers]`` whether the layer was ever measured.
         skipped: measured steps that moved nothing, by cause (:data:`SKIP_CAUSES`).
         travel: the sums that a controller named, in the readings that it is handed.
-        loss: the last loss reported before, likewise.
+        loss: the last loss reported before, in readings that an observer hands out or records.
     """
 
     step: int
@@ -149,6 +158,48 @@ class Reading:
         """One quantity of all layers, ``[n_layers]``, NaN for layers never measured."""
         check_quantity(name)
         return np.where(self.seen, quantities(self.terms)[name], np.nan)
+
+    @cached_property
+    def dispersion(self) -> float:
+        """Variance of r over the layers (:func:`dispersion`): how far they are out of step."""
+        return dispersion(self.layer_array("r"))
+
+    def equilibrium_fraction(self, band: float = BAND) -> float:
+        """Share of the layers in thermal equilibrium: those with abs(r - 1) <= ``band``.
+
+        Args:
+            band: largest distance from 1, from 0.
+
+        Returns:
+            0 to 1 of the layers whose r is finite; NaN where there are none.
+
+        Raises:
+            TypeError, ValueError: unless ``band`` is a number from 0.
+        """
+        if isinstance(band, bool) or not isinstance(band, (int, float)):
+            raise TypeError(f"band is {band!r}; allowed is a number from 0")
+        if not (math.isfinite(band) and band >= 0):
+            raise ValueError(f"band is {band!r}; allowed is a number from 0")
+        r = self.layer_array("r")
+        r = r[np.isfinite(r)]
+        return float(np.mean(np.abs(r - 1) <= band)) if r.size else math.nan
+
+
+def dispersion(r: Array) -> float:
+    r"""Variance of the layers' entropy ratio, :math:`D = \mathrm{Var}_l(r_l)`, no unit.
+
+    thermoclaw's D. There r was sigma over 1.2 times its own running median; here it is the update's energy
+    over that of pure noise (:func:`thermoopt.physics.quantities`), whose 1 is the same for every layer, so
+    that D = 0 where all layers are equally far from equilibrium.
+
+    Args:
+        r: ``[n_layers]``; what is not finite is left out.
+
+    Returns:
+        The variance (of the layers there are, no sample of more); NaN of fewer than two.
+    """
+    r = r[np.isfinite(r)]
+    return float(np.var(r)) if r.size >= 2 else math.nan
 
 
 @dataclass

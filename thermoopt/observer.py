@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,46 +16,57 @@ from thermoopt.arguments import EMA_STEPS
 from thermoopt.carried import CarriedTravel
 from thermoopt.controllers.base import Controller, Start
 from thermoopt.history import History
-from thermoopt.hooks import StepHooks, closure_of, is_dry
-from thermoopt.layers import add_to_meter
-from thermoopt.loop import start_of
-from thermoopt.meter import SKIP_CAUSES, Meter, Reading
-from thermoopt.pending import Fetch, capturing
+from thermoopt.hooks import StepHooks, closure_of, is_dry, when_gradients_are_there
+from thermoopt.losses import Losses
+from thermoopt.meter import Reading
+from thermoopt.pending import capturing
+from thermoopt.reports import RunReports
 from thermoopt.sinks import SinkQueue
-from thermoopt.torch_sums import local
+from thermoopt.track import TRACKABLE, Tracker
+from thermoopt.watched import Watched
 
-__all__ = ["MEASURE_EVERY", "Observer", "as_loss"]
+__all__ = ["LOG_EVERY", "Observer"]
 
-MEASURE_EVERY = 10
-"""A measuring pass in torch operations takes as long as a step or two; every 10th keeps that to some percent
-(as in :class:`~thermoopt.backends.TorchBackend`)."""
+LOG_EVERY = 10
+"""A measuring pass takes half as long as a fused step or as long, one in torch operations as a step or two;
+every 10th keeps that to some percent, as in :class:`~thermoopt.backends.TorchBackend`."""
+
+MAX_IDLE_CALLS = 10
+"""Calls of :meth:`Observer.step` before the optimizer's first step that are taken as usual: a GradScaler that
+starts too high, at 2**16, holds back a step for each factor of 2, and gradients may be accumulated."""
 
 
-class Observer:
+class Observer(RunReports):
     r"""Reads any torch optimizer as ThermoAdamW reads itself: the same :class:`~thermoopt.meter.Reading`.
 
     It never changes a parameter, a gradient or an optimizer's state. How it measures:
 
     * :class:`~thermoopt.ThermoAdamW`: a view of the optimizer's own account; no hooks, no cost.
     * torch's Adam (without coupled weight decay) and AdamW: every quantity, formed from the moments just
-      before a measured step, as ThermoAdamW's torch backend forms them.
+      before a measured step, as ThermoAdamW's torch backend forms them: on CPU in one reading pass of the
+      native kernel over the tensors it can take, by torch operations over all others. Where an average is of
+      5 measured steps or more that pass reads every other 8192 elements of tensors from 131,072 on, the
+      others at the next measured step: on some machines reading takes all the time of a step.
     * any other optimizer, and a subclass of these with a step of its own: by
       :class:`~thermoopt.displacement.Displacement`, the update direction being
       :math:`U := -(\theta' - (1-\eta\lambda)\theta)/\eta`. Quantities that need Adam's moments (r, phi_star,
-      coherence, energy_ratio, gaussianity, the split d_eS and d_iS but for d_iS_wd, R_ie, thermal_loss)
-      are NaN; sigma, phi, norms, angular step, decay and the norm balance are right. ``wd_eff`` is decay
-      known to be decoupled (AdamW, or a group with ``decoupled_weight_decay``), else 0, and coupled decay
-      counts as part of U. ``norm_forecast`` looks ``ema_steps`` ahead.
+      coherence, energy_ratio, gaussianity, the split d_eS and d_iS but for d_iS_wd, R_ie, thermal_loss,
+      rho_momentum) are NaN; sigma, phi, norms, angular step, decay and the norm balance are right. ``wd_eff``
+      is decay known to be decoupled (AdamW, or a group with ``decoupled_weight_decay``), else 0, and coupled
+      decay counts as part of U. ``norm_forecast`` looks ``ema_steps`` ahead.
 
     Gradients are read when the step begins, as they then are: hooks that clip must have been registered
     before. A closure is let run first. Parameters without a gradient or with a sparse one, and groups
     that step by displacement at lr 0, are left out of a measured step.
 
     Args:
-        model: names the layers where the optimizer's groups do not (``param_names``); None for
-            ``group{i}.{j}``.
+        model: names the layers where the optimizer's groups do not (``param_names``), and tells their types;
+            None for ``group{i}.{j}``. Parameters that the optimizer does not hold are left out.
         optimizer: to observe.
-        measure_every: measure every so many steps, from 1. A ThermoAdamW measures as it was told.
+        log_every: measure every so many steps, from 1. A ThermoAdamW measures as it was told.
+        track: of ``"rho"`` and ``"distance"``, what is to be measured too although it needs memory, for each
+            one element in 16 of the gradients or parameters (:class:`~thermoopt.track.Tracker`). What is not
+            tracked is NaN. A ThermoAdamW gets a hook for it, and the observer a history of its own.
         ema_steps: length of the readings' average in optimizer steps, at least 1; likewise.
         sinks: as :class:`~thermoopt.ThermoAdamW` takes them, and for a ThermoAdamW to be given there.
 
@@ -65,41 +75,56 @@ class Observer:
             parameters the optimizer holds. The message names the argument; nothing is hooked then.
 
     References:
-        sigma: force times flux; phi: arXiv 2605.21933.
+        sigma: force times flux; phi: arXiv 2605.21933; the tool and its names: thermoclaw.
     """
 
     def __init__(
         self,
         model: torch.nn.Module | None,
         optimizer: Optimizer,
+        log_every: int = LOG_EVERY,
         *,
-        measure_every: int = MEASURE_EVERY,
+        track: Collection[str] = (),
         ema_steps: float = EMA_STEPS,
         sinks: Iterable[Any] = (),
     ) -> None:
-        _check_arguments(model, optimizer, measure_every, ema_steps)
+        _check_arguments(model, optimizer, log_every, track, ema_steps)
+        super().__init__()
         queue = SinkQueue(sinks)
         if queue and isinstance(optimizer, ThermoAdamW):
             raise ValueError(f"sinks is {sinks!r}; allowed is () here: give sinks to the ThermoAdamW itself")
+        self._model = model
         self._optimizer = optimizer
-        self._names: dict[Tensor, str] = {}
+        names: dict[Tensor, str] = {}
+        if model is not None and not isinstance(optimizer, ThermoAdamW):
+            names.update((p, name) for name, p in model.named_parameters())
+        self._watched = Watched(model, optimizer, names)
+        self._losses = Losses()
         self._hooks: StepHooks | None = None
+        self._tracker: Tracker | None = None
+        self._own_history: History | None = None
+        self._handles: list[Any] = []
         if isinstance(optimizer, ThermoAdamW):
             self._source: ThermoAdamW | StepHooks = optimizer
         else:
-            if model is not None:
-                self._names.update((p, name) for name, p in model.named_parameters())
-            self._hooks = StepHooks(optimizer, self._names, measure_every, float(ema_steps), queue)
+            self._hooks = StepHooks(optimizer, names, log_every, float(ema_steps), queue, self._complete)
             self._source = self._hooks
+        if track:
+            self._begin_tracking(track, float(ema_steps))
         self._carried: CarriedTravel | None = None
         self._handle: Any = None
         self._every = 1
         self._handed = 0
-        self._loss: float | None = None
-        self._coming: Fetch | None = None
-        self._bad_losses = 0
+        self._made_at = self._source.steps
+        self._idle_calls = 0
+        self._completed: tuple[Reading, Reading] | None = None
 
     # ---------------------------------------------------------------- what users read
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The model given."""
+        return self._model
 
     @property
     def optimizer(self) -> Optimizer:
@@ -107,46 +132,98 @@ class Observer:
         return self._optimizer
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps taken, as :attr:`Reading.step` counts them."""
+        return self._source.steps
+
+    @property
     def reading(self) -> Reading | None:
         """The last completed reading, or None before the first. Waits for sums still on a device."""
-        return self._source.reading
+        reading = self._source.reading
+        return None if reading is None else self._complete(reading)
 
     @property
     def history(self) -> History:
-        """The bounded record of readings."""
-        return self._source.history
+        """The bounded record of readings, each with the last loss reported up to its step."""
+        history = self._source.history
+        if self._own_history is not None:
+            self._record()
+            history = self._own_history
+        if len(self.losses):
+            history.put_losses(self._losses.steps, self._losses.values)
+        return history
+
+    @property
+    def measure_every(self) -> int:
+        """Every so many steps one is measured."""
+        return self._source.measure_every
 
     @property
     def skipped(self) -> dict[str, int]:
         """Measured steps that moved nothing, by cause."""
-        if self._hooks is not None:
-            return self._hooks.skipped
-        reading = self.reading
-        return dict.fromkeys(SKIP_CAUSES, 0) if reading is None else dict(reading.skipped)
+        return self._source.skipped
+
+    @property
+    def losses(self) -> Losses:
+        """The losses reported, ``steps`` and ``values``: at most 10,000, at equal distance over the run."""
+        self._losses.settle(wait=True)
+        return self._losses
 
     @property
     def loss(self) -> float | None:
         """The last finite loss reported, or None."""
-        self._settle_loss()
-        return self._loss
+        return self.losses.last
 
     @property
     def bad_losses(self) -> int:
-        """How many losses reported were NaN or infinite."""
-        self._settle_loss()
-        return self._bad_losses
+        """Number of steps whose loss was NaN or infinite."""
+        return self.losses.bad
+
+    @property
+    def layer_types(self) -> dict[str, str]:
+        """Type of each layer, of :data:`thermoopt.param_groups.LAYER_TYPES`."""
+        return self._watched.types()
+
+    @property
+    def start_norms(self) -> dict[str, float]:
+        """Squared norm [th**2] of each layer when the observer was made, or when the layer was added."""
+        return self._watched.start_norms()
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the layers that take no gradient now (``requires_grad`` is False)."""
+        return self._watched.frozen()
+
+    @property
+    def matrices(self) -> frozenset[str]:
+        """Names of the layers of two or more dimensions."""
+        return self._watched.matrices()
+
+    # ---------------------------------------------------------------- what users call
 
     def step(self, loss: float | Tensor | None = None) -> Reading | None:
-        """Record a loss and return the newest reading: call it after ``optimizer.step()``.
+        """Record a loss and return the newest reading that has arrived: call it after ``optimizer.step()``.
 
-        Measuring is done by the hooks, whether this is called or not.
+        Measuring is done by the hooks, whether this is called or not, and however often.
 
         Args:
             loss: as for :meth:`report_loss`; None reports nothing.
+
+        Raises:
+            RuntimeError: at the 10th call without a step of the optimizer since the observer was made.
         """
+        if self._source.steps == self._made_at:
+            self._idle_calls += 1
+            if self._idle_calls >= MAX_IDLE_CALLS:
+                raise RuntimeError(
+                    f"observer.step() was called {self._idle_calls} times and the optimizer it was given (a "
+                    f"{type(self._optimizer).__name__}) has taken no step since: call it after "
+                    "optimizer.step(), and give the observer the optimizer whose step() that is"
+                )
         if loss is not None:
             self.report_loss(loss)
-        return self.reading
+        reading = self._source.newest_reading()
+        return None if reading is None else self._complete(reading)
 
     def report_loss(self, loss: float | Tensor) -> None:
         """Record the loss of a step; one that is not finite is counted and leaves the last in place.
@@ -157,20 +234,56 @@ class Observer:
         Raises:
             TypeError, ValueError: if it is neither.
         """
-        value = as_loss(loss)
-        self._settle_loss()
-        self._coming = Fetch(value)
-        if self._coming.ready():
-            self._settle_loss()
+        self._losses.report(self._source.steps, loss)
 
-    def _settle_loss(self) -> None:
-        if self._coming is not None:
-            value = float(self._coming.numpy())
-            self._coming = None
-            if math.isfinite(value):
-                self._loss = value
-            else:
-                self._bad_losses += 1
+    # ---------------------------------------------------------------- tracking
+
+    def _begin_tracking(self, track: Collection[str], ema_steps: float) -> None:
+        optimizer = self._optimizer
+        if isinstance(optimizer, ThermoAdamW):
+            ema_steps = optimizer.ema_steps
+            self._own_history = History()
+            self._handles += [
+                optimizer.register_step_post_hook(lambda *_: self._record()),
+                optimizer.register_load_state_dict_post_hook(lambda _: self._rewind(self._source.steps)),
+            ]
+        self._tracker = Tracker(optimizer, track, ema_steps)
+        self._handles.append(optimizer.register_step_pre_hook(self._track))
+
+    @torch.compiler.disable
+    def _track(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Let the tracker read the coming step."""
+        tracker, step, every = self._tracker, self._source.steps + 1, self._source.measure_every
+        if tracker is None or capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):
+            return None
+        return when_gradients_are_there(args, kwargs, lambda times: tracker.read(step, every, times))
+
+    @torch.compiler.disable
+    def _record(self) -> None:
+        """Let the history of a tracked ThermoAdamW have its newest reading when its own does."""
+        source, history = self._source, self._own_history
+        if history is None or not isinstance(source, ThermoAdamW):
+            return
+        due = history.last_step + source.record_every if len(history) else 0
+        reading = source.newest_reading() if source.steps >= due else None
+        if reading is not None and reading.step >= due:
+            history.append(self._complete(reading))
+
+    def _rewind(self, step: int) -> None:
+        if self._own_history is not None:
+            self._own_history.rewind(step)
+
+    def _complete(self, reading: Reading) -> Reading:
+        """Return a reading of the source with the tracked terms and the last loss."""
+        loss = self._losses.last
+        if self._tracker is None and loss is None:
+            return reading
+        if self._completed is None or self._completed[0] is not reading:
+            overlaid = reading if self._tracker is None else self._tracker.overlay(reading)
+            self._completed = reading, replace(overlaid, loss=loss)
+        elif self._completed[1].loss != loss:
+            self._completed = reading, replace(self._completed[1], loss=loss)
+        return self._completed[1]
 
     # ---------------------------------------------------------------- for those who drive a controller
 
@@ -222,28 +335,13 @@ class Observer:
         if reading is None:
             return None
         self._handed = reading.step
+        self._losses.settle(wait=False)
         travel = None if self._carried is None else self._carried.take(reading.step)
-        return replace(reading, loss=self._loss, travel=travel)
+        return replace(self._complete(reading), travel=travel)
 
     def start(self) -> Start:
-        """Describe the parameters as they are now, for :meth:`Controller.attach`.
-
-        ``lr`` and ``wd`` are 0.0 where a group has no such key; ``beta1`` and ``beta2`` are 0.0 but for
-        torch's Adam and AdamW and their subclasses: Lion's betas, say, are of no second moment.
-        """
-        groups = self._optimizer.param_groups
-        if not isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW)):
-            groups = [{**group, "betas": (0.0, 0.0)} for group in groups]
-        layout = Meter(1)
-        for group in groups:
-            add_to_meter(layout, group, self._names)
-        return start_of(
-            groups,
-            layout,
-            rms=[_rms(p) for group in groups for p in group["params"]],
-            lr=[float(group.get("lr") or 0.0) for group in groups],
-            wd=[float(group.get("weight_decay") or 0.0) for group in groups],
-        )
+        """Describe the parameters as they are now, for :meth:`Controller.attach`."""
+        return self._watched.start()
 
     # ---------------------------------------------------------------- life
 
@@ -251,62 +349,57 @@ class Observer:
         """Remove the hooks. What was read stays."""
         if self._hooks is not None:
             self._hooks.close()
-        if self._handle is not None:
-            self._handle.remove()
+        for handle in (self._handle, *self._handles):
+            if handle is not None:
+                handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return averages, counters and the last loss: floats, ints, and a small tensor a group.
+        """Return averages, counters, epochs, the norms at the start and the last loss: plain data.
 
-        A ThermoAdamW carries its averages itself. The history is not part of it.
+        Floats, ints and a small tensor a group; with ``track`` also what is tracked, under ``"tracked"``. A
+        ThermoAdamW carries its averages itself. History and losses are not part of it.
         """
-        state: dict[str, Any] = {"handed": self._handed, "loss": self.loss, "bad_losses": self._bad_losses}
+        state: dict[str, Any] = {
+            "handed": self._handed,
+            "loss": self.loss,
+            "bad_losses": self.bad_losses,
+            "step": self.steps,
+            "epochs": self.epochs,
+            "start_norms": self.start_norms,
+        }
         if self._carried is not None:
             state["travel"] = self._carried.state_dict()
+        if self._tracker is not None:
+            state["tracked"] = self._tracker.state_dict()
         return state if self._hooks is None else {**state, **self._hooks.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.
 
         Raises:
-            ValueError: if the state holds more groups than the optimizer; nothing has changed then.
+            ValueError: if the state holds more groups or layers than the optimizer; nothing has changed then.
         """
+        tracked = state.get("tracked")
+        if self._tracker is not None and tracked is not None:
+            self._tracker.check(tracked)
         if self._hooks is not None:
             self._hooks.load_state_dict(state)
+        if self._tracker is not None:
+            self._tracker.load_state_dict(tracked)
         if self._carried is not None and "travel" in state:
             self._carried.load_state_dict(state["travel"])
-        self._handed, self._bad_losses = int(state["handed"]), int(state["bad_losses"])
-        self._loss, self._coming = state["loss"], None
+        self._handed = int(state["handed"])
+        step = int(state.get("step", self._source.steps))
+        self._rewind(step)
+        self._losses.rewind(step, state["loss"], int(state["bad_losses"]))
+        self._epochs = [dict(epoch) for epoch in state.get("epochs", ())]
+        self._watched.put_start_norms(state.get("start_norms", {}))
+        self._made_at, self._idle_calls, self._completed = self._source.steps, 0, None
 
 
-def as_loss(loss: object) -> Tensor:
-    """Return a loss as a 0-d tensor.
-
-    Raises:
-        TypeError, ValueError: unless it is a number or a floating tensor with one element.
-    """
-    if isinstance(loss, Tensor):
-        if loss.numel() != 1 or not loss.is_floating_point():
-            raise ValueError(
-                f"loss is a tensor of shape {tuple(loss.shape)} and {loss.dtype}; allowed is one "
-                "floating-point element"
-            )
-        return loss.detach().reshape(())
-    if isinstance(loss, bool) or not isinstance(loss, numbers.Real):
-        raise TypeError(f"loss is {loss!r}; allowed is a number or a tensor with one element")
-    return torch.tensor(float(loss), dtype=torch.float64)
-
-
-@torch.no_grad()
-def _rms(p: Tensor) -> float:
-    if p.is_meta or p.numel() == 0:
-        return 0.0
-    x = local(p)
-    x = torch.view_as_real(x) if x.is_complex() else x
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return float(torch.linalg.vector_norm(x, dtype=dtype)) / math.sqrt(x.numel())
-
-
-def _check_arguments(model: object, optimizer: object, measure_every: object, ema_steps: object) -> None:
+def _check_arguments(
+    model: object, optimizer: object, log_every: object, track: object, ema_steps: object
+) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer is {optimizer!r}; allowed is a torch.optim.Optimizer")
     if model is not None:
@@ -318,10 +411,14 @@ def _check_arguments(model: object, optimizer: object, measure_every: object, em
                 f"model is a {type(model).__name__} none of whose parameters the optimizer holds; allowed "
                 "is None or the model that the optimizer steps"
             )
-    if isinstance(measure_every, bool) or not isinstance(measure_every, int):
-        raise TypeError(f"measure_every is {measure_every!r}; allowed is a whole number from 1")
-    if measure_every < 1:
-        raise ValueError(f"measure_every is {measure_every!r}; allowed is a whole number from 1")
+    if isinstance(log_every, bool) or not isinstance(log_every, int):
+        raise TypeError(f"log_every is {log_every!r}; allowed is a whole number from 1")
+    if log_every < 1:
+        raise ValueError(f"log_every is {log_every!r}; allowed is a whole number from 1")
+    if isinstance(track, str) or not isinstance(track, Collection):
+        raise TypeError(f"track is {track!r}; allowed is a tuple of {', '.join(map(repr, TRACKABLE))}")
+    if unknown := [name for name in track if name not in TRACKABLE]:
+        raise ValueError(f"track holds {unknown!r}; allowed are {', '.join(map(repr, TRACKABLE))}")
     if isinstance(ema_steps, bool) or not isinstance(ema_steps, (int, float)):
         raise TypeError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")
     if not (math.isfinite(ema_steps) and ema_steps >= 1):

@@ -25,6 +25,7 @@ __all__ = [
     "GAUSSIAN",
     "QUANTITIES",
     "R_IE_CAP",
+    "TRACKED",
     "Linear",
     "Term",
     "check_quantity",
@@ -64,6 +65,10 @@ class Linear(IntEnum):
     """c1 (1 - beta1) (SV - MU) / (1 - n0(t)): the part of SELF that is noise, [L/th]."""
     WORK2 = len(Sum) + 4
     """(A - NOISE)**2: second moment of the unclamped productive part, for its error, [L**2/th**2]."""
+    GM = len(Sum) + 5
+    """beta1 <g, P m'> with m' the raw first moment before the step, [L/th]."""
+    MM = len(Sum) + 6
+    """beta1**2 <m', P m'>, [L/th]."""
 
 
 COLUMNS = len(Sum) + len(Linear)
@@ -75,6 +80,8 @@ _FORMED_FROM = {
     Linear.SELF: {Sum.B},
     Linear.NOISE: {Sum.SV, Sum.MU},
     Linear.WORK2: {Sum.A, Sum.SV, Sum.MU},
+    Linear.GM: {Sum.A, Sum.B},
+    Linear.MM: {Sum.A, Sum.B, Sum.MU},
 }
 
 
@@ -114,7 +121,8 @@ def linear_sums(sums: Array, beta1: Array, t: Array) -> Array:
     :math:`s^2 = (\hat v-\hat m^2)/(1-n_0(t))`, unbiased at every t >= 2 for gradients with a slowly
     drifting mean (its limit is the factor :math:`(1+\beta_1)/(2\beta_1)`). At t = 1 moment and gradient
     are the same number and nothing can be told apart: noise is 0 there. With beta1 = 0 that holds for
-    ever: NaN.
+    ever: NaN. The moment m' before the step is that after it less the gradient's part,
+    :math:`\beta_1 m' = m - (1-\beta_1) g`, so that products with it follow from A, B and MU.
 
     Args:
         sums: ``[len(Sum), n]``.
@@ -141,6 +149,11 @@ def linear_sums(sums: Array, beta1: Array, t: Array) -> Array:
         out[Linear.NOISE] = np.where(beta1 == 0, np.nan, 0.0)
         np.divide(noise, apart, out=out[Linear.NOISE], where=apart != 0)
     out[Linear.WORK2] = (sums[Sum.A] - out[Linear.NOISE]) ** 2
+    # what is left of <g, P m> and <m, P m> without the gradient's own part; at t = 1 nothing but rounding
+    with_g, fresh, under_way = (1 - power) * sums[Sum.A], (1 - beta1) * sums[Sum.B], t > 1
+    out[Linear.GM] = np.where(under_way, with_g - fresh, 0.0)
+    with_m = (1 - power) ** 2 * sums[Sum.MU] - (1 - beta1) * (2 * with_g - fresh)
+    out[Linear.MM] = np.where(under_way, np.maximum(with_m, 0.0), 0.0)
     return out
 
 
@@ -172,6 +185,17 @@ class Term(IntEnum):
     NUMEL = 22
     LR_NUMEL = 23
     WD_NUMEL = 24
+    B = 25
+    GM = 26
+    MM = 27
+    RHO_DOT = 28
+    RHO_NOW = 29
+    RHO_BEFORE = 30
+    DISTANCE = 31
+
+
+TRACKED = (Term.RHO_DOT, Term.RHO_NOW, Term.RHO_BEFORE, Term.DISTANCE)
+"""Terms that need memory of their own: NaN unless an observer tracks them (:mod:`thermoopt.track`)."""
 
 
 def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, numel: Array) -> Array:
@@ -231,6 +255,10 @@ def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, 
     out[Term.NUMEL] = numel
     out[Term.LR_NUMEL] = lr * numel
     out[Term.WD_NUMEL] = wd * numel
+    out[Term.B] = mean[Sum.B]
+    out[Term.GM] = mean[Linear.GM]
+    out[Term.MM] = mean[Linear.MM]
+    out[list(TRACKED)] = np.nan
     return out
 
 
@@ -290,6 +318,9 @@ QUANTITIES = (
     "free_fall",
     "norm_forecast",
     "thermal_loss",
+    "rho_momentum",
+    "rho",
+    "distance",
     "lr_eff",
     "wd_eff",
     "numel",
@@ -328,8 +359,15 @@ def quantities(terms: Array) -> dict[str, Array]:
     free_fall             :math:`1 - S/(2\eta\lambda\|\theta\|^2)`                   none
     norm_forecast         root of :func:`norm_forecast` at :math:`1/(1-\beta_2)`     th
     thermal_loss          :math:`(\eta/4)B`                                          L
+    rho_momentum          :math:`\langle g,Pm'\rangle/\sqrt{B\langle m',Pm'\rangle}`    none
+    rho                   :math:`\langle g_t,g_{t-1}\rangle/(\|g_t\|\|g_{t-1}\|)`        none
+    distance              :math:`\|\theta-\theta_0\|^2`                              th^2
     lr_eff, wd_eff        mean over elements of the effective rates                  their own
     ====================  =========================================================  ==============
+
+    ``rho_momentum`` is the cosine of the gradient with the moment m' before the step in Adam's own metric,
+    free where ``rho`` costs a copy: 0 in pure noise, above it while a direction lasts, below it when motion
+    overshoots. ``rho`` and ``distance`` are NaN unless an observer tracks them.
 
     ``grad_norm``, ``param_norm`` (before the step) and ``update_norm`` are roots of averaged squares,
     ``grad_param_ratio`` the first over the second. The forecast looks :math:`1/(1-\beta_2)` steps ahead,
@@ -378,6 +416,9 @@ def quantities(terms: Array) -> dict[str, Array]:
             "free_fall": np.where(t[Term.PULL] > 0, 1 - t[Term.SOURCE] / t[Term.PULL], np.nan),
             "norm_forecast": np.sqrt(t[Term.FORECAST]),
             "thermal_loss": t[Term.THERMAL],
+            "rho_momentum": t[Term.GM] / np.sqrt(t[Term.B] * t[Term.MM]),
+            "rho": t[Term.RHO_DOT] / np.sqrt(t[Term.RHO_NOW] * t[Term.RHO_BEFORE]),
+            "distance": t[Term.DISTANCE],
             "lr_eff": t[Term.LR_NUMEL] / t[Term.NUMEL],
             "wd_eff": t[Term.WD_NUMEL] / t[Term.NUMEL],
             "numel": t[Term.NUMEL],

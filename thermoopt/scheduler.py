@@ -21,8 +21,9 @@ from thermoopt.arguments import EMA_STEPS
 from thermoopt.controllers.base import Controller, Scales, Start
 from thermoopt.controllers.cooling import Cooling
 from thermoopt.hooks import closure_of, is_dry
+from thermoopt.losses import as_loss
 from thermoopt.meter import Reading
-from thermoopt.observer import MEASURE_EVERY, Observer, as_loss
+from thermoopt.observer import LOG_EVERY, Observer
 from thermoopt.schedule import GroupSchedule, Plan, copied, geometric_mean, plain
 
 __all__ = ["ThermoScheduler"]
@@ -135,7 +136,7 @@ class ThermoScheduler(LRScheduler):
             self._observer = Observer(
                 None,
                 optimizer,
-                measure_every=min(MEASURE_EVERY, controller.every or MEASURE_EVERY),
+                log_every=min(LOG_EVERY, controller.every or LOG_EVERY),
                 ema_steps=controller.ema_steps or EMA_STEPS,
             )
             weakref.finalize(self, self._observer.close)
@@ -289,7 +290,8 @@ class ThermoScheduler(LRScheduler):
         """Return time, base values, scales, and the controller's and the observer's state: plain data.
 
         Numbers, strings, lists and dicts; no tensor. What a controller that needs the distance from the
-        start adds is in the optimizer's state (see above).
+        start adds is in the optimizer's state (see above). The samples of an observer that tracks are not in
+        it: save the observer's own state, too.
         """
         return {
             "last_epoch": self.last_epoch,
@@ -300,7 +302,7 @@ class ThermoScheduler(LRScheduler):
             "layer_factors": dict(self._layer_factors),
             "rms": dict(self._rms),
             "controller": None if self._controller is None else self._controller.state_dict(),
-            "observer": None if self._observer is None else plain(self._observer.state_dict()),
+            "observer": None if self._observer is None else plain(_untracked(self._observer.state_dict())),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -352,6 +354,10 @@ def _counting(scheduler: weakref.ref[ThermoScheduler]) -> Callable[[Optimizer, A
             own._taken += 1
 
     return hook
+
+
+def _untracked(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in state.items() if key != "tracked"}
 
 
 def _parts(controller: Controller) -> Iterator[Controller]:

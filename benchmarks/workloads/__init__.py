@@ -1,9 +1,9 @@
 """The registry of workloads."""
 
-from workloads.images import CNN_MNIST1D, CONV_DIGITS, MLP_MNIST1D, VIT_DIGITS
-from workloads.linear import LINEAR
-from workloads.task import Task, Workload
-from workloads.text import GPT_TEXT, GRU_TEXT, LSTM_TEXT
+from thermoopt.benchmarks.workloads.images import CNN_MNIST1D, CONV_DIGITS, MLP_MNIST1D, VIT_DIGITS
+from thermoopt.benchmarks.workloads.linear import LINEAR
+from thermoopt.benchmarks.workloads.task import Task, Workload
+from thermoopt.benchmarks.workloads.text import GPT_TEXT, GRU_TEXT, LSTM_TEXT
 
 __all__ = ["HELD_OUT", "WORKLOADS", "Task", "Workload"]
 

@@ -7,10 +7,9 @@ from functools import cache
 
 import numpy as np
 import torch
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from workloads.task import Task, Workload, data_hash, require
 
 __all__ = ["CNN_MNIST1D", "CONV_DIGITS", "MLP_MNIST1D", "VIT_DIGITS"]
 
@@ -116,9 +115,14 @@ def _disturbed(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def _task(
-    arrays: Arrays, make: Callable[[], nn.Module], seed: int, augment: Callable[..., Tensor] | None = None
+    arrays: Arrays,
+    make: Callable[[], nn.Module],
+    seed: int,
+    batch: float,
+    augment: Callable[..., Tensor] | None = None,
 ) -> Task:
     x, y, x_valid, y_valid = arrays
+    size = round(BATCH * batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
@@ -127,7 +131,7 @@ def _task(
 
     def loss() -> Tensor:
         if not order:
-            order.extend(torch.randperm(len(x), generator=rng)[: len(x) // BATCH * BATCH].split(BATCH))
+            order.extend(torch.randperm(len(x), generator=rng)[: len(x) // size * size].split(size))
         rows = order.pop()
         inputs = x[rows] if augment is None else augment(x[rows], rng)
         return F.cross_entropy(model(inputs), y[rows])
@@ -152,14 +156,14 @@ CNN_MNIST1D = Workload(
     "cnn",
     f"{_SIGNALS}; 3 convolutions of 25 channels",
     (500, 2000),
-    lambda seed: _task(_mnist1d(), _conv1d, seed),
+    lambda seed, batch=1.0: _task(_mnist1d(), _conv1d, seed, batch),
     _hash(_mnist1d),
 )
 MLP_MNIST1D = Workload(
     "mlp",
     f"{_SIGNALS}; 2 hidden layers of 128",
     (500, 2000),
-    lambda seed: _task(_mnist1d(), _mlp, seed),
+    lambda seed, batch=1.0: _task(_mnist1d(), _mlp, seed, batch),
     _hash(_mnist1d),
 )
 _DIGITS = (
@@ -171,13 +175,13 @@ CONV_DIGITS = Workload(
     "digits",
     f"{_DIGITS}; 3 convolutions with BatchNorm",
     (500, 2000),
-    lambda seed: _task(_digits(), _conv2d, seed, _disturbed),
+    lambda seed, batch=1.0: _task(_digits(), _conv2d, seed, batch, _disturbed),
     _hash(_digits),
 )
 VIT_DIGITS = Workload(
     "vit",
     f"{_DIGITS}; vision transformer of 2 layers, width 48",
     (300, 1200),
-    lambda seed: _task(_digits(), ViT, seed, _disturbed),
+    lambda seed, batch=1.0: _task(_digits(), ViT, seed, batch, _disturbed),
     _hash(_digits),
 )

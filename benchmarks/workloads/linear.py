@@ -6,10 +6,9 @@ from functools import cache
 
 import numpy as np
 import torch
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from workloads.task import Task, Workload, data_hash
 
 __all__ = ["LINEAR"]
 
@@ -28,7 +27,7 @@ def _data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return tuple(torch.tensor(a, dtype=torch.float32) for a in parts)  # type: ignore[return-value]
 
 
-def _task(seed: int) -> Task:
+def _task(seed: int, batch: float = 1.0) -> Task:
     x, y, x_valid, y_valid = _data()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -36,7 +35,7 @@ def _task(seed: int) -> Task:
     rng = torch.Generator().manual_seed(seed)
 
     def loss() -> Tensor:
-        rows = torch.randint(TRAIN, (BATCH,), generator=rng)
+        rows = torch.randint(TRAIN, (round(BATCH * batch),), generator=rng)
         return F.mse_loss(model(x[rows]), y[rows])
 
     @torch.no_grad()

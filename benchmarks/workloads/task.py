@@ -33,8 +33,11 @@ class Task:
 class Build(Protocol):
     """Makes the task of a seed."""
 
-    def __call__(self, seed: int) -> Task:
-        """Return the task: weights, order and noise of the training batches depend on ``seed``."""
+    def __call__(self, seed: int, batch: float = 1.0) -> Task:
+        """Return the task: weights, order and noise of the training batches depend on ``seed``.
+
+        ``batch`` is a factor on the size of the batches that ``about`` tells.
+        """
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from thermoopt.benchmarks.workloads.task import Task, Workload
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thermoopt.demo.corpus import Corpus, batches, load_corpus, windows
 from thermoopt.demo.gpt import GPT, GPTConfig
-from workloads.task import Task, Workload
 
 __all__ = ["GPT_TEXT", "GRU_TEXT", "LSTM_TEXT"]
 
@@ -34,12 +34,12 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(self.bytes(idx))[0])
 
 
-def _task(make: Callable[[], nn.Module], batch: int, context: int, seed: int) -> Task:
+def _task(make: Callable[[], nn.Module], size: int, context: int, seed: int, batch: float) -> Task:
     corpus: Corpus = _corpus()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
-    draws = batches(corpus.train, batch, context, seed)
+    draws = batches(corpus.train, round(size * batch), context, seed)
     judges = windows(corpus.valid, JUDGED // context, context)
 
     def loss() -> Tensor:
@@ -59,20 +59,22 @@ GPT_TEXT = Workload(
     "gpt",
     f"{_DATA}; GPT of 2 blocks, width 64, context 64",
     (400, 1600),
-    lambda seed: _task(lambda: GPT(GPTConfig(depth=2, width=64, heads=4, context=64)), 8, 64, seed),
+    lambda seed, batch=1.0: _task(
+        lambda: GPT(GPTConfig(depth=2, width=64, heads=4, context=64)), 8, 64, seed, batch
+    ),
     lambda: _corpus().sha256,
 )
 GRU_TEXT = Workload(
     "gru",
     f"{_DATA}; embedding and GRU of width 64, context 32",
     (400, 1600),
-    lambda seed: _task(lambda: Recurrent(nn.GRU), 16, 32, seed),
+    lambda seed, batch=1.0: _task(lambda: Recurrent(nn.GRU), 16, 32, seed, batch),
     lambda: _corpus().sha256,
 )
 LSTM_TEXT = Workload(
     "lstm",
     f"{_DATA}; embedding and LSTM of width 64, context 32",
     (400, 1600),
-    lambda seed: _task(lambda: Recurrent(nn.LSTM), 16, 32, seed),
+    lambda seed, batch=1.0: _task(lambda: Recurrent(nn.LSTM), 16, 32, seed, batch),
     lambda: _corpus().sha256,
 )

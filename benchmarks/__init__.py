@@ -1,0 +1,1 @@
+"""Benchmarks, imported as ``thermoopt.benchmarks``: workloads, methods, sweeps, and measurements of cost."""

@@ -1,0 +1,163 @@
+"""Tables of a validation: a pure function of its rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection, Sequence
+from typing import Any
+
+__all__ = ["report"]
+
+Row = dict[str, Any]
+
+TIER2 = {
+    "learning_rate_too_high": "lr x 100, constant",
+    "weight_decay_collapse": "decay takes 0.03 of weights a step",
+    "momentum_overdamped": "beta1 0.999",
+    "healthy": "lr x 1, constant",
+}
+"""The pathologies of tier 2, by the kind they deserve."""
+
+TIER2_ON = ("gpt", "digits")
+
+
+def report(rows: Sequence[Row], held_out: Collection[str]) -> str:
+    """Return the tables as Markdown.
+
+    Args:
+        rows: of :mod:`validation`.
+        held_out: workloads on which no threshold was set.
+    """
+    judged = [row for row in rows if "found" in row]
+    healthy = [row for row in judged if row["kind"] == "healthy"]
+    sick = [row for row in judged if row["kind"] != "healthy"]
+    parts = [
+        "# Validation of the diagnosis",
+        "Thresholds were set on seed 0 of gpt, gru, cnn, mlp, digits and linear. Judged: other seeds of "
+        f"these and {', '.join(sorted(held_out))}, on which nothing was set. A run is diagnosed eight times "
+        "and is alarmed if one of them alarms; thermoclaw once, at the end.",
+        "## False alarms on healthy runs",
+        _false_alarms(healthy, held_out),
+        _by_kind(healthy),
+        "## Sick runs",
+        _misses(sick),
+        "## Tier 2: pathologies on a transformer and a convolution net",
+        _tier2(judged),
+        "## Tier 3: weight decay too high, with and without the advice",
+        _tier3([row for row in rows if "branch" in row]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _alarmed(row: Row, confidence: str) -> bool:
+    return any(found[0] == confidence for found in row["found"].values())
+
+
+def _peer_alarmed(row: Row, confidence: str) -> bool:
+    return any(text.startswith(f"[{confidence}]") for text in row["thermoclaw"])
+
+
+def _share(rows: Sequence[Row], hits: int) -> str:
+    return f"{hits} of {len(rows)} ({hits / len(rows):.1%})" if rows else "none ran"
+
+
+def _false_alarms(healthy: Sequence[Row], held_out: Collection[str]) -> str:
+    known = [row for row in healthy if row["workload"] not in held_out]
+    new = [row for row in healthy if row["workload"] in held_out]
+    lines = ["| healthy runs | runs | any HIGH | any MEDIUM |", "| --- | ---: | ---: | ---: |"]
+    for name, part in (("all", healthy), ("development workloads", known), ("held-out workloads", new)):
+        cells = [_share(part, sum(_alarmed(row, c) for row in part)) for c in ("HIGH", "MEDIUM")]
+        lines.append(f"| thermoopt, {name} | {len(part)} | {cells[0]} | {cells[1]} |")
+    compared = [row for row in healthy if row["thermoclaw"] is not None]
+    if compared:
+        cells = [_share(compared, sum(_peer_alarmed(row, c) for row in compared)) for c in ("HIGH", "MEDIUM")]
+        lines.append(f"| thermoclaw 0.1.6, the same runs | {len(compared)} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def _by_kind(healthy: Sequence[Row]) -> str:
+    """False alarms by kind, with the runs that had them."""
+    kinds = sorted({kind for row in healthy for kind in row["found"]})
+    if not kinds:
+        return "No healthy run had a finding of HIGH or MEDIUM confidence."
+    lines = ["| false alarm | HIGH | MEDIUM | runs |", "| --- | ---: | ---: | --- |"]
+    for kind in kinds:
+        with_it = [row for row in healthy if kind in row["found"]]
+        counts = [sum(row["found"][kind][0] == c for row in with_it) for c in ("HIGH", "MEDIUM")]
+        runs = "; ".join(f"{row['workload']} {row['what']} (seed {row['seed']})" for row in with_it[:6])
+        lines.append(f"| {kind} | {counts[0]} | {counts[1]} | {runs} |")
+    return "\n".join(lines)
+
+
+def _misses(sick: Sequence[Row]) -> str:
+    if not sick:
+        return "No sick run was judged."
+    lines = [
+        "Own finding at HIGH or MEDIUM; other: a run that also had another one; first: median step at which "
+        "it came (checked every eighth of a run); thermoclaw: runs with any HIGH or MEDIUM recommendation.",
+        "",
+        "| kind | runs | found | HIGH | missed | other | first | thermoclaw |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for kind in [*sorted({row["kind"] for row in sick}), "all"]:
+        part = [row for row in sick if kind in (row["kind"], "all")]
+        own = [row for row in part if row["kind"] in row["found"]]
+        high = sum(row["found"][row["kind"]][0] == "HIGH" for row in own)
+        other = sum(any(k != row["kind"] for k in row["found"]) for row in part)
+        first = f"{statistics.median(row['found'][row['kind']][1] for row in own):.0f}" if own else "-"
+        compared = [row for row in part if row["thermoclaw"] is not None]
+        peer = sum(_peer_alarmed(row, "HIGH") or _peer_alarmed(row, "MEDIUM") for row in compared)
+        missed = len(part) - len(own)
+        said = f"{peer} of {len(compared)}" if compared else "not installed"
+        share = f"{missed} ({missed / len(part):.0%})"
+        lines.append(f"| {kind} | {len(part)} | {len(own)} | {high} | {share} | {other} | {first} | {said} |")
+    missed_runs = [row for row in sick if row["kind"] not in row["found"]]
+    if missed_runs:
+        lines += ["", "Missed: " + "; ".join(_about(row) for row in missed_runs) + "."]
+    return "\n".join(lines)
+
+
+def _about(row: Row) -> str:
+    found = ", ".join(row["found"]) or "nothing"
+    return f"{row['workload']} {row['what']} (seed {row['seed']}; found {found})"
+
+
+def _tier2(judged: Sequence[Row]) -> str:
+    lines = [
+        "| workload | run | seeds | own finding | by step | other findings |",
+        "| --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for workload in TIER2_ON:
+        for kind, what in TIER2.items():
+            part = [
+                row for row in judged if (row["workload"], row["kind"], row["what"]) == (workload, kind, what)
+            ]
+            if not part:
+                continue
+            own = [row["found"][kind][1] for row in part if kind in row["found"]]
+            others = sorted({k for row in part for k in row["found"] if k != kind})
+            hit = "none is right" if kind == "healthy" else f"{len(own)} of {len(part)}"
+            step = str(max(own)) if own else "-"
+            lines.append(
+                f"| {workload} | {what} | {len(part)} | {hit} | {step} | {', '.join(others) or 'none'} |"
+            )
+    return "\n".join(lines)
+
+
+def _tier3(rows: Sequence[Row]) -> str:
+    if not rows:
+        return "No run was branched."
+    lines = [
+        "Warned: step of the detector's first warning; half lost: step at which the unchanged run had a "
+        "matrix at half of its norm; losses are those on validation data at the end.",
+        "",
+        "| workload | seed | decay | warned | half lost | unchanged | advice taken | decay 0.01 | changes |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for row in sorted(rows, key=lambda row: (row["workload"], row["seed"])):
+        changes = ", ".join(f"step {step}: {decay:.3g}" for step, decay in row["decays"][:4])
+        lines.append(
+            f"| {row['workload']} | {row['seed']} | {row['decay']:.3g} | {row['warned']} | {row['halved']} | "
+            f"{row['unchanged']:.3f} | {row['repaired']:.3f} | {row['usual']:.3f} | {changes} |"
+        )
+    return "\n".join(lines)

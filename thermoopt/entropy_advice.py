@@ -1,0 +1,92 @@
+"""What to change where a source of heat outdoes the work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["HEAT", "STEADY", "dominant", "split_advice"]
+
+Array = NDArray[np.float64]
+
+HEAT = ("d_iS_noise", "d_iS_momentum", "d_iS_wd")
+"""Sources of heat."""
+
+_WORDS = {"d_iS_noise": "noise", "d_iS_momentum": "momentum", "d_iS_wd": "weight decay"}
+
+STEADY = 5
+"""Readings in succession in which a source must lead: five, 10 steps apart, span the average of 50."""
+
+SPREAD = 2.0
+"""Largest ratio between these readings' R_ie: the factor that the advice names is known that well then."""
+
+
+def dominant(heat: Mapping[str, float]) -> str | None:
+    """Name the source that makes more than half of the heat, in magnitude; None where none does."""
+    sizes = {name: abs(value) for name, value in heat.items() if not math.isnan(value)}
+    total = sum(sizes.values())
+    leading = max(sizes, key=sizes.__getitem__, default=None)
+    if leading is None or not sizes[leading] > total / 2:
+        return None
+    return _WORDS[leading]
+
+
+def split_advice(
+    columns: Mapping[str, Array],
+    types: Sequence[str],
+    names: Sequence[str],
+    settings: Sequence[tuple[float, float]],
+) -> list[str]:
+    r"""Say what makes more heat than there is work, by layer type, and what to change by how much.
+
+    A layer counts where in each of its last :data:`STEADY` readings R_ie is defined and the same source makes
+    more than half of the heat and by itself more than the work, while R_ie stays within a factor of
+    :data:`SPREAD`. The factor is that source over the work, of the type's layers together and averaged over
+    these readings: changed by it, the source is level with the work. Noise goes with one over the batch,
+    decay with :math:`\lambda`; overshoot, to first order, with the learning rate times the momentum's memory
+    :math:`1/(1-\beta_1)`.
+
+    Args:
+        columns: ``d_eS``, ``R_ie`` and the sources of :data:`HEAT`, each ``[m, n_layers]``.
+        types: of the layers.
+        names: of the layers.
+        settings: weight decay and beta1 of each layer's group.
+    """
+    heat = np.abs(np.stack([columns[name][-STEADY:] for name in HEAT]))
+    work, r_ie = columns["d_eS"][-STEADY:], columns["R_ie"][-STEADY:]
+    if len(work) < STEADY:
+        return []
+    with np.errstate(invalid="ignore"):
+        leads = (heat > heat.sum(axis=0) / 2) & (heat > work)
+        steady = np.isfinite(r_ie).all(axis=0) & (r_ie.max(axis=0) <= SPREAD * r_ie.min(axis=0))
+    out = []
+    for kind in dict.fromkeys(types):
+        for source, name in enumerate(HEAT):
+            own = [j for j, t in enumerate(types) if t == kind and steady[j] and leads[source, :, j].all()]
+            if own:
+                factor = float(heat[source][:, own].sum() / work[:, own].sum())
+                worst = max(own, key=lambda j: r_ie[-1, j])
+                out.append(
+                    f"{len(own)} {kind} layer{'s' * (len(own) != 1)}: {_WORDS[name]} makes most of the heat, "
+                    f"{factor:.2g} times the work (R_ie up to {r_ie[-1, worst]:.3g} in {names[worst]}). "
+                    f"{_change(name, factor, *settings[worst])}"
+                )
+    return out
+
+
+def _change(source: str, factor: float, wd: float, beta1: float) -> str:
+    if source == "d_iS_noise":
+        return (
+            f"A batch {factor:.2g} times as large, or as many more gradients accumulated, would bring noise "
+            "level with the work."
+        )
+    if source == "d_iS_wd":
+        return f"Lower weight_decay by a factor {factor:.2g} ({wd:g} → {wd / factor:.2g})."
+    shorter = max(0.0, 1 - factor * (1 - beta1))
+    return (
+        f"The update overshoots: lower the learning rate by a factor {factor:.2g}, or beta1 from {beta1:g} "
+        f"to {shorter:.3g}."
+    )

@@ -1,0 +1,364 @@
+"""Which part of a model a parameter belongs to, and parameter groups along these parts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+__all__ = ["LAYER_TYPES", "detect_layer_type", "layer_types", "make_param_groups"]
+
+LAYER_TYPES = ("embedding", "attention", "mlp", "norm", "head", "convolution", "recurrent", "other")
+"""The words for a layer's type, and the order of groups by type."""
+
+# ---------------------------------------------------------------- torch's own classes
+
+_LINEAR = (nn.Linear, nn.Bilinear)
+_CONVOLUTION = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_TORCH_BLOCKS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_TORCH: dict[str, tuple[type[nn.Module], ...]] = {
+    "norm": (
+        nn.LayerNorm,
+        nn.RMSNorm,
+        nn.GroupNorm,
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.SyncBatchNorm,
+        nn.InstanceNorm1d,
+        nn.InstanceNorm2d,
+        nn.InstanceNorm3d,
+    ),
+    "embedding": (nn.Embedding, nn.EmbeddingBag),
+    "recurrent": (nn.RNNBase, nn.RNNCellBase),
+    "attention": (nn.MultiheadAttention,),
+    "head": (nn.AdaptiveLogSoftmaxWithLoss,),
+    "mlp": _TORCH_BLOCKS,  # what is left there beside attention and norms
+}
+
+# ---------------------------------------------------------------- other people's classes and names
+# From the module names of transformers 5.24, torchvision, timm, nanoGPT and torch's examples.
+
+_CLASS_ENDINGS = {
+    "norm": "Norm",
+    "attention": "Attention(?:Heads?)?|Attn",
+    "mlp": "MLP|Mlp|FFN|FF|Feed[Ff]orward|Intermediate|Experts?|MoE|Moe|Router",
+    "embedding": "Embed|Embeddings?|Embedder",
+    "head": "Heads?",
+    "convolution": "Conv|Convolution",
+    "recurrent": "RNN|LSTM|GRU",
+}
+_CLASSES = {
+    kind: re.compile(rf"(?:{ending})(?:Layer|Block|Module|Cell|\d+[dD]?)*$")
+    for kind, ending in _CLASS_ENDINGS.items()
+}
+
+_PHRASES = {
+    "embed_out": "head",  # GPT-NeoX before transformers 5
+    "cls": "head",  # BERT's pre-training heads
+    "text_projection": "head",  # CLIP has two outputs
+    "visual_projection": "head",
+    "conv_head": "convolution",  # timm: the last convolution before pooling
+    **dict.fromkeys(("cls_token", "class_token", "mask_token", "dist_token"), "embedding"),
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "query_key_value", "sa"), "attention"),
+    **dict.fromkeys(("in_proj_weight", "in_proj_bias"), "attention"),
+}
+_WORDS = {
+    word: kind
+    for kind, words in {
+        "norm": "norm norms normalization ln bn gn layernorm layrnorm rmsnorm batchnorm groupnorm",
+        "attention": "attention attentions attn attns mha mhsa qkv",
+        "mlp": "mlp mlps ffn ff ffwd feed feedforward intermediate expert experts moe router",
+        "embedding": "embed embeds embedding embeddings embedder emb wte wpe",
+        "head": "head heads classifier logits",
+        "convolution": "conv convs convolution dwconv pwconv",
+        "recurrent": "rnn lstm gru ih hh",
+    }.items()
+    for word in words.split()
+}
+_WEAK_WORDS = {"fc", "linear", "lin", "dense"}
+_SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def _words(component: str) -> list[str]:
+    """``"self_attn1"`` and ``"SelfAttn"`` are both ``["self", "attn"]``."""
+    return [word.lower() for word in _SPLIT.findall(component)]
+
+
+def _kind_of_component(component: str) -> str | None:
+    """Type told by one component of a dotted name: phrase, a norm anywhere, else its last telling word."""
+    phrase = _PHRASES.get(component.lower())
+    if phrase is not None:
+        return phrase
+    kinds = [_WORDS[word] for word in _words(component) if word in _WORDS]
+    return "norm" if "norm" in kinds else kinds[-1] if kinds else None
+
+
+def _kind_of_class(module: nn.Module) -> str | None:
+    """Type told by the end of a class name, which is its noun: ``BertSelfAttention``, ``T5LayerFF``."""
+    name = type(module).__name__
+    return next((kind for kind, ending in _CLASSES.items() if ending.search(name)), None)
+
+
+def _kind_of_torch(module: nn.Module) -> str | None:
+    return next((kind for kind, classes in _TORCH.items() if isinstance(module, classes)), None)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # Conv1D with a capital D is GPT-2's linear map, stored transposed
+    return isinstance(module, _LINEAR) or type(module).__name__ == "Conv1D"
+
+
+def _innermost(kinds: Iterable[str | None]) -> str | None:
+    """First type told, from the inside out; a head inside an attention is one of its heads."""
+    head = False
+    for kind in kinds:
+        if kind == "head":
+            head = True
+        elif kind is not None and (not head or kind == "attention"):
+            return kind
+    return "head" if head else None
+
+
+def _is_weak(name: str) -> bool:
+    """Whether a word of the name is one that linear maps go by."""
+    return not _WEAK_WORDS.isdisjoint(_words(name))
+
+
+def detect_layer_type(name: str) -> str:
+    """Type of a layer by its name alone, for saved runs; :func:`layer_types` knows more where the model is.
+
+    The name is read from its last component to its first, in whole words (``"normal_fc"`` is no norm,
+    ``"headless"`` no head); of the words in a component the last decides, but a norm is a norm
+    (``"post_attention_layernorm"``, ``"norm_attn"``). A head inside an attention is attention. Where
+    nothing else tells, ``fc``, ``linear`` and ``dense`` are of an MLP.
+
+    Args:
+        name: of a parameter or of a module, as ``named_parameters()`` and ``named_modules()`` give it.
+
+    Returns:
+        One of :data:`LAYER_TYPES`.
+
+    Raises:
+        TypeError: if the name is not a string.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}; allowed is the name of a parameter or of a module")
+    kind = _innermost(_kind_of_component(part) for part in reversed(name.split(".")))
+    return kind or ("mlp" if _is_weak(name) else "other")
+
+
+# ---------------------------------------------------------------- a model
+
+
+class _Parts:
+    """A model's modules by path, and where its output lies."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.whole = self._wrappers(model)
+        linear = [path for path, module in model.named_modules() if _is_linear(module)]
+        self.output = linear[-1] if linear and self._ends_the_model(linear[-1]) else None
+
+    @staticmethod
+    def _wrappers(model: nn.Module) -> list[str]:
+        """Paths of the model and of the modules that hold all its parameters, which tell of none of them."""
+        params, module, whole = set(model.parameters()), model, [""]
+        while True:
+            for name, child in module.named_children():
+                if params and set(child.parameters()) == params:
+                    whole.append(f"{whole[-1]}.{name}".lstrip("."))
+                    module = child
+                    break
+            else:
+                return whole
+
+    def _ends_the_model(self, path: str) -> bool:
+        """Whether only plain containers lie between the model, or what it wraps, and this linear map."""
+        between = [above for above in _ancestors(path)[1:] if above not in self.whole]
+        blocks = any(isinstance(self.modules[above], _TORCH_BLOCKS) for above in self.whole)
+        return not blocks and all(type(self.modules[above]) in _CONTAINERS for above in between)
+
+    def kind(self, name: str) -> str:
+        """Type of a parameter by the path under which it is found."""
+        path, _, leaf = name.rpartition(".")
+        above = _ancestors(path)
+        linear = any(_is_linear(self.modules[p]) for p in above)
+        convolution = any(isinstance(self.modules[p], _CONVOLUTION) for p in above)
+        told = _innermost(
+            kind for kind in self._told(leaf, above) if kind != "norm" or not (linear or convolution)
+        )
+        if self.output in above and told in (None, "mlp"):
+            return "head"
+        if told is not None:
+            return told
+        if linear or convolution:
+            return "mlp" if linear else "convolution"
+        return "mlp" if _is_weak(name) else "other"
+
+    def _told(self, leaf: str, above: list[str]) -> Iterator[str | None]:
+        """What the parameter's name tells, then module by module what class and name do, going outwards."""
+        yield _kind_of_component(leaf)
+        for path in above:
+            module = self.modules[path]
+            yield _kind_of_torch(module)
+            if path not in self.whole:
+                if not (_is_linear(module) or isinstance(module, _CONVOLUTION)):
+                    yield _kind_of_class(module)
+                yield _kind_of_component(path.rpartition(".")[2])
+
+
+def _ancestors(path: str) -> list[str]:
+    """``"a.b"`` gives ``["a.b", "a", ""]``."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:n]) for n in range(len(parts), -1, -1)]
+
+
+def layer_types(model: nn.Module) -> dict[str, str]:
+    """Type of every parameter of a model, by module class first and by names second.
+
+    In this order, the first that tells anything decides:
+
+    1. From the inside out: the parameter's own name, then of each module around it the class, then the name.
+       Torch's own classes tell embedding, norm, recurrent and attention
+       (:class:`torch.nn.MultiheadAttention`), and mlp for what a torch transformer layer holds besides;
+       others by the end of the class name (``GPTNeoXMLP``, ``ViTPatchEmbeddings``, ``LlamaRMSNorm``); names
+       in whole words as :func:`detect_layer_type` reads them. So a norm is a norm wherever it stands, and an
+       embedding an embedding (T5's table of relative positions); a linear map or a convolution in an
+       attention block is attention, and the convolution that cuts a ViT's patches is embedding. Hidden
+       layers of a head are head, unless something further inside tells else; a head inside an attention is
+       attention. Linear maps and convolutions are never norms. The model itself and a module that holds all
+       its parameters (a wrapper) tell nothing, unless they are torch's own.
+    2. The last linear map of the model, where nothing but plain containers is around it, is the head, also
+       if step 1 says mlp.
+    3. Any other linear map is mlp, a convolution is convolution; the rest is mlp if its name has a word for
+       a linear map (``fc``, ``dense``), else other.
+
+    Args:
+        model: the model; nothing is run.
+
+    Returns:
+        Names as ``model.named_parameters()`` gives them, to one of :data:`LAYER_TYPES`. A shared parameter
+        comes once: an embedding if one of its places is (a tied head), else what it is at the first.
+
+    Raises:
+        TypeError: if the model is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {model!r}; allowed is a torch.nn.Module")
+    parts = _Parts(model)
+    names = {p: name for name, p in model.named_parameters()}
+    types: dict[str, str] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        kind = parts.kind(name)
+        if kind == "embedding" or names[p] not in types:
+            types[names[p]] = kind
+    return types
+
+
+# ---------------------------------------------------------------- groups
+
+
+def make_param_groups(
+    model: nn.Module,
+    lr: float | Tensor | None = None,
+    weight_decay: float | None = None,
+    by: str = "layer",
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Divide a model's trainable parameters into named groups for any torch optimizer.
+
+    Args:
+        model: whose parameters to take; frozen ones are left out, a shared one comes once.
+        lr: learning rate of every group, from 0; None leaves it to the optimizer.
+        weight_decay: likewise. With ``by="layer"`` and ``by="type"`` it holds for all groups, biases and
+            norms too.
+        by: ``"layer"``, a group for each module that owns parameters, by its name (the model's own under
+            the name of its class); ``"type"``, one for each of :data:`LAYER_TYPES` that occurs;
+            ``"decay"``, two: ``"decay"`` for whatever has two dimensions or more, embeddings included, and
+            ``"no_decay"``, with weight decay 0, for vectors, biases and norms.
+        options: further keys of every group, as ``betas``.
+
+    Returns:
+        Groups with ``params``, ``param_names`` (full names, which ThermoAdamW and Observer use), ``name``
+        and what was given.
+
+    Raises:
+        TypeError: if the model is not a module, or lr or weight_decay not a number, or if options hold
+            ``params``, ``param_names`` or ``name``.
+        ValueError: for an unknown ``by``, for an lr or weight_decay that is negative or not finite, for a
+            model without trainable parameters, and for ``by="decay"`` on lazy parameters, whose shape is
+            not known yet.
+
+    References:
+        Decay of matrices only: Radford et al. 2018, "Improving language understanding by generative
+        pre-training", section 4.1.
+    """
+    types = layer_types(model)
+    if not isinstance(by, str) or by not in _ORDER:
+        raise ValueError(f"by is {by!r}; allowed is 'layer', 'type' or 'decay'")
+    _check_rate("lr", lr)
+    _check_rate("weight_decay", weight_decay)
+    for key in ("params", "param_names", "name"):
+        if key in options:
+            raise TypeError(f"{key} is {options[key]!r}; allowed are only keys that groups do not get here")
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ValueError(
+            f"model is a {type(model).__name__} without trainable parameters; allowed is a model with at "
+            "least one parameter that has requires_grad=True"
+        )
+    given = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None}
+    members: dict[str, list[str]] = {place: [] for place in _ORDER[by]}
+    for name, p in trainable.items():
+        members.setdefault(_place(model, name, p, types[name], by), []).append(name)
+    groups = []
+    for place, names in members.items():
+        if names:
+            params = [trainable[name] for name in names]
+            groups.append({"params": params, "param_names": names, "name": place, **given, **options})
+            if by == "decay" and place == "no_decay":
+                groups[-1]["weight_decay"] = 0.0
+    return groups
+
+
+_ORDER: dict[str, tuple[str, ...]] = {"layer": (), "type": LAYER_TYPES, "decay": ("decay", "no_decay")}
+"""Ways to divide, and the order of their groups where it is not that of the model."""
+
+
+def _place(model: nn.Module, name: str, p: Tensor, kind: str, by: str) -> str:
+    """Name of the group that a parameter goes to."""
+    path, _, leaf = name.rpartition(".")
+    if by == "layer":
+        return path or type(model).__name__
+    if by == "type":
+        return kind
+    if is_lazy(p):
+        raise ValueError(
+            f"by is 'decay' and {name!r} has no shape yet; allowed are parameters with a shape: run the "
+            "model forward once before"
+        )
+    return "decay" if p.ndim >= 2 and kind != "norm" and "bias" not in _words(leaf) else "no_decay"
+
+
+def _check_rate(name: str, rate: object) -> None:
+    """Refuse what is not None or a number from 0."""
+    if rate is None:
+        return
+    number = isinstance(rate, (int, float)) or (isinstance(rate, Tensor) and rate.numel() == 1)
+    if not number or isinstance(rate, bool):
+        raise TypeError(f"{name} is {rate!r}; allowed is None or a number from 0")
+    if not (math.isfinite(rate) and rate >= 0):  # type: ignore[arg-type, operator]
+        raise ValueError(f"{name} is {rate!r}; allowed is None or a number from 0")
