@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv demo test lint bench-overhead bench-control clean
+.PHONY: venv demo test lint bench-overhead bench-control bench-validation clean
 
 venv: $(READY)
 
@@ -38,6 +38,11 @@ bench-overhead: venv
 bench-control: venv
 	@echo "== control laws, Prodigy and Schedule-Free against tuned AdamW: about an hour on 2 cores, resumable"
 	$(BIN)/python benchmarks/control.py --out runs/control
+
+bench-validation: venv
+	@echo "== how often the diagnosis errs: about half an hour on 2 cores, resumable (thermoclaw for comparison)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt thermoclaw
+	$(BIN)/python benchmarks/validation.py --out runs/validation
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info thermoopt/kernels/_native*

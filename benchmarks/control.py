@@ -24,12 +24,30 @@ from typing import Any
 
 import torch
 from thermoopt.benchmarks.control_report import report
-from thermoopt.benchmarks.methods import METHODS
+from thermoopt.benchmarks.methods import LAWS, METHODS, Point
 from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
 
-__all__ = ["Run", "main", "plan", "run"]
+__all__ = ["LRS", "RATES", "Run", "main", "plan", "run"]
 
 SEEDS = (0, 1, 2)
+
+LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""The grid of learning rates, two a decade."""
+
+RATES: dict[str, tuple[float | None, ...]] = {
+    "adamw linear": LRS,
+    "adamw cosine": LRS,
+    "prodigy": (None,),
+    "schedule-free": (2.5e-3,),  # its package's default
+    "autotune": (None,),
+    "respect_lr": LRS,
+    "law diffusion": (None,),
+    "law angular": (None,),
+    "law distance": (None,),
+    "law polyak": (None,),
+    "law coherence": LRS,
+}
+"""Learning rates that each method is run at, None where it needs none."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ def plan(workloads: list[str], methods: list[str], seeds: list[int], horizons: l
         for h in horizons
         for method in methods
         for name in workloads
-        for lr in METHODS[method].lrs or (None,)
+        for lr in RATES[method]
     ]
 
 
@@ -64,7 +82,8 @@ def run(it: Run) -> dict[str, Any]:
     """
     task = WORKLOADS[it.workload].build(it.seed)
     initial = task.evaluate()
-    setup = METHODS[it.method].build(task.model, it.lr or math.nan, it.steps)
+    method = (METHODS | LAWS)[it.method]
+    setup = method.build(task.model, Point(it.lr), it.steps, it.seed)
     start = time.perf_counter()
     diverged = False
     for _ in range(it.steps):
@@ -78,6 +97,7 @@ def run(it: Run) -> dict[str, Any]:
         setup.optimizer.step()
         if setup.schedule is not None:
             setup.schedule.step()
+        setup.after_step()
     seconds = time.perf_counter() - start
     setup.before_judging()
     valid = task.evaluate()
@@ -118,7 +138,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/control"))
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=RATES, default=list(RATES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--horizons", nargs="+", type=int, choices=(0, 1), default=[0, 1])
     parser.add_argument("--workers", type=int, default=os.cpu_count())

@@ -3,7 +3,7 @@
 Nothing is downloaded: the text is the standard library of the Python that runs it. Losses are in nats a byte.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +38,20 @@ def validation_loss(model: nn.Module) -> float:
     return next_byte_loss(model, *windows(TEXT.valid, 256, CONTEXT)).item()
 
 
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int) -> None:
-    """Train as with any torch optimizer."""
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    seed: int,
+    report: Callable[[Tensor], object] | None = None,
+) -> None:
+    """Train as with any torch optimizer; ``report`` is told every loss."""
     batches = training_batches(seed)
     for _ in range(steps):
         inputs, targets = next(batches)
         optimizer.zero_grad()
-        next_byte_loss(model, inputs, targets).backward()
+        loss = next_byte_loss(model, inputs, targets)
+        loss.backward()
         optimizer.step()
+        if report is not None:
+            report(loss)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from thermoopt import CollapseDetector, Observer, ThermoAdamW
-from thermoopt.balance import NU, Motion, sgd_shrink, steps_until
+from thermoopt.balance import NU, Motion, sgd_shrink, steps_until, swing_rest
 from thermoopt.collapse import EVERY
 from thermoopt.demo.gpt import GPT, GPTConfig
 from thermoopt.physics import Term, norm_forecast
@@ -159,14 +159,14 @@ def test_forecast_and_steps_follow_weight_decay_and_lr_at_once():
 
 
 def test_the_interval_holds_the_norm_that_noise_comes_to():
-    _, _, kept = noise(adamw(3.0), 2500)
-    rest, hits = np.mean(kept[1000:]), 0
-    for seed in range(16):
+    _, _, kept = noise(adamw(3.0), 1500, size=48)
+    rest, hits = np.mean(kept[700:]), 0
+    for seed in range(12):
         detector, _, _ = noise(adamw(3.0), 300, seed=seed, size=32, each=lambda step, d, opt: d.step())
         forecast = detector.forecast(W)
         assert forecast.high - forecast.low < 0.4 * forecast.norm_forecast
         hits += forecast.low < rest * forecast.norm_start < forecast.high
-    assert hits >= 14  # 95 % wanted
+    assert hits >= 10  # 95 % wanted
 
 
 def test_a_norm_that_comes_to_rest_near_the_limit_is_no_news():
@@ -359,12 +359,18 @@ def test_sgd_at_rest_reads_one(kwargs):
     assert np.mean(ratios) == pytest.approx(1.0, rel=0.25)
 
 
-def test_the_decay_recommended_for_sgd_counts_its_momentum():
-    lr, momentum = 0.01, 0.9
-    detector, _, _ = noise(sgd(0.2, lr), 400, each=lambda step, d, opt: d.step(), rms=1.0)
+@pytest.mark.parametrize(("lr", "wd"), [(0.01, 0.2), (0.003, 5.0), (0.01, 1.0)])
+def test_the_decay_recommended_for_sgd_counts_its_momentum(lr, wd):
+    detector, _, _ = noise(sgd(wd, lr), 400, each=lambda step, d, opt: d.step(), rms=1.0)
     # noise rests at var = lr / (2 wd (1 - momentum)): there at half of the start
-    expected = lr / (2 * (1 - momentum) * NU**2)
+    expected = lr / (2 * (1 - 0.9) * NU**2)
     assert detector.forecast(W).repaired_decay == pytest.approx(expected, rel=0.15)
+
+
+@pytest.mark.parametrize(("lr", "wd"), [(0.01, 1.0), (0.03, 5.0)])
+def test_sgd_keeps_the_rest_of_a_swinging_norm(lr, wd):
+    _, _, kept = noise(sgd(wd, lr), 400, rms=1.0)
+    assert np.mean(np.square(kept[100:])) == pytest.approx(swing_rest(lr, wd, 0.9), rel=0.05)
 
 
 def test_sgd_whose_buffers_are_full_is_not_taken_for_a_start():
@@ -381,8 +387,10 @@ def test_sgd_whose_buffers_are_full_is_not_taken_for_a_start():
     assert [alarm.layer for alarm in detector.alarms] == [W]
 
 
-def test_a_swinging_norm_is_not_taken_for_a_gradients_doing():
-    detector, _, _ = noise(sgd(5.0, 0.003), 10, rms=1.0, each=lambda step, d, opt: d.step())
+@pytest.mark.parametrize("lr", [0.003, 0.006, 0.01, 0.02])
+def test_a_swinging_norm_is_not_taken_for_a_source_or_a_gradients_doing(lr):
+    # the first reading finds it on its way in, or out again
+    detector, _, _ = noise(sgd(5.0, lr), 10, rms=3.0, each=lambda step, d, opt: d.step())
     assert [alarm.step for alarm in detector.alarms] == [10]
 
 
@@ -408,7 +416,7 @@ def test_sgd_under_decay_of_five_fires_and_is_rescued(lr, wd, momentum):
         opt = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=wd)
         detector = CollapseDetector(model, opt)
         first, kept = None, Kept(model)
-        for step, (x, y) in enumerate(text(120), 1):
+        for step, (x, y) in enumerate(text(80), 1):
             F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
             opt.step()
             detector.step()
@@ -557,14 +565,14 @@ def labels(steps, seed=0):
 
 LINEAR = lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 10))  # noqa: E731
 HEALTHY = {
-    "scale-invariant layers": (conv_net, images, adamw(0.1, 3e-3), None, 400),
-    "scale-invariant layers, hot": (conv_net, images, adamw(0.1, 1e-2), None, 400),
-    "scale-invariant layers, SGD": (conv_net, images, sgd(5e-4, 0.1), None, 400),
-    "large embedding": (LargeEmbedding, labels, adamw(0.1, 1e-3), None, 600),
+    "scale-invariant layers": (conv_net, images, adamw(0.1, 3e-3), None, 250),
+    "scale-invariant layers, hot": (conv_net, images, adamw(0.1, 1e-2), None, 250),
+    "scale-invariant layers, SGD": (conv_net, images, sgd(5e-4, 0.1), None, 250),
+    "large embedding": (LargeEmbedding, labels, adamw(0.1, 1e-3), None, 400),
     "large embedding, hot": (LargeEmbedding, labels, adamw(0.1, 1e-2), None, 600),
     "converged, tiny decay": (LINEAR, images, adamw(1e-4, 1e-2), None, 600),
-    "warm-up": (small_gpt, text, adamw(0.1, 3e-3), lambda step: min(1.0, step / 100), 200),
-    "linear to zero": (small_gpt, text, adamw(0.1, 3e-3), lambda step: min(step / 20, 1 - step / 200), 200),
+    "warm-up": (small_gpt, text, adamw(0.1, 3e-3), lambda step: min(1.0, step / 100), 150),
+    "linear to zero": (small_gpt, text, adamw(0.1, 3e-3), lambda step: min(step / 20, 1 - step / 150), 150),
     "no decay": (small_gpt, text, adamw(0.0, 3e-3), None, 60),
 }
 

@@ -15,7 +15,14 @@ import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HELPERS = {"small_task"}
-SCRIPTS = {"anytime", "monitor_only", "replace_adamw", "swap_the_scheduler", "weight_decay_rescued"}
+SCRIPTS = {
+    "anytime",
+    "monitor_only",
+    "replace_adamw",
+    "swap_the_scheduler",
+    "weight_decay_rescued",
+    "what_is_wrong",
+}
 NUMBER = re.compile(r"none|nan|inf|[-+]?\d[-+.\de]*")
 
 
@@ -127,7 +134,20 @@ def test_anytime(tmp_path):
     assert set(saved) == {"model", "optimizer"}
 
 
+def test_what_is_wrong_needs_readings():
+    assert run("what_is_wrong", "--steps", 12).count("too few to judge") == 3
+
+
 # what an example is there to show, at its default size
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_said():
+    good, hot, decayed = run("what_is_wrong").split("== ")[1:]
+    assert "lr 2e-3: healthy" in good
+    assert "[HIGH] learning rate too high" in hot
+    assert "weight decay collapse" in decayed
+    assert "[HIGH]" not in good
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ __all__ = [
     "repaired_decay",
     "sgd_shrink",
     "steps_until",
+    "swing_rest",
 ]
 
 Array = NDArray[np.float64]
@@ -108,6 +109,30 @@ def sgd_shrink(
     return (abs(trace) + math.sqrt(inside)) / 2
 
 
+def swing_rest(lr: float, wd: float, momentum: float, dampening: float = 0.0) -> float:
+    r"""Squared norm that torch's SGD keeps at rest, over that of its gradients, or NaN where no norm swings.
+
+    With :math:`\delta = \eta\lambda(1-\tau)` at least :math:`(1-\sqrt\mu)^2` (:func:`sgd_shrink`) a norm
+    swings. The two equations are an autoregression of second order then as ever, whose variance under white
+    gradients is
+
+    .. math:: \frac{\eta^2(1-\tau)^2(1+\mu)}{(1-\mu)\,\delta\,(2(1+\mu)-\delta)}\,\|g\|^2
+
+    (without Nesterov; with it, nearly).
+
+    Args:
+        lr, wd, momentum, dampening: as the group says.
+
+    References:
+        Box and Jenkins, Time Series Analysis, 1970, on autoregressions of second order.
+    """
+    delta = lr * wd * (1 - dampening)
+    if not 0 < momentum < 1 or not (1 - math.sqrt(momentum)) ** 2 <= delta < 2 * (1 + momentum):
+        return math.nan
+    noise2 = (lr * (1 - dampening)) ** 2
+    return noise2 * (1 + momentum) / ((1 - momentum) * delta * (2 * (1 + momentum) - delta))
+
+
 def steps_until(norm2: ArrayLike, source: ArrayLike, alpha: ArrayLike, target2: ArrayLike) -> Array:
     r"""Steps until the forecast of a squared norm has come down to a target, infinite if it never does.
 
@@ -151,11 +176,13 @@ class Motion:
         norm2: :math:`\|\theta\|^2`, [th**2].
         uu: :math:`\|U\|^2`, of the update without decay.
         tu: :math:`\langle\theta,U\rangle`.
+        gg: :math:`\|g\|^2`.
     """
 
     norm2: Array
     uu: Array
     tu: Array
+    gg: Array
 
     @classmethod
     def of(cls, terms: Array, taken: ArrayLike = 0.0) -> Motion:
@@ -176,13 +203,21 @@ class Motion:
             lr, wd = terms[[Term.LR_NUMEL, Term.WD_NUMEL]] / numel
             radial = (step2 - source) / (2 * (1 - lr * wd))  # lr <th, U>
             step2 = step2 - 2 * taken * radial + taken**2 * norm2
-            return cls(norm2, np.maximum(step2, 0.0) / lr**2, (radial - taken * norm2) / lr)
+            radial = radial - taken * norm2
+            return cls(norm2, np.maximum(step2, 0.0) / lr**2, radial / lr, terms[Term.GG])
 
-    def source(self, lr: ArrayLike, alpha: ArrayLike) -> Array:
-        """S at this learning rate and factor of decay, [th**2 per step]."""
-        lr, alpha = np.asarray(lr, dtype=np.float64), np.asarray(alpha, dtype=np.float64)
+    def source(self, lr: ArrayLike, alpha: ArrayLike, swing: ArrayLike = np.nan) -> Array:
+        r"""S at given rates, [th**2 per step].
+
+        Args:
+            lr, alpha: learning rate, and factor a step by which decay alone shrinks the norm.
+            swing: NaN, or :func:`swing_rest` of a layer whose norm swings: its displacement tells nothing of
+                a source within a swing, so S is what holds the norm that its gradients keep at rest.
+        """
+        lr, alpha, swing = (np.asarray(x, dtype=np.float64) for x in (lr, alpha, swing))
         with np.errstate(all="ignore"):
-            return lr**2 * self.uu - 2 * alpha * lr * self.tu
+            moved = lr**2 * self.uu - 2 * alpha * lr * self.tu
+            return np.where(np.isnan(swing), moved, (1 - alpha**2) * swing * self.gg)
 
 
 @dataclass(frozen=True)
@@ -234,21 +269,20 @@ class Balance:
         lr: Array,
         alpha: Array,
         horizon: ArrayLike,
-        source: Array | None = None,
+        source: Array,
     ) -> Balance:
         """Form it at given rates.
 
         Args:
             motion: of the layers.
-            names, reference2, numel: as the attributes.
+            names, reference2, numel, source: as the attributes.
             lr, alpha: learning rate, and factor a step by which decay alone shrinks the norm.
             horizon: steps to look ahead.
-            source: in the place of the motion's own.
         """
-        s = motion.source(lr, alpha) if source is None else source
+        norm2 = motion.norm2
         with np.errstate(all="ignore"):
-            pull, step2 = 2 * (1 - alpha) * motion.norm2, lr**2 * motion.uu
-            return cls._form(names, reference2, motion.norm2, numel, lr, alpha, s, pull, step2, horizon)
+            pull, step2 = 2 * (1 - alpha) * norm2, lr**2 * motion.uu
+            return cls._form(names, reference2, norm2, numel, lr, alpha, source, pull, step2, horizon)
 
     @classmethod
     def _form(

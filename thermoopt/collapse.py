@@ -135,6 +135,7 @@ class CollapseDetector:
         self._share = CoupledShare(np.array([p in self._warm for p in params], dtype=bool))
         self._judged = np.zeros(len(names), dtype=bool)
         self._reference2 = np.zeros(len(names))
+        self._excess: dict[str, float] = {}
 
     # ---------------------------------------------------------------- what users read
 
@@ -144,15 +145,12 @@ class CollapseDetector:
         return self._observer
 
     def step(self) -> dict[str, float]:
-        """Judge the newest reading, once, and return R_wd of every layer measured.
+        """Judge the newest reading, once, and return R_wd of every layer measured, as it was when judged.
 
         Call it after ``optimizer.step()``, or not at all: everything below looks by itself.
         """
         self._look()
-        if self._reading is None:
-            return {}
-        excess = self._balance(self._rates()).excess
-        return {name: float(excess[i]) for i, name in enumerate(self._names) if self._reading.seen[i]}
+        return dict(self._excess)
 
     @property
     def is_collapsing(self) -> bool:
@@ -279,10 +277,12 @@ class CollapseDetector:
         # a layer that no longer moves keeps its averages to the last bit
         moved = np.ones(len(self._names), dtype=bool) if before is None else motion.norm2 != before
         balance = self._balance(rates)
+        pairs = zip(self._names, balance.excess.tolist(), reading.seen.tolist(), strict=True)
+        self._excess = {name: excess for name, excess, seen in pairs if seen}
         self._judged = reading.seen & moved & (rates.ndim >= 2) & (rates.wd > 0) & (rates.lr > 0)
         self._judged &= (balance.reference2 > 0) & np.isfinite(balance.forecast2)
         falls = self._judged & balance.falls(NU, ANGULAR_BOUND)
-        falls &= rates.swinging | (motion.source(rates.lr, rates.alpha) > -balance.pull)
+        falls &= self._source(motion, rates) > -balance.pull
         below = self._judged & (balance.forecast2 < NU**2 * balance.reference2)
         # at the decay recommended a norm rests at the limit itself: no news within the error of that
         falls &= (1 + TOLERANCE) * balance.forecast2 < NU**2 * balance.reference2
@@ -304,12 +304,16 @@ class CollapseDetector:
     def _rates(self) -> LayerRates:
         return LayerRates.of(self._optimizer, len(self._names))
 
+    @staticmethod
+    def _source(motion: Motion, rates: LayerRates) -> Array:
+        return motion.source(rates.lr, rates.alpha, rates.swing)
+
     def _balance(self, rates: LayerRates, source: Array | None = None) -> Balance:
         """Balance of every layer at these rates; without a source, with the newest that is not below 0."""
         assert self._reading is not None
         motion = self._motions[-1]
         if source is None:
-            source = motion.source(rates.lr, rates.alpha)
+            source = self._source(motion, rates)
         return Balance.at(
             motion,
             self._names,
@@ -324,7 +328,7 @@ class CollapseDetector:
     def _ahead(self, rates: LayerRates) -> Array:
         """Steps to look ahead: fewer where the newest source is not above 0."""
         ahead = rates.memory if self._horizon is None else np.full(rates.lr.shape, float(self._horizon))
-        trusted = self._motions[-1].source(rates.lr, rates.alpha) > 0
+        trusted = self._source(self._motions[-1], rates) > 0
         return np.where(trusted, ahead, np.minimum(ahead, AVERAGE))
 
     def _until(self, rates: LayerRates) -> Array:
@@ -344,7 +348,7 @@ class CollapseDetector:
 
     def _interval(self, rates: LayerRates) -> tuple[Array, Array]:
         """Norms at the horizon if the source were as low, or as high, as its last readings leave open."""
-        sources = np.array([motion.source(rates.lr, rates.alpha) for motion in self._motions])
+        sources = np.array([self._source(motion, rates) for motion in self._motions])
         if len(sources) < SURE:
             return np.zeros(len(self._names)), np.full(len(self._names), np.inf)
         half = WIDTH * sources.std(axis=0, ddof=1)
@@ -361,7 +365,7 @@ class CollapseDetector:
         balance = self._balance(rates)
         shrunk = self._judged & (balance.norm2 < NU**2 * balance.reference2)
         shrunk &= balance.angular > ANGULAR_BOUND
-        shrunk &= ~rates.swinging & (self._motions[-1].source(rates.lr, rates.alpha) <= -balance.pull)
+        shrunk &= self._source(self._motions[-1], rates) <= -balance.pull
         return [self._names[i] for i in np.flatnonzero(shrunk)]
 
     # ---------------------------------------------------------------- layers

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from thermoopt.adamw import ThermoAdamW
-from thermoopt.balance import AVERAGE, sgd_shrink
+from thermoopt.balance import AVERAGE, sgd_shrink, swing_rest
 from thermoopt.meter import Reading
 from thermoopt.physics import Term
 from thermoopt.rates import FactorCache, group_rates
@@ -56,6 +56,7 @@ class LayerRates:
         gain: decay is as strong as a decoupled one of ``gain * wd``.
         momentum: that the decay goes through, 0 where decoupled.
         coupled: whether decay is part of the update.
+        swing: :func:`~thermoopt.balance.swing_rest` where that makes the norm swing, else NaN.
         memory: steps for which the present source can be trusted: of Adam's second moment,
             1 / (1 - beta2), else :data:`~thermoopt.balance.AVERAGE`.
         ndim: dimensions of the tensor.
@@ -67,17 +68,9 @@ class LayerRates:
     gain: Array
     momentum: Array
     coupled: NDArray[np.bool_]
+    swing: Array
     memory: Array
     ndim: NDArray[np.int64]
-
-    @property
-    def swinging(self) -> NDArray[np.bool_]:
-        """Where coupled decay is so strong that the momentum makes the norm swing.
-
-        Fall and source cannot be told apart there within a swing
-        (:func:`~thermoopt.balance.sgd_shrink`: the factor then is at most the root of the momentum).
-        """
-        return self.coupled & (self.momentum > 0) & (self.alpha <= np.sqrt(self.momentum))
 
     @classmethod
     def of(cls, optimizer: Optimizer, n: int) -> LayerRates:
@@ -93,11 +86,18 @@ class LayerRates:
             memory = 1 / (1 - beta2) if beta2 > 0 else float(AVERAGE)
             entry = decay_entry(optimizer, group)
             momentum = float(group["momentum"]) if entry == COUPLED else 0.0
+            by_lr: dict[float, tuple[Any, ...]] = {}
             for j, p in enumerate(group["params"]):
                 own = lr if factors is None else lr * factors[j]
-                alpha = _alpha(entry, group, own, wd)
-                gain = _gain(group, alpha, own * wd) if entry == COUPLED else 1.0
-                rows.append((own, wd, alpha, gain, momentum, entry == COUPLED and wd > 0, memory, p.ndim))
+                if own not in by_lr:
+                    gain, swing = 1.0, math.nan
+                    alpha = _alpha(entry, group, own, wd)
+                    if entry == COUPLED:
+                        gain = _gain(group, alpha, own * wd)
+                        swing = swing_rest(own, wd, momentum, float(group["dampening"]))
+                    coupled = entry == COUPLED and wd > 0
+                    by_lr[own] = own, wd, alpha, gain, momentum, coupled, swing, memory
+                rows.append((*by_lr[own], p.ndim))
         return cls(*(np.array(column) for column in zip(*rows[:n], strict=True)))
 
 
@@ -141,10 +141,11 @@ def _alpha(entry: str, group: Mapping[str, Any], lr: float, wd: float) -> float:
 
 
 def _gain(group: Mapping[str, Any], alpha: float, pull: float) -> float:
-    """How much stronger decay is for going through the momentum, beyond first order where it is large."""
+    """How much stronger decay is for going through the momentum; to first order where there is none."""
+    if pull > 0:
+        return (1 - alpha) / pull
     momentum = float(group["momentum"])
     if momentum >= 1:
         return math.inf
     kept = 1 - float(group["dampening"]) if momentum else 1.0
-    first = 1 + momentum * kept / (1 - momentum) if group["nesterov"] else kept / (1 - momentum)
-    return max(first, (1 - alpha) / pull) if pull > 0 else first
+    return 1 + momentum * kept / (1 - momentum) if group["nesterov"] else kept / (1 - momentum)

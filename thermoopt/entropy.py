@@ -275,7 +275,8 @@ class EntropySplit:
             known = self._observer.layer_types
             self._types_of = reading.names, [known.get(name, "other") for name in reading.names]
         kinds = self._types_of[1]
-        inside = [self._inside().get(name, False) for name in reading.names]
+        coupled = self._inside()
+        inside = [coupled.get(name, False) for name in reading.names]
         q = quantities(reading.terms)
         seen = np.flatnonzero(reading.seen).tolist()
         layers = {reading.names[i]: LayerSplit.of(reading.names[i], kinds[i], q, i, inside[i]) for i in seen}

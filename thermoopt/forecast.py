@@ -16,6 +16,9 @@ __all__ = ["CollapseAlarm", "Forecast", "advice", "afterwards", "count"]
 
 Array = NDArray[np.float64]
 
+MOST = 1000.0
+"""Largest factor that is advised as one, as far as the barostat goes; beyond it the advice is no decay."""
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -111,12 +114,12 @@ def advice(layer_type: str, forecasts: Sequence[Forecast]) -> str:
     worst = min(forecasts, key=lambda f: f.repaired_decay / f.weight_decay)
     level = "HIGH" if any(f.confidence == "HIGH" for f in forecasts) else "MEDIUM"
     wd, repaired = worst.weight_decay, worst.repaired_decay
-    if repaired > 0:
+    if wd <= MOST * repaired:
         lower = f"lower weight_decay by a factor {_round(wd / repaired)} ({wd:g} → {repaired:.2g})"
         takes = f"takes {_round(worst.R_wd)} times what the gradients give back"
     else:
         lower = f"set weight_decay to 0 (now {wd:g}) until gradients hold against it"
-        takes = "meets no source that gives anything back"
+        takes = "finds next to nothing that the gradients give back"
     now, ahead, low, high = (
         norm / worst.norm_start for norm in (worst.norm_now, worst.norm_forecast, worst.low, worst.high)
     )

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: no script, no font, no request to anywhere."""
+"""Self-contained HTML pages, of a run above all: no script, no font, no request to anywhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from thermoopt.diagnose import DiagnosticReport
 from thermoopt.plotting_actions import caption
 from thermoopt.tables import NOTHING, Table
 
-__all__ = ["Picture", "page"]
+__all__ = ["Picture", "document", "html_picture", "html_table", "page"]
 
 MAX_NAMES = 8
 """Layers named in a finding; the number of the others is given."""
@@ -85,30 +85,51 @@ def page(
         notes: lines below the line on size.
     """
     *open_tables, folded = tables
-    parts = [
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        # nothing but what the page itself holds is ever loaded
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">",
-        '<link rel="icon" href="data:,">',
-        f"<title>{escape(name)}: thermoopt inspect</title>",
-        f"<style>{_STYLE}</style></head><body><header>",
+    header = [
         f'<h1>{escape(name)}</h1><p class="soft">{escape(about)}</p>',
         *(f'<p class="soft">{escape(note)}</p>' for note in notes),
-        '</header><main><h2 id="diagnosis">Diagnosis</h2>',
+    ]
+    parts = [
+        '<h2 id="diagnosis">Diagnosis</h2>',
         *_findings(report),
-        *(f"<h2>{escape(t.title)}</h2>{_table(t)}" for t in open_tables),
-        *map(_figure, pictures),
+        *(f"<h2>{escape(t.title)}</h2>{html_table(t)}" for t in open_tables),
+        *(f"<h2>{escape(p.title)}</h2>{html_picture(p)}" for p in pictures),
     ]
     if actions:
         items = "".join(f"<li>{escape(caption(action))}</li>" for action in actions)
         parts.append(
             f"<details><summary>Actions in words: {len(actions)}</summary><ol>{items}</ol></details>"
         )
-    parts.append(f"<details open><summary>{escape(folded.title)}</summary>{_table(folded)}</details>")
-    return "\n".join([*parts, "</main></body></html>", ""])
+    parts.append(f"<details open><summary>{escape(folded.title)}</summary>{html_table(folded)}</details>")
+    return document(f"{name}: thermoopt inspect", header, parts)
+
+
+def document(title: str, header: Sequence[str], parts: Sequence[str]) -> str:
+    """Return a page that loads nothing from anywhere.
+
+    Args:
+        title: of the window.
+        header: HTML of the top.
+        parts: HTML of the rest.
+    """
+    return "\n".join(
+        [
+            "<!DOCTYPE html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            # nothing but what the page itself holds is ever loaded
+            '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+            "style-src 'unsafe-inline'\">",
+            '<link rel="icon" href="data:,">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{_STYLE}</style></head><body><header>",
+            *header,
+            "</header><main>",
+            *parts,
+            "</main></body></html>",
+            "",
+        ]
+    )
 
 
 def _findings(report: DiagnosticReport) -> list[str]:
@@ -129,7 +150,8 @@ def _findings(report: DiagnosticReport) -> list[str]:
     return cards
 
 
-def _table(table: Table) -> str:
+def html_table(table: Table) -> str:
+    """Return a table as HTML, without its title; wider than the window it scrolls by itself."""
     if not table.rows:
         return f'<p class="soft">{NOTHING}</p>'
 
@@ -143,10 +165,11 @@ def _table(table: Table) -> str:
     return f"<div {_scrolls(table.title)}><table>{head}<tbody>{body}</tbody></table></div>{note}"
 
 
-def _figure(picture: Picture) -> str:
+def html_picture(picture: Picture) -> str:
+    """Return a picture as HTML, without its title; the file becomes part of the page."""
     data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
     return (
-        f"<h2>{escape(picture.title)}</h2><figure {_scrolls(picture.title)}>"
+        f"<figure {_scrolls(picture.title)}>"
         f'<img alt="{escape(picture.alt)}" src="data:image/png;base64,{data}"></figure>'
     )
 

@@ -64,6 +64,19 @@ class Table:
             out.append(f"  {self.note}")
         return out
 
+    def markdown(self) -> str:
+        """Return the table in GitHub's Markdown, without its title; a note goes below."""
+        if not self.rows:
+            return f"{NOTHING[0].upper()}{NOTHING[1:]}."
+
+        def line(cells: Sequence[str]) -> str:
+            escaped = (cell.replace("|", r"\|") for cell in cells)
+            return f"| {' | '.join(escaped)} |"
+
+        rule = line(["---" if i in self.left else "---:" for i in range(len(self.head))])
+        out = "\n".join([line(self.head), rule, *map(line, self.rows)])
+        return f"{out}\n\n{self.note}" if self.note else out
+
 
 def course(values: NDArray[np.float64], width: int) -> str:
     """Draw the course of a series in some characters: medians of equal parts, gaps where undefined.

@@ -1,17 +1,57 @@
 """The registry of workloads."""
 
-from thermoopt.benchmarks.workloads.images import CNN_MNIST1D, CONV_DIGITS, MLP_MNIST1D, VIT_DIGITS
+from __future__ import annotations
+
+import difflib
+
+from thermoopt.benchmarks.workloads.bpe import BPE_TEXT
+from thermoopt.benchmarks.workloads.digits import CONV_DIGITS
+from thermoopt.benchmarks.workloads.gpt import GPT_TEXT
 from thermoopt.benchmarks.workloads.linear import LINEAR
+from thermoopt.benchmarks.workloads.logistic import LOGISTIC
+from thermoopt.benchmarks.workloads.minilm import MINILM
+from thermoopt.benchmarks.workloads.recurrent import GRU_TEXT, LSTM_TEXT
+from thermoopt.benchmarks.workloads.ridge import RIDGE
+from thermoopt.benchmarks.workloads.signals import CNN_MNIST1D, MLP_MNIST1D
 from thermoopt.benchmarks.workloads.task import Task, Workload
-from thermoopt.benchmarks.workloads.text import GPT_TEXT, GRU_TEXT, LSTM_TEXT
+from thermoopt.benchmarks.workloads.vit import VIT_DIGITS
+from thermoopt.benchmarks.workloads.wikitext import WIKITEXT, WIKITEXT_PYTHIA
 
-__all__ = ["HELD_OUT", "WORKLOADS", "Task", "Workload"]
+__all__ = ["HELD_OUT", "WORKLOADS", "Task", "Workload", "get"]
 
-WORKLOADS = {
+WORKLOADS: dict[str, Workload] = {
     w.name: w
-    for w in (GPT_TEXT, GRU_TEXT, CNN_MNIST1D, MLP_MNIST1D, CONV_DIGITS, LINEAR, VIT_DIGITS, LSTM_TEXT)
+    for w in (
+        GPT_TEXT,
+        GRU_TEXT,
+        CNN_MNIST1D,
+        MLP_MNIST1D,
+        CONV_DIGITS,
+        LINEAR,
+        VIT_DIGITS,
+        LSTM_TEXT,
+        BPE_TEXT,
+        LOGISTIC,
+        RIDGE,
+        MINILM,
+        WIKITEXT,
+        WIKITEXT_PYTHIA,
+    )
 }
 """Every workload by name."""
 
 HELD_OUT = ("vit", "lstm")
 """Workloads on which no constant of a control law was chosen: run once, reported as they are."""
+
+
+def get(name: str) -> Workload:
+    """Look a workload up.
+
+    Raises:
+        ValueError: there is none of that name; the message tells the nearest and all names.
+    """
+    if name in WORKLOADS:
+        return WORKLOADS[name]
+    near = difflib.get_close_matches(name, WORKLOADS, n=3, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    raise ValueError(f"unknown workload {name!r}{meant} Workloads: {', '.join(WORKLOADS)}")

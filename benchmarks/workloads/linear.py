@@ -52,4 +52,5 @@ LINEAR = Workload(
     (500, 2000),
     _task,
     lambda: data_hash(*(a.numpy() for a in _data())),
+    metric="mean squared error",
 )

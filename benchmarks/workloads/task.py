@@ -22,7 +22,7 @@ class Task:
     Attributes:
         model: freshly initialised.
         loss: training loss of the next batch; every call draws one.
-        evaluate: mean validation loss, under ``no_grad`` and in evaluation mode.
+        evaluate: the metric, mostly the mean validation loss, under ``no_grad`` and in evaluation mode.
     """
 
     model: nn.Module
@@ -50,6 +50,8 @@ class Workload:
         horizons: optimizer steps of the short and of the long run.
         build: makes a task.
         sha256: hash of training and validation data.
+        metric: unit of :attr:`Task.evaluate`, for the heads of tables; lower is better.
+        optional: PyPI package that it needs and that the development set-up may lack; None where none.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Workload:
     horizons: tuple[int, int]
     build: Build
     sha256: Callable[[], str]
+    metric: str = "nats"
+    optional: str | None = None
 
 
 def data_hash(*arrays: np.ndarray) -> str:
@@ -68,15 +72,19 @@ def data_hash(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def require(module: str, package: str) -> ModuleType:
+def require(module: str, package: str, how: str | None = None) -> ModuleType:
     """Import a module or say which package brings it.
 
+    Args:
+        module: to import.
+        package: its name on PyPI.
+        how: command that installs it; None for pip or the extra ``bench``.
+
     Raises:
-        ImportError: naming the package and the extra.
+        ImportError: naming the package and the command.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(
-            f"this workload needs {package}: pip install {package} (or thermoopt[bench])"
-        ) from error
+        how = how or f"pip install {package} (or thermoopt[bench])"
+        raise ImportError(f"this workload needs {package}: {how}") from error

@@ -1,4 +1,4 @@
-"""Byte-level language models on Python's own sources and documentation."""
+"""What language models on Python's own sources and documentation share: windows to train on and judge by."""
 
 from __future__ import annotations
 
@@ -6,41 +6,53 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from thermoopt.benchmarks.workloads.task import Task, Workload
+from thermoopt.benchmarks.workloads.task import Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.demo.corpus import Corpus, batches, load_corpus, windows
-from thermoopt.demo.gpt import GPT, GPTConfig
+from thermoopt.demo.corpus import batches, load_corpus, windows
 
-__all__ = ["GPT_TEXT", "GRU_TEXT", "LSTM_TEXT"]
+__all__ = ["ABOUT", "byte_task", "corpus", "language_task"]
 
 JUDGED = 16_384  # validation bytes
 
-_corpus = cache(load_corpus)
+ABOUT = "standard library's text, split by file, 512 bytes a batch; nats a byte"
+"""Data and metric of the byte-level models in words."""
+
+corpus = cache(load_corpus)
 
 
-class Recurrent(nn.Module):
-    """Embedding, one recurrent layer, head."""
+def language_task(
+    make: Callable[[], nn.Module],
+    train: Tensor,
+    valid: Tensor,
+    *,
+    size: int,
+    context: int,
+    judged: int,
+    seed: int,
+    lengths: Tensor | None = None,
+) -> Task:
+    """Build the task of predicting the next symbol.
 
-    def __init__(self, layer: type[nn.GRU] | type[nn.LSTM], width: int = 64) -> None:
-        super().__init__()
-        self.bytes = nn.Embedding(256, width)
-        self.rnn = layer(width, width, batch_first=True)
-        self.head = nn.Linear(width, 256)
+    Args:
+        make: makes the model, ``[batch, length]`` symbols to logits, from torch's global generator.
+        train, valid: symbols in the order of the text.
+        size: windows a training batch.
+        context: symbols a window.
+        judged: symbols to judge by, in windows at equal distances.
+        seed: of the weights and of the draw of the windows.
+        lengths: bytes that each symbol stands for; None where symbols are bytes.
 
-    def forward(self, idx: Tensor) -> Tensor:
-        """Logits ``[batch, length, 256]`` of the next byte."""
-        return self.head(self.rnn(self.bytes(idx))[0])
-
-
-def _task(make: Callable[[], nn.Module], size: int, context: int, seed: int, batch: float) -> Task:
-    corpus: Corpus = _corpus()
+    Returns:
+        The task; it trains on nats a symbol and is judged by nats a byte.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make()
-    draws = batches(corpus.train, round(size * batch), context, seed)
-    judges = windows(corpus.valid, JUDGED // context, context)
+    draws = batches(train, size, context, seed)
+    inputs_valid, targets_valid = windows(valid, judged // context, context)
+    symbols_a_byte = 1.0 if lengths is None else targets_valid.numel() / lengths[targets_valid].sum().item()
 
     def loss() -> Tensor:
         inputs, targets = next(draws)
@@ -48,33 +60,21 @@ def _task(make: Callable[[], nn.Module], size: int, context: int, seed: int, bat
 
     @torch.no_grad()
     def evaluate() -> float:
-        return F.cross_entropy(model(judges[0]).flatten(0, 1), judges[1].flatten()).item()
+        nats = F.cross_entropy(model(inputs_valid).flatten(0, 1), targets_valid.flatten()).item()
+        return nats * symbols_a_byte
 
     return Task(model, loss, evaluate)
 
 
-_DATA = "standard library's text, split by file, 512 bytes a batch; nats a byte"
-
-GPT_TEXT = Workload(
-    "gpt",
-    f"{_DATA}; GPT of 2 blocks, width 64, context 64",
-    (400, 1600),
-    lambda seed, batch=1.0: _task(
-        lambda: GPT(GPTConfig(depth=2, width=64, heads=4, context=64)), 8, 64, seed, batch
-    ),
-    lambda: _corpus().sha256,
-)
-GRU_TEXT = Workload(
-    "gru",
-    f"{_DATA}; embedding and GRU of width 64, context 32",
-    (400, 1600),
-    lambda seed, batch=1.0: _task(lambda: Recurrent(nn.GRU), 16, 32, seed, batch),
-    lambda: _corpus().sha256,
-)
-LSTM_TEXT = Workload(
-    "lstm",
-    f"{_DATA}; embedding and LSTM of width 64, context 32",
-    (400, 1600),
-    lambda seed, batch=1.0: _task(lambda: Recurrent(nn.LSTM), 16, 32, seed, batch),
-    lambda: _corpus().sha256,
-)
+def byte_task(make: Callable[[], nn.Module], size: int, context: int, seed: int, batch: float) -> Task:
+    """Build the task of a byte-level model; see :func:`language_task`."""
+    text = corpus()
+    return language_task(
+        make,
+        text.train,
+        text.valid,
+        size=round(size * batch),
+        context=context,
+        judged=JUDGED,
+        seed=seed,
+    )

@@ -1,0 +1,164 @@
+"""What a method is: a name, what it may be tuned in, and how it makes an optimizer and a schedule."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from thermoopt.benchmarks.workloads import Task
+
+__all__ = ["DECAY", "LR", "WARMUP", "Another", "Job", "Method", "Point", "Setup"]
+
+WARMUP = 0.05
+"""Share of the run that warm-up takes, wherever a method's authors do not say otherwise: as in this project's
+measurements of laws."""
+
+LR, DECAY = 1e-3, 0.01
+"""Learning rate and weight decay of torch's AdamW unless told."""
+
+Another = Callable[[int], "Task"]
+"""Makes the same workload's task of another seed (``Workload.build``)."""
+
+EXTRAS = {"prodigyopt": "bench", "schedulefree": "bench", "transformers": "hf"}
+"""Which extra of this package brings a package that methods need."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where in its space a method is run.
+
+    Attributes:
+        lr: learning rate, above 0; None is the method's default.
+        decay: weight decay, from 0; None is the method's default.
+
+    Raises:
+        ValueError: for values out of range; the message names the argument.
+    """
+
+    lr: float | None = None
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check both."""
+        if self.lr is not None and not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr!r}; allowed is None or a finite number > 0")
+        if self.decay is not None and not 0 <= self.decay < math.inf:
+            raise ValueError(f"decay is {self.decay!r}; allowed is None or a finite number >= 0")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a method is to be made for: a point with defaults filled in, and a run.
+
+    Attributes:
+        model: to train.
+        lr, decay: learning rate and weight decay.
+        steps: length of the run in optimizer steps.
+        seed: of the run, for a method that draws.
+        another: makes the workload's task of another seed; None where nobody told.
+    """
+
+    model: nn.Module
+    lr: float
+    decay: float
+    steps: int
+    seed: int
+    another: Another | None
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up, at least one."""
+        return max(1, round(WARMUP * self.steps))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run steps, and when it calls what.
+
+    A step: ``report(loss)``, ``optimizer.zero_grad()`` and backward in any order before the step;
+    ``optimizer.step()``; ``schedule.step()`` if there is one; ``after_step()``. Gradients stay until then (a
+    schedule may read them). Whenever the model is judged: ``before_judging()``, evaluation,
+    ``after_judging()``; a trajectory is the same to the last bit however often.
+
+    Attributes:
+        optimizer: stepped once a batch.
+        schedule: stepped after it; None where the optimizer or ``after_step`` does it.
+        before_judging, after_judging: called around every validation.
+        report: told the training loss before the step.
+        after_step: called last.
+        extra_steps: optimizer steps that making this took on a run of its own, to be put on the clock.
+    """
+
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+    before_judging: Callable[[], Any] = lambda: None
+    after_judging: Callable[[], Any] = lambda: None
+    report: Callable[[Tensor], Any] = lambda loss: None
+    after_step: Callable[[], Any] = lambda: None
+    extra_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train.
+
+    Attributes:
+        name: what tables call it: lower case.
+        about: what it is, with its defaults, in a sentence.
+        make: makes the set-up of a job.
+        tunables: of ``"lr"`` and ``"decay"``, what a sweep may choose; the rest of a point is not looked at.
+        needs: package it needs beyond torch and thermoopt, or None.
+        lr, decay: defaults.
+
+    Raises:
+        ValueError: if ``tunables`` holds something else.
+    """
+
+    name: str
+    about: str
+    make: Callable[[Job], Setup]
+    tunables: tuple[str, ...] = ("lr", "decay")
+    needs: str | None = None
+    lr: float = LR
+    decay: float = DECAY
+
+    def __post_init__(self) -> None:
+        """Check what may be tuned."""
+        if not set(self.tunables) <= {"lr", "decay"}:
+            raise ValueError(f"tunables is {self.tunables!r}; allowed are 'lr' and 'decay'")
+
+    def build(
+        self, model: nn.Module, point: Point, steps: int, seed: int, another: Another | None = None
+    ) -> Setup:
+        """Make optimizer and schedule. torch's global random state is as before.
+
+        Args:
+            model: freshly initialised.
+            point: where in its space; what is not among the tunables is ignored.
+            steps: length of the run in optimizer steps, from 1.
+            seed: of the run.
+            another: the workload's ``build``; ``replay`` needs it, and trains one more run with it.
+
+        Raises:
+            ImportError: if the package it needs is missing; the message names it and the extra.
+            ValueError: for ``steps`` out of range, and for ``replay`` without ``another``.
+        """
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps is {steps!r}; allowed is a whole number from 1")
+        if self.needs is not None and importlib.util.find_spec(self.needs) is None:
+            extra = EXTRAS.get(self.needs)
+            also = f" (or thermoopt[{extra}])" if extra else " (it is in no extra of thermoopt)"
+            raise ImportError(
+                f"method {self.name!r} needs {self.needs}, which is not installed: "
+                f"pip install {self.needs}{also}"
+            )
+        lr = point.lr if "lr" in self.tunables and point.lr is not None else self.lr
+        decay = point.decay if "decay" in self.tunables and point.decay is not None else self.decay
+        return self.make(Job(model, lr, decay, steps, seed, another))

@@ -1,0 +1,171 @@
+"""This project's optimizer, controllers and scheduler, whole and in parts.
+
+ThermoAdamW without ``fused`` takes its default backend: the one-pass kernel on CPU, torch's step elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from thermoopt.benchmarks.methods.base import Job, Method, Setup
+from thermoopt.benchmarks.methods.baselines import SGD_DECAY, SGD_LR, adamw, sgd
+from thermoopt.benchmarks.methods.schedules import linear, scheduled
+from thermoopt.controllers import Barostat, Chain, Controller, Cooling, Thermostat
+
+from thermoopt import ThermoAdamW, ThermoScheduler, autotune, make_param_groups
+
+__all__ = ["LAWS", "OURS", "controlled"]
+
+
+def controlled(job: Job, controller: Controller) -> Setup:
+    """ThermoAdamW with a controller that brings warm-up and cooling."""
+    optimizer = ThermoAdamW(
+        job.model.named_parameters(), job.lr, weight_decay=job.decay, controller=controller
+    )
+    return Setup(optimizer, report=optimizer.report_loss)
+
+
+def _with(controller: Callable[[Job], Controller]) -> Callable[[Job], Setup]:
+    return lambda job: controlled(job, controller(job))
+
+
+def _law(name: str) -> Callable[[Job], Controller]:
+    """A law alone with warm-up and linear cooling: what autotune is without its barostat."""
+    return lambda job: Chain(Thermostat(name, total_steps=job.steps), Cooling(job.steps, "linear"))
+
+
+def _global(job: Job) -> Controller:
+    thermostat = Thermostat("diffusion", total_steps=job.steps, layers=False)
+    return Chain(thermostat, Barostat(), Cooling(job.steps, "linear"))
+
+
+def _per_group(job: Job) -> Setup:
+    thermostat = Thermostat("diffusion", total_steps=job.steps, per="group")
+    controller = Chain(thermostat, Barostat(), Cooling(job.steps, "linear"))
+    groups = make_param_groups(job.model, job.lr, job.decay)
+    optimizer = ThermoAdamW(groups, job.lr, controller=controller)
+    return Setup(optimizer, report=optimizer.report_loss)
+
+
+def _monitor(fused: bool | None) -> Callable[[Job], Setup]:
+    def make(job: Job) -> Setup:
+        optimizer = ThermoAdamW(job.model.named_parameters(), job.lr, weight_decay=job.decay, fused=fused)
+        return Setup(optimizer, scheduled(optimizer, linear, job))
+
+    return make
+
+
+def _decay_only(job: Job) -> Setup:
+    optimizer = ThermoAdamW(
+        job.model.named_parameters(), job.lr, weight_decay=job.decay, controller=Barostat()
+    )
+    return Setup(optimizer, scheduled(optimizer, linear, job))
+
+
+def _scheduler(optimizer: Callable[[Job], torch.optim.Optimizer], auto: bool) -> Callable[[Job], Setup]:
+    def make(job: Job) -> Setup:
+        made = optimizer(job)
+        if auto:
+            controller = autotune(job.steps)
+            return Setup(made, ThermoScheduler(made, job.steps, shape="constant", controller=controller))
+        return Setup(made, ThermoScheduler(made, job.steps, job.warmup, "linear"))
+
+    return make
+
+
+FREE = ("decay",)
+"""Tunables of a method that needs no lr."""
+
+OURS = [
+    Method(
+        "monitor",
+        "ThermoAdamW on torch's fused step, measuring only, warm-up over 5 %, linear to zero: adamw linear "
+        "to the last bit; lr 1e-3, decay 0.01",
+        _monitor(True),
+    ),
+    Method(
+        "monitor native",
+        "ThermoAdamW on its own kernel, measuring only, warm-up over 5 %, linear to zero: adamw linear up to "
+        "rounding; lr 1e-3, decay 0.01",
+        _monitor(None),
+    ),
+    Method(
+        "autotune",
+        "ThermoAdamW with autotune: no lr, its own warm-up over 5 %, linear to zero; decay 0.01",
+        _with(lambda job: autotune(job.steps)),
+        FREE,
+    ),
+    Method(
+        "respect_lr",
+        "ThermoAdamW with autotune within a factor of 4 of lr; lr 1e-3, decay 0.01",
+        _with(lambda job: autotune(job.steps, "respect_lr")),
+    ),
+    Method(
+        "lr only",
+        "autotune without its barostat: decay stays as given; no lr, decay 0.01",
+        _with(_law("diffusion")),
+        FREE,
+    ),
+    Method(
+        "decay only",
+        "autotune's barostat alone on ThermoAdamW, warm-up over 5 %, linear to zero; lr 1e-3, decay 0.01",
+        _decay_only,
+    ),
+    Method(
+        "per group",
+        "autotune with a rate of its own for every module that holds parameters, where autotune has one for "
+        "all; no lr, decay 0.01",
+        _per_group,
+        FREE,
+    ),
+    Method(
+        "global",
+        "autotune with one lr for all layers, where autotune has one in units of each layer's size; no lr, "
+        "decay 0.01",
+        _with(_global),
+        FREE,
+    ),
+    Method(
+        "scheduler adamw",
+        "torch's AdamW, fused, with ThermoScheduler as a plain schedule, warm-up over 5 %, linear to zero; "
+        "lr 1e-3, decay 0.01",
+        _scheduler(adamw, False),
+    ),
+    Method(
+        "scheduler adamw autotune",
+        "torch's AdamW, fused, one group, with ThermoScheduler and autotune; no lr, decay 0.01",
+        _scheduler(adamw, True),
+        FREE,
+    ),
+    Method(
+        "scheduler sgd",
+        "torch's SGD, fused, momentum 0.9, with ThermoScheduler as a plain schedule, warm-up over 5 %, "
+        "linear to zero; lr 0.1, coupled decay 5e-4",
+        _scheduler(sgd, False),
+        lr=SGD_LR,
+        decay=SGD_DECAY,
+    ),
+    Method(
+        "scheduler sgd autotune",
+        "torch's SGD, fused, momentum 0.9, one group, with ThermoScheduler and autotune; no lr (1e-3 until "
+        "the first reading), coupled decay 5e-4",
+        _scheduler(sgd, True),
+        FREE,
+        decay=SGD_DECAY,
+    ),
+]
+"""Everything of this project's but what is compared with a run of its own."""
+
+_ALONE = "of this project's laws alone on ThermoAdamW, its own warm-up over 5 %, linear to zero"
+
+LAWS = {
+    **{
+        f"law {name}": Method(f"law {name}", f"{name} {_ALONE}; no lr, decay 0.01", _with(_law(name)), FREE)
+        for name in ("diffusion", "angular", "distance", "polyak")
+    },
+    "law coherence": Method(  # a brake on the lr that is given
+        "law coherence", f"coherence {_ALONE}; lr 1e-3, decay 0.01", _with(_law("coherence"))
+    ),
+}
+"""The laws of the control benchmark, not of the sweeps (where ``law diffusion`` is called ``lr only``)."""

@@ -1,0 +1,144 @@
+"""The results table: rows in the storage, and a second record of them in a file that needs none."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from thermoopt.benchmarks.trial import Row
+
+__all__ = ["DiskFull", "append_row", "disk_full", "merge", "read_rows", "row_key", "rows_file"]
+
+FIELDS: dict[str, tuple[type, ...]] = {
+    "protocol": (str,),
+    "tier": (str,),
+    "workload": (str,),
+    "metric": (str,),
+    "steps": (int,),
+    "method": (str,),
+    "tunables": (list,),
+    "seed": (int,),
+    "k": (int,),
+    "lr": (float, int, type(None)),
+    "decay": (float, int, type(None)),
+    "valid": (float, int),
+    "initial": (float, int),
+    "diverged": (bool,),
+    "curve": (list,),
+}
+"""What a row must hold to be taken for one."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk, or one's share of it, that is full."""
+
+Say = Callable[[str], None]
+
+
+class DiskFull(OSError):
+    """There is no room for what has to be written; the message names the file."""
+
+
+def rows_file(out: Path) -> Path:
+    """Where a sweep's rows lie."""
+    return out / "rows.jsonl"
+
+
+def row_key(row: Row) -> tuple[Any, ...]:
+    """What tells a row from the others of its protocol."""
+    return row["workload"], row["steps"], row["method"], row["seed"], row["k"]
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add a row as one line, whole or not at all, whoever else writes.
+
+    Raises:
+        DiskFull: if there is no room; the file is as before.
+        OSError: if it cannot be written for another reason.
+    """
+    line = (json.dumps(row, allow_nan=False) + "\n").encode()
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            line = b"\n" + line  # a line torn by a crash stays alone
+        try:
+            _write_all(file, line)
+        except OSError as error:
+            os.ftruncate(file, size)
+            if disk_full(error):
+                raise DiskFull(error.errno, f"no room for {path}") from error
+            raise
+    finally:
+        os.close(file)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one it comes from, says that a disk is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if "disk is full" in str(error) or "No space left" in str(error):  # as SQLite and PostgreSQL put it
+            return True
+        error = error.__cause__
+    return False
+
+
+def read_rows(path: Path, say: Say) -> list[Row]:
+    """Read a file of rows.
+
+    Args:
+        path: of the file; one that is missing holds no rows.
+        say: told of every line that is no row, by its number; it is passed over.
+
+    Returns:
+        The rows; of several about one trial the first.
+    """
+    if not path.exists():
+        return []
+    rows: dict[tuple[Any, ...], Row] = {}
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line, parse_constant=_no_constant)
+            _check(row)
+        except (ValueError, UnicodeDecodeError) as error:
+            say(f"{path}, line {number} is passed over: {error}")
+            continue
+        rows.setdefault((row["protocol"], *row_key(row)), row)
+    return list(rows.values())
+
+
+def _no_constant(word: str) -> float:
+    raise ValueError(f"{word} is no number of a row")
+
+
+def _check(row: Any) -> None:
+    if not isinstance(row, dict):
+        raise ValueError("it is no object")
+    for field, kinds in FIELDS.items():
+        if field not in row:
+            raise ValueError(f"{field} is missing")
+        value = row[field]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"{field} is {value!r}")
+    if not (math.isfinite(row["valid"]) and math.isfinite(row["initial"])):
+        raise ValueError("valid or initial is not finite")
+
+
+def merge(first: list[Row], second: list[Row]) -> list[Row]:
+    """Rows of both, the first's where they are about the same trial, in a fixed order."""
+    rows = {(r["protocol"], *row_key(r)): r for r in (*second, *first)}
+    return [rows[key] for key in sorted(rows)]

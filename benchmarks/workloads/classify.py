@@ -1,0 +1,77 @@
+"""What classification workloads share: mini-batches in random order, cross-entropy, one set to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from thermoopt.benchmarks.workloads.task import Task, data_hash
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["BATCH", "Arrays", "arrays_hash", "classification_task", "tensors"]
+
+BATCH = 64
+
+Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Inputs and labels to train on, inputs and labels to judge by."""
+
+
+def tensors(x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray) -> Arrays:
+    """Return inputs as float32, labels as int64."""
+    return (
+        torch.tensor(x, dtype=torch.float32),
+        torch.tensor(y).long(),
+        torch.tensor(x_valid, dtype=torch.float32),
+        torch.tensor(y_valid).long(),
+    )
+
+
+def classification_task(
+    arrays: Arrays,
+    make: Callable[[], nn.Module],
+    seed: int,
+    batch: float,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+) -> Task:
+    """Build the task of a seed.
+
+    Args:
+        arrays: the data.
+        make: makes the model from torch's global generator.
+        seed: of the weights, of the order of the batches and of ``augment``.
+        batch: factor on :data:`BATCH`.
+        augment: disturbs the inputs of a training batch.
+
+    Returns:
+        The task; an epoch's last, incomplete batch is left out.
+    """
+    x, y, x_valid, y_valid = arrays
+    size = round(BATCH * batch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    rng = torch.Generator().manual_seed(seed)
+    order: list[Tensor] = []
+
+    def loss() -> Tensor:
+        if not order:
+            order.extend(torch.randperm(len(x), generator=rng)[: len(x) // size * size].split(size))
+        rows = order.pop()
+        inputs = x[rows] if augment is None else augment(x[rows], rng)
+        return F.cross_entropy(model(inputs), y[rows])
+
+    @torch.no_grad()
+    def evaluate() -> float:
+        model.eval()
+        value = F.cross_entropy(model(x_valid), y_valid).item()
+        model.train()
+        return value
+
+    return Task(model, loss, evaluate)
+
+
+def arrays_hash(arrays: Callable[[], Arrays]) -> Callable[[], str]:
+    """Return the function that hashes the data."""
+    return lambda: data_hash(*(a.numpy() for a in arrays()))

@@ -1,0 +1,65 @@
+"""mnist1d: signals of 40 points in 10 classes, generated; a convolution net and an MLP."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from thermoopt.benchmarks.workloads.classify import Arrays, arrays_hash, classification_task, tensors
+from thermoopt.benchmarks.workloads.task import Workload, require
+from torch import nn
+
+__all__ = ["CNN_MNIST1D", "MLP_MNIST1D"]
+
+SIGNALS = 10_000  # mnist1d's usual 5,000 twice, 8,000 to train on: networks interpolate later
+
+
+@cache
+def _mnist1d() -> Arrays:
+    data = require("mnist1d.data", "mnist1d")
+    state = np.random.get_state()  # noqa: NPY002 - make_dataset seeds numpy's global generator
+    try:
+        args = data.get_dataset_args()
+        args.num_samples = SIGNALS
+        made = data.make_dataset(args)
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    return tensors(made["x"], made["y"], made["x_test"], made["y_test"])
+
+
+def _conv1d() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 40)),
+        nn.Conv1d(1, 25, 5, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv1d(25, 25, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv1d(25, 25, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(125, 10),
+    )
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(40, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
+_ABOUT = "mnist1d, 8,000 signals to train on and 2,000 to judge by, batch 64; cross-entropy"
+
+CNN_MNIST1D = Workload(
+    "cnn",
+    f"{_ABOUT}; 3 convolutions of 25 channels",
+    (500, 2000),
+    lambda seed, batch=1.0: classification_task(_mnist1d(), _conv1d, seed, batch),
+    arrays_hash(_mnist1d),
+    metric="nats",
+)
+MLP_MNIST1D = Workload(
+    "mlp",
+    f"{_ABOUT}; 2 hidden layers of 128",
+    (500, 2000),
+    lambda seed, batch=1.0: classification_task(_mnist1d(), _mlp, seed, batch),
+    arrays_hash(_mnist1d),
+    metric="nats",
+)
