@@ -35,8 +35,9 @@ def environment(workers: int) -> dict[str, Any]:
     """Look at this machine and this source.
 
     Returns:
-        ``date`` (UTC), ``commit`` and ``dirty`` (None outside of a checkout), ``python``, ``system``, ``cpu``,
-        ``cores`` this process may use, ``memory_gb``, ``workers``, ``threads`` of torch a worker, ``versions``.
+        ``date`` (UTC), ``commit`` and ``dirty`` (None outside of a checkout), ``python``, ``system``,
+        ``cpu``, ``cores`` this process may use, ``memory_gb``, ``workers``, ``threads`` of torch a worker,
+        ``versions``.
     """
     commit, dirty = _commit()
     return {
@@ -55,7 +56,7 @@ def environment(workers: int) -> dict[str, Any]:
 
 
 def record_environment(path: Path, workers: int) -> None:
-    """Write the environment down; of one that goes on, what differs from the first is added under ``resumed``."""
+    """Write the environment down; when a sweep goes on, add what differs from the first under ``resumed``."""
     now = environment(workers)
     first = read_environment(path)
     if first is None:

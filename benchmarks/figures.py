@@ -31,6 +31,7 @@ from thermoopt.panels import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 __all__ = ["draw"]
@@ -40,8 +41,11 @@ DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3
 """Panels in a row."""
 
-FOLD = 4.0
-"""Largest ratio that the colours of the map of ratios resolve: that of the profiles."""
+FOLD = 2.0
+"""Largest ratio that the colours of the map of ratios resolve; most differences are of some per cent."""
+
+TICKS = (0.25, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.5, 2, 3, 4, 5, 7, 10, 20, 50, 100, 1e3, 1e4)
+"""Ratios that an axis is labelled at."""
 
 
 def draw(outcomes: Outcomes, folder: Path) -> dict[str, Picture]:
@@ -97,6 +101,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):
         figure.savefig(path)
+        figure.set_layout_engine("none")  # laid out already
         figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     return path
 
@@ -107,6 +112,14 @@ def _look(outcomes: Outcomes, method: str) -> dict[str, Any]:
         return {"color": "black", "lw": 2.6, "zorder": 5}
     i = [m for m in outcomes.methods if m != REFERENCE].index(method)
     return {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i // len(COLOURS) % len(DASHES)], "lw": 1.6}
+
+
+def _label_ratios(axis: Axis) -> None:
+    """Label a log axis of ratios at :data:`TICKS`, or at powers of ten where it spans much."""
+    low, high = axis.get_view_interval()
+    ticks = [t for t in TICKS if low <= t <= high and (high < 30 * low or math.log10(t).is_integer())]
+    axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
 
 
 def _key(figure: Figure, axes: Sequence[Axes]) -> None:
@@ -160,22 +173,23 @@ def _profiles(outcomes: Outcomes) -> Figure:
     left, right = figure.add_subplot(121), figure.add_subplot(122)
     frame(left, "Final loss: share of workloads × seeds within τ of tuned linear")
     frame(right, "Steps to the target: share of workloads within τ of the fastest")
-    taus = np.geomspace(1 / LIMIT, LIMIT, 401)
+    taus = np.geomspace(1 / LIMIT, LIMIT, 1001)
     times = outcomes.time_ratios()
+    least = 0.9
     for method in outcomes.methods:
         look = _look(outcomes, method)
         ratios = [math.exp(value) for logs in outcomes.strata(method).values() for value in logs]
         absent = len(outcomes.cells) * len(outcomes.seeds) - len(ratios)
         if ratios:
+            least = max(min(least, *ratios), 1 / LIMIT)
             left.plot(taus, share_within([*ratios, *[math.inf] * absent], taus), label=method, **look)
         if times[method]:
             all_cells = [times[method].get(cell, math.inf) for cell in outcomes.cells]
             after = taus[taus >= 1]
             right.step(after, share_within(all_cells, after), where="post", label=method, **look)
-    for ax, low, ticks in ((left, 1 / LIMIT, (0.25, 0.5, 1, 2, 4)), (right, 1.0, (1, 1.5, 2, 3, 4))):
+    for ax, low in ((left, least), (right, 1.0)):
         ax.set(xscale="log", xlim=(low, LIMIT), ylim=(-0.02, 1.03), xlabel="τ", ylabel="share")
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        ax.minorticks_off()
+        _label_ratios(ax.xaxis)
     left.axvline(1, color=GREY, lw=0.8)
     _key(figure, (left, right))
     return figure
@@ -202,11 +216,11 @@ def _best_of_k(outcomes: Outcomes) -> Figure:
         ylabel="ratio",
         xlabel="k: trials of the search (diamond: searches nothing)",
     )
-    ticks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= most]
+    ticks = sorted({k for k in (1, 2, 4, 8, 16, 32, 64) if k <= most} | {most})
     ax.set_xticks(ticks, [str(k) for k in ticks])
-    ax.tick_params(axis="x", which="minor", bottom=False)
+    ax.minorticks_off()
     ax.axhline(1, color=GREY, lw=0.8)
-    decades(ax)
+    _label_ratios(ax.yaxis)
     _key(figure, [ax])
     return figure
 
@@ -231,11 +245,11 @@ def _sensitivity(outcomes: Outcomes) -> Figure:
             words(ax, "no method with an lr has run")
             continue
         ax.set_xscale("log")
+        start = median([row["initial"] for m in methods for row in outcomes.all_trials(cell, m)])
+        ax.axhline(start, color=GREY, lw=0.8, ls=":")
         if min(lowest) > 0:
             ax.set_yscale("log")
             decades(ax)
-        start = median([row["initial"] for m in methods for row in outcomes.all_trials(cell, m)])
-        ax.axhline(start, color=GREY, lw=0.8, ls=":")
     _key(figure, axes)
     return figure
 

@@ -93,6 +93,10 @@ class Outcomes:
         if planned is None:
             keys = {(*cell, m, seed) for cell in self.cells for m in self.methods for seed in self.seeds}
         self.missing: tuple[Study, ...] = tuple(sorted(keys - found))
+        initial: dict[Cell, list[float]] = defaultdict(list)
+        for row in self.rows:
+            initial[row["workload"], row["steps"]].append(row["initial"])
+        self._floors = {cell: RESOLUTION * max(median(values), 0.0) for cell, values in initial.items()}
         self._trials: dict[Study, list[Row]] = defaultdict(list)
         self._tunables: dict[str, tuple[str, ...]] = {}
         self._ratios: dict[tuple[Cell, str, str], Interval | None] = {}
@@ -151,9 +155,7 @@ class Outcomes:
 
     def floor(self, cell: Cell) -> float:
         """Loss below which a cell resolves nothing: :data:`RESOLUTION` of the untrained model's."""
-        return RESOLUTION * max(
-            median(row["initial"] for row in self.rows if (row["workload"], row["steps"]) == cell), 0.0
-        )
+        return self._floors.get(cell, 0.0)
 
     def log(self, cell: Cell, loss: float) -> float:
         """Logarithm of a loss, or of the floor where it lies below."""

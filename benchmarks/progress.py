@@ -68,7 +68,8 @@ class Display:
             self.tally.took(cell, time.monotonic() - began)
             self.tally.peak_mb = max(self.tally.peak_mb, event["peak_mb"])
             what = "diverged" if event["diverged"] else f"{event['valid']:.4f}"
-            self.say(f"{self._counted()}  {trial_words(event)}  {what}  {event['seconds']:.1f} s{self._left()}")
+            took = f"{event['seconds']:.1f} s{self._left()}"
+            self.say(f"{self._counted()}  {trial_words(event)}  {what}  {took}")
         elif kind == "failed":
             count.failed += 1
             self.say(f"{self._counted()}  {trial_words(event)}  failed: {event['why']}")
@@ -101,7 +102,8 @@ class Display:
 def trial_words(event: dict[str, Any]) -> str:
     """Which trial, in words."""
     point = "".join(f"  {n} {event[n]:.2e}" for n in ("lr", "decay") if event[n] is not None)
-    return f"{event['workload']} {event['steps']}  {event['method']}  seed {event['seed']}  k {event['k']}{point}"
+    where = f"{event['workload']} {event['steps']}  {event['method']}  seed {event['seed']}  k {event['k']}"
+    return where + point
 
 
 def _live() -> Any | None:

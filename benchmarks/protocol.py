@@ -89,12 +89,13 @@ class Protocol:
 
     def __post_init__(self) -> None:
         """Check everything."""
-        for name, known, what in (
-            *((w, WORKLOADS, "workload") for w in self.workloads),
-            *((m, METHODS, "method") for m in self.methods),
+        for what, names, known in (
+            ("workload", [*self.workloads], [*WORKLOADS]),
+            ("method", [*self.methods], [*METHODS]),
         ):
-            if name not in known:
-                raise ProtocolError(f"tier {self.tier!r}: {unknown(what, name, known)}")
+            for name in names:
+                if name not in known:
+                    raise ProtocolError(f"tier {self.tier!r}: {unknown(what, name, known)}")
         for name, indices in self.workloads.items():
             two = tuple(range(len(WORKLOADS[name].horizons)))
             self._check(
@@ -121,9 +122,7 @@ class Protocol:
         )
         for field in ("lr", "decay"):
             ends = getattr(self, field)
-            good = (
-                len(ends) == 2 and all(_number(x) for x in ends) and 0 < ends[0] < ends[1] < math.inf
-            )
+            good = len(ends) == 2 and all(_number(x) for x in ends) and 0 < ends[0] < ends[1] < math.inf
             self._check(field, ends, good, "two numbers, 0 < least < largest")
 
     def _check(self, field: str, value: object, good: object, allowed: str) -> None:
@@ -160,7 +159,9 @@ class Protocol:
         missing = [f for f in fields if f not in table]
         if missing:
             raise ProtocolError(f"tier {tier!r}: {', '.join(missing)} missing")
-        listed = {f: tuple(table[f]) if isinstance(table[f], list) else table[f] for f in fields}
+        listed: dict[str, Any] = {
+            f: tuple(table[f]) if isinstance(table[f], list) else table[f] for f in fields
+        }
         for field in ("methods", "seeds", "lr", "decay"):
             if not isinstance(listed[field], tuple):
                 raise ProtocolError(f"tier {tier!r}: {field} is {listed[field]!r}; allowed: a list")

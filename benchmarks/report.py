@@ -68,7 +68,7 @@ def _about(outcomes: Outcomes) -> list[str]:
         f"{len(outcomes.rows)} finished trials: {_count(len(outcomes.methods), 'method')} on "
         f"{_count(len(outcomes.cells), 'workload')} (a horizon counts by itself) with "
         f"{_count(len(outcomes.seeds), 'seed')}; best of {budgets} where anything is searched. "
-        f"Protocol {outcomes.rows[0]['protocol']}."
+        f"Protocol {outcomes.rows[0]['protocol'][:12]}."
     ]
     if outcomes.missing:
         lines.append(
@@ -105,7 +105,7 @@ def _sections(
             "Sensitivity to the learning rate",
             [_SENSITIVITY, costs.sensitivity_table(outcomes), pictures["sensitivity"], _EDGES, edges],
         ),
-        Section("Ablations", [parts or f"{losses.WHOLE} or its ablations are not part of this sweep."]),
+        Section("Ablations", [parts or "No method is part of this sweep together with what it alters."]),
         Section("Failures", [_FAILURES, costs.failures_table(outcomes)]),
         Section("Overhead and memory", [_OVERHEAD, costs.overhead_table(outcomes)]),
         Section("Coverage", [_coverage(outcomes), costs.missing_table(outcomes)]),
@@ -123,16 +123,18 @@ def _verdict(outcomes: Outcomes) -> str:
     absent = sum(ratio is None for ratio in ratios)
     text = (
         f"Ratio: best final validation loss over that of {REFERENCE}, paired by seed, geometric mean over "
-        f"seeds; a method has lost (won) on a workload where the whole {CONFIDENCE:.0%} bootstrap interval "
-        f"is above (below) 1. Of {len(ratios)} pairs {lost} lost, {won} won, {len(known) - lost - won} are "
-        f"open, {len(ratios) - len(known) - absent} have one seed and no interval, {absent} have not run."
+        f"seeds; a method has lost (won) on a workload where the whole {CONFIDENCE * 100:.0f} % bootstrap "
+        f"interval is above (below) 1. Of {len(ratios)} pairs {lost} lost, {won} won, "
+        f"{len(known) - lost - won} are open, {len(ratios) - len(known) - absent} have one seed and no "
+        f"interval, {absent} have not run."
     )
     seeds = len(outcomes.seeds)
     if seeds > 1 and known:
         text += (
             f" A bootstrap of {seeds} seeds is no wider than their range: it holds the median of a method's "
-            f"ratio in at most {1 - 2.0 ** (1 - seeds):.0%} of cases, and a method that differs in nothing "
-            f"is listed as lost on at least one in {2**seeds} workloads by chance, and likewise as won."
+            f"ratio in at most {100 - 100 * 2.0 ** (1 - seeds):.0f} % of cases, and a method that differs "
+            f"in nothing is listed as lost on at least one in {2**seeds} workloads by chance, and likewise "
+            "as won."
         )
     return text
 
@@ -153,11 +155,11 @@ _FINAL = (
     "section."
 )
 _TIME = (
-    f"Target of a workload: the median over seeds of {REFERENCE}'s best final loss, plus {MARGIN:.0%}, "
-    "which is what chance alone moves. Time: the first step at which validation, about twenty times a run, "
-    "is at or below it; of the fastest trial of each search, median over seeds. A run that diverges later "
-    "has not reached it. Score, as in AlgoPerf: area under the share of workloads within τ of the fastest "
-    f"method, from 1 to {LIMIT:g}, over its largest; 1 is fastest everywhere, 0 never there."
+    f"Target of a workload: the median over seeds of {REFERENCE}'s best final loss, plus {MARGIN * 100:.0f} "
+    "%, which is what chance alone moves. Time: the first step at which validation, about twenty times a "
+    "run, is at or below it; of the fastest trial of each search, median over seeds. A run that diverges "
+    "later has not reached it. Score, as in AlgoPerf: area under the share of workloads within τ of the "
+    f"fastest method, from 1 to {LIMIT:g}, over its largest; 1 is fastest everywhere, 0 never there."
 )
 _CLOCK = (
     "The rule set for methods without a search for the lr. Tuned methods stand below with all trials of "
@@ -176,8 +178,8 @@ _SENSITIVITY = (
     "untrained model, dotted."
 )
 _EDGES = (
-    f"An optimum in the outer {costs.EDGE:.0%} of the range drawn, on a log scale, for more than half of "
-    "the seeds: the search may have wanted to go further. With few points it is often chance."
+    f"An optimum in the outer {costs.EDGE * 100:.0f} % of the range drawn, on a log scale, for more than "
+    "half of the seeds: the search may have wanted to go further. With few points it is often chance."
 )
 _FAILURES = (
     "A run that diverged stays in, with the loss of the untrained model as its result. All trials are "

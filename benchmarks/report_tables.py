@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from thermoopt.benchmarks.outcomes import REFERENCE, Cell, Outcomes, label
@@ -13,7 +12,6 @@ from thermoopt.tables import Table
 
 __all__ = [
     "MISSING",
-    "WHOLE",
     "aggregate",
     "best_of",
     "best_of_table",
@@ -30,22 +28,21 @@ MISSING = "missing"
 """What stands where nothing has run."""
 
 BUDGETS = (1, 2, 4, 8, 16)
-"""Trials of a search that the tables show."""
-
-WHOLE = "autotune"
-"""What the ablations are parts of."""
+"""Trials of a search that the table of best of k shows, beside the largest."""
 
 PARTS = (
-    ("replay", "another seed's trajectory of scales, without feedback"),
-    ("random gain", "a bounded random factor in place of the law: a placebo"),
-    ("lr only", "the law of the lr without that of the decay"),
-    ("decay only", "the law of the decay on a tuned, scheduled lr"),
-    ("per group", "a rate of its own for every module"),
-    ("global", "one lr for all layers"),
-    ("respect_lr", "autotune about a tuned lr"),
-    ("monitor", "measuring without acting, on a tuned, scheduled lr"),
+    ("replay", "autotune", "another seed's trajectory of scales, without feedback"),
+    ("lr only", "autotune", "the law of the lr without that of the decay"),
+    ("per group", "autotune", "a rate of its own for every module"),
+    ("global", "autotune", "one lr for all layers"),
+    ("scheduler adamw autotune", "autotune", "the same laws on torch's AdamW"),
+    ("random gain", "respect_lr", "chance in the place of the law: a placebo"),
+    ("decay only", REFERENCE, "the law of the decay added"),
+    ("monitor", REFERENCE, "measuring added, without acting"),
+    ("monitor native", REFERENCE, "measuring added, without acting, in the one-pass kernel"),
+    ("scheduler adamw", REFERENCE, "the same schedule by ThermoScheduler"),
 )
-"""Ablations of autotune, by method name."""
+"""Ablations: a method, what it is compared with, and what tells it from that."""
 
 
 def number(value: float | None) -> str:
@@ -185,8 +182,11 @@ def final_losses(outcomes: Outcomes, cell: Cell) -> Table:
             )
         )
     head = ("method", "loss", "difference [95 %]", "ratio [95 %]", "seeds", "best of", "diverged", "searched")
-    metric = outcomes.metric(cell)
-    return Table(f"{label(cell)}{f', {metric}' if metric else ''}", head, rows, left=frozenset({0, 7}))
+    metric, floor = outcomes.metric(cell), outcomes.floor(cell)
+    low = any(row["valid"] < floor for m in outcomes.methods for row in outcomes.best(cell, m).values())
+    title = f"{label(cell)}{f', {metric}' if metric else ''}"
+    note = f"Ratios take losses below {number(floor)} for equal to it." if low else ""
+    return Table(title, head, rows, frozenset({0, 7}), note)
 
 
 def _nan_last(value: float) -> float:
@@ -214,7 +214,8 @@ def best_of(outcomes: Outcomes, method: str) -> dict[int, float]:
 def best_of_table(outcomes: Outcomes) -> Table:
     """Expected best of 1, 2, 4, 8, 16 trials of every method."""
     curves = {method: best_of(outcomes, method) for method in outcomes.methods}
-    budgets = [k for k in BUDGETS if any(k in curve for curve in curves.values())]
+    most = max((len(curve) for curve in curves.values()), default=1)
+    budgets = sorted({k for k in BUDGETS if k <= most} | {most})
     rows = [
         (method, searched(outcomes, method), *(number(curves[method].get(k)) for k in budgets))
         if curves[method]
@@ -225,17 +226,17 @@ def best_of_table(outcomes: Outcomes) -> Table:
     return Table("Ratio to tuned linear-to-zero by budget", head, rows, frozenset({0, 1}))
 
 
-def parts_table(outcomes: Outcomes, parts: Sequence[tuple[str, str]] = PARTS) -> Table | None:
-    """Ratio of every ablation's loss to that of :data:`WHOLE`; None where neither side has run."""
-    present = [(name, about) for name, about in parts if name in outcomes.methods]
-    if WHOLE not in outcomes.methods or not present:
-        return None
+def parts_table(outcomes: Outcomes) -> Table | None:
+    """Ratio of every ablation's loss to that of what it alters; None where no such pair has run."""
     rows = []
-    for name, about in present:
-        strata = list(outcomes.strata(name, WHOLE).values())
-        total = with_interval(interval(strata).exp()) if strata else MISSING
-        cells = [with_interval(outcomes.ratio(cell, name, WHOLE)) for cell in outcomes.cells]
-        rows.append((name, about, total, *cells))
-    head = ("ablation", "what it is", "geometric mean [95 %]", *map(label, outcomes.cells))
-    note = f"Above 1: worse than {WHOLE}, paired by seed; both at the best of their own searches."
-    return Table(f"Final loss over that of {WHOLE}", head, rows, frozenset({0, 1}), note)
+    for name, against, about in PARTS:
+        if name in outcomes.methods and against in outcomes.methods:
+            strata = list(outcomes.strata(name, against).values())
+            total = with_interval(interval(strata).exp()) if strata else MISSING
+            cells = [with_interval(outcomes.ratio(cell, name, against)) for cell in outcomes.cells]
+            rows.append((name, against, about, total, *cells))
+    head = ("method", "against", "what differs", "geometric mean [95 %]", *map(label, outcomes.cells))
+    note = "Above 1: worse than what it is compared with, paired by seed, both at the best of their own searches."
+    return (
+        Table("Final loss over that of the whole", head, rows, frozenset({0, 1, 2}), note) if rows else None
+    )

@@ -46,7 +46,9 @@ def masked(url: str) -> str:
         return url
 
 
-def open_storage(url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE, answer: int = ANSWER) -> RDBStorage:
+def open_storage(
+    url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE, answer: int = ANSWER
+) -> RDBStorage:
     """Connect, and make the tables if there are none.
 
     On SQLite every transaction takes the write lock at its start: with pysqlite's own way, in which a
@@ -106,7 +108,7 @@ def _lock_first(engine: sqlalchemy.Engine) -> None:
         connection.isolation_level = None  # type: ignore[attr-defined] # sqlite3 begins nothing by itself
         cursor = connection.cursor()  # type: ignore[attr-defined]
         cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing; a power cut, the last second
+        cursor.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut a second
         cursor.close()
 
     engine.dispose()

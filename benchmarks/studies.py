@@ -1,17 +1,18 @@
 """A sweep's trials in its storage: made once, taken one by one, finished, and put back when they are lost.
 
-One study a cell; a trial in it for every point ``k``. A trial that was lost with its worker fails, and one more
-is made for its point, its ``attempt`` counted up. Processes that do this at the same time may make two: of
-those about the same point and attempt the one with the lowest number is real, the others fail unrun when
+One study a cell; a trial in it for every point ``k``. A trial that was lost with its worker fails, and one
+more is made for its point, its ``attempt`` counted up. Processes that do this at the same time may make two:
+of those about the same point and attempt the one with the lowest number is real, the others fail unrun when
 their turn comes. So nothing here needs a lock across processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from optuna.distributions import FloatDistribution
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
-from thermoopt.benchmarks.design import SPACE, design
+from thermoopt.benchmarks.design import design
 from thermoopt.benchmarks.methods import METHODS
 from thermoopt.benchmarks.protocol import Cell, Protocol
 from thermoopt.benchmarks.storage import StorageError, masked
@@ -31,7 +32,7 @@ from thermoopt.benchmarks.trial import Row, TrialSpec
 __all__ = ["RETRIES", "Item", "Studies", "Taken", "machine"]
 
 RETRIES = 1
-"""Times a trial is put back after its worker died: one death is bad luck, two may be the trial's own doing."""
+"""Times a trial is put back after its worker died: one death is bad luck, two may be its own doing."""
 
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 
@@ -114,16 +115,16 @@ class Studies:
             ):
                 raise StorageError(
                     f"storage {self._url} holds study {study.study_name!r} of protocol {str(theirs)[:12]}, "
-                    f"and this is protocol {self.protocol.hash[:12]} of the same tier: its rows cannot stand in "
-                    "one table. Take another --out and --storage, or the protocol that made it"
+                    f"and this is protocol {self.protocol.hash[:12]} of the same tier: rows of both cannot "
+                    "stand in one table. Take another --out and --storage, or the protocol that made it"
                 )
 
-    def make(self, rows: Iterable[Row] = (), each: Callable[[], None] = lambda: None) -> None:
+    def make(self, rows: Iterable[Row] = (), *, again: bool = False) -> None:
         """Make studies and trials that are missing, and put back what was lost.
 
         Args:
             rows: of trials that were finished, though the storage may not know.
-            each: called after every study.
+            again: put back what failed, too.
 
         Raises:
             StorageError: as :meth:`check`.
@@ -137,8 +138,7 @@ class Studies:
             mine = known.get((cell.workload, cell.steps, cell.method, cell.seed), {})
             self.adopt(order, mine)
             self.lose_dead(order)
-            self.top_up(order, mine)
-            each()
+            self.top_up(order, mine, again=again)
 
     def study(self, order: int) -> optuna.Study:
         """The study of a cell; it is made if it is missing."""
@@ -146,13 +146,11 @@ class Studies:
             cell = self.cells[order]
             sampler = optuna.samplers.RandomSampler(seed=0)  # never asked: the design says where
             try:
-                study = optuna.create_study(
-                    storage=self.storage, study_name=self.name(cell), direction="minimize", sampler=sampler
-                )
-            except DuplicatedStudyError:
-                study = optuna.load_study(
-                    storage=self.storage, study_name=self.name(cell), sampler=sampler
-                )
+                study = optuna.load_study(storage=self.storage, study_name=self.name(cell), sampler=sampler)
+            except KeyError:
+                with contextlib.suppress(DuplicatedStudyError):  # another process was faster
+                    optuna.create_study(storage=self.storage, study_name=self.name(cell))
+                study = optuna.load_study(storage=self.storage, study_name=self.name(cell), sampler=sampler)
             if "protocol" not in study.user_attrs:
                 study.set_user_attr("protocol", self.protocol.hash)
             self._studies[order] = study
@@ -225,6 +223,10 @@ class Studies:
             if t.state in OPEN
         )
 
+    def open(self, item: Item) -> bool:
+        """Whether the point of a trial waits or runs."""
+        return any(t.user_attrs["k"] == item.k and t.state in OPEN for t in self.trials(item.order))
+
     def after(self, item: Item) -> Item | None:
         """Look at a trial that another process has: put it back if that is dead.
 
@@ -233,9 +235,7 @@ class Studies:
         """
         self._lose_silent(item.order)
         self.top_up(item.order)
-        left = [
-            t.number for t in self.trials(item.order) if t.user_attrs["k"] == item.k and t.state in OPEN
-        ]
+        left = [t.number for t in self.trials(item.order) if t.user_attrs["k"] == item.k and t.state in OPEN]
         return Item(item.k, item.order, min(left)) if left else None
 
     # ---------------------------------------------------------------- working

@@ -11,9 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
+from optuna.trial import TrialState
+from thermoopt.benchmarks.storage import open_storage
 from thermoopt.benchmarks.trial import Row
 
-__all__ = ["DiskFull", "append_row", "disk_full", "merge", "read_rows", "row_key", "rows_file"]
+__all__ = ["DiskFull", "append_row", "disk_full", "read_rows", "read_table", "row_key", "rows_file"]
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "protocol": (str,),
@@ -138,7 +141,30 @@ def _check(row: Any) -> None:
         raise ValueError("valid or initial is not finite")
 
 
-def merge(first: list[Row], second: list[Row]) -> list[Row]:
-    """Rows of both, the first's where they are about the same trial, in a fixed order."""
-    rows = {(r["protocol"], *row_key(r)): r for r in (*second, *first)}
+def read_table(
+    storage_url: str | None, out: Path | None, protocol: str | None = None, say: Say = print
+) -> list[Row]:
+    """Read all rows of a sweep.
+
+    Args:
+        storage_url: of the storage; None reads the file alone.
+        out: folder with ``rows.jsonl``; None reads the storage alone.
+        protocol: hash of the rows that are wanted; None is any.
+        say: told of lines of the file that are no rows.
+
+    Returns:
+        The rows of both, those of the storage where both have one, in a fixed order.
+
+    Raises:
+        StorageError: if the storage cannot be used.
+    """
+    found = [] if out is None else read_rows(rows_file(out), say)
+    if storage_url is not None:
+        storage = open_storage(storage_url)
+        for kept in storage.get_all_studies():
+            if "protocol" in kept.user_attrs and protocol in (None, kept.user_attrs["protocol"]):
+                study = optuna.load_study(study_name=kept.study_name, storage=storage)
+                done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                found.extend(t.user_attrs["row"] for t in done)
+    rows = {(r["protocol"], *row_key(r)): r for r in found if protocol in (None, r["protocol"])}
     return [rows[key] for key in sorted(rows)]

@@ -56,9 +56,7 @@ class TrialSpec:
     retried: bool = False
 
 
-def run_trial(
-    spec: TrialSpec, logs: Path | None = None, stopped: Callable[[], bool] = lambda: False
-) -> Row:
+def run_trial(spec: TrialSpec, logs: Path | None = None, stopped: Callable[[], bool] = lambda: False) -> Row:
     """Train once.
 
     A run diverges if a loss is not finite, or if its last validation is above its first: its score is the
@@ -71,12 +69,12 @@ def run_trial(
         stopped: asked before every step.
 
     Returns:
-        ``protocol``, ``tier``, ``workload``, ``metric``, ``steps``, ``method``, ``tunables``, ``seed``, ``k``,
-        ``lr``, ``decay``; ``valid`` (last validation loss), ``initial`` (the one before training), ``diverged``,
-        ``curve`` (pairs of step and validation loss, of a diverged run as long as they are finite),
-        ``seconds`` (training without validations), ``eval_seconds``, ``step_ms`` (median of what follows a backward
-        pass: report, step, schedule), ``extra_steps`` (of runs that making the method took), ``peak_mb`` (resident,
-        of this process so far), ``sha256`` of the data, ``retried``.
+        ``protocol``, ``tier``, ``workload``, ``metric``, ``steps``, ``method``, ``tunables``, ``seed``,
+        ``k``, ``lr``, ``decay``; ``valid`` (last validation loss), ``initial`` (the one before training),
+        ``diverged``, ``curve`` (pairs of step and validation loss, of a diverged run as long as they are
+        finite), ``seconds`` (training without validations), ``eval_seconds``, ``step_ms`` (median of what
+        follows a backward pass: report, step, schedule), ``extra_steps`` (of runs that making the method
+        took), ``peak_mb`` (resident, of this process so far), ``sha256`` of the data, ``retried``.
 
     Raises:
         Stopped: if ``stopped`` says so.

@@ -35,7 +35,7 @@ DISK_FULL, NO_STORAGE = 74, 69
 """Exit statuses, sysexits.h's EX_IOERR and EX_UNAVAILABLE."""
 
 LOOK = 60.0
-"""Seconds between looks at trials that other processes had: half of what it takes until one counts as lost."""
+"""Seconds between looks at trials that other processes had: half of the time after which one is lost."""
 
 POLL = 1.0
 """Seconds between looks where nothing else is left to do."""
@@ -147,7 +147,7 @@ class Worker:
             self._failed(taken, error)
         else:
             if self._keep(taken, row):
-                told = {name: row[name] for name in ("valid", "diverged", "seconds", "eval_seconds", "peak_mb")}
+                told = {name: row[name] for name in ("valid", "diverged", "seconds", "peak_mb")}
                 self._tell({"event": "done", **about, **told})
             else:
                 self._tell({"event": "late", **about})
@@ -235,10 +235,15 @@ def main() -> int:
     """
     torch.set_num_threads(1)
     stop = threading.Event()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the sweep tells who has to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard stops the sweep, which tells its workers
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     orders = Orders(**json.loads(sys.stdin.readline()))
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+    def listen() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=listen, daemon=True).start()
     out = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what a library prints is not an event
 

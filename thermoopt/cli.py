@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from thermoopt.benchmarks.command import add_bench, bench
 from thermoopt.demo.run import DEFAULT_STEPS, InputError, run_demo
 
 __all__ = ["main"]
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        return {"demo": _demo, "inspect": _inspect, "doctor": _doctor}[args.command](args)
+        return {"demo": _demo, "inspect": _inspect, "bench": bench, "doctor": _doctor}[args.command](args)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.set_defaults(parser=inspect)
 
+    add_bench(commands)
     commands.add_parser(
         "doctor",
         help="say which kernels this machine can run, and why the others cannot",

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["CONFIDENCES", "Finding"]
+__all__ = ["CONFIDENCES", "Finding", "two_digits"]
 
 CONFIDENCES = ("HIGH", "MEDIUM", "LOW")
 """From sure to unsure, in error rates on healthy runs: at most 1 in 100 has any HIGH finding, at most 1 in 20
@@ -55,6 +55,11 @@ class Finding:
             data[key] = _plain(data[key])
         data["interval"] = [_plain(x) for x in data["interval"]]
         return data
+
+
+def two_digits(x: float) -> str:
+    """Round to two digits, without an exponent up to a million."""
+    return f"{float(f'{x:.2g}'):g}"
 
 
 def _plain(x: float) -> float | None:

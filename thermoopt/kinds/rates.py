@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from thermoopt.evidence import MIN_READINGS, Evidence, mean_interval, median
-from thermoopt.finding import Finding
+from thermoopt.finding import Finding, two_digits
 from thermoopt.physics import GAUSSIAN
 
 __all__ = [
@@ -105,7 +105,7 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
         confidence,
         f"gradients come in bursts (gaussianity {gaussianity:.2g}, r {r:.2g}), a step at the peak rate of "
         f"{run.peak_lr:.2g} is {rate:.2g} times a weight's initial size{loss}.",
-        f"Lower the learning rate by a factor of about {rate / USUAL:.2g}, to "
+        f"Lower the learning rate by a factor of about {two_digits(rate / USUAL)}, to "
         f"{run.peak_lr * USUAL / rate:.1g}.",
         measure="gaussianity",
         effect=gaussianity,
@@ -144,7 +144,7 @@ def learning_rate_too_low(run: Evidence) -> Finding | None:
         "HIGH" if median(r) > 2 else "MEDIUM",
         f"updates drift in one direction (r {median(r):.2g}, cosine of gradient and moment "
         f"{median(cosine):.2g}) for {len(r)} readings, and weights turn by {median(angular):.1e} a step.",
-        f"Raise the learning rate, if trained from scratch up to {factor:.2g} times "
+        f"Raise the learning rate, if trained from scratch up to {two_digits(factor)} times "
         f"({run.peak_lr * factor:.1g}).",
         measure="r",
         effect=median(r),
@@ -180,8 +180,8 @@ def momentum_overdamped(run: Evidence) -> Finding | None:
     return Finding(
         "momentum_overdamped",
         "HIGH",
-        f"momentum averages over {memory:.2g} steps, and what it holds is {coherence:.2g} times what noise "
-        "would leave: it answers late to a gradient that could be followed.",
+        f"momentum averages over {two_digits(memory)} steps, and what it holds is {coherence:.2g} times what "
+        "noise would leave: it answers late to a gradient that could be followed.",
         f"Lower beta1 to about {1 - 1 / enough:.2g}.",
         measure="coherence",
         effect=coherence,

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from thermoopt.evidence import Evidence
-from thermoopt.finding import Finding
+from thermoopt.finding import Finding, two_digits
 
 __all__ = ["gradient_noise", "non_finite_steps"]
 
@@ -52,8 +52,8 @@ def gradient_noise(run: Evidence) -> Finding | None:
         "MEDIUM",
         f"gradients never agreed with those before them (cosine with the moment at most {largest:.1e} in "
         f"{len(cosine)} readings): signal is at most {1 / factor:.1e} of their energy.",
-        f"Noise and signal balance at a batch {factor:.2g} times as large or more; if that cannot be had, "
-        "lower the learning rate or the noise.",
+        f"Noise and signal balance at a batch {two_digits(factor)} times as large or more; if that cannot be "
+        "had, lower the learning rate or the noise.",
         measure="rho_momentum",
         effect=largest,
         null=0.0,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from thermoopt.balance import ANGULAR_BOUND, FREE_FALL, NU
 from thermoopt.evidence import Array, Evidence, median
-from thermoopt.finding import Finding
+from thermoopt.finding import Finding, two_digits
 
 __all__ = ["weight_decay_collapse", "weight_decay_irrelevant"]
 
@@ -65,7 +65,7 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
             "weight_decay_collapse",
             "HIGH" if length.max() >= SUSTAINED or (erased & collapsing).any() else "MEDIUM",
             _fall(str(names[worst]), float(excess), float(now), float(ahead)),
-            f"Lower weight decay by a factor of about {max(factor, 1.5):.2g}.",
+            f"Lower weight decay by a factor of about {two_digits(max(factor, 1.5))}.",
             measure="wd_balance",
             effect=float(excess),
             null=1.0,
@@ -80,7 +80,7 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
             "weight_decay_collapse",
             "HIGH",
             f"decay erases a weight within 1/(lr decay) = {tau:.3g} steps; momentum takes 10 to build it.",
-            f"Lower weight decay by a factor of {10 * FORGETFUL / tau:.2g} or more.",
+            f"Lower weight decay by a factor of {two_digits(10 * FORGETFUL / tau)} or more.",
             measure="1/(lr decay)",
             effect=tau,
             null=math.inf,
@@ -95,7 +95,7 @@ def _fall(name: str, excess: float, now: float, ahead: float) -> str:
     """Say where a norm is and where it goes, in parts of that at the start."""
     if now < NU and ahead > 0.8 * now:
         return f"decay has taken {name} to {now:.2g} of its norm at the start and holds it there."
-    takes = f"decay takes {excess:.2g} times what {name}'s source gives back"
+    takes = f"decay takes {two_digits(excess)} times what {name}'s source gives back"
     return f"{takes}: its norm, {now:.2g} of that at the start, is forecast at {ahead:.2g} of it."
 
 
