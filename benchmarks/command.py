@@ -115,5 +115,5 @@ def bench(args: argparse.Namespace) -> int:
             return actions.ACTIONS[args.action](args)
         except actions.REFUSED as error:
             refused = str(error)
-    args.parser.error(refused)  # exits with status 2
-    raise AssertionError
+    parser: argparse.ArgumentParser = args.parser
+    parser.error(refused)

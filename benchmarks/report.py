@@ -128,7 +128,16 @@ def _verdict(outcomes: Outcomes) -> str:
         f"{len(known) - lost - won} are open, {len(ratios) - len(known) - absent} have one seed and no "
         f"interval, {absent} have not run."
     )
+    text += f" Tuned means the best of {_range(outcomes.budgets.values())} points of its space."
+    edges = [row[1] for row in costs.edges_table(outcomes).rows if row[0] == REFERENCE and row[2] == "lr"]
+    if edges:
+        text += (
+            f" On {', '.join(edges)} its best lr lies at an edge of the space: a wider one might have "
+            "served it better, and what won there may owe it to that."
+        )
     seeds = len(outcomes.seeds)
+    if not known:
+        text += " Nothing can be judged; estimates stand in the next section."
     if seeds > 1 and known:
         text += (
             f" A bootstrap of {seeds} seeds is no wider than their range: it holds the median of a method's "

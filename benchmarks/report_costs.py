@@ -174,7 +174,8 @@ def failures_table(outcomes: Outcomes) -> Table:
             lost = sum(row["diverged"] for row in trials)
             cells.append(f"{lost} of {len(trials)}" if trials else MISSING)
         every = [row for cell in outcomes.cells for row in outcomes.all_trials(cell, method)]
-        share = f"{sum(row['diverged'] for row in every) / len(every):.1%}" if every else MISSING
+        lost = sum(row["diverged"] for row in every)
+        share = f"{100 * lost / len(every):.1f} %" if every else MISSING
         again = str(sum(row["retried"] for row in every)) if every else ""
         rows.append((method, share, again, *cells))
     head = ("method", "diverged", "run again", *map(label, outcomes.cells))

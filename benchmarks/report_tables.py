@@ -236,7 +236,7 @@ def parts_table(outcomes: Outcomes) -> Table | None:
             cells = [with_interval(outcomes.ratio(cell, name, against)) for cell in outcomes.cells]
             rows.append((name, against, about, total, *cells))
     head = ("method", "against", "what differs", "geometric mean [95 %]", *map(label, outcomes.cells))
-    note = "Above 1: worse than what it is compared with, paired by seed, both at the best of their own searches."
+    note = "Above 1: worse than what it is compared with; paired by seed, both at the best of their searches."
     return (
         Table("Final loss over that of the whole", head, rows, frozenset({0, 1, 2}), note) if rows else None
     )

@@ -29,7 +29,7 @@ from thermoopt.benchmarks.studies import Item, Studies, Taken
 from thermoopt.benchmarks.table import DiskFull, append_row, disk_full, rows_file
 from thermoopt.benchmarks.trial import Row, Stopped, TrialSpec, run_trial
 
-__all__ = ["DISK_FULL", "NO_STORAGE", "Orders", "Worker", "main"]
+__all__ = ["DISK_FULL", "NO_STORAGE", "Heartbeat", "Orders", "Worker", "main"]
 
 DISK_FULL, NO_STORAGE = 74, 69
 """Exit statuses, sysexits.h's EX_IOERR and EX_UNAVAILABLE."""
@@ -97,7 +97,7 @@ class Worker:
         heapq.heapify(self._plan)
         self._elsewhere: set[Item] = set()
         self._looked = time.monotonic()
-        self._life = _Heartbeat(studies.storage)
+        self._life = Heartbeat(studies.storage)
 
     def work(self) -> None:
         """Run trials until none is left or ``stopped`` says so.
@@ -199,8 +199,12 @@ def _words(taken: Taken) -> dict[str, Any]:
     return {"item": list(asdict(taken.item).values())} | {name: getattr(spec, name) for name in names}
 
 
-class _Heartbeat(threading.Thread):
-    """Gives signs of life for the trial that runs."""
+class Heartbeat(threading.Thread):
+    """Gives signs of life for the trial that runs.
+
+    Attributes:
+        trial: the storage's id of it; None between trials.
+    """
 
     def __init__(self, storage: RDBStorage) -> None:
         super().__init__(daemon=True)
@@ -208,8 +212,9 @@ class _Heartbeat(threading.Thread):
         self._end = threading.Event()
         self.trial: int | None = None
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Heartbeat:
         self.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._end.set()

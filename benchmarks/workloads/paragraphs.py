@@ -46,7 +46,8 @@ def labelled_paragraphs(trained: int, judged: int) -> tuple[list[Example], list[
         Training and validation examples.
 
     Raises:
-        FileNotFoundError: this Python carries too little of its standard library's sources.
+        FileNotFoundError: this Python carries too little of its standard library's sources: fewer than
+            ``judged`` examples of a part, or than half of ``trained``.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     parts = [
@@ -78,7 +79,8 @@ def labelled_paragraphs(trained: int, judged: int) -> tuple[list[Example], list[
 
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from sorted(p for p in path.rglob("*.py") if not {"test", "tests"} & set(p.parts))
+        found = sorted(path.rglob("*.py"))
+        yield from (p for p in found if not {"test", "tests"} & set(p.relative_to(path).parts))
     elif path.exists():  # some are a file in one version of Python and a package in another
         yield path
 

@@ -86,7 +86,8 @@ SHAPES = {
 _NO_DROPOUT = {
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "gpt_neox": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
-}  # less than an epoch is seen; a seed decides everything
+}
+"""An epoch is not seen to its end, and a seed decides everything."""
 
 
 def _source() -> str:
@@ -98,13 +99,12 @@ def _data(source: str, pieces: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pieces of the training and of the validation split, and the bytes each stands for."""
     library = require("datasets", "datasets")
     try:
-        splits = library.load_dataset(source, CONFIGURATION)
-    except (OSError, ValueError, RuntimeError) as error:  # no such folder; no configuration; no network
+        train, valid = library.load_dataset(source, CONFIGURATION, split=["train", "validation"])
+    except (OSError, ValueError, RuntimeError) as error:  # no such folder, no such split, no network
         raise OSError(
             f"{CONFIGURATION} cannot be loaded from {source!r} ({type(error).__name__}: {error}); "
             f"set {VARIABLE} to a folder of the format of {SOURCE}"
         ) from error
-    train, valid = splits["train"], splits["validation"]
     first = train.select(range(min(LEARNED_FROM, len(train))))
     tokenizer = train_tokenizer((line["text"] for line in first), pieces)
 
@@ -117,7 +117,13 @@ def _data(source: str, pieces: int) -> tuple[Tensor, Tensor, Tensor]:
 def _model(shape: Shape) -> nn.Module:
     transformers = require("transformers", "transformers")
     config = transformers.AutoConfig.for_model(
-        shape.kind, vocab_size=shape.pieces, use_cache=False, **shape.sizes, **_NO_DROPOUT[shape.kind]
+        shape.kind,
+        vocab_size=shape.pieces,
+        bos_token_id=None,  # no piece begins or ends a text here
+        eos_token_id=None,
+        use_cache=False,
+        **shape.sizes,
+        **_NO_DROPOUT[shape.kind],
     )
     return transformers.AutoModelForCausalLM.from_config(config)
 
