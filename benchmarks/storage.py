@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 
-__all__ = ["GRACE", "HEARTBEAT", "StorageError", "default_storage", "masked", "open_storage"]
+__all__ = ["GRACE", "HEARTBEAT", "StorageError", "default_storage", "masked", "open_storage", "opened"]
 
 HEARTBEAT = 10
 """Seconds between a worker's signs of life: a trial is lost so soon, a database is not kept busy."""
@@ -72,10 +75,14 @@ def open_storage(
         ) from error
     backend = parts.get_backend_name()
     if backend == "sqlite":
-        waits = {"timeout": LOCKED}
+        waits: dict[str, Any] = {"timeout": LOCKED}
+        pool: dict[str, Any] = {
+            "poolclass": sqlalchemy.pool.NullPool
+        }  # a file is opened at once, and never left open
     else:
         # the name that psycopg, psycopg2, PyMySQL and mysqlclient share
         waits = {"connect_timeout": answer} if backend in ("postgresql", "mysql", "mariadb") else {}
+        pool = {"pool_pre_ping": True}  # a database that was started anew has forgotten its connections
     where = f"storage {masked(url)}"
     for attempt in range(CREATIONS):
         try:
@@ -83,7 +90,7 @@ def open_storage(
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 storage = RDBStorage(
                     url,
-                    engine_kwargs={"connect_args": waits, "pool_pre_ping": backend != "sqlite"},
+                    engine_kwargs={"connect_args": waits, **pool},
                     heartbeat_interval=heartbeat,
                     grace_period=grace,
                 )
@@ -99,6 +106,17 @@ def open_storage(
     if backend == "sqlite":
         _lock_first(storage.engine)
     return storage
+
+
+@contextlib.contextmanager
+def opened(url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> Iterator[RDBStorage]:
+    """:func:`open_storage`, and leave no connection behind."""
+    storage = open_storage(url, heartbeat=heartbeat, grace=grace)
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _lock_first(engine: sqlalchemy.Engine) -> None:

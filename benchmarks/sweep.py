@@ -35,6 +35,7 @@ class _Hand:
     number: int
     process: subprocess.Popen[str]
     errors: Path
+    listener: threading.Thread
     trial: dict[str, Any] | None = None
     worked: bool = False  # had a trial, so that it could start at all
 
@@ -121,8 +122,9 @@ class Sweep:
             )
         assert process.stdin is not None
         assert process.stdout is not None
-        self._hands[number] = _Hand(number, process, errors)
-        threading.Thread(target=self._listen, args=(number, process.stdout), daemon=True).start()
+        listener = threading.Thread(target=self._listen, args=(number, process.stdout), daemon=True)
+        self._hands[number] = _Hand(number, process, errors, listener)
+        listener.start()
         with contextlib.suppress(BrokenPipeError):  # it is dead: that is told by its exit
             process.stdin.write(orders.line())
             process.stdin.flush()  # and stays open: its end would tell the worker that nobody listens
@@ -144,10 +146,7 @@ class Sweep:
             self.display.take(event)
 
     def _left(self, hand: _Hand) -> None:
-        status = hand.process.wait()
-        del self._hands[hand.number]
-        if hand.errors.exists() and not hand.errors.stat().st_size:
-            hand.errors.unlink()
+        status = self._part(hand)
         if status == 0:
             self._forget(hand)
             return
@@ -162,6 +161,19 @@ class Sweep:
             return
         self._bury(hand, why)
         self._hire(patient(self.studies.plan))
+
+    def _part(self, hand: _Hand) -> int:
+        """Wait for the end of a process that is about to end; its exit status."""
+        status = hand.process.wait()
+        hand.listener.join()
+        del self._hands[hand.number]
+        for stream in (hand.process.stdin, hand.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(OSError):  # what it was to read has nobody to read it
+                stream.close()
+        if not hand.errors.stat().st_size:
+            hand.errors.unlink()
+        return status
 
     def _bury(self, hand: _Hand, why: str) -> None:
         """Put back the trial of a worker that died."""
@@ -194,8 +206,7 @@ class Sweep:
                     number, event = self._events.get(timeout=0.2)
                     hand = self._hands[number]
                     if event is None:
-                        hand.process.wait()
-                        del self._hands[number]
+                        self._part(hand)
                         self._forget(hand)
                     else:
                         self._take(hand, event)
@@ -203,9 +214,8 @@ class Sweep:
             self.display.say("stopping now")
         for hand in list(self._hands.values()):
             hand.process.kill()
-            hand.process.wait()
+            self._part(hand)
             self._forget(hand)
-        self._hands.clear()
 
 
 def _why(status: int, errors: Path) -> str:

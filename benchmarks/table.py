@@ -13,7 +13,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
-from thermoopt.benchmarks.storage import open_storage
+from thermoopt.benchmarks.storage import opened
 from thermoopt.benchmarks.trial import Row
 
 __all__ = ["DiskFull", "append_row", "disk_full", "read_rows", "read_table", "row_key", "rows_file"]
@@ -160,11 +160,11 @@ def read_table(
     """
     found = [] if out is None else read_rows(rows_file(out), say)
     if storage_url is not None:
-        storage = open_storage(storage_url)
-        for kept in storage.get_all_studies():
-            if "protocol" in kept.user_attrs and protocol in (None, kept.user_attrs["protocol"]):
-                study = optuna.load_study(study_name=kept.study_name, storage=storage)
-                done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-                found.extend(t.user_attrs["row"] for t in done)
+        with opened(storage_url) as storage:
+            for kept in storage.get_all_studies():
+                if "protocol" in kept.user_attrs and protocol in (None, kept.user_attrs["protocol"]):
+                    study = optuna.load_study(study_name=kept.study_name, storage=storage)
+                    done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                    found.extend(t.user_attrs["row"] for t in done)
     rows = {(r["protocol"], *row_key(r)): r for r in found if protocol in (None, r["protocol"])}
     return [rows[key] for key in sorted(rows)]

@@ -269,7 +269,9 @@ def test_another_protocol_is_refused_and_another_tier_is_not(tmp_path):
 def test_points_beyond_the_design_are_drawn_by_tpe_and_not_repeated_after_a_stop(tmp_path):
     protocol = Protocol.of(
         "t",
-        changed(workloads={"linear": [0]}, methods=["adamw linear"], design=2, budget=6, sampler="tpe"),
+        changed(
+            workloads={"linear": [0]}, methods=["adamw linear"], seeds=[0], design=2, budget=6, sampler="tpe"
+        ),
     )
     points = []
     for _ in range(6):  # a new process every time, as far as the sampler can tell
