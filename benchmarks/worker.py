@@ -221,6 +221,7 @@ class Heartbeat(threading.Thread):
         self.join()
 
     def run(self) -> None:
+        """Give signs until the end; one that the storage does not take is left out."""
         interval = self._storage.get_heartbeat_interval()
         while not self._end.wait(interval):
             trial = self.trial
