@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv demo test lint bench-overhead bench-control bench-validation clean
+.PHONY: venv demo test lint bench bench-overhead bench-control bench-validation clean
 
 venv: $(READY)
 
@@ -31,6 +31,12 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: venv
+	@echo "== optimizers and schedules at equal tuning budgets: about 20 minutes on 2 idle cores, resumable"
+	@if [ -e runs/bench/quick ]; then $(BIN)/thermoopt bench resume --out runs/bench/quick; \
+	else $(BIN)/thermoopt bench run --tier quick --out runs/bench/quick; fi
+	$(BIN)/thermoopt bench report --out runs/bench/quick
 
 bench-overhead: venv
 	@echo "== overhead of measuring, as ratios within one run (thermoclaw is installed for comparison)"

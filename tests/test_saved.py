@@ -14,8 +14,8 @@ import pytest
 from tests.saved_runs import record
 from thermoopt.history import MAX_LAYER_READINGS
 from thermoopt.meter import SKIP_CAUSES
+from thermoopt.panels import HistoryLike
 from thermoopt.physics import QUANTITIES
-from thermoopt.plotting import HistoryLike
 from thermoopt.saved import SavedRun
 
 LAYERS = ["wte.weight", "mlp.weight", "head.weight", "norm.weight", "norm.bias", "mlp.bias"]

@@ -12,24 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.controllers.base import Action
-from thermoopt.plotting import (
+from thermoopt.panels import (
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
     PURPLE,
     RED,
     Array,
     HistoryLike,
-    LossCurve,
     blank,
     decades,
     frame,
     gaps,
+    headroom,
     layer_band,
     legend,
     smooth,
+    words,
 )
+from thermoopt.plotting import LossCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -186,7 +187,7 @@ def _rates(ax: Axes, drawn: _Drawn) -> None:
         ax.set_yscale("log")
         low, high = ax.get_ylim()
         ax.set_ylim(max(low, top * 10**-_DECADES), high)
-        _headroom(ax, 0.22)
+        headroom(ax, 0.22)
         decades(ax)
     legend(ax, loc="upper right", ncols=2)
 
@@ -202,7 +203,7 @@ def _equilibrium(ax: Axes, drawn: _Drawn) -> None:
     ax.axhline(1, color="black", ls="--", lw=1.2, label="1: equilibrium; above: drift")
     if any_drawn:
         ax.set_yscale("log")
-        _headroom(ax, 0.22)
+        headroom(ax, 0.22)
         decades(ax)
     legend(ax, loc="upper right", ncols=2)
 
@@ -238,13 +239,14 @@ def _actions(target: Axes, evidence: Axes, drawn: _Drawn) -> None:
             )
     if moved:
         target.set_yscale("log")
-        _headroom(target, 0.35)
+        headroom(target, 0.35)
         decades(target)
-        _headroom(evidence, 0.4)
+        headroom(evidence, 0.4)
         legend(evidence, loc="upper right", ncols=2)
     else:
-        _say(target, "no action on the rate")
-        _say(evidence, "no evidence")
+        for panel, text in ((target, "no action on the rate"), (evidence, "no evidence")):
+            panel.set_yticks([])
+            words(panel, text)
     if target.get_legend_handles_labels()[1]:
         legend(target, loc="upper left", ncols=2)
 
@@ -300,16 +302,3 @@ def _differ(layers: Array) -> bool:
         if row.size and row.max() > _SAME * row.min():
             return True
     return False
-
-
-def _headroom(ax: Axes, share: float) -> None:
-    """Leave a share of the panel free at the top, for a legend."""
-    low, high = ax.get_ylim()
-    more = share / (1 - share)
-    log = ax.get_yscale() == "log"
-    ax.set_ylim(low, high * (high / low) ** more if log else high + more * (high - low))
-
-
-def _say(ax: Axes, words: str) -> None:
-    ax.set_yticks([])
-    ax.text(0.5, 0.5, words, ha="center", va="center", transform=ax.transAxes, color=GREY)

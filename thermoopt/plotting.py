@@ -11,12 +11,9 @@ import numpy as np
 
 from thermoopt.panels import (
     BLUE,
-    GREEN,
     GREY,
     ORANGE,
-    PURPLE,
     RED,
-    Array,
     HistoryLike,
     blank,
     check_length,
@@ -39,28 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "GREY",
-    "ORANGE",
-    "PURPLE",
-    "RED",
-    "Array",
-    "HistoryLike",
-    "LossCurve",
-    "blank",
-    "decades",
-    "frame",
-    "gaps",
-    "layer_band",
-    "legend",
-    "plot_actions",
-    "plot_dashboard",
-    "plot_entropy_split",
-    "plot_layer_maps",
-    "smooth",
-]
+__all__ = ["LossCurve", "plot_actions", "plot_dashboard", "plot_entropy_split", "plot_layer_maps"]
 
 
 # Share of a small panel that its legend of two lines takes.

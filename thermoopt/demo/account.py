@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from thermoopt.controllers.base import Action
 from thermoopt.demo.ways import Way
 from thermoopt.meter import Reading
-from thermoopt.plotting import HistoryLike
+from thermoopt.panels import HistoryLike
+from thermoopt.tables import Table
 
 __all__ = ["account", "actions_in_words", "compared", "figures", "tail"]
 
@@ -73,7 +75,7 @@ def compared(ways: Sequence[Way], steps: int) -> list[str]:
                 str(f["actions"]),
             )
         )
-    return _table(rows, left=(0,))
+    return _lines(rows, 0)
 
 
 def account(way: Way) -> list[str]:
@@ -124,19 +126,12 @@ def _furthest(reading: Reading, count: int) -> list[str]:
         cells = (f"{x.r:.2f}", word, f"{x.sigma:+.2e}", share)
         balance = "∞" if x.wd_balance == math.inf else f"{x.wd_balance:.2f}"
         rows.append((name, *cells, f"{x.gaussianity:.3f}", balance, f"{x.angular_step:.1e}"))
-    return _table(rows, left=(0, 2))
+    return _lines(rows, 0, 2)
 
 
-def _table(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  " + "  ".join(cells).rstrip())
-    lines.insert(1, "  " + "  ".join("─" * w for w in widths))
-    return lines
+def _lines(rows: Sequence[tuple[str, ...]], *left: int) -> list[str]:
+    """Lay out a head and rows, as wide as they are."""
+    return Table("", rows[0], rows[1:], frozenset(left)).lines(sys.maxsize)[1:]
 
 
 def _split(history: HistoryLike, fall: float) -> list[str]:
