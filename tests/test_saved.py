@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from tests.saved_runs import record
-from thermoopt.history import MAX_LAYER_READINGS
+from thermoopt.history import MAX_LAYER_READINGS, HistoryLike
 from thermoopt.meter import SKIP_CAUSES
-from thermoopt.panels import HistoryLike
 from thermoopt.physics import QUANTITIES
 from thermoopt.saved import SavedRun
 

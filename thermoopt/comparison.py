@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.controllers.base import Action
+from thermoopt.history import HistoryLike
 from thermoopt.panels import (
     BLUE,
     GREEN,
@@ -19,7 +20,6 @@ from thermoopt.panels import (
     PURPLE,
     RED,
     Array,
-    HistoryLike,
     blank,
     decades,
     frame,

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.adamw import ROWS_PER_EMA
+from thermoopt.history import HistoryLike
 
-__all__ = ["MIN_READINGS", "Evidence", "Losses", "Run", "Table", "mean_interval"]
+__all__ = ["MIN_READINGS", "Evidence", "Losses", "Run", "mean_interval"]
 
 Array = NDArray[np.float64]
 
@@ -34,33 +35,11 @@ class Losses(Protocol):
         """Losses, ``[n]``."""
 
 
-class Table(Protocol):
-    """The columns of :class:`thermoopt.history.History`."""
-
-    @property
-    def steps(self) -> NDArray[Any]:
-        """Steps of the readings, ``[n]``."""
-
-    @property
-    def layer_steps(self) -> NDArray[Any]:
-        """Steps of the layers' readings, ``[m]``."""
-
-    @property
-    def layer_names(self) -> Sequence[str]:
-        """Names of the layers."""
-
-    def total(self, name: str) -> NDArray[Any]:
-        """One quantity of all parameters together, ``[n]``."""
-
-    def layers(self, name: str) -> NDArray[Any]:
-        """One quantity of every layer, ``[m, n_layers]``."""
-
-
 class Run(Protocol):
     """What :func:`thermoopt.diagnose` takes: an :class:`~thermoopt.Observer`, or a run that was saved."""
 
     @property
-    def history(self) -> Table:
+    def history(self) -> HistoryLike:
         """The readings."""
 
     @property

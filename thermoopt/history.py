@@ -6,10 +6,10 @@ import csv
 import json
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from thermoopt.meter import Quantities, Reading
 from thermoopt.physics import QUANTITIES, Term, check_quantity, quantities
 
-__all__ = ["History", "plain_quantities", "reading_record"]
+__all__ = ["History", "HistoryLike", "plain_quantities", "reading_record"]
 
 Array = NDArray[np.float64]
 
@@ -37,6 +37,28 @@ class _Row:
     names: tuple[str, ...]
     terms: NDArray[Any]
     loss: float | None = None
+
+
+class HistoryLike(Protocol):
+    """The columns of a record of readings: what pictures, tables and diagnoses read of a run."""
+
+    @property
+    def steps(self) -> NDArray[Any]:
+        """Steps of the readings, ``[n]``."""
+
+    @property
+    def layer_steps(self) -> NDArray[Any]:
+        """Steps of the layers' readings, ``[m]``."""
+
+    @property
+    def layer_names(self) -> Sequence[str]:
+        """Names of the layers, in the order of the model."""
+
+    def total(self, name: str) -> NDArray[Any]:
+        """One quantity of all parameters together, ``[n]``."""
+
+    def layers(self, name: str) -> NDArray[Any]:
+        """One quantity of every layer, ``[m, n_layers]``."""
 
 
 class History:

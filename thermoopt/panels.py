@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from thermoopt.history import HistoryLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +23,6 @@ __all__ = [
     "RED",
     "SKY",
     "Array",
-    "HistoryLike",
     "blank",
     "check_length",
     "decades",
@@ -41,28 +41,6 @@ Array = NDArray[np.float64]
 # Okabe and Ito's palette: told apart under every common colour blindness and in grey.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY = "#666666"
-
-
-class HistoryLike(Protocol):
-    """What a plot reads from a run: the columns of :class:`thermoopt.history.History`."""
-
-    @property
-    def steps(self) -> NDArray[Any]:
-        """Steps of the readings, ``[n]``."""
-
-    @property
-    def layer_steps(self) -> NDArray[Any]:
-        """Steps of the layers' readings, ``[m]``."""
-
-    @property
-    def layer_names(self) -> Sequence[str]:
-        """Names of the layers, in the order of the model."""
-
-    def total(self, name: str) -> NDArray[Any]:
-        """One quantity of all parameters together, ``[n]``."""
-
-    def layers(self, name: str) -> NDArray[Any]:
-        """One quantity of every layer, ``[m, n_layers]``."""
 
 
 def blank(height: float) -> Figure:

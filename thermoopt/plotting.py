@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thermoopt.history import HistoryLike
 from thermoopt.panels import (
     BLUE,
     GREY,
     ORANGE,
     RED,
-    HistoryLike,
     blank,
     check_length,
     decades,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thermoopt.controllers.base import Action
+from thermoopt.history import HistoryLike
 from thermoopt.panels import (
     BLUE,
     GREEN,
@@ -16,7 +17,6 @@ from thermoopt.panels import (
     PURPLE,
     RED,
     SKY,
-    HistoryLike,
     blank,
     decades,
     finish,

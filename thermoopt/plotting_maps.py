@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thermoopt.panels import Array, HistoryLike, blank, check_length, finish, frame, words
+from thermoopt.history import HistoryLike
+from thermoopt.panels import Array, blank, check_length, finish, frame, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from thermoopt.history import HistoryLike
 from thermoopt.panels import (
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
     Array,
-    HistoryLike,
     blank,
     check_length,
     finish,

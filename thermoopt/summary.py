@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from thermoopt.history import HistoryLike
 from thermoopt.meter import Reading, dispersion
 
 __all__ = ["epoch_record", "mean", "run_summary"]
 
 Array = NDArray[np.float64]
-
-
-class HistoryLike(Protocol):
-    """What is read of a run: the columns of :class:`thermoopt.history.History`."""
-
-    @property
-    def steps(self) -> NDArray[Any]:
-        """Steps of the readings, ``[n]``."""
-
-    @property
-    def layer_steps(self) -> NDArray[Any]:
-        """Steps of the layers' readings, ``[m]``."""
-
-    def total(self, name: str) -> Array:
-        """One quantity of all parameters together, ``[n]``."""
-
-    def layers(self, name: str) -> Array:
-        """One quantity of every layer, ``[m, n_layers]``."""
 
 
 def mean(values: Array) -> float:

@@ -11,8 +11,8 @@ import numpy as np
 
 from thermoopt.controllers.base import Action
 from thermoopt.demo.ways import Way
+from thermoopt.history import HistoryLike
 from thermoopt.meter import Reading
-from thermoopt.panels import HistoryLike
 from thermoopt.tables import Table
 
 __all__ = ["account", "actions_in_words", "compared", "figures", "tail"]
