@@ -1,0 +1,44 @@
+"""The whole way on the command line, as CI runs it: the smoke tier, its status, its report twice."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("optuna")
+pytestmark = pytest.mark.slow
+
+
+def bench(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "thermoopt", "bench", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_smoke(tmp_path):
+    out = tmp_path / "smoke"
+    assert "24/24" in bench("run", "--tier", "smoke", "--out", out, "--workers", 2)
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == len({(r["workload"], r["method"], r["seed"], r["k"]) for r in rows}) == 24
+    assert len({r["protocol"] for r in rows}) == 1
+    # the design is one for all methods
+    points = {(r["k"], r["lr"]) for r in rows if "lr" in r["tunables"]}
+    assert len(points) == 2
+    assert "24" in bench("status", "--out", out)
+
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        bench("report", "--out", out, "--to", folder)
+    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
+    assert {"report.md", "report.html"} <= {str(path) for path in files}
+    assert all((first / path).read_bytes() == (second / path).read_bytes() for path in files)
+
+    # nothing is left to do
+    bench("resume", "--out", out)
+    assert len((out / "rows.jsonl").read_text().splitlines()) == 24
