@@ -17,7 +17,6 @@ import math
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from thermoopt.benchmarks.control_report import report
 from thermoopt.benchmarks.methods import LAWS, METHODS, Point
+from thermoopt.benchmarks.rows import read_rows
 from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
 
 __all__ = ["LRS", "PROBLEMS", "RATES", "Run", "main", "plan", "run"]
@@ -113,16 +113,6 @@ def run(it: Run) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "sha256": WORKLOADS[it.workload].sha256(),
     }
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of earlier runs; a line torn by a crash is passed over and run again."""
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
 
 
 def key(row: dict[str, Any]) -> Run:

@@ -18,12 +18,12 @@ import multiprocessing
 import os
 import time
 import warnings
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from thermoopt.benchmarks.rows import read_rows
 from thermoopt.benchmarks.validation_branch import branches, intervene
 from thermoopt.benchmarks.validation_report import report
 from thermoopt.benchmarks.validation_runs import DEVELOPMENT, Case, healthy, sick, train
@@ -124,16 +124,6 @@ def plan(workloads: list[str], seeds: list[int]) -> list[Case]:
         known = tuple(w for w in workloads if w in HELD_OUT or seed != 0)
         cases += [*healthy(known, (seed,)), *sick(known, (seed,))]
     return cases
-
-
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of earlier runs; a line torn by a crash is passed over and run again."""
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue
 
 
 def _case(row: dict[str, Any]) -> Case:
