@@ -171,8 +171,9 @@ def main() -> None:
                 f"{row['workload']:7} seed {row['seed']}  {row.get('kind', 'branch')} {row.get('what', '')}"
             )
             print(f"{i}/{len(todo)}  {about}  {row.get('found', '')}  {row['seconds']:.0f} s", flush=True)
-    (args.out / "validation.md").write_text(report(rows, HELD_OUT))
-    print(f"tables lie in {args.out}/validation.md")
+    tables = report(rows, HELD_OUT)
+    (args.out / "validation.md").write_text(tables)
+    print(f"{tables}\nthe tables lie in {args.out}/validation.md")
 
 
 if __name__ == "__main__":
