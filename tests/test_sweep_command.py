@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -327,12 +328,13 @@ def test_a_killed_worker_a_ctrl_c_and_a_killed_sweep_lose_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_disk_that_fills_up_stops_the_sweep_and_a_resume_ends_it(tmp_path):
     """On a file system of its own, two megabytes large, that a file fills; root only."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
+    # not in pytest's own folders: it could not clear them if this test was killed
+    disk = Path(tempfile.mkdtemp())
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(disk)], capture_output=True
     )
     if mounted.returncode:
+        disk.rmdir()
         pytest.skip("cannot mount")
     try:
         table = changed(workloads={"linear": [0]}, methods=["adamw linear"], seeds=[0, 1])
@@ -362,7 +364,8 @@ def test_a_disk_that_fills_up_stops_the_sweep_and_a_resume_ends_it(tmp_path):
         rows = read_rows(rows_file(out), lambda line: None)
         assert sorted((r["seed"], r["k"]) for r in rows) == [(s, k) for s in (0, 1) for k in range(4)]
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+        disk.rmdir()
 
 
 def test_workers_that_cannot_start_are_told_and_end_the_sweep(tmp_path, monkeypatch):
