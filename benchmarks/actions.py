@@ -18,18 +18,20 @@ from thermoopt.benchmarks.folder import Folder, FolderError
 from thermoopt.benchmarks.methods import METHODS
 from thermoopt.benchmarks.progress import Display
 from thermoopt.benchmarks.protocol import Cell, Protocol, ProtocolError, read_tiers, unknown
+from thermoopt.benchmarks.room import DiskFull, disk_full
 from thermoopt.benchmarks.storage import GRACE, HEARTBEAT, StorageError, masked, opened
 from thermoopt.benchmarks.studies import Studies
 from thermoopt.benchmarks.sweep import Sweep
-from thermoopt.benchmarks.table import append_row, disk_full, read_rows, read_table, row_key, rows_file
+from thermoopt.benchmarks.table import append_row, read_rows, read_table, row_key, rows_file
 from thermoopt.benchmarks.tally import Tally, duration
+from thermoopt.benchmarks.worker import reason
 from thermoopt.benchmarks.workloads import WORKLOADS
 
 from thermoopt.tables import Table
 
 __all__ = ["ACTIONS", "REFUSED", "work"]
 
-REFUSED = (FolderError, ProtocolError, StorageError)
+REFUSED = (DiskFull, FolderError, ProtocolError, StorageError)
 """Errors that say what is wrong with the arguments and what to do."""
 
 
@@ -91,7 +93,7 @@ def work(
         except (OSError, StorageInternalError) as error:
             if not (disk_full(error) or isinstance(error, StorageInternalError)):
                 raise
-            trouble = [str(error.__cause__ or error).splitlines()[0]]
+            trouble = [reason(error)]
         return _conclude(folder, studies, trouble)
 
 
@@ -115,11 +117,12 @@ def _sweep(
 def _conclude(folder: Folder, studies: Studies, trouble: list[str]) -> int:
     """Say how a sweep ended."""
     for why in dict.fromkeys(trouble):
-        print(f"a worker had to stop: {why}", file=sys.stderr)
+        print(f"the sweep had to stop: {why}", file=sys.stderr)
     try:
         tally = Tally.of(studies)
-    except StorageInternalError as error:
-        print(f"the storage is gone: {str(error.__cause__ or error).splitlines()[0]}", file=sys.stderr)
+    except (DiskFull, StorageInternalError) as error:
+        if reason(error) not in trouble:
+            print(f"the storage cannot be read: {reason(error)}", file=sys.stderr)
         print(f"go on with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
         return 1
     _failures(tally)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from typing import Any
 import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
+from thermoopt.benchmarks.room import DiskFull, disk_full, is_full
 
 __all__ = ["GRACE", "HEARTBEAT", "StorageError", "default_storage", "masked", "open_storage", "opened"]
 
@@ -76,9 +79,7 @@ def open_storage(
     backend = parts.get_backend_name()
     if backend == "sqlite":
         waits: dict[str, Any] = {"timeout": LOCKED}
-        pool: dict[str, Any] = {
-            "poolclass": sqlalchemy.pool.NullPool
-        }  # a file is opened at once, and never left open
+        pool: dict[str, Any] = {}
     else:
         # the name that psycopg, psycopg2, PyMySQL and mysqlclient share
         waits = {"connect_timeout": answer} if backend in ("postgresql", "mysql", "mariadb") else {}
@@ -105,6 +106,7 @@ def open_storage(
             raise StorageError(f"{where}: {error}") from error
     if backend == "sqlite":
         _lock_first(storage.engine)
+        _name_full_disks(storage.engine, Path(parts.database or "."))
     return storage
 
 
@@ -122,16 +124,40 @@ def opened(url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> Itera
 def _lock_first(engine: sqlalchemy.Engine) -> None:
     """Make every transaction BEGIN IMMEDIATE, on a file whose readers do not block its writer."""
 
-    def connected(connection: object, record: object) -> None:
-        connection.isolation_level = None  # type: ignore[attr-defined] # sqlite3 begins nothing by itself
-        cursor = connection.cursor()  # type: ignore[attr-defined]
-        cursor.execute("PRAGMA journal_mode=WAL")
-        cursor.execute("PRAGMA synchronous=NORMAL")  # a killed process loses nothing, a power cut a second
-        cursor.close()
+    def connected(connection: sqlite3.Connection, record: object) -> None:
+        connection.isolation_level = None  # sqlite3 begins nothing by itself
+        _write_ahead(connection)
+        # a killed process loses nothing, a power cut the last second
+        connection.execute("PRAGMA synchronous=NORMAL")
 
     engine.dispose()
     sqlalchemy.event.listen(engine, "connect", connected)
     sqlalchemy.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Turn on the write-ahead log; for this SQLite does not wait until others have finished writing."""
+    end = time.monotonic() + LOCKED
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
+
+
+def _name_full_disks(engine: sqlalchemy.Engine, path: Path) -> None:
+    """Say that the disk is full where SQLite, by what it was about to do, may say no more than I/O error."""
+
+    def failed(context: sqlalchemy.engine.ExceptionContext) -> None:
+        error = context.original_exception
+        if isinstance(error, sqlite3.OperationalError) and (disk_full(error) or is_full(path)):
+            raise DiskFull(errno.ENOSPC, f"no room for {path}") from error
+
+    sqlalchemy.event.listen(engine, "handle_error", failed)
 
 
 def _unreachable(error: Exception) -> bool:

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from optuna.exceptions import StorageInternalError
 from thermoopt.benchmarks.progress import Display
 from thermoopt.benchmarks.protocol import Protocol
+from thermoopt.benchmarks.room import DiskFull
 from thermoopt.benchmarks.studies import Item, Studies
 from thermoopt.benchmarks.worker import DISK_FULL, NO_STORAGE, Orders, patient
 
@@ -186,7 +188,9 @@ class Sweep:
 
     def _forget(self, hand: _Hand) -> None:
         if hand.trial is not None:  # it was told to stop, and its last word was lost
-            patient(lambda: self.studies.lose(Item(*hand.trial["item"]), count=False))  # type: ignore[index]
+            # where the storage is gone, the next resume puts it back
+            with contextlib.suppress(DiskFull, StorageInternalError):
+                self.studies.lose(Item(*hand.trial["item"]), count=False)
 
     # ---------------------------------------------------------------- stopping
 

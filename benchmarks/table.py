@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import math
@@ -13,10 +12,11 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from thermoopt.benchmarks.room import DiskFull, disk_full
 from thermoopt.benchmarks.storage import opened
 from thermoopt.benchmarks.trial import Row
 
-__all__ = ["DiskFull", "append_row", "disk_full", "read_rows", "read_table", "row_key", "rows_file"]
+__all__ = ["append_row", "read_rows", "read_table", "row_key", "rows_file"]
 
 FIELDS: dict[str, tuple[type, ...]] = {
     "protocol": (str,),
@@ -37,14 +37,7 @@ FIELDS: dict[str, tuple[type, ...]] = {
 }
 """What a row must hold to be taken for one."""
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a disk, or one's share of it, that is full."""
-
 Say = Callable[[str], None]
-
-
-class DiskFull(OSError):
-    """There is no room for what has to be written; the message names the file."""
 
 
 def rows_file(out: Path) -> Path:
@@ -85,17 +78,6 @@ def append_row(path: Path, row: Row) -> None:
 def _write_all(file: int, data: bytes) -> None:
     while data:
         data = data[os.write(file, data) :]
-
-
-def disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one it comes from, says that a disk is full."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
-            return True
-        if "disk is full" in str(error) or "No space left" in str(error):  # as SQLite and PostgreSQL put it
-            return True
-        error = error.__cause__
-    return False
 
 
 def read_rows(path: Path, say: Say) -> list[Row]:

@@ -6,6 +6,7 @@ JSON. When its input ends, the one who gave the orders is gone: it puts its tria
 
 from __future__ import annotations
 
+import errno
 import heapq
 import json
 import os
@@ -24,12 +25,13 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from thermoopt.benchmarks.protocol import Protocol
+from thermoopt.benchmarks.room import DiskFull, disk_full
 from thermoopt.benchmarks.storage import open_storage
 from thermoopt.benchmarks.studies import Item, Studies, Taken
-from thermoopt.benchmarks.table import DiskFull, append_row, disk_full, rows_file
+from thermoopt.benchmarks.table import append_row, rows_file
 from thermoopt.benchmarks.trial import Row, Stopped, TrialSpec, run_trial
 
-__all__ = ["DISK_FULL", "NO_STORAGE", "Heartbeat", "Orders", "Worker", "main"]
+__all__ = ["DISK_FULL", "NO_STORAGE", "Heartbeat", "Orders", "Worker", "main", "patient", "reason"]
 
 DISK_FULL, NO_STORAGE = 74, 69
 """Exit statuses, sysexits.h's EX_IOERR and EX_UNAVAILABLE."""
@@ -158,17 +160,17 @@ class Worker:
         if disk_full(error):
             patient(lambda: self._studies.release(taken.trial_id))
             self._tell({"event": "released", **_words(taken)})
-            raise DiskFull(f"no room for {self._out}: {error}") from error
+            raise DiskFull(errno.ENOSPC, f"no room for {self._out / 'logs'}") from error
         why = "".join(traceback.format_exception_only(error)).strip()
         patient(lambda: self._studies.fail(taken.trial_id, "".join(traceback.format_exception(error))))
         self._tell({"event": "failed", "why": why, **_words(taken)})
 
     def _keep(self, taken: Taken, row: Row) -> bool:
         """Keep a row in the storage and in the file, each even if the other fails; False if it came late."""
-        kept, trouble = True, None
+        kept, trouble = True, None  # type: bool, Exception | None
         try:
             kept = patient(lambda: self._studies.finish(taken.trial_id, row))
-        except StorageInternalError as error:
+        except (DiskFull, StorageInternalError) as error:
             trouble = error
         if kept:
             append_row(rows_file(self._out), row)
@@ -177,10 +179,17 @@ class Worker:
         return kept
 
 
+def reason(error: BaseException) -> str:
+    """Say in a line what was wrong: a database's own words, not those that were put around them."""
+    inner = error.__cause__ if isinstance(error, StorageInternalError) else None
+    return str(inner or error).splitlines()[0]
+
+
 def patient(call: Callable[[], Any]) -> Any:
     """Call, and again where the storage fails in a way that may pass.
 
     Raises:
+        DiskFull: at once; there is nothing to wait for.
         StorageInternalError: the last one.
     """
     for seconds in PATIENCE:
@@ -228,7 +237,7 @@ class Heartbeat(threading.Thread):
             if trial is not None:
                 try:
                     self._storage.record_heartbeat(trial)
-                except StorageInternalError:
+                except (DiskFull, StorageInternalError):
                     continue  # the next sign is due before the trial counts as lost
         self._storage.remove_session()
 
@@ -265,7 +274,7 @@ def main() -> int:
         Worker(studies, (Item(*i) for i in orders.plan), Path(orders.out), tell, stop.is_set).work()
     except (DiskFull, StorageInternalError) as error:
         full = disk_full(error)
-        tell({"event": "trouble", "full": full, "why": str(error.__cause__ or error).splitlines()[0]})
+        tell({"event": "trouble", "why": reason(error)})
         return DISK_FULL if full else NO_STORAGE
     return 0
 

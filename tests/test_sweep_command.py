@@ -354,7 +354,7 @@ def test_a_disk_that_fills_up_stops_the_sweep_and_a_resume_ends_it(tmp_path):
         lines.append(sweep.communicate(timeout=60)[0])
         assert sweep.returncode == 1, lines
         said = "".join(lines)
-        assert "a worker had to stop: " in said
+        assert "the sweep had to stop: no room for " in said
         assert "disk is full" in said or "no room for" in said or "No space left" in said
         assert "Traceback" not in said
         (disk / "filler").unlink()

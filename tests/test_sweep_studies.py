@@ -1,6 +1,8 @@
 """Trials in a storage: taken by one, in order, none lost and none run twice."""
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import threading
 import time
@@ -16,13 +18,15 @@ pytest.importorskip("sklearn")
 
 import optuna
 from optuna.trial import TrialState
+from thermoopt.benchmarks import storage as storage_module
 from thermoopt.benchmarks import studies as module
 from thermoopt.benchmarks import worker as worker_module
 from thermoopt.benchmarks.design import design
 from thermoopt.benchmarks.protocol import Protocol
+from thermoopt.benchmarks.room import DiskFull
 from thermoopt.benchmarks.storage import StorageError, default_storage, masked, open_storage
 from thermoopt.benchmarks.studies import Item, Studies, Taken
-from thermoopt.benchmarks.table import DiskFull, read_rows, read_table, rows_file
+from thermoopt.benchmarks.table import read_rows, read_table, rows_file
 from thermoopt.benchmarks.tally import Tally
 from thermoopt.benchmarks.worker import Worker
 
@@ -37,6 +41,22 @@ def made(tmp_path, protocol=PROTOCOL, rows=(), **options) -> Studies:
     studies = Studies(open_storage(url, **options), protocol, url)
     studies.make(rows)
     return studies
+
+
+@pytest.fixture(autouse=True)
+def leave_no_connection(monkeypatch):
+    """Close what the tests open, whichever thread did."""
+    storages = []
+
+    def open_and_keep(*arguments, **options):
+        storages.append(open_storage_itself(*arguments, **options))
+        return storages[-1]
+
+    open_storage_itself = open_storage
+    monkeypatch.setitem(globals(), "open_storage", open_and_keep)
+    yield
+    for storage in storages:
+        storage.engine.dispose()
 
 
 def row_of(spec, valid=1.0):
@@ -404,6 +424,33 @@ def test_a_storage_that_is_none_or_silent(tmp_path):
     with pytest.raises(StorageError, match=r"torn\.db does not answer"):
         open_storage(f"sqlite:///{torn}")
     assert masked("postgresql://me:secret@h/d") == "postgresql://me:***@h/d"
+
+
+def test_an_error_of_a_database_on_a_full_disk_says_that_it_is_full(tmp_path, monkeypatch):
+    storage = open_storage(default_storage(tmp_path))
+    with storage.engine.connect() as connection:
+        connection.exec_driver_sql("DROP TABLE trial_heartbeats")  # an operational error from now on
+        connection.commit()
+    with pytest.raises(optuna.exceptions.StorageInternalError):
+        storage.record_heartbeat(1)
+    monkeypatch.setattr(storage_module, "is_full", lambda path: path == tmp_path / "study.db")
+    with pytest.raises(DiskFull, match=r"^no room for .*study\.db$"):
+        storage.record_heartbeat(1)
+
+
+def test_a_fresh_file_can_be_opened_while_another_process_writes_to_it(tmp_path):
+    """SQLite answers "locked" at once, whatever its timeout, where the journal is to become another."""
+    storage = open_storage(default_storage(tmp_path))
+    other = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
+    assert other.execute("PRAGMA journal_mode").fetchall() == [("delete",)]
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.5, other.execute, ["COMMIT"])
+    timer.start()
+    assert storage.get_all_studies() == []
+    timer.join()
+    other.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "study.db")) as now:
+        assert now.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
 
 
 def test_a_server_that_takes_a_call_and_says_nothing(tmp_path):

@@ -12,7 +12,8 @@ pytest.importorskip("mnist1d")
 pytest.importorskip("sklearn")
 
 from thermoopt.benchmarks import table
-from thermoopt.benchmarks.table import DiskFull, append_row, disk_full, read_rows, read_table
+from thermoopt.benchmarks.room import DiskFull, disk_full
+from thermoopt.benchmarks.table import append_row, read_rows, read_table
 
 from tests.sweeps import row
 
