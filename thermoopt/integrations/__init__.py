@@ -1,0 +1,1 @@
+"""Callbacks for the stacks people train with; nothing of them is imported before it is chosen."""
