@@ -13,7 +13,7 @@ from tests.test_observer import Lion
 from tests.test_travel import logical, sampled
 from thermoopt import Observer, ThermoAdamW, ThermoScheduler
 from thermoopt.carried import KEY, CarriedTravel
-from thermoopt.travel import STRIDE, WHOLE
+from thermoopt.sampling import STRIDE, WHOLE
 
 OPTIMIZERS = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.04, momentum=0.9),

@@ -16,6 +16,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, Sequ
 from tests.test_adamw import assert_same_bits, model, train
 from tests.test_observer import Lion
 from thermoopt import ThermoAdamW, autotune, pending
+from thermoopt import hooks as hooks_module
+from thermoopt import observer as observer_module
 from thermoopt.observer import Observer
 from thermoopt.scheduler import ThermoScheduler
 
@@ -235,6 +237,21 @@ class Fixed(Controller):
 
     def reset(self):
         self.scales = Scales()
+
+
+class Far(Fixed):
+    """Wants to know how far the parameters have come, and remembers it."""
+
+    needs = frozenset({"distance"})
+
+    def __init__(self):
+        super().__init__()
+        self.distances = []
+
+    def update(self, reading, step):
+        if reading is not None:
+            self.distances.append(reading.travel.distance2.min())
+        return super().update(reading, step)
 
 
 OPTIMIZERS = {
@@ -519,29 +536,37 @@ def test_readings_come_as_often_as_the_controller_wants(make):
 
 
 @pytest.mark.parametrize("make", ["sgd", "adamw", "thermoadamw"])
-def test_the_scheduler_waits_for_no_device(make, monkeypatch):
-    """Sums that are still on their way are not asked for; those that come late bring their own distance."""
+def test_sums_of_a_device_are_waited_for_one_step_late(make, monkeypatch):
+    """Then all ranks get the same reading in the same step; those that come late bring their own distance."""
     net = model()
     opt = FOREIGN[make](net.parameters(), 1e-3)
-    scheduler = ThermoScheduler(opt, 200, shape="constant", controller=autotune(200))
-    fetch = pending.Fetch.numpy
+    controller = Far()
+    observer = Observer(None, opt) if make == "thermoadamw" else Observer(None, opt, 1, ema_steps=5)
+    scheduler = ThermoScheduler(opt, 200, shape="constant", controller=controller, observer=observer)
+    for module in (hooks_module, observer_module):
+        monkeypatch.setattr(module, "reading_lag", lambda *_: 1)
+    init, numpy, made_in, step = pending.Fetch.__init__, pending.Fetch.numpy, {}, 0
+
+    def made(self, tensor):
+        made_in[id(self)] = step
+        init(self, tensor)
 
     def waited(self):
-        raise AssertionError("waited")
+        assert made_in[id(self)] < step, "sums of the step just taken were waited for"
+        return numpy(self)
 
-    with monkeypatch.context() as late:
-        late.setattr(pending.Fetch, "ready", lambda self: False)
-        late.setattr(pending.Fetch, "numpy", waited)
-        learn(net, opt, 5, scheduler)
-        assert scheduler.observer.fresh_reading() is None
-        late.setattr(pending.Fetch, "numpy", fetch)
-        assert scheduler.observer.reading.step == 5  # which is what waits
-    reading = scheduler.observer.fresh_reading()
-    assert reading.step == 5
-    assert reading.travel.distance2.min() > 0
-    if make == "thermoadamw":
-        assert (opt.steps, opt.measure_every) == (5, 1)
-        assert opt.newest_reading() is opt.reading
+    monkeypatch.setattr(pending.Fetch, "__init__", made)
+    monkeypatch.setattr(pending.Fetch, "numpy", waited)
+    monkeypatch.setattr(pending.Fetch, "ready", lambda self: False)
+    for step in range(1, 15):  # the patches read it
+        learn(net, opt, 1, scheduler)
+    monkeypatch.setattr(pending.Fetch, "numpy", numpy)
+    shown = [(coming - 1, of) for coming, of in controller.calls if of is not None]
+    assert len(shown) >= 2
+    assert all(taken == of + 1 for taken, of in shown)
+    assert len(controller.distances) == len(shown)
+    assert all(distance > 0 for distance in controller.distances[1:])
+    assert observer.reading.step == 14  # which is what waits
 
 
 # ---------------------------------------------------------------- losses

@@ -144,7 +144,7 @@ def test_samples_are_blocks_of_16_neighbours_in_memory(layout):
     if layout == "transposed":
         p = p.view(1200, 25).t()
     torch.as_strided(p, (p.numel(),), (1,)).copy_(torch.arange(p.numel()))
-    taken = probe_of([torch.nn.Parameter(p)]).export_layers([0])["travel_start"].long().tolist()
+    taken = export(probe_of([torch.nn.Parameter(p)]), [0])["travel_start"].long().tolist()
     assert taken == sampled(p.numel(), large=True)
     blocks = np.array(taken).reshape(-1, 16)
     assert (np.diff(blocks, axis=1) == 1).all()
@@ -160,7 +160,7 @@ def test_start_and_impulse_take_at_most_two_sixteenths():
         p.grad = torch.ones_like(p)
     probe.push([0.1] * 5, Weights(1.0, 1.0, 1.0))
     n = sum(p.numel() for p in params)
-    state = probe.export_layers(range(5))
+    state = export(probe, range(5))
     assert state["travel_start"].numel() + state["travel_impulse"].numel() <= 2 / 16 * n
     assert state["travel_start"].numel() > 0.9 * n / STRIDE
     held = [x for b in probe._buckets for x in vars(b).values() if isinstance(x, torch.Tensor)]
@@ -169,7 +169,7 @@ def test_start_and_impulse_take_at_most_two_sixteenths():
 
 def test_a_restored_probe_holds_no_more_than_a_fresh_one():
     params = big()
-    saved = probe_of(params).export_layers(range(5))
+    saved = export(probe_of(params), range(5))
     probe = TravelProbe(["impulse"])
     probe.import_layers(range(5), params, sum(p.numel() for p in params), saved)
     probe.start(params)
@@ -337,17 +337,17 @@ def test_what_is_not_finite_in_a_gradient_does_not_enter(bad):
     p = param(6)
     probe, loop = probe_of([p]), Loop(p)
     drive(probe, [p], [loop], steps=2)
-    before = probe.export_layers([0])
+    before = export(probe, [0])
     p.grad = torch.full_like(p, bad)
     probe.push([0.1], Weights(1.0, 7.0, 7.0))
-    after = probe.export_layers([0])
+    after = export(probe, [0])
     assert all(torch.equal(before[key], after[key]) for key in before)
     # a single bad coordinate: the others enter
     p.grad = torch.arange(6.0, dtype=torch.float64)
     p.grad[2] = bad
     probe.push([0.1], Weights(0.5, 1.0, 1.0))
     s = before["travel_impulse"] * 0.5 + 0.1 * torch.tensor([0.0, 1, 0, 3, 4, 5], dtype=torch.float64)
-    torch.testing.assert_close(probe.export_layers([0])["travel_impulse"], s)
+    torch.testing.assert_close(export(probe, [0])["travel_impulse"], s)
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
@@ -376,8 +376,15 @@ def test_a_step_that_a_grad_scaler_skips_leaves_all_as_it_was(shape):
 # ------------------------------------------------------------------ state
 
 
+def export(probe, layers, params=None):
+    """What a group of these layers carries; the parameters are the probe's where it has been started."""
+    params = probe._params if params is None else params
+    total = sum(len(logical(p)) for p in params)
+    return probe.export_layers(layers, [params[i] for i in layers], total)
+
+
 def exports(probe, layers=2):
-    return [probe.export_layers([i]) for i in range(layers)]
+    return [export(probe, [i]) for i in range(layers)]
 
 
 def same(a, b):
@@ -399,12 +406,12 @@ def test_a_restored_probe_goes_on_bit_for_bit(make, needs):
     else:
         shift(params)
     halves = [range(n // 2), range(n // 2, n)]  # as two parameter groups
-    saved = [probe.export_layers(half) for half in halves]
+    saved = [export(probe, half) for half in halves]
     other = TravelProbe([needs])
     total = sum(len(logical(p)) for p in params)
     for half, part in zip(halves, saved, strict=True):
         other.import_layers(half, [params[i] for i in half], total, part)
-    assert same(saved, [other.export_layers(half) for half in halves])  # also before it started
+    assert same(saved, [export(other, half, params) for half in halves])  # also before it started
     other.start(params)
     for p in (probe, other):
         for i, q in enumerate(params):
@@ -423,15 +430,25 @@ def test_exports_are_copies():
     p = param(3, 3)
     probe = probe_of([p])
     p.grad = torch.ones_like(p)
-    saved = probe.export_layers([0])
+    saved = export(probe, [0])
     kept = {key: value.clone() for key, value in saved.items()}
     probe.push([0.1], Weights(0.5, 1.0, 1.0))
     p.data.zero_()
     assert all(torch.equal(saved[key], kept[key]) for key in kept)
 
 
-def test_before_the_first_step_there_is_nothing_to_save():
-    assert TravelProbe(["impulse"]).export_layers([0, 1]) == {}
+def test_before_the_first_step_the_parameters_are_the_start():
+    """A checkpoint library that loads into a fresh optimizer's state must find the place of every key."""
+    params = [param(4, 4), param(3)]
+    saved = export(TravelProbe(["impulse"]), [0, 1], params)
+    assert torch.equal(saved["travel_start"], torch.cat([p.detach().reshape(-1) for p in params]))
+    assert {key: value.tolist() for key, value in saved.items() if key != "travel_start"} == {
+        "travel_impulse": [0.0] * 19,
+        "travel_work": [0.0] * 2,
+    }
+    assert {key: value.shape for key, value in saved.items()} == {
+        key: value.shape for key, value in export(probe_of(params), [0, 1]).items()
+    }
 
 
 @pytest.mark.parametrize("added", [(5, 5), (400, 50)], ids=["stays small", "grows beyond whole samples"])
@@ -457,7 +474,7 @@ def test_a_layer_added_later_starts_late_and_the_others_keep_their_start(added):
     assert got.impulse[2] == got.work[2] == 0.0
     # a checkpoint of that
     other = TravelProbe(["impulse"])
-    other.import_layers(range(3), params, sum(p.numel() for p in params), probe.export_layers(range(3)))
+    other.import_layers(range(3), params, sum(p.numel() for p in params), export(probe, range(3)))
     other.start(params)
     assert same(exports(probe, 3), exports(other, 3))
 
@@ -475,7 +492,7 @@ def test_starting_again_with_the_same_layers_keeps_their_start():
 
 def test_state_of_another_layout_is_left_out():
     p, q = param(4, 4), param(5, 5)
-    saved = probe_of([p]).export_layers([0])
+    saved = export(probe_of([p]), [0])
     probe = TravelProbe(["impulse"])
     probe.import_layers([0], [q], 25, saved)
     probe.import_layers([0], [q], 25, {})

@@ -17,13 +17,14 @@ from thermoopt.backends import Backend
 from thermoopt.choice import choose_backend
 from thermoopt.controllers.base import Controller, Scales
 from thermoopt.history import History
-from thermoopt.layers import add_to_meter, layer_names, real_elements
+from thermoopt.layers import add_to_meter, layer_names
 from thermoopt.loop import DEVICE_LAG, ControlLoop, start_of
 from thermoopt.meter import Meter, Reading
+from thermoopt.norms import root_mean_squares
 from thermoopt.pending import PendingSums, capturing
 from thermoopt.rates import FactorCache, Rates, fresh_thermo, group_rates
+from thermoopt.sharding import Sharding
 from thermoopt.sinks import SinkQueue
-from thermoopt.torch_sums import local
 from thermoopt.travel import PendingTravel
 
 __all__ = ["ThermoAdamW"]
@@ -139,8 +140,10 @@ class ThermoAdamW(torch.optim.AdamW):
         self._history = history
         self._sinks = SinkQueue(())
         self._pending: deque[PendingSums] = deque()
+        self._recorded: deque[Reading] = deque(maxlen=MAX_PENDING)
         self._factors = FactorCache()
         self._factors_set: Mapping[str, float] | None = None
+        self._sharding: Sharding | None = None
 
     # ---------------------------------------------------------------- what users read
 
@@ -154,6 +157,14 @@ class ThermoAdamW(torch.optim.AdamW):
         """Return the last reading whose sums have arrived: as :attr:`reading`, and waits for nothing."""
         self._collect(wait=False)
         return self._meter.reading
+
+    def late_reading(self, lag: int) -> Reading | None:
+        """Return the last recorded reading that is ``lag`` steps old or older, waiting for it if need be.
+
+        Ranks that call it after the same step get the same one, whenever their sums arrive.
+        """
+        self._collect_before(self.steps + 1 - lag)
+        return next((r for r in reversed(self._recorded) if r.step + lag <= self.steps), None)
 
     @property
     def steps(self) -> int:
@@ -270,8 +281,16 @@ class ThermoAdamW(torch.optim.AdamW):
         self._meter.run.step += 1
         if pending is not None:
             pending.step, pending.travel = self._meter.run.step, travel
+            if sharding := self._shards():
+                pending.add_up(sharding)
             self._pending.append(pending)
             self._collect(wait=len(self._pending) > MAX_PENDING)
+
+    def _shards(self) -> Sharding:
+        """Which ranks the sums of each layer come from."""
+        if self._sharding is None:
+            self._sharding = Sharding([p for group in self.param_groups for p in group["params"]])
+        return self._sharding
 
     def torch_step(self, groups: list[dict[str, Any]] | None = None) -> None:
         """Run torch's own AdamW step, over ``groups`` instead of the optimizer's where given.
@@ -304,6 +323,11 @@ class ThermoAdamW(torch.optim.AdamW):
         while self._pending and (wait or self._pending[0].ready()):
             self._take(self._pending.popleft())
 
+    def _collect_before(self, step: int) -> None:
+        """Average in, waiting for them, the sums of all steps before one."""
+        while self._pending and self._pending[0].step < step:
+            self._take(self._pending.popleft())
+
     def _travel(self, rates: Sequence[Rates], due: bool) -> PendingTravel | None:
         """Form the sums that the controller named, of the parameters before the step."""
         if self._loop is None or self._loop.probe is None:
@@ -327,6 +351,7 @@ class ThermoAdamW(torch.optim.AdamW):
             assert reading is not None
             self._meter.run.recorded = pending.step
             self._meter.run.unseen = 1
+            self._recorded.append(reading)
             self._history.append(reading)
             if self._loop is not None:
                 self._loop.offer(reading, pending.travel)
@@ -344,8 +369,7 @@ class ThermoAdamW(torch.optim.AdamW):
             return
         coming = self._meter.run.step + 1
         lag = 0 if all(p.device.type == "cpu" for p in self.param_groups[0]["params"][:1]) else DEVICE_LAG
-        while self._pending and self._pending[0].step + lag < coming:
-            self._take(self._pending.popleft())
+        self._collect_before(coming - lag)
         if not loop.attached:
             self._attach(loop)
         self._apply(loop.decide(coming, lag))
@@ -356,7 +380,7 @@ class ThermoAdamW(torch.optim.AdamW):
         for group in self.param_groups:
             thermo = group["thermo"]
             if (thermo["start_rms"] < 0).any():
-                thermo["start_rms"] = _rms(group["params"])
+                thermo["start_rms"] = root_mean_squares(group["params"])
         thermos = [group["thermo"] for group in self.param_groups]
         rms = [x for thermo in thermos for x in thermo["start_rms"].tolist()]
         lr, wd = ([thermo[key] for thermo in thermos] for key in ("start_lr", "start_wd"))
@@ -401,6 +425,7 @@ class ThermoAdamW(torch.optim.AdamW):
             self._collect(wait=True)
             add_to_meter(self._meter, group)
             self._backend.reset()
+            self._sharding = None
             if self._loop is not None:
                 self._loop.detach(forget=False)
 
@@ -408,8 +433,9 @@ class ThermoAdamW(torch.optim.AdamW):
         """Build the meter anew from what the groups hold, after construction, loading or unpickling."""
         self._meter = Meter(self._ema_steps)
         self._pending.clear()
+        self._recorded.clear()
         self._backend.reset()
-        self._factors_set = None
+        self._factors_set = self._sharding = None
         snapshots: list[Mapping[str, Any]] = []
         saved_controller = None
         for i, group in enumerate(self.param_groups):
@@ -439,7 +465,8 @@ class ThermoAdamW(torch.optim.AdamW):
             scales = {k: v.clone() if isinstance(v, Tensor) else v for k, v in group["thermo"].items()}
             out.append({**scales, **self._meter.export_group(i)})
             if self._loop is not None:
-                out[-1].update(self._loop.export_group(np.flatnonzero(self._meter.group_of == i).tolist()))
+                layers = np.flatnonzero(self._meter.group_of == i).tolist()
+                out[-1].update(self._loop.export_group(layers, group["params"], int(self._meter.numel.sum())))
         if self._loop is not None and out:
             out[0]["controller"] = self._loop.controller.state_dict()
         return out
@@ -482,11 +509,3 @@ class ThermoAdamW(torch.optim.AdamW):
             self._setup(**setup)
         self._adopt_groups()
         self._history.rewind(self._meter.run.step)
-
-
-@torch.no_grad()
-def _rms(params: Sequence[Tensor]) -> Tensor:
-    """Root mean squares, ``[n]``, float64 on CPU; 0 for empty tensors. One wait a group, once in a run."""
-    squares = [local(p.detach()).abs().square().sum(dtype=torch.float64) for p in params]
-    numel = torch.tensor([max(1, real_elements(p)) for p in params])
-    return (torch.stack([s.cpu() for s in squares]) / numel).sqrt() if squares else torch.zeros(0)

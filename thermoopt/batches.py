@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from thermoopt.layers import layer_names
 from thermoopt.pending import Fetch, PendingSums
 from thermoopt.rates import Rates
+from thermoopt.sharding import is_distributed, local
 from thermoopt.torch_sums import torch_sums
 
 __all__ = ["Batch", "Batches", "Place", "Sorted", "account"]
@@ -28,8 +29,12 @@ Place = tuple[int, int, int]
 
 @dataclass
 class Columns:
-    """The tensors that a kernel is to step together, column by column, and where they belong."""
+    """The tensors that a kernel is to step together, column by column, and where they belong.
 
+    Of a sharded parameter they are this rank's shards; ``owners`` are the parameters themselves.
+    """
+
+    owners: list[Tensor]
     params: list[Tensor]
     grads: list[Any]
     exp_avgs: list[Tensor]
@@ -89,6 +94,7 @@ class _Memo:
     grads: InitVar[list[Tensor | None]]
     missing: list[bool] = field(init=False)
     states: list[dict[str, Any]] = field(default_factory=list)
+    sharded: bool = False
     rows: dict[torch.device, list[tuple[Place, Tensor, dict[str, Any], bool]]] = field(default_factory=dict)
     fresh: list[Place] = field(default_factory=list)
     rest: list[Place] = field(default_factory=list)
@@ -111,16 +117,21 @@ class _Memo:
         """Return the tensors as they are now: gradients and state may be other tensors each step."""
         out = Sorted(fresh=self.fresh, rest=list(self.rest))
         for device, rows in self.rows.items():
-            place, params, states, amsgrads = (list(column) for column in zip(*rows, strict=True))
-            out.columns[device] = Columns(
-                params=params,
-                grads=[grads[layer] for layer, _, _ in place],
-                exp_avgs=[state["exp_avg"] for state in states],
-                exp_avg_sqs=[state["exp_avg_sq"] for state in states],
-                maxima=[s["max_exp_avg_sq"] if a else None for s, a in zip(states, amsgrads, strict=True)],
-                steps=[state["step"] for state in states],
-                place=place,
-            )
+            place, owners, states, amsgrads = (list(column) for column in zip(*rows, strict=True))
+            columns: dict[str, list[Any]] = {
+                "params": owners,
+                "grads": [grads[layer] for layer, _, _ in place],
+                "exp_avgs": [state["exp_avg"] for state in states],
+                "exp_avg_sqs": [state["exp_avg_sq"] for state in states],
+                "maxima": [s["max_exp_avg_sq"] if a else None for s, a in zip(states, amsgrads, strict=True)],
+            }
+            if self.sharded:
+                columns = {
+                    name: [None if x is None else local(x) for x in column]
+                    for name, column in columns.items()
+                }
+            steps = [state["step"] for state in states]
+            out.columns[device] = Columns(owners=owners, **columns, steps=steps, place=place)
         return out
 
 
@@ -167,6 +178,7 @@ class Batches:
         self, optimizer: Optimizer, flags: list[tuple[bool, bool]], grads: list[Tensor | None]
     ) -> _Memo:
         memo = _Memo([list(group["params"]) for group in optimizer.param_groups], flags, grads)
+        memo.sharded = any(is_distributed(p) for params in memo.params for p in params)
         layer = -1
         states, refused = optimizer.state, self._refused
         for i, (group, (takes, amsgrad)) in enumerate(zip(optimizer.param_groups, flags, strict=True)):
@@ -180,7 +192,8 @@ class Batches:
                     memo.rest.append((layer, i, j))
                 elif not state:
                     step = torch.zeros((), device=p.device)
-                    able = self._kernel.ineligible(p, g, p, p, None, step) is None
+                    shard = local(p)
+                    able = self._kernel.ineligible(shard, local(g), shard, shard, None, step) is None
                     (memo.fresh if able else memo.rest).append((layer, i, j))
                 else:
                     memo.rows.setdefault(p.device, []).append(((layer, i, j), p, state, amsgrad))
@@ -210,7 +223,7 @@ class Batches:
                 if batch is None:
                     break
                 if refused:
-                    c = c.only([i for i, p in enumerate(c.params) if p not in self._refused])
+                    c = c.only([i for i, p in enumerate(c.owners) if p not in self._refused])
                 try:
                     done.append((batch, self._step(optimizer, rates, batch, c, measure, half)))
                     break
@@ -237,9 +250,9 @@ class Batches:
             if self._kernel.ineligible(p, g, *state, near) is None:
                 keep.append(i)
                 if near is not step:
-                    c.steps[i] = optimizer.state[p]["step"] = near.copy_(step)
+                    c.steps[i] = optimizer.state[c.owners[i]]["step"] = near.copy_(step)
             else:
-                self._refused.add(p)
+                self._refused.add(c.owners[i])
                 refused.append(c.place[i])
                 self._memo = None
         if not keep:
@@ -255,7 +268,7 @@ class Batches:
                 warnings.warn(
                     f"{error}; torch's own step takes the tensors on {device}", RuntimeWarning, stacklevel=6
                 )
-            self._refused.update(kept.params)
+            self._refused.update(kept.owners)
             self._memo = None
             return None, refused + kept.place
         layer, group, position = (list(x) for x in zip(*kept.place, strict=True))

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from thermoopt.adamw import MAX_PENDING
 from thermoopt.layers import real_elements
+from thermoopt.sharding import Sharding
 from thermoopt.travel import PendingTravel, Travel, TravelProbe
 
 __all__ = ["KEY", "CarriedTravel"]
@@ -68,7 +69,10 @@ class CarriedTravel:
 
     def measure(self, step: int) -> None:
         """Start forming the sums of a step about to be taken; the parameters must have been followed."""
-        self._measured.append((step, self._probe.measure()))
+        pending = self._probe.measure()
+        if sharding := Sharding(self._params()):
+            pending.add_up(sharding)
+        self._measured.append((step, pending))
 
     def take(self, step: int) -> Travel | None:
         """Return the sums measured for a step, or None; forgets those of earlier steps."""
@@ -91,9 +95,10 @@ class CarriedTravel:
 
     def _put(self, groups: Iterable[int]) -> list[Any]:
         """Give groups the sample of their layers' start, and return these."""
-        layers, out = self._layers(), []
+        layers, params, out = self._layers(), self._params(), []
+        total = sum(real_elements(p) for p in params)
         for i in groups:
-            out.append(self._probe.export_layers(layers[i]))
+            out.append(self._probe.export_layers(layers[i], [params[j] for j in layers[i]], total))
             self._optimizer.param_groups[i][KEY] = out[-1]
         return out
 

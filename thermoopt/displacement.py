@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from thermoopt.kernels.sums import Sum
 from thermoopt.pending import Fetch, PendingSums
 from thermoopt.rates import Rates
-from thermoopt.torch_sums import fill, local
+from thermoopt.sharding import local
+from thermoopt.torch_sums import fill
 
 __all__ = ["MOMENT_SUMS", "Displacement", "flat_sample", "sample"]
 

@@ -18,9 +18,11 @@ from thermoopt.choice import dry_kernel
 from thermoopt.displacement import MOMENT_SUMS, Displacement
 from thermoopt.history import History
 from thermoopt.layers import add_to_meter
+from thermoopt.loop import reading_lag
 from thermoopt.meter import Meter, Reading
 from thermoopt.pending import PendingSums, capturing
 from thermoopt.rates import Rates
+from thermoopt.sharding import Sharding, local
 from thermoopt.sinks import SinkQueue
 
 __all__ = ["CLOSURE", "StepHooks", "closure_of", "group_lr", "is_dry", "when_gradients_are_there"]
@@ -109,9 +111,9 @@ class StepHooks:
             half = turn if self._ema_steps >= HALVE_FROM * self._measure_every else None
             return self._pass.sums(self._optimizer, rates, half)
         kept = Displacement(self._optimizer, rates)
-        if len(kept) == 0:
-            return None if any(rate.maybe_zero for rate in rates) else "no_gradients"
-        return kept
+        if len(kept) or (self._sharding and not all(rate.maybe_zero for rate in rates)):
+            return kept  # also of nothing, where other ranks add theirs
+        return None if any(rate.maybe_zero for rate in rates) else "no_gradients"
 
     @torch.compiler.disable
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -123,28 +125,34 @@ class StepHooks:
             if isinstance(begun, Displacement):
                 begun = begun.sums(optimizer, self._meter.keep)
             begun.step = self._meter.run.step
+            if self._sharding:
+                begun.add_up(self._sharding)
             self._pending.append(begun)
             self._collect(wait=len(self._pending) > MAX_PENDING)
 
     def _collect(self, wait: bool) -> None:
         """Average in the sums that have arrived; with ``wait``, all that are on the way."""
         while self._pending and (wait or self._pending[0].ready()):
-            pending, run = self._pending.popleft(), self._meter.run
-            cause = pending.skip_cause()
-            if cause is None:
-                cause = self._meter.update(pending.step, pending.index, *pending.arrays())
-            if cause is not None:
-                self._meter.skip(cause)
-                # a dry step is no step: take back its count
-                run.step -= cause == "dry"
-            elif run.recorded == 0 or pending.step - run.recorded >= self.record_every:
-                reading = self._meter.reading
-                assert reading is not None
-                reading = self._complete(reading)
-                run.recorded, run.unseen = pending.step, 1
-                self._history.append(reading)
-                if self._sinks:
-                    self._sinks.write(reading)
+            self._take(self._pending.popleft())
+
+    def _take(self, pending: PendingSums) -> None:
+        run = self._meter.run
+        cause = pending.skip_cause()
+        if cause is None:
+            cause = self._meter.update(pending.step, pending.index, *pending.arrays())
+        if cause is not None:
+            self._meter.skip(cause)
+            # a dry step is no step: take back its count
+            run.step -= cause == "dry"
+        elif run.recorded == 0 or pending.step - run.recorded >= self.record_every:
+            reading = self._meter.reading
+            assert reading is not None
+            reading = self._complete(reading)
+            run.recorded, run.unseen = pending.step, 1
+            self._fresh.append(reading)
+            self._history.append(reading)
+            if self._sinks:
+                self._sinks.write(reading)
 
     # ---------------------------------------------------------------- groups
 
@@ -156,6 +164,7 @@ class StepHooks:
         self._meter = Meter(self._ema_steps, () if self._by_moments else MOMENT_SUMS)
         self._meter.run.skipped[CLOSURE] = 0
         self._sizes: list[int] = []
+        self._fresh: deque[Reading] = deque(maxlen=MAX_PENDING)
         self._follow_groups()
 
     def _follow_groups(self) -> None:
@@ -172,6 +181,7 @@ class StepHooks:
             for group in groups[len(self._sizes) :]:
                 add_to_meter(self._meter, group, self._names)
             self._sizes = sizes
+            self._sharding = Sharding([p for group in groups for p in group["params"]])
 
     # ---------------------------------------------------------------- what is read
 
@@ -209,10 +219,19 @@ class StepHooks:
         return dict(self._meter.run.skipped)
 
     def fresh_reading(self) -> Reading | None:
-        """Return the newest recorded reading if it was not handed over yet; waits for nothing."""
-        self._collect(wait=False)
-        fresh, self._meter.run.unseen = self._meter.run.unseen, 0
-        return self._meter.reading if fresh else None
+        """Return the newest recorded reading if it was not handed over yet.
+
+        Where sums come from a device or from other ranks it is one of a step before the last
+        (:data:`thermoopt.loop.DEVICE_LAG`), and that is waited for: then runs repeat and ranks decide alike.
+        """
+        lag = reading_lag(self._optimizer, self._sharding)
+        while self._pending and self._pending[0].step + lag <= self.steps:
+            self._take(self._pending.popleft())
+        reading = None
+        while self._fresh and self._fresh[0].step + lag <= self.steps:
+            reading = self._fresh.popleft()
+        self._meter.run.unseen = int(bool(self._fresh))
+        return reading if lag or reading is None else self._meter.reading  # which may be newer still
 
     # ---------------------------------------------------------------- state
 
@@ -244,6 +263,8 @@ class StepHooks:
             saved = [{k: v for k, v in group.items() if k not in ("meter", "readings")} for group in saved]
         for i, group in enumerate(saved):
             self._meter.import_group(i, group)
+        if self._meter.run.unseen and self._meter.reading is not None:
+            self._fresh.append(self._meter.reading)
         self._history.rewind(self._meter.run.step)
 
 
@@ -297,8 +318,14 @@ def is_dry(optimizer: Optimizer) -> bool:
         lr = group_lr(group)
         if (isinstance(lr, Tensor) and lr.device.type != "cpu") or float(lr) != 0.0:
             return False
-    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return bool(grads) and not any(g.is_sparse or bool(g.any()) for g in grads)
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in params if p.grad is not None]
+    there, moving = bool(grads), any(g.is_sparse or bool(local(g).any()) for g in grads)
+    sharding = Sharding(params)
+    if sharding:  # a rank whose shards are empty or still learns of the others
+        flags = torch.tensor([[float(there), float(moving)]], dtype=torch.float64).expand(len(params), 2)
+        there, moving = sharding.add(flags.clone()).any(dim=0).tolist()
+    return there and not moving
 
 
 def _steps_taken(optimizer: Optimizer) -> int:

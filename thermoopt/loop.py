@@ -10,18 +10,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from thermoopt.controllers.base import Controller, Scales, Start
 from thermoopt.meter import Meter, Reading
 from thermoopt.pending import Fetch
 from thermoopt.rates import Rates
+from thermoopt.sharding import Sharding
 from thermoopt.travel import PendingTravel, Travel, TravelProbe
 
-__all__ = ["ControlLoop", "start_of"]
+__all__ = ["ControlLoop", "reading_lag", "start_of"]
 
 DEVICE_LAG = 1
 """Steps by which a reading from a device is late, always the same: then runs repeat, and ranks that hold the
 same numbers decide alike. On CPU sums are there at once."""
+
+
+def reading_lag(optimizer: Optimizer, sharding: Sharding) -> int:
+    """Steps by which a reading is late: 0 where the sums of a step are on the host with its end."""
+    first = next((p for group in optimizer.param_groups for p in group["params"]), None)
+    return 0 if first is None or (first.device.type == "cpu" and not sharding) else DEVICE_LAG
 
 
 class ControlLoop:
@@ -133,9 +141,20 @@ class ControlLoop:
 
     # -------------------------------------------------------------- state
 
-    def export_group(self, layers: Sequence[int]) -> dict[str, Any]:
-        """What a group carries through a checkpoint: start and sums of its layers, what was not seen yet."""
-        out: dict[str, Any] = {} if self.probe is None else dict(self.probe.export_layers(layers))
+    def export_group(self, layers: Sequence[int], params: Sequence[Tensor], total: int) -> dict[str, Any]:
+        """What a group carries through a checkpoint: start and sums of its layers, what was not seen yet.
+
+        Every key is there at any time, so that a checkpoint library finds the place of each.
+
+        Args:
+            layers: indices of the group's layers.
+            params: their tensors; where they are sharded and the controller needs travel all ranks must call.
+            total: real elements of all layers.
+        """
+        out: dict[str, Any] = {"loss_unseen": None, "loss_last": _finite(self._loss)}
+        if self.probe is not None:
+            out.update(self.probe.export_layers(layers, params, total))
+            out["travel_unseen"] = torch.zeros(3, len(layers), dtype=torch.float64)
         if self._waiting:
             reading, travel, loss = self._waiting[-1]
             whole = self._whole(reading, travel, loss) if self._group is None else reading
@@ -143,11 +162,7 @@ class ControlLoop:
                 t = whole.travel
                 rows = np.stack([t.distance2, t.work, t.impulse])[:, list(layers)]
                 out["travel_unseen"] = torch.from_numpy(rows)
-            if whole.loss is not None:
-                out["loss_unseen"] = whole.loss
-        last = _finite(self._loss)
-        if last is not None:
-            out["loss_last"] = last
+            out["loss_unseen"] = whole.loss
         return out
 
     def import_groups(

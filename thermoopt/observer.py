@@ -17,10 +17,12 @@ from thermoopt.carried import CarriedTravel
 from thermoopt.controllers.base import Controller, Start
 from thermoopt.history import History
 from thermoopt.hooks import StepHooks, closure_of, is_dry, when_gradients_are_there
+from thermoopt.loop import reading_lag
 from thermoopt.losses import Losses
 from thermoopt.meter import Reading
 from thermoopt.pending import capturing
 from thermoopt.reports import RunReports
+from thermoopt.sharding import Sharding
 from thermoopt.sinks import SinkQueue
 from thermoopt.track import TRACKABLE, Tracker
 from thermoopt.watched import Watched
@@ -323,11 +325,13 @@ class Observer(RunReports):
     def fresh_reading(self) -> Reading | None:
         """Return the newest reading, with the last loss, if it was not handed over yet, else None.
 
-        Each is handed over once, also across a checkpoint. Nothing is waited for (a loss still on a device
-        is the next reading's). With hooks only readings that went to the history count.
+        Each is handed over once, also across a checkpoint. On CPU nothing is waited for. From a device or
+        from sharded layers a reading comes one step late, and is waited for then: ranks get the same one. A
+        loss still on a device is the next reading's. With hooks only readings that went to the history count.
         """
         if isinstance(self._source, ThermoAdamW):
-            reading = self._source.newest_reading()
+            lag = reading_lag(self._optimizer, Sharding(self._watched.params()))
+            reading = self._source.late_reading(lag) if lag else self._source.newest_reading()
             if reading is not None and not self._due(reading.step):
                 return None
         else:

@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 from thermoopt.kernels.torch_pass import LayerTensors, measure
 from thermoopt.pending import Fetch, PendingSums
 from thermoopt.rates import Rates
+from thermoopt.sharding import local
 
-__all__ = ["fill", "local", "torch_sums"]
+__all__ = ["fill", "torch_sums"]
 
 
 def torch_sums(
@@ -80,12 +81,6 @@ def torch_sums(
     if found_inf is not None:
         pending.found_inf = Fetch(found_inf)
     return pending
-
-
-def local(x: Tensor) -> Tensor:
-    """Return a sharded tensor's local part; any other tensor as it is."""
-    to_local = getattr(x, "to_local", None)
-    return x if to_local is None else to_local()
 
 
 def _local_state(state: Mapping[str, Tensor], key: str) -> Tensor | None:

@@ -20,7 +20,7 @@ from thermoopt.layers import real_elements
 from thermoopt.meter import Reading
 from thermoopt.pending import Fetch
 from thermoopt.physics import Term
-from thermoopt.torch_sums import local
+from thermoopt.sharding import Coming, Sharding, local
 
 __all__ = ["TRACKABLE", "Tracker"]
 
@@ -35,12 +35,29 @@ _RHO_TERMS = (Term.RHO_DOT, Term.RHO_NOW, Term.RHO_BEFORE)
 
 @dataclass
 class _Coming:
-    """Sums of one step on their way: ``[k, 3]`` for rho and ``[k]`` for the distance, with their layers."""
+    """Sums of one step on their way: ``[k, 3]`` for rho and ``[k]`` for the distance, with their layers.
+
+    Of sharded layers ``shared`` brings the sums of all ranks in their place, ``[n_layers, 6]``: three for
+    rho, from how many ranks, the distance, whether an infinity was found.
+    """
 
     step: int
     rho: Parts
     distance: Parts
     found_inf: Fetch | None
+    shared: Coming | None = None
+
+    def rows(self, layers: int, device: torch.device) -> Tensor:
+        """Return this rank's share of ``shared``."""
+        out = torch.zeros(layers, 6, dtype=torch.float64, device=device)
+        for index, fetch in self.rho:
+            out[torch.from_numpy(index).to(device), :3] = fetch.source.to(out)
+            out[torch.from_numpy(index).to(device), 3] = 1.0
+        for index, fetch in self.distance:
+            out[torch.from_numpy(index).to(device), 4] = fetch.source.to(out)
+        if self.found_inf is not None:
+            out[:, 5] = self.found_inf.source.to(out)
+        return out
 
 
 @dataclass
@@ -87,6 +104,7 @@ class Tracker:
 
     def _forget(self, n: int) -> None:
         self._sizes = [len(group["params"]) for group in self._optimizer.param_groups]
+        self._sharding = Sharding(self._params())
         self._gradients: dict[int, _Gradient] = {}
         self._coming: deque[_Coming] = deque()
         self._sums = np.zeros((len(_RHO_TERMS), n))
@@ -138,7 +156,10 @@ class Tracker:
             for i, start in self._start.items()
         }
         flag = None if found_inf is None else Fetch(found_inf)
-        self._coming.append(_Coming(step, _sent(rho), _sent(distance), flag))
+        coming = _Coming(step, _sent(rho), _sent(distance), flag)
+        if self._sharding:
+            coming.shared = self._sharding.start(coming.rows(len(params), self._sharding.device))
+        self._coming.append(coming)
         while len(self._coming) > MAX_PENDING:
             self._take(self._coming.popleft())
 
@@ -159,6 +180,7 @@ class Tracker:
                 np.pad(x, (0, more)) for x in (self._weight, self._last, self._distance)
             )
             self._sizes = sizes
+            self._sharding = Sharding(params)
         return params
 
     def _begin(self, params: Sequence[Tensor]) -> None:
@@ -195,11 +217,19 @@ class Tracker:
 
     def _take(self, coming: _Coming) -> None:
         """Average the sums of a step in, unless it is one that a meter skips."""
-        if coming.found_inf is not None and coming.found_inf.numpy().any():
+        if coming.shared is not None:
+            all_ranks = coming.shared.numpy()
+            whole = np.flatnonzero(all_ranks[:, 3] == self._sharding.shards)
+            found_inf, distance = bool(all_ranks[:, 5].any()), [(np.arange(len(all_ranks)), all_ranks[:, 4])]
+            rows = [(whole, all_ranks[whole, :3])]
+        else:
+            found_inf = coming.found_inf is not None and bool(coming.found_inf.numpy().any())
+            distance = [(index, fetch.numpy()) for index, fetch in coming.distance]
+            rows = [(index, fetch.numpy()) for index, fetch in coming.rho]
+        if found_inf:
             return
-        for index, fetch in coming.distance:
-            self._distance[index] = fetch.numpy()
-        rows = [(index, fetch.numpy()) for index, fetch in coming.rho]
+        for index, values in distance:
+            self._distance[index] = values
         if not all(np.isfinite(sums).all() for _, sums in rows):
             return
         for index, sums in rows:

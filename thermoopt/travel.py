@@ -11,8 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels.layout import is_dense
 from thermoopt.pending import Fetch
+from thermoopt.sampling import (
+    gathered,
+    in_order_of,
+    is_gatherable,
+    own_part,
+    real,
+    sample,
+    sample_scale,
+    sample_size,
+    share_of,
+)
+from thermoopt.sharding import Coming, Sharding
 
 __all__ = ["TRAVEL_SUMS", "PendingTravel", "Travel", "TravelProbe", "Weights"]
 
@@ -20,17 +31,6 @@ Array = NDArray[np.float64]
 
 TRAVEL_SUMS = ("distance", "impulse")
 """What a controller may name in ``needs``."""
-
-BLOCK = 16
-"""Contiguous elements a sample takes at once: 64 bytes of float32, one cache line, so that traffic shrinks
-with the sample."""
-
-STRIDE = 17
-"""Of so many blocks one is sampled: below 1/16 of a copy, and prime to the powers of two that rows are long,
-so that the sample walks through all columns of a matrix."""
-
-WHOLE = 1 << 14
-"""Parameters up to which all are taken: 64 KB, below which a sample would save nothing and be noise."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class PendingTravel:
         }
         self._layers = layers
         self._scale = scale
+        self._settled: Travel | None = None
+        self._coming: Coming | None = None
 
     def add(self, name: str, index: NDArray[np.int64], values: Tensor) -> None:
         """Take in one device's part."""
@@ -86,8 +88,29 @@ class PendingTravel:
         """Whether everything has arrived."""
         return all(fetch.ready() for rows in self._rows.values() for _, fetch in rows)
 
+    def rows(self, device: torch.device) -> Tensor:
+        """Return the sums, scaled, as ``[n_layers, 3]`` in float64 on a device, without waiting for it."""
+        out = torch.zeros(self._layers, len(self._rows), dtype=torch.float64, device=device)
+        for column, parts in enumerate(self._rows.values()):
+            for index, fetch in parts:
+                out[torch.from_numpy(index).to(device), column] = fetch.source.to(out)
+        return out * torch.from_numpy(self._scale).to(device)[:, None]
+
+    def add_up(self, sharding: Sharding) -> None:
+        """Start adding up the sums with those of the other ranks, all of which must do the same."""
+        self._coming = sharding.start(self.rows(sharding.device))
+
+    def settle(self, rows: Array) -> None:
+        """Let ``[n_layers, 3]`` be the sums: those of all ranks, of which :meth:`rows` gave this one's."""
+        self._settled = Travel(*(column.copy() for column in rows.T))
+
     def travel(self) -> Travel:
         """Return the sums, scaled from the sample to all elements; waits for them if need be."""
+        if self._coming is not None:
+            self.settle(self._coming.numpy())
+            self._coming = None
+        if self._settled is not None:
+            return self._settled
         out = {}
         for name, rows in self._rows.items():
             values = np.zeros(self._layers)
@@ -128,7 +151,7 @@ class _Bucket:
         """Samples of the gradients in a new flat buffer, 0 where there is none."""
         out = torch.zeros_like(self.work)
         pairs = [
-            (view, _sample(_in_order_of(p, p.grad), share))
+            (view, sample(p, share, in_order_of(p, p.grad)))
             for view, p in zip(self.views(out), params, strict=True)
             if p.grad is not None and not p.grad.is_sparse
         ]
@@ -182,17 +205,17 @@ class TravelProbe:
             return
         kept = self._export() if self._params else self._saved
         self._params = list(params)
-        share = _share(sum(_real(p).numel() for p in params))
+        share = share_of(sum(p.numel() * (2 if p.is_complex() else 1) for p in params))
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         self._scale = np.ones(len(params))
         self._share = share
         for i, p in enumerate(params):
-            sampled = _sample(p, share).numel()
-            if sampled:
-                groups.setdefault((p.device, _real(p).dtype), []).append(i)
-                self._scale[i] = _real(p).numel() / sampled
+            own = sample(p, share)
+            if own.numel():
+                groups.setdefault((own.device, own.dtype), []).append(i)
+            self._scale[i] = sample_scale(p, share)
         self._buckets = [
-            _Bucket(index, [_sample(params[i], share) for i in index]) for index in groups.values()
+            _Bucket(index, [sample(params[i], share) for i in index]) for index in groups.values()
         ]
         for bucket in self._buckets:
             if "impulse" in self.needs:
@@ -222,7 +245,7 @@ class TravelProbe:
             assert bucket.impulse is not None
             assert bucket.done is not None
             params = [self._params[i] for i in bucket.index]
-            away = bucket.displacement([_sample(p, self._share) for p in params])
+            away = bucket.displacement([sample(p, self._share) for p in params])
             force = bucket.forces(params, self._share)
             if grad_scale is not None:
                 force.div_(grad_scale)
@@ -243,7 +266,7 @@ class TravelProbe:
         """Start forming the sums of the present parameters."""
         pending = PendingTravel(len(self._params), self._scale)
         for bucket in self._buckets:
-            samples = [_sample(self._params[i], self._share) for i in bucket.index]
+            samples = [sample(self._params[i], self._share) for i in bucket.index]
             moved = bucket.displacement(samples)
             pending.add("distance2", bucket.index, bucket.layer_sums(moved.square_()))
             if bucket.impulse is not None and bucket.done is not None:
@@ -286,25 +309,68 @@ class TravelProbe:
         self, layer: int, start: Tensor, impulse: Tensor | None, work: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
         """What a sample takes over from a layer kept whole, once further layers have made the model large."""
-        if start.numel() != _real(self._params[layer]).numel():
+        p = self._params[layer]
+        if start.numel() != real(p).numel():
             return None  # another layout: it starts afresh
         return (
-            _sample(start.reshape(-1), self._share),
-            None if impulse is None else _sample(impulse.reshape(-1), self._share),
+            sample(p, self._share, start.reshape(-1)),
+            None if impulse is None else sample(p, self._share, impulse.reshape(-1)),
             None if work is None else work / float(self._scale[layer]),
         )
 
-    def export_layers(self, layers: Iterable[int]) -> dict[str, Tensor]:
-        """Everything needed to go on for some layers: flat CPU tensors, empty before the first step."""
-        state = self._export() if self._params else self._saved
-        rows = [state[i] for i in layers if i in state]
+    @torch.no_grad()
+    def export_layers(self, layers: Sequence[int], params: Sequence[Tensor], total: int) -> dict[str, Tensor]:
+        """Everything needed to go on for some layers: flat CPU tensors, the same on all ranks.
+
+        Where layers are sharded by rows the ranks put their parts together, and must all call this; the
+        state then fits any number of ranks. Layers sharded otherwise are left out. Before the first step the
+        present parameters are the start.
+
+        Args:
+            layers: indices of the layers.
+            params: their tensors.
+            total: real elements of all layers.
+        """
+        state, share = self._export() if self._params else self._saved, share_of(total)
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        for i, p in zip(layers, params, strict=True):
+            if not sample_size(p, share):
+                continue
+            begun = bool(self._params or self._saved)
+            start, impulse, work = state.get(i, (sample(p, share) if not begun else None, None, None))
+            row = self._whole(p, share, start, impulse, work)
+            if row is not None:
+                rows.append(row)
         if not rows:
             return {}
-        out = {"travel_start": torch.cat([start.reshape(-1) for start, _, _ in rows]).cpu().clone()}
-        if all(s is not None and n is not None for _, s, n in rows):
-            out["travel_impulse"] = torch.cat([s.reshape(-1) for _, s, _ in rows]).cpu()  # type: ignore[union-attr]
-            out["travel_work"] = torch.stack([n for _, _, n in rows]).cpu()  # type: ignore[misc]
+        starts, impulses, works = zip(*rows, strict=True)
+        out = {"travel_start": torch.cat(starts)}
+        if "impulse" in self.needs:
+            out |= {"travel_impulse": torch.cat(impulses), "travel_work": torch.cat(works)}
         return out
+
+    def _whole(
+        self, p: Tensor, share: int, start: Tensor | None, impulse: Tensor | None, work: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """One layer's whole start, impulse and work, flat on CPU."""
+        sharding = Sharding([p])
+        if not sharding and start is None:
+            return None
+        nothing = real(p).new_zeros(0)
+        whole = gathered(p, share, nothing if start is None else start, sharding, edge=p)
+        if whole is None:
+            return None
+        wide = _wide(whole.dtype)
+        if impulse is None:
+            impulse = torch.zeros(0 if start is None else start.numel(), dtype=wide)
+        total = torch.zeros(1, 1, dtype=torch.float64)
+        if work is not None:
+            total += work.cpu()
+        if sharding:
+            total = sharding.add(total)
+        force = gathered(p, share, impulse, sharding)
+        assert force is not None
+        return whole.clone(), force.to(wide), total[0]
 
     def import_layers(
         self, layers: Sequence[int], params: Sequence[Tensor], total: int, saved: Mapping[str, Any]
@@ -322,57 +388,25 @@ class TravelProbe:
             Whether the start of every layer that has elements was in it.
         """
         start = saved.get("travel_start")
-        share = _share(total)
-        sizes = [_sample(p, share).numel() for p in params]
-        kept = [(i, n) for i, n in zip(layers, sizes, strict=True) if n]
+        share = share_of(total)
+        sizes = [sample_size(p, share) for p in params]
+        kept = [(i, p, n) for i, p, n in zip(layers, params, sizes, strict=True) if n and is_gatherable(p)]
+        whole = len(kept) == sum(n > 0 for n in sizes)
         if not kept:
-            return True
-        if not isinstance(start, Tensor) or sum(n for _, n in kept) != start.numel():
+            return whole
+        cuts = [n for _, _, n in kept]
+        if not isinstance(start, Tensor) or sum(cuts) != start.numel():
             return False
         impulse, work = saved.get("travel_impulse"), saved.get("travel_work")
-        cuts = [n for _, n in kept]
         impulses = impulse.split(cuts) if isinstance(impulse, Tensor) else [None] * len(cuts)
         works = list(work) if isinstance(work, Tensor) else [None] * len(cuts)
-        for (i, _), a, b, c in zip(kept, start.split(cuts), impulses, works, strict=True):
-            self._saved[i] = (a, b, c)
-        return True
-
-
-def _share(total: int) -> int:
-    return 1 if total <= WHOLE else STRIDE
+        for (i, p, _), a, b, c in zip(kept, start.split(cuts), impulses, works, strict=True):
+            own = None if b is None else own_part(p, share, b)
+            # each shard has its part of the work, whichever
+            part = None if c is None else c / int(Sharding([p]).shards[0])
+            self._saved[i] = (own_part(p, share, a), own, part)
+        return whole
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _real(x: Tensor) -> Tensor:
-    to_local = getattr(x, "to_local", None)
-    x = x.detach() if to_local is None else to_local().detach()
-    return torch.view_as_real(x) if x.is_complex() else x
-
-
-def _in_order_of(param: Tensor, grad: Tensor) -> Tensor:
-    """A gradient laid out so that its sample holds the same coordinates as its parameter's."""
-    p, g = _real(param), _real(grad)
-    if p.stride() == g.stride() or (p.is_contiguous() and g.is_contiguous()):
-        return g
-    return torch.empty_like(p, dtype=g.dtype).copy_(g) if is_dense(p) else g.contiguous()
-
-
-def _sample(x: Tensor, share: int) -> Tensor:
-    """Every ``share``-th block of a tensor in the order of its memory: a view where it is dense."""
-    x = _real(x)
-    n = x.numel()
-    if x.is_contiguous():
-        x = x.view(-1)
-    elif is_dense(x):
-        x = torch.as_strided(x, (n,), (1,))
-    else:
-        x = x.reshape(-1)
-    if share == 1:
-        return x
-    stretch = share * BLOCK
-    blocks = n // stretch
-    # a tensor shorter than one stretch gives its first share
-    return x[: blocks * stretch].view(blocks, stretch)[:, :BLOCK] if blocks else x[: n // share]

@@ -12,8 +12,8 @@ from thermoopt.controllers.base import Start
 from thermoopt.layers import add_to_meter, real_elements
 from thermoopt.loop import start_of
 from thermoopt.meter import Meter
+from thermoopt.norms import root_mean_squares
 from thermoopt.param_groups import detect_layer_type, layer_types
-from thermoopt.torch_sums import local
 
 __all__ = ["Watched"]
 
@@ -40,12 +40,13 @@ class Watched:
             add_to_meter(layout, group, self._names)
         return layout
 
-    def _params(self) -> list[Tensor]:
+    def params(self) -> list[Tensor]:
+        """Tensors of the layers, in the order of a reading."""
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def layers(self) -> list[tuple[str, Tensor]]:
         """Name and tensor of each layer, in the order of a reading."""
-        return list(zip(self._layout().names, self._params(), strict=True))
+        return list(zip(self._layout().names, self.params(), strict=True))
 
     def types(self) -> dict[str, str]:
         """Type of each layer: by the model's modules, by its name where the model does not hold it."""
@@ -65,10 +66,10 @@ class Watched:
 
     def start_norms(self) -> dict[str, float]:
         """Squared norm of each layer when it was first seen, NaN of what had no values then."""
-        for name, p in self.layers():
-            if name not in self._start_norms:
-                norm2 = _rms(p) ** 2 * real_elements(local(p))
-                self._start_norms[name] = math.nan if p.is_meta else norm2
+        fresh = [(name, p) for name, p in self.layers() if name not in self._start_norms]
+        rms = root_mean_squares([p for _, p in fresh]).tolist()
+        for (name, p), value in zip(fresh, rms, strict=True):
+            self._start_norms[name] = math.nan if p.is_meta else value**2 * real_elements(p)
         return dict(self._start_norms)
 
     def put_start_norms(self, norms: dict[str, float]) -> None:
@@ -87,17 +88,7 @@ class Watched:
         return start_of(
             groups,
             self._layout(),
-            rms=[_rms(p) for p in self._params()],
+            rms=root_mean_squares(self.params()).tolist(),
             lr=[float(group.get("lr") or 0.0) for group in groups],
             wd=[float(group.get("weight_decay") or 0.0) for group in groups],
         )
-
-
-@torch.no_grad()
-def _rms(p: Tensor) -> float:
-    if p.is_meta or p.numel() == 0:
-        return 0.0
-    x = local(p)
-    x = torch.view_as_real(x) if x.is_complex() else x
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return float(torch.linalg.vector_norm(x, dtype=dtype)) / math.sqrt(x.numel())
