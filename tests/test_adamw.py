@@ -332,19 +332,3 @@ def test_no_host_sync_on_the_way(monkeypatch):
     assert opt.reading.step == adamw.MAX_PENDING + 1  # reading waits for all of them
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
-@pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_a_compiled_step_is_the_same_step(backend):
-    ours, theirs = model(), model()
-    compiled = ThermoAdamW(ours.parameters(), measure_every=1, backend=backend)
-    plain = ThermoAdamW(theirs.parameters(), measure_every=1, backend=backend)
-    step = torch.compile(compiled.step)
-    for i in range(4):
-        rng = torch.Generator().manual_seed(i)
-        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
-            p.grad = torch.randn(p.shape, generator=rng)
-            q.grad = p.grad.clone()
-        step()
-        plain.step()
-    assert_same_bits(ours, compiled, theirs, plain)
-    assert compiled.reading.total.sigma == plain.reading.total.sigma

@@ -25,6 +25,7 @@ from thermoopt.pending import PendingSums, capturing
 from thermoopt.rates import FactorCache, Rates, fresh_thermo, group_rates
 from thermoopt.sharding import Sharding
 from thermoopt.sinks import SinkQueue
+from thermoopt.traced import Traceable, traced_step
 from thermoopt.travel import PendingTravel
 
 __all__ = ["ThermoAdamW"]
@@ -264,12 +265,19 @@ class ThermoAdamW(torch.optim.AdamW):
                 loss = closure()
             if self._loop is not None and isinstance(loss, (Tensor, float)):
                 self._loop.report_loss(loss)
-        self._advance()
+        if torch.compiler.is_compiling():
+            traced_step(self._advance(traced=True))
+        else:
+            self._advance()
         return loss
 
     @torch.compiler.disable
-    def _advance(self) -> None:
-        """The step itself; ``torch.compile`` leaves it as it is (kernels and numpy are not for tracing)."""
+    def _advance(self, traced: bool = False) -> list[Traceable]:
+        """The step itself, which ``torch.compile`` leaves as it is: kernels and numpy are not for tracing.
+
+        Returns:
+            With ``traced`` what is still to be stepped where the compiler can see it.
+        """
         captured = capturing()
         if not captured:
             self._collect(wait=False)
@@ -277,7 +285,8 @@ class ThermoAdamW(torch.optim.AdamW):
         rates = [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
         due = not captured and self._due(rates)
         travel = self._travel(rates, due) if not captured else None
-        pending = self._backend.step(self, rates, due)
+        parts: list[Traceable] = []
+        pending = self._backend.step(self, rates, due, parts if traced else None)
         self._meter.run.step += 1
         if pending is not None:
             pending.step, pending.travel = self._meter.run.step, travel
@@ -285,6 +294,7 @@ class ThermoAdamW(torch.optim.AdamW):
                 pending.add_up(sharding)
             self._pending.append(pending)
             self._collect(wait=len(self._pending) > MAX_PENDING)
+        return parts
 
     def _shards(self) -> Sharding:
         """Which ranks the sums of each layer come from."""

@@ -12,6 +12,7 @@ from thermoopt.batches import Batches, account
 from thermoopt.pending import PendingSums
 from thermoopt.rates import Rates, scaled_groups
 from thermoopt.torch_sums import torch_sums
+from thermoopt.traced import Traceable, split_traceable
 
 if TYPE_CHECKING:
     from thermoopt.adamw import ThermoAdamW
@@ -32,8 +33,17 @@ class Backend(Protocol):
     requested: str
     measure_every: int
 
-    def step(self, optimizer: ThermoAdamW, rates: Sequence[Rates], due: bool) -> PendingSums | None:
-        """Take one step at the given rates; return its sums if it was due to be measured."""
+    def step(
+        self,
+        optimizer: ThermoAdamW,
+        rates: Sequence[Rates],
+        due: bool,
+        traced: list[Traceable] | None = None,
+    ) -> PendingSums | None:
+        """Take one step at the given rates; return its sums if it was due to be measured.
+
+        Where ``traced`` is a list, ``torch.compile`` takes the step of what the backend puts into it.
+        """
 
     def reset(self) -> None:
         """Forget everything about tensors: groups or state were replaced."""
@@ -88,9 +98,21 @@ class TorchBackend:
         self.requested = requested
         self._pass = MeasuringPass(kernel)
 
-    def step(self, optimizer: ThermoAdamW, rates: Sequence[Rates], due: bool) -> PendingSums | None:
+    def step(
+        self,
+        optimizer: ThermoAdamW,
+        rates: Sequence[Rates],
+        due: bool,
+        traced: list[Traceable] | None = None,
+    ) -> PendingSums | None:
         """Measure if due, then let torch take the step."""
         pending = self._pass.sums(optimizer, rates) if due else None
+        if traced is not None:
+            eager, parts = split_traceable(optimizer, rates)
+            traced += parts
+            if eager:
+                optimizer.torch_step(eager)
+            return pending
         neutral = all(rate.neutral for rate in rates)
         optimizer.torch_step(None if neutral else scaled_groups(optimizer.param_groups, rates))
         return pending

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from thermoopt.batches import Batches, Place, account
 from thermoopt.pending import PendingSums
 from thermoopt.rates import Rates, scaled_groups
+from thermoopt.traced import Traceable
 
 if TYPE_CHECKING:
     from thermoopt.adamw import ThermoAdamW
@@ -42,8 +43,16 @@ class OnePassBackend:
         """Forget the plans: groups or state were replaced, tensors are looked at anew."""
         self._batches.reset()
 
-    def step(self, optimizer: ThermoAdamW, rates: Sequence[Rates], due: bool) -> PendingSums | None:
+    def step(
+        self,
+        optimizer: ThermoAdamW,
+        rates: Sequence[Rates],
+        due: bool,
+        traced: list[Traceable] | None = None,
+    ) -> PendingSums | None:
         """Take one step at the given rates; return its sums if it was due to be measured.
+
+        Nothing is left to a compiler: the kernel is compiled already.
 
         Raises:
             ValueError: for tensors that share memory, by name, unless the backend is ``"auto"``.
