@@ -11,7 +11,7 @@ from thermoopt.meter import Quantities, Reading
 from thermoopt.observer import Observer
 from thermoopt.param_groups import detect_layer_type, make_param_groups
 from thermoopt.scheduler import ThermoScheduler
-from thermoopt.sinks import CSVSink, JSONLSink, LogSink, TensorBoardSink
+from thermoopt.sinks import CSVSink, JSONLSink, LogSink, MLflowSink, TensorBoardSink, WandbSink
 
 __version__ = "0.1.0"
 
@@ -24,12 +24,14 @@ __all__ = [
     "History",
     "JSONLSink",
     "LogSink",
+    "MLflowSink",
     "Observer",
     "Quantities",
     "Reading",
     "TensorBoardSink",
     "ThermoAdamW",
     "ThermoScheduler",
+    "WandbSink",
     "__version__",
     "autotune",
     "detect_layer_type",

@@ -63,8 +63,9 @@ class ThermoAdamW(torch.optim.AdamW):
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
             (one pass on CPU) or ``"triton"`` (one pass on CUDA, not run on a GPU yet). ``"auto"`` takes the
             native kernel for the tensors it can take unless ``fused`` or ``foreach`` is given.
-        sinks: objects with ``write(reading)`` or ``log(dict, step)`` that receive readings on the way. They
-            hold open files, so copies and pickles of the optimizer go without them.
+        sinks: what receives readings on the way: those of :mod:`thermoopt.sinks`, a SummaryWriter,
+            ``wandb.run``, ``mlflow``, ``trackio``, any object with ``write(reading)``, ``log(dict, step)`` or
+            ``log_metrics(dict, step)``. Copies and pickles of the optimizer go without them.
         process_group: a ``torch.distributed`` group whose ranks are to take the same decisions: the readings
             of its first rank go to all. Ranks of DDP hold the same gradients and decide alike without it as
             long as their arithmetic is the same; a law that lives on a reported loss needs it. Copies and

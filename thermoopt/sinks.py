@@ -1,23 +1,40 @@
-"""Where readings go while a run is on: files, TensorBoard, any object with ``log(dict, step)``."""
+"""Where readings go while a run is on: files, and the queue that feeds them and all other sinks."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from thermoopt.history import reading_record
-from thermoopt.meter import Quantities, Reading
+from thermoopt.logger_sinks import (
+    LogSink,
+    MLflowSink,
+    TensorBoardSink,
+    WandbSink,
+    flat_scalars,
+    has_method,
+)
+from thermoopt.meter import Reading
 from thermoopt.physics import QUANTITIES
 
-__all__ = ["CSVSink", "JSONLSink", "LogSink", "Sink", "SinkQueue", "TensorBoardSink", "flat_scalars"]
+__all__ = [
+    "CSVSink",
+    "JSONLSink",
+    "LogSink",
+    "MLflowSink",
+    "Sink",
+    "SinkQueue",
+    "TensorBoardSink",
+    "WandbSink",
+    "flat_scalars",
+]
 
 MAX_UNSENT = 10_000
 """Readings kept for a sink that fails, as many as a history keeps; the oldest go first, and are counted."""
@@ -108,55 +125,6 @@ class CSVSink:
         self._file.write("\n".join(lines))
 
 
-class TensorBoardSink:
-    """Writes scalars with a TensorBoard ``SummaryWriter``.
-
-    Args:
-        writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with ``add_scalar``.
-
-    Raises:
-        TypeError: if the writer has no ``add_scalar``.
-    """
-
-    def __init__(self, writer: Any) -> None:
-        if not callable(getattr(writer, "add_scalar", None)):
-            raise TypeError(
-                f"TensorBoardSink: writer is {writer!r}; allowed is an object with "
-                "add_scalar(tag, value, step)"
-            )
-        self._writer = writer
-
-    def write(self, reading: Reading) -> None:
-        """Write every finite scalar of total and groups."""
-        for tag, value in flat_scalars(reading).items():
-            self._writer.add_scalar(tag, value, reading.step)
-
-
-class LogSink:
-    """Hands ``log(dict, step)`` to a logger: W&B's run, trackio's, or an object of your own."""
-
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
-
-    def write(self, reading: Reading) -> None:
-        """Call ``log`` once with every finite scalar of total and groups."""
-        self._logger.log(flat_scalars(reading), step=reading.step)
-
-
-def flat_scalars(reading: Reading) -> dict[str, float]:
-    """Finite quantities by flat name: ``thermo/total/sigma``, ``thermo/group0/r``, ``thermo/skipped/dry``."""
-    scopes: dict[str, Quantities] = {"total": reading.total}
-    scopes.update(zip(reading.group_names, reading.groups, strict=True))
-    out = {
-        f"thermo/{scope}/{name}": value
-        for scope, quantity in scopes.items()
-        for name, value in vars(quantity).items()
-        if math.isfinite(value)
-    }
-    out.update({f"thermo/skipped/{cause}": n for cause, n in reading.skipped.items()})
-    return out
-
-
 class SinkQueue:
     """Feeds readings to sinks without ever stopping the training.
 
@@ -164,10 +132,12 @@ class SinkQueue:
     next one. ``unsent`` tells what still waits, ``dropped`` what was given up when the wait got too long.
 
     Args:
-        sinks: :class:`Sink` objects, objects with ``log(dict, step)``, or a TensorBoard ``SummaryWriter``.
+        sinks: :class:`Sink` objects, or what one is made of: a TensorBoard ``SummaryWriter``, a W&B run or
+            the module ``wandb``, the modules ``mlflow`` and ``trackio``, any object with ``log(dict, step)``
+            or ``log_metrics(dict, step)``.
 
     Raises:
-        TypeError: if one is neither.
+        TypeError: if one is none of these.
     """
 
     def __init__(self, sinks: Iterable[Any]) -> None:
@@ -215,16 +185,37 @@ class SinkQueue:
 
 
 def _as_sink(sink: Any) -> Sink:
-    if isinstance(sink, Sink):
+    if isinstance(sink, Sink) and not isinstance(sink, type):
         return sink
-    if callable(getattr(sink, "add_scalar", None)):
-        return TensorBoardSink(sink)
-    if callable(getattr(sink, "log", None)):
-        return LogSink(sink)
+    for method, kind in _KINDS:
+        if has_method(sink, method) and not isinstance(sink, type):
+            return kind(sink)
     raise TypeError(
-        f"sinks holds {sink!r}; allowed are objects with write(reading) or log(dict, step), "
-        "such as those of thermoopt.sinks"
+        f"sinks holds {sink!r}; allowed are objects with write(reading) or log(dict, step), such as those of "
+        f"thermoopt.sinks, a SummaryWriter, a W&B run, mlflow and trackio{_hint(sink)}"
     )
+
+
+_KINDS: tuple[tuple[str, Callable[[Any], Sink]], ...] = (
+    ("add_scalar", TensorBoardSink),
+    ("define_metric", WandbSink),
+    ("log", LogSink),
+    ("log_metrics", MLflowSink),
+)
+"""What an object is taken for by a method it has, in this order: W&B has ``log``, too."""
+
+
+def _hint(sink: Any) -> str:
+    """What was probably meant."""
+    if sink is None:
+        return ". wandb.run is None before wandb.init(), and on ranks that have no run: leave it out there"
+    if isinstance(sink, (str, Path)):
+        return f". For a file: JSONLSink({str(sink)!r})"
+    if isinstance(sink, type):
+        return ". This is a class: give an object made of it"
+    if has_method(sink, "log_batch") or hasattr(getattr(sink, "info", None), "run_id"):
+        return ". For MLflow give the module mlflow, or MLflowSink(mlflow, run_id=...) of thermoopt.sinks"
+    return ""
 
 
 def _csv_line(values: Sequence[object]) -> str:

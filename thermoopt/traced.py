@@ -51,7 +51,7 @@ def split_traceable(
     for group in _at_their_rates(optimizer.param_groups, rates):
         params = [p for p in group["params"] if p.grad is not None]
         whole = group["fused"] or group["differentiable"]
-        able = [p for p in params if not whole and optimizer.state.get(p) and not p.grad.is_sparse]  # type: ignore[union-attr]
+        able = [p for p in params if not whole and optimizer.state.get(p) and not p.grad.is_sparse]
         known = set(able)
         if rest := [p for p in params if p not in known]:
             eager.append({**group, "params": rest})
