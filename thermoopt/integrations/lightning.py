@@ -1,0 +1,305 @@
+"""ThermoCallback: measures the optimizers of a Lightning run and logs what they do."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thermoopt.adamw import ThermoAdamW
+from thermoopt.integrations.artifacts import write_artifacts
+from thermoopt.integrations.scalars import SCALARS, run_scalars
+from thermoopt.observer import LOG_EVERY, Observer
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:
+    try:
+        from lightning.pytorch import Callback
+    except ImportError:
+        try:
+            from pytorch_lightning import Callback
+        except ImportError as error:
+            raise ImportError("ThermoCallback needs Lightning: pip install 'thermoopt[lightning]'") from error
+
+__all__ = ["ThermoCallback"]
+
+BAR = (*SCALARS, "equilibrium_fraction")
+"""What can be shown on the progress bar."""
+
+
+@dataclass
+class _Watch:
+    """One optimizer under observation: how its values are named, and what was done up to which step."""
+
+    observer: Observer
+    prefix: str
+    folder: Path
+    stepped: int
+    logged: int
+    names: set[str] = field(default_factory=set)
+
+
+class ThermoCallback(Callback):
+    r"""Reads every optimizer of a run by an :class:`~thermoopt.Observer`, and changes nothing.
+
+    Attached when training starts, after a checkpoint was loaded; a ThermoAdamW is looked at, all others are
+    measured in step hooks. Lightning runs backward and its clipping inside ``optimizer.step(closure)``, and
+    gradients are read after that, so clipped.
+
+    *Logged* with ``log_dict``, so to all loggers (when ``Trainer(log_every_n_steps=...)`` lets them have
+    values) and as ``trainer.callback_metrics``: what
+    :func:`thermoopt.integrations.scalars.run_scalars` selects, ``thermo/sigma``, ``thermo/r`` and so on; NaN
+    for what is not defined any more. With several optimizers their names stand in between:
+    ``thermo/optimizer0/r``.
+
+    *Loss.* With one optimizer that of ``training_step`` goes to its observer: the mean of the batches since
+    the last step, without Lightning's division by ``accumulate_grad_batches``.
+
+    *Checkpoints* hold the observers' averages and counters. One without them (written without the callback,
+    or with other optimizers, of which a warning tells) starts the averages afresh.
+
+    *At the end of training*, and when an exception ends it, rank zero writes picture, tables and diagnosis
+    (:func:`thermoopt.integrations.artifacts.write_artifacts`) into the folder ``thermo`` of
+    ``trainer.log_dir``, a folder each where there are several optimizers. They speak of the readings since
+    the last start: history is no part of a checkpoint. ``fast_dev_run`` writes nothing.
+
+    Optimizers that are exchanged in mid-run are measured from the next batch on, from scratch; a warning
+    says so.
+
+    Args:
+        log_every: log every so many optimizer steps, from 1; optimizers other than ThermoAdamW are measured
+            as often.
+        track: as :class:`~thermoopt.Observer` takes it.
+        groups, layers: log parameter groups and layers, too.
+        prog_bar: which values of the total to show on the progress bar: names of :data:`BAR`.
+        names: of the optimizers; None is ``optimizer0`` and so on, and nothing for a single one.
+        folder: where to write at the end; None is ``thermo`` in the trainer's ``log_dir``, which is its
+            ``default_root_dir`` without a logger.
+
+    Attributes:
+        observers: one for each optimizer, in the order of ``trainer.optimizers``. They stay readable after
+            the end.
+        written: the files written at the end.
+
+    Raises:
+        ImportError: if Lightning is missing, when this module is imported.
+        TypeError, ValueError: for arguments that are not what they should be, and, when training starts, for
+            a second ThermoCallback, for ``names`` that are not as many as there are optimizers, and for a
+            folder that is not local.
+    """
+
+    def __init__(
+        self,
+        *,
+        log_every: int = LOG_EVERY,
+        track: Collection[str] = (),
+        groups: bool = False,
+        layers: bool = False,
+        prog_bar: Collection[str] = (),
+        names: Sequence[str] | None = None,
+        folder: str | Path | None = None,
+    ) -> None:
+        _check_arguments(log_every, prog_bar, names)
+        self.observers: tuple[Observer, ...] = ()
+        self.written: list[Path] = []
+        self._log_every = log_every
+        self._track = track
+        self._groups, self._layers = groups, layers
+        self._bar = frozenset(prog_bar)
+        self._names = names
+        self._given_folder = folder
+        self._folder = Path()
+        self._watches: list[_Watch] = []
+        self._losses: list[Tensor] = []
+        self._saved: Mapping[str, Any] = {}
+
+    # ---------------------------------------------------------------- the run
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget an earlier run, before a checkpoint is loaded."""
+        if stage != "fit":
+            return
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        count = sum(isinstance(callback, ThermoCallback) for callback in callbacks)
+        if count > 1:
+            raise ValueError(f"callbacks of the trainer hold {count} ThermoCallbacks; allowed is one")
+        self.observers, self._watches, self._saved = (), [], {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach the observers; the optimizers hold what a checkpoint gave them by now."""
+        self._folder = self._where(trainer)
+        self._attach(trainer, pl_module)
+        self._restore()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Follow optimizers that were exchanged."""
+        now = _optimizers(trainer)
+        if len(now) == len(self.observers) and all(
+            optimizer is observer.optimizer for optimizer, observer in zip(now, self.observers, strict=True)
+        ):
+            return
+        warnings.warn(
+            "the optimizers of the trainer were exchanged since training started: ThermoCallback measures "
+            "the new ones from scratch, and what it read of the old ones is not written",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        self._close()
+        self._attach(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Report the loss, and log the newest reading when it is due."""
+        self._take_loss(trainer, pl_module, outputs)
+        for watch in self._watches:
+            observer = watch.observer
+            if observer.steps == watch.stepped:
+                continue  # gradients are being accumulated, or this was another optimizer's turn
+            watch.stepped = observer.steps
+            reading = observer.step(torch.stack(self._losses).mean() if self._losses else None)
+            self._losses = []
+            if reading is None or reading.step // self._log_every == watch.logged // self._log_every:
+                continue
+            watch.logged = reading.step
+            values = run_scalars(reading, groups=self._groups, layers=self._layers, prefix=watch.prefix)
+            watch.names |= values.keys()
+            # Lightning repeats the last value of what is not logged again
+            values = {**dict.fromkeys(watch.names, math.nan), **values}
+            bar = {f"{watch.prefix}{name}" for name in self._bar}
+            pl_module.log_dict({k: v for k, v in values.items() if k not in bar})
+            pl_module.log_dict({k: v for k, v in values.items() if k in bar}, prog_bar=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write what is left of the run, and take the hooks off the optimizers."""
+        self._finish(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Write what is left of a run that failed or was interrupted."""
+        self._finish(trainer)
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the observers' states: plain data."""
+        if not self.observers:
+            return dict(self._saved)
+        return {"observers": [observer.state_dict() for observer in self.observers]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what :meth:`state_dict` gave until training starts: Lightning has no optimizers yet."""
+        self._saved = state_dict
+
+    def _restore(self) -> None:
+        states = self._saved.get("observers", [])
+        self._saved = {}
+        if not states:
+            return
+        fits = len(states) == len(self.observers) and all(
+            isinstance(observer.optimizer, ThermoAdamW) or "groups" in state
+            for observer, state in zip(self.observers, states, strict=True)
+        )
+        if not fits:
+            warnings.warn(
+                f"the checkpoint's ThermoCallback measured other optimizers ({len(states)}) than those of "
+                f"the trainer ({len(self.observers)}): averages start afresh",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        for watch, state in zip(self._watches, states, strict=True):
+            watch.observer.load_state_dict(state)
+            watch.stepped = watch.logged = watch.observer.steps
+
+    # ---------------------------------------------------------------- parts
+
+    def _where(self, trainer: Trainer) -> Path:
+        """Return the folder for the files; all ranks ask, because ``log_dir`` is broadcast."""
+        log_dir = trainer.log_dir or trainer.default_root_dir
+        folder = Path(log_dir, "thermo") if self._given_folder is None else Path(self._given_folder)
+        if "://" in str(self._given_folder or log_dir):
+            raise ValueError(
+                f"folder is {str(self._given_folder or log_dir)!r}; allowed is a local one: "
+                "ThermoCallback(folder=...)"
+            )
+        return folder
+
+    def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        optimizers = _optimizers(trainer)
+        names = self._names
+        if names is None:
+            names = [""] if len(optimizers) == 1 else [f"optimizer{i}" for i in range(len(optimizers))]
+        if len(names) != len(optimizers):
+            raise ValueError(
+                f"names is {names!r}; allowed is one for each of the trainer's {len(optimizers)} optimizers"
+            )
+        own, self._watches, self._losses = set(pl_module.parameters()), [], []
+        for name, optimizer in zip(names, optimizers, strict=True):
+            held = {p for group in optimizer.param_groups for p in group["params"]}
+            model = None if own.isdisjoint(held) else pl_module
+            observer = Observer(model, optimizer, self._log_every, track=self._track)
+            prefix = f"thermo/{name}/" if name else "thermo/"
+            steps = observer.steps
+            self._watches.append(_Watch(observer, prefix, self._folder / name, steps, steps))
+        self.observers = tuple(watch.observer for watch in self._watches)
+
+    def _take_loss(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
+        """Keep the loss of a batch until the optimizer steps."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if len(self._watches) != 1 or not isinstance(loss, Tensor):
+            return
+        if loss.numel() == 1 and loss.is_floating_point():
+            parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._losses.append(loss.detach().reshape(()) * parts)
+
+    def _finish(self, trainer: Trainer) -> None:
+        self._close()
+        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not dry:
+            files = [write_artifacts(watch.observer, watch.folder) for watch in self._watches]
+            self.written = [path for some in files for path in some]
+        self._watches = []
+
+    def _close(self) -> None:
+        for observer in self.observers:
+            observer.close()
+
+
+def _optimizers(trainer: Trainer) -> list[Optimizer]:
+    """Return the trainer's optimizers without the wrappers that strategies and users put around them."""
+    return [_unwrapped(optimizer) for optimizer in trainer.optimizers]
+
+
+def _unwrapped(optimizer: Any) -> Optimizer:
+    # LightningOptimizer takes on the class of what it holds, so isinstance does not tell it
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def _check_arguments(log_every: object, prog_bar: object, names: object) -> None:
+    if isinstance(log_every, bool) or not isinstance(log_every, int):
+        raise TypeError(f"log_every is {log_every!r}; allowed is a whole number from 1")
+    if log_every < 1:
+        raise ValueError(f"log_every is {log_every!r}; allowed is a whole number from 1")
+    if isinstance(prog_bar, str) or not isinstance(prog_bar, Collection):
+        raise TypeError(f"prog_bar is {prog_bar!r}; allowed is a tuple of {', '.join(map(repr, BAR))}")
+    if unknown := [name for name in prog_bar if name not in BAR]:
+        raise ValueError(f"prog_bar holds {unknown!r}; allowed are {', '.join(map(repr, BAR))}")
+    if names is None:
+        return
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"names is {names!r}; allowed is None or a list of strings")
+    good = all(isinstance(name, str) and name and "/" not in name for name in names)
+    if not good or len(set(names)) != len(names):
+        raise ValueError(f"names is {names!r}; allowed are different strings, not empty and without '/'")
