@@ -15,6 +15,7 @@ from thermoopt.hooks import is_dry
 from thermoopt.observer import Observer
 from thermoopt.physics import QUANTITIES
 from thermoopt.rates import Rates
+from thermoopt.scheduler import ThermoScheduler
 
 UNAVAILABLE = {
     "d_eS",
@@ -715,3 +716,30 @@ def test_displacement_keeps_what_it_says():
     kept = Displacement(opt, [Rates(0.1, 0.0, None, True)])._kept[0]
     held = kept.before.untyped_storage().nbytes() + kept.grad.untyped_storage().nbytes()
     assert held == 2 / SHARE * p.numel() * 4
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate wraps an optimizer: one by its type, without torch's constructor."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+def test_a_wrapper_that_runs_no_hooks_is_refused():
+    wrapped = Wrapper(torch.optim.SGD(model().parameters(), lr=0.1))
+    for make in (lambda: Observer(None, wrapped), lambda: ThermoScheduler(wrapped, 10)):
+        with pytest.raises(TypeError, match=r"optimizer is a Wrapper, .*allowed is the .* \(its \.optimizer\)"):
+            make()
+
+
+def test_averages_of_a_thermoadamw_are_not_those_of_hooks():
+    net = model()
+    saved = Observer(None, ThermoAdamW(net.parameters())).state_dict()
+    observer = Observer(None, torch.optim.AdamW(net.parameters()))
+    with pytest.warns(RuntimeWarning, match="those of this AdamW start afresh"):
+        observer.load_state_dict(saved)
+    assert observer.reading is None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+from torch.optim import Optimizer
+
 from thermoopt.controllers.base import Controller
 
-__all__ = ["EMA_STEPS", "averaging_steps", "check_arguments"]
+__all__ = ["EMA_STEPS", "averaging_steps", "check_arguments", "check_hookable"]
 
 EMA_STEPS = 50
 """Steps an average is long unless told: long against the noise of a batch, short against a run."""
@@ -34,6 +36,21 @@ def check_arguments(controller: object, measure_every: object, ema_steps: object
         raise TypeError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")
     if not (math.isfinite(ema_steps) and ema_steps >= 1):
         raise ValueError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")
+
+
+def check_hookable(optimizer: object) -> None:
+    """Refuse what runs no step hooks: a wrapper that is an optimizer by its type only (Accelerate, Lightning).
+
+    Raises:
+        TypeError: naming the argument, its value and what is allowed.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer is {optimizer!r}; allowed is a torch.optim.Optimizer")
+    if not getattr(type(optimizer).step, "hooked", False):  # torch's own mark, set by Optimizer.__init__
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}, whose step() runs no step hooks; allowed is the "
+            "torch.optim.Optimizer that it wraps (its .optimizer)"
+        )
 
 
 def averaging_steps(given: float | None, controller: Controller | None) -> float:

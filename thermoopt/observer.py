@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.adamw import ThermoAdamW
-from thermoopt.arguments import EMA_STEPS
+from thermoopt.arguments import EMA_STEPS, check_hookable
 from thermoopt.carried import CarriedTravel
 from thermoopt.controllers.base import Controller, Start
 from thermoopt.history import History
@@ -380,14 +381,24 @@ class Observer(RunReports):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.
 
+        Averages of a ThermoAdamW are in its own state: an observer that measures by hooks starts its averages
+        afresh from such a state, with a warning.
+
         Raises:
             ValueError: if the state holds more groups or layers than the optimizer; nothing has changed then.
         """
         tracked = state.get("tracked")
         if self._tracker is not None and tracked is not None:
             self._tracker.check(tracked)
-        if self._hooks is not None:
+        if self._hooks is not None and "groups" in state:
             self._hooks.load_state_dict(state)
+        elif self._hooks is not None:
+            warnings.warn(
+                "the observer's state is of a ThermoAdamW, which keeps its averages itself: those of this "
+                f"{type(self._optimizer).__name__} start afresh",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if self._tracker is not None:
             self._tracker.load_state_dict(tracked)
         if self._carried is not None and "travel" in state:
@@ -402,10 +413,9 @@ class Observer(RunReports):
 
 
 def _check_arguments(
-    model: object, optimizer: object, log_every: object, track: object, ema_steps: object
+    model: object, optimizer: Optimizer, log_every: object, track: object, ema_steps: object
 ) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is {optimizer!r}; allowed is a torch.optim.Optimizer")
+    check_hookable(optimizer)
     if model is not None:
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"model is {model!r}; allowed is None or a torch.nn.Module")

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from thermoopt.adamw import ThermoAdamW
-from thermoopt.arguments import EMA_STEPS
+from thermoopt.arguments import EMA_STEPS, check_hookable
 from thermoopt.controllers.base import Controller, Scales, Start
 from thermoopt.controllers.cooling import Cooling
 from thermoopt.hooks import closure_of, is_dry
@@ -120,8 +120,7 @@ class ThermoScheduler(LRScheduler):
         observer: Observer | None = None,
         last_epoch: int = -1,
     ) -> None:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer is {optimizer!r}; allowed is a torch.optim.Optimizer")
+        check_hookable(optimizer)
         self._plan = Plan(total_steps, warmup_steps, shape, eta_min, rate)
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         if eta_min > max(lrs, default=math.inf):
