@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv demo test lint bench bench-overhead bench-control bench-validation clean
+.PHONY: venv demo test lint bench bench-overhead bench-control bench-validation bench-laws bench-irreversibility bench-distributed clean
 
 venv: $(READY)
 
@@ -51,6 +51,18 @@ bench-validation: venv
 	@echo "== how often the diagnosis errs: about half an hour on 2 cores, resumable (thermoclaw for comparison)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt thermoclaw
 	$(BIN)/python benchmarks/validation.py --out runs/validation
+
+bench-laws: venv
+	@echo "== neural thermodynamic laws, measured: 10 to 40 minutes on 2 cores, resumable"
+	$(BIN)/python benchmarks/laws.py --out runs/laws
+
+bench-irreversibility: venv
+	@echo "== four measures of irreversibility: half an hour on an idle core, resumable"
+	$(BIN)/python benchmarks/irreversibility.py --out runs/irreversibility
+
+bench-distributed: venv
+	@echo "== what measuring costs on 1, 2 and 4 ranks"
+	$(BIN)/python benchmarks/distributed.py --out runs/distributed
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info thermoopt/kernels/_native*

@@ -1,0 +1,109 @@
+"""The irreversibility of training, measured: four measures, two theorems, a valley, paths of update energy.
+
+Parts: ``agreement`` (the measures against (η/4)‖U‖² on a quadratic and small nets), ``symmetries`` (theorems
+6 and 7), ``valley`` (does phi fall at equal loss?), ``paths`` (update energy along six schedules, 2000 steps
+of a transformer, a recurrent net and a regression). Every result is a row of ``rows.jsonl``; what is there
+already is not run again. Stored paths go to ``paths/`` as ``[steps, 4]`` arrays (energy, r, lr, loss).
+
+    python benchmarks/irreversibility.py --out runs/irreversibility        # all: half an hour of an idle core
+    python benchmarks/irreversibility.py --parts agreement valley          # some minutes
+    python benchmarks/irreversibility.py --parts paths --models linear --seeds 0
+
+Tables and figures go to ``report.md`` beside the rows, with ``words.md``, if there is one, at its head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from thermoopt.benchmarks.irreversibility_agreement import KINDS, agree, symmetry
+from thermoopt.benchmarks.irreversibility_models import BUILD
+from thermoopt.benchmarks.irreversibility_paths import SCHEDULES, STEPS, train
+from thermoopt.benchmarks.irreversibility_paths import plan as plan_paths
+from thermoopt.benchmarks.irreversibility_report import write_report
+from thermoopt.benchmarks.irreversibility_valley import plan as plan_valley
+from thermoopt.benchmarks.irreversibility_valley import walk
+from thermoopt.benchmarks.rows import read_rows
+
+__all__ = ["PARTS", "main"]
+
+PARTS = ("agreement", "symmetries", "valley", "paths")
+SEEDS = (0, 1, 2)
+
+Job = tuple[tuple[Any, ...], Callable[[], dict[str, Any]]]
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is about."""
+    names = {
+        "agreement": ("kind", "seed"),
+        "symmetries": ("seed",),
+        "valley": ("net", "noise", "dynamics", "rate", "steps"),
+        "paths": ("model", "schedule", "seed", "steps"),
+    }
+    return row["part"], *(row[name] for name in names[row["part"]])
+
+
+def jobs(args: argparse.Namespace) -> Iterator[Job]:
+    """Yield everything asked for: what it is about, and how it is done."""
+    if "agreement" in args.parts:
+        for seed in args.seeds:
+            for kind in KINDS:
+                yield ("agreement", kind, seed), lambda k=kind, s=seed: agree(k, s)[0]
+    if "symmetries" in args.parts:
+        for seed in args.seeds:
+            yield ("symmetries", seed), lambda s=seed: symmetry(s)
+    if "valley" in args.parts:
+        for it in plan_valley():
+            what = ("valley", it.net, it.noise, it.dynamics, it.rate, it.steps)
+            yield what, lambda it=it: {"part": "valley", **walk(it)}
+    if "paths" in args.parts:
+        (args.out / "paths").mkdir(exist_ok=True)
+        for path in plan_paths(args.models, args.schedules, args.seeds, args.steps):
+
+            def run(path: Any = path) -> dict[str, Any]:
+                row, stored = train(path)
+                np.save(args.out / "paths" / f"{path.name}.npy", stored)
+                return {"part": "paths", **row}
+
+            yield ("paths", path.model, path.schedule, path.seed, path.steps), run
+
+
+def main() -> None:
+    """Run what is missing, then write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/irreversibility"))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--models", nargs="+", choices=BUILD, default=list(BUILD))
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--steps", type=int, default=STEPS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "rows.jsonl"
+    done = {key(row) for row in read_rows(path)}
+    todo = [(what, job) for what, job in jobs(args) if what not in done]
+    print(f"{len(done)} results are there, {len(todo)} to do", flush=True)
+    torn = path.exists() and not path.read_text().endswith("\n")
+    with path.open("a") as file:
+        file.write("\n" if torn else "")
+        for i, (what, job) in enumerate(todo, 1):
+            row = job()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{i}/{len(todo)}  {'  '.join(map(str, what))}  {row.get('seconds', '')} s", flush=True)
+    write_report(args.out, list(read_rows(path)))
+    print(f"tables and figures lie in {args.out}/report.md")
+
+
+if __name__ == "__main__":
+    main()
