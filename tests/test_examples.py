@@ -20,10 +20,12 @@ SCRIPTS = {
     "accelerate_ddp",
     "anytime",
     "finetune_trainer",
+    "fsdp_lm",
     "lightning_callback",
     "monitor_only",
     "replace_adamw",
     "swap_the_scheduler",
+    "thermodynamic_laws",
     "weight_decay_rescued",
     "what_is_wrong",
 }

@@ -558,7 +558,7 @@ def test_sums_of_a_device_are_waited_for_one_step_late(make, monkeypatch):
     monkeypatch.setattr(pending.Fetch, "__init__", made)
     monkeypatch.setattr(pending.Fetch, "numpy", waited)
     monkeypatch.setattr(pending.Fetch, "ready", lambda self: False)
-    for step in range(1, 15):  # the patches read it
+    for step in range(1, 15):  # noqa: B007 - the patches read it
         learn(net, opt, 1, scheduler)
     monkeypatch.setattr(pending.Fetch, "numpy", numpy)
     shown = [(coming - 1, of) for coming, of in controller.calls if of is not None]

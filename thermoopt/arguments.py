@@ -39,7 +39,7 @@ def check_arguments(controller: object, measure_every: object, ema_steps: object
 
 
 def check_hookable(optimizer: object) -> None:
-    """Refuse what runs no step hooks: a wrapper that is an optimizer by its type only (Accelerate, Lightning).
+    """Refuse what runs no step hooks: a wrapper (Accelerate, Lightning) that is one by its type only.
 
     Raises:
         TypeError: naming the argument, its value and what is allowed.
