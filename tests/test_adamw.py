@@ -330,5 +330,3 @@ def test_no_host_sync_on_the_way(monkeypatch):
     train(net, opt, 1)
     assert len(opt._pending) <= adamw.MAX_PENDING
     assert opt.reading.step == adamw.MAX_PENDING + 1  # reading waits for all of them
-
-

@@ -320,7 +320,8 @@ def is_dry(optimizer: Optimizer) -> bool:
             return False
     params = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad for p in params if p.grad is not None]
-    there, moving = bool(grads), any(g.is_sparse or bool(local(g).any()) for g in grads)
+    # of every gradient: to read one may take all ranks
+    there, moving = bool(grads), any([g.is_sparse or bool(local(g).any()) for g in grads])
     sharding = Sharding(params)
     if sharding:  # a rank whose shards are empty or still learns of the others
         flags = torch.tensor([[float(there), float(moving)]], dtype=torch.float64).expand(len(params), 2)

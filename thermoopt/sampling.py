@@ -44,9 +44,9 @@ def share_of(total: int) -> int:
     return 1 if total <= WHOLE else STRIDE
 
 
-def real(x: Tensor) -> Tensor:
-    """Return this rank's real elements: a shard, a complex tensor's view."""
-    x = local(x.detach())
+def real(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return this rank's real elements: a shard, a complex tensor's view; a gradient's laid out ``like``."""
+    x = local(x.detach(), like)
     return torch.view_as_real(x) if x.is_complex() else x
 
 
@@ -206,7 +206,7 @@ def _own_range(stretch: _Stretch, share: int) -> tuple[int, int]:
 
 def in_order_of(param: Tensor, grad: Tensor) -> Tensor:
     """Return a gradient laid out so that its sample holds the same coordinates as its parameter's."""
-    p, g = real(param), real(grad)
+    p, g = real(param), real(grad, param)
     if p.stride() == g.stride() or (p.is_contiguous() and g.is_contiguous()):
         return g
     return torch.empty_like(p, dtype=g.dtype).copy_(g) if is_dense(p) else g.contiguous()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thermoopt.pending import Fetch
 
-__all__ = ["Coming", "Sharding", "is_distributed", "local"]
+__all__ = ["Coming", "Sharding", "is_distributed", "local", "place"]
 
 
 def is_distributed(x: Tensor) -> bool:
@@ -20,14 +20,43 @@ def is_distributed(x: Tensor) -> bool:
     return getattr(x, "placements", None) is not None
 
 
-def local(x: Tensor) -> Tensor:
-    """Return a DTensor's shard on this rank, the same object as long as it is; any other tensor as it is."""
+def local(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return a DTensor's shard on this rank, the same object as long as it is; any other tensor as it is.
+
+    Tensor parallelism leaves some gradients laid out otherwise than their parameters: that of a norm between
+    sequence-parallel layers not added up, that of an embedding sharded by rows whole. Adding up needs all
+    ranks that share the parameter.
+
+    Args:
+        x: a parameter, its state or its gradient.
+        like: the parameter, where ``x`` is its gradient and is to be laid out as it is.
+    """
     if not is_distributed(x):
         return x
+    placements: Any = x.placements  # type: ignore[attr-defined]
+    wanted = placements if like is None or not is_distributed(like) else like.placements  # type: ignore[attr-defined]
+    if placements != wanted or any(placement.is_partial() for placement in placements):
+        x = _laid_out(x, wanted)
     # to_local() makes a new view in each call, and kernels keep plans by identity
     shard = x._local_tensor  # type: ignore[attr-defined]
     wait = getattr(shard, "wait", None)
     return shard if wait is None else wait()
+
+
+def _laid_out(x: Any, placements: Any) -> Any:
+    """Move a DTensor to other placements; what is not added up yet is added up."""
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if placement.is_partial() else placement for placement in placements]
+    return x.detach().redistribute(x.device_mesh, whole)
+
+
+def place(p: Tensor) -> list[int]:
+    """Return which shard of a tensor this rank holds: a number for each mesh dimension that shards it."""
+    if not is_distributed(p):
+        return []
+    at = p.device_mesh.get_coordinate()  # type: ignore[attr-defined]
+    return [i for i, kind in zip(at, p.placements, strict=True) if not kind.is_replicate()]  # type: ignore[attr-defined]
 
 
 class Coming(Protocol):

@@ -20,7 +20,7 @@ from thermoopt.layers import real_elements
 from thermoopt.meter import Reading
 from thermoopt.pending import Fetch
 from thermoopt.physics import Term
-from thermoopt.sharding import Coming, Sharding, local
+from thermoopt.sharding import Coming, Sharding, local, place
 
 __all__ = ["TRACKABLE", "Tracker"]
 
@@ -135,7 +135,7 @@ class Tracker:
         if "rho" in self._track and (due or (step + 1) % measure_every == 0):
             scale = getattr(self._optimizer, "grad_scale", None)
             self._gradients = {
-                i: _Gradient(flat_sample(p.grad).clone(), None if scale is None else scale.clone())
+                i: _Gradient(flat_sample(local(p.grad, p)).clone(), None if scale is None else scale.clone())
                 for i, p in enumerate(params)
                 if p.grad is not None and not p.grad.is_sparse and not p.is_meta
             }
@@ -188,7 +188,8 @@ class Tracker:
         if self._lost:
             warnings.warn(
                 "the observer's state that was loaded holds no start that fits (was it saved without "
-                "track=('distance',)?): the distance counts from the parameters as they are now",
+                "track=('distance',), or by another rank?): the distance counts from the parameters as they "
+                "are now",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -248,6 +249,7 @@ class Tracker:
             "sums": torch.from_numpy(np.vstack([self._sums, self._weight, self._last, self._distance])),
             "start": {i: x.clone() for i, x in self._start.items()},
             "gradients": {i: (g.sample.clone(), g.scale) for i, g in self._gradients.items()},
+            "places": [place(p) for p in self._params()],
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
@@ -259,16 +261,18 @@ class Tracker:
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Take up what :meth:`state_dict` gave; None for a state that was saved without tracking.
 
-        A layer whose start is not in it, or is of another layout, starts before the next step, with a
-        warning.
+        A layer whose start is not in it, or is of another layout or another rank's shard, starts before the
+        next step, with a warning.
         """
         params = self._params()
         self._forget(len(params))
         saved = {} if state is None else state["start"]
+        places = [] if state is None else state.get("places", [])
+        own = [i >= len(places) or list(places[i]) == place(p) for i, p in enumerate(params)]
         self._start = {
             i: x.to(params[i].device, copy=True)
             for i, x in saved.items()
-            if x.shape == flat_sample(params[i]).shape
+            if own[i] and x.shape == flat_sample(params[i]).shape
         }
         self._lost = not self._start or len(self._start) < len(saved)
         if state is None:
@@ -280,6 +284,7 @@ class Tracker:
         self._gradients = {
             i: _Gradient(x.to(params[i].device, copy=True), scale)
             for i, (x, scale) in state["gradients"].items()
+            if own[i]
         }
 
 
