@@ -161,7 +161,10 @@ class Controller(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on, in plain floats, ints, strings, lists and dicts."""
+        """Return everything needed to go on, in plain floats, ints, strings, lists and dicts by string.
+
+        It travels as JSON (:mod:`thermoopt.leaves`).
+        """
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from thermoopt.choice import choose_backend
 from thermoopt.controllers.base import Controller, Scales
 from thermoopt.history import History
 from thermoopt.layers import add_to_meter, layer_names
+from thermoopt.leaves import as_leaf, from_leaf
 from thermoopt.loop import DEVICE_LAG, ControlLoop, start_of
 from thermoopt.meter import Meter, Reading
 from thermoopt.norms import root_mean_squares
@@ -464,7 +465,7 @@ class ThermoAdamW(torch.optim.AdamW):
             self._meter.run.step = int(max((float(s) for s in steps), default=0))
         if self._loop is not None:
             if saved_controller is not None:
-                self._loop.controller.load_state_dict(saved_controller)
+                self._loop.controller.load_state_dict(from_leaf(saved_controller))
             params = [p for group in self.param_groups for p in group["params"]]
             self._loop.import_groups(snapshots, self._meter, params)
 
@@ -479,7 +480,7 @@ class ThermoAdamW(torch.optim.AdamW):
                 layers = np.flatnonzero(self._meter.group_of == i).tolist()
                 out[-1].update(self._loop.export_group(layers, group["params"], int(self._meter.numel.sum())))
         if self._loop is not None and out:
-            out[0]["controller"] = self._loop.controller.state_dict()
+            out[0]["controller"] = as_leaf(self._loop.controller.state_dict())
         return out
 
     def state_dict(self) -> dict[str, Any]:

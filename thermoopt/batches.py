@@ -126,6 +126,7 @@ class _Memo:
                 "maxima": [s["max_exp_avg_sq"] if a else None for s, a in zip(states, amsgrads, strict=True)],
             }
             if self.sharded:
+                columns["grads"] = [local(g, p) for g, p in zip(columns["grads"], owners, strict=True)]
                 columns = {
                     name: [None if x is None else local(x) for x in column]
                     for name, column in columns.items()
@@ -193,7 +194,7 @@ class Batches:
                 elif not state:
                     step = torch.zeros((), device=p.device)
                     shard = local(p)
-                    able = self._kernel.ineligible(shard, local(g), shard, shard, None, step) is None
+                    able = self._kernel.ineligible(shard, local(g, p), shard, shard, None, step) is None
                     (memo.fresh if able else memo.rest).append((layer, i, j))
                 else:
                     memo.rows.setdefault(p.device, []).append(((layer, i, j), p, state, amsgrad))

@@ -87,7 +87,7 @@ class Displacement:
                 self._kept[i] = _Sampled(
                     param=p,
                     before=flat_sample(p).clone(),
-                    grad=flat_sample(p.grad).clone(),
+                    grad=flat_sample(local(p.grad, p)).clone(),
                     maximize=group.get("maximize", False),
                     lr=rate.lr,
                     wd=rate.wd,

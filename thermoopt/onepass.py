@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from thermoopt.batches import Batches, Place, account
 from thermoopt.pending import PendingSums
 from thermoopt.rates import Rates, scaled_groups
+from thermoopt.sharding import is_distributed
 from thermoopt.traced import Traceable
 
 if TYPE_CHECKING:
@@ -63,8 +64,8 @@ class OnePassBackend:
         done = self._batches.run(optimizer, rates, tensors, due)
         pending = account(optimizer, rates, tensors, done) if due else None
         for part, flags in ((tensors.rest, {}), (tensors.fresh, {"fused": True, "foreach": None})):
-            if part:
-                optimizer.torch_step(_restricted(optimizer.param_groups, rates, part, flags))
+            for alike in _apart(optimizer.param_groups, part):
+                optimizer.torch_step(_restricted(optimizer.param_groups, rates, alike, flags))
         return pending
 
     def _takes(self, group: dict[str, Any]) -> bool:
@@ -72,6 +73,15 @@ class OnePassBackend:
         if group["differentiable"] or (group["capturable"] and self.name != "triton"):
             return False
         return self.requested != "auto" or (group["fused"] is None and group["foreach"] is None)
+
+
+def _apart(groups: Sequence[dict[str, Any]], part: Sequence[Place]) -> list[list[Place]]:
+    """Tell sharded parameters from plain ones: torch's fused and foreach steps take no mixture."""
+    kinds: dict[bool, list[Place]] = {}
+    for place in part:
+        _, i, j = place
+        kinds.setdefault(is_distributed(groups[i]["params"][j]), []).append(place)
+    return list(kinds.values())
 
 
 def _restricted(

@@ -21,6 +21,7 @@ from thermoopt.arguments import EMA_STEPS, check_hookable
 from thermoopt.controllers.base import Controller, Scales, Start
 from thermoopt.controllers.cooling import Cooling
 from thermoopt.hooks import closure_of, is_dry
+from thermoopt.leaves import as_leaf, from_leaf
 from thermoopt.losses import as_loss
 from thermoopt.meter import Reading
 from thermoopt.observer import LOG_EVERY, Observer
@@ -288,7 +289,8 @@ class ThermoScheduler(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return time, base values, scales, and the controller's and the observer's state: plain data.
 
-        Numbers, strings, lists and dicts; no tensor. What a controller that needs the distance from the
+        Numbers, strings, lists and dicts; no tensor. What has other keys in the course of a run is one JSON
+        string (:mod:`thermoopt.leaves`). What a controller that needs the distance from the
         start adds is in the optimizer's state (see above). The samples of an observer that tracks are not in
         it: save the observer's own state, too.
         """
@@ -298,10 +300,12 @@ class ThermoScheduler(LRScheduler):
             "step_count": self._step_count,
             "plan": asdict(self._plan),
             "groups": [held.state_dict() for held in self._held],
-            "layer_factors": dict(self._layer_factors),
+            "layer_factors": as_leaf(self._layer_factors),
             "rms": dict(self._rms),
-            "controller": None if self._controller is None else self._controller.state_dict(),
-            "observer": None if self._observer is None else plain(_untracked(self._observer.state_dict())),
+            "controller": None if self._controller is None else as_leaf(self._controller.state_dict()),
+            "observer": None
+            if self._observer is None
+            else as_leaf(plain(_untracked(self._observer.state_dict()))),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -319,7 +323,7 @@ class ThermoScheduler(LRScheduler):
         self._take_in_groups()
         self.last_epoch, self._taken = int(state_dict["last_epoch"]), int(state_dict["taken"])
         self._step_count = int(state_dict["step_count"])
-        self._layer_factors, self._named = dict(state_dict["layer_factors"]), {}
+        self._layer_factors, self._named = dict(from_leaf(state_dict["layer_factors"])), {}
         for own in self._held:
             own.epoch = -1
         for own, group in zip(self._held, saved, strict=False):
@@ -329,11 +333,11 @@ class ThermoScheduler(LRScheduler):
             group["initial_lr"] = copied(own.base)
         self.base_lrs = [copied(own.base) for own in self._held]
         if self._controller is not None and state_dict["controller"] is not None:
-            self._controller.load_state_dict(state_dict["controller"])
+            self._controller.load_state_dict(from_leaf(state_dict["controller"]))
             self._rms.update(state_dict.get("rms", {}))
             self._attach()
         if self._observer is not None and state_dict["observer"] is not None:
-            self._observer.load_state_dict(state_dict["observer"])
+            self._observer.load_state_dict(from_leaf(state_dict["observer"]))
         self._write()
 
     def __reduce_ex__(self, protocol: Any) -> Any:

@@ -51,7 +51,7 @@ def torch_sums(
             layers.append(
                 LayerTensors(
                     param=local(p),
-                    grad=local(g),
+                    grad=local(g, p),
                     exp_avg=_local_state(state, "exp_avg"),
                     exp_avg_sq=_local_state(state, "exp_avg_sq"),
                     max_exp_avg_sq=_local_state(state, "max_exp_avg_sq"),
