@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import time
@@ -106,6 +107,7 @@ def _rank(run, ranks, folder, patience, args):
         Path(f"{folder}/{ranks.rank}.txt").write_text(f"rank {ranks.rank}:\n{traceback.format_exc()}")
         raise SystemExit(1) from None
     finally:
+        gc.collect()  # a sharded model must not outlive its group: torch 2.13 may hang or abort at exit
         dist.destroy_process_group()
 
 

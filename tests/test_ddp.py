@@ -1,5 +1,6 @@
 """Two processes under DistributedDataParallel: ranks take the same decisions, bit for bit."""
 
+import gc
 import os
 from datetime import timedelta
 
@@ -71,6 +72,7 @@ def worker(rank, folder, runs):
         torch.save({run: train(rank, *run) for run in runs}, f"{folder}/{rank}.pt")
         dist.barrier()
     finally:
+        gc.collect()  # a model under DDP must not outlive its process group: torch 2.13 may hang at exit
         dist.destroy_process_group()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from thermoopt.meter import Meter
 
 __all__ = ["add_to_meter", "layer_names", "real_elements"]
+
+_FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
+"""What FSDP1 puts into the names of parameters that are this rank's parts."""
 
 
 def real_elements(p: Tensor) -> int:
@@ -24,11 +28,23 @@ def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
 
 
 def add_to_meter(meter: Meter, group: Mapping[str, Any], names: Mapping[Tensor, str] | None = None) -> None:
-    """Take in a group's layers: named by the group, else by ``names``, else by position, each name once."""
+    """Take in a group's layers: named by the group, else by ``names``, else by position, each name once.
+
+    Warns:
+        RuntimeWarning: if names are those of FSDP1, whose parameters do not tell that they are parts.
+    """
     index, params = len(meter.group_names), group["params"]
     given = layer_names(index, group)
     if names and not group.get("param_names"):
         given = [names.get(p, name) for p, name in zip(params, given, strict=True)]
+    if fsdp1 := [name for name in given if any(mark in name for mark in _FSDP1)]:
+        warnings.warn(
+            f"params holds {fsdp1[0]!r}, a local part that FullyShardedDataParallel (FSDP1) hands out: "
+            "readings are of this rank's part only, and ranks may decide differently; of layers sharded by "
+            "fully_shard (FSDP2) they are of the whole",
+            RuntimeWarning,
+            stacklevel=4,
+        )
     taken = set(meter.names)
     layers: list[str] = []
     for j, name in enumerate(given):
