@@ -5,7 +5,8 @@ Parts: ``agreement`` (the measures against (η/4)‖U‖² on a quadratic and sm
 of a transformer, a recurrent net and a regression). Every result is a row of ``rows.jsonl``; what is there
 already is not run again. Stored paths go to ``paths/`` as ``[steps, 4]`` arrays (energy, r, lr, loss).
 
-    python benchmarks/irreversibility.py --out runs/irreversibility        # all: half an hour of an idle core
+    python benchmarks/irreversibility.py --tier quick                      # paths of 500 steps instead
+    python benchmarks/irreversibility.py --out runs/irreversibility        # all
     python benchmarks/irreversibility.py --parts agreement valley          # some minutes
     python benchmarks/irreversibility.py --parts paths --models linear --seeds 0
 
@@ -16,12 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from thermoopt.benchmarks.irreversibility_agreement import KINDS, agree, symmetry
 from thermoopt.benchmarks.irreversibility_models import BUILD
 from thermoopt.benchmarks.irreversibility_paths import SCHEDULES, STEPS, train
@@ -29,12 +30,15 @@ from thermoopt.benchmarks.irreversibility_paths import plan as plan_paths
 from thermoopt.benchmarks.irreversibility_report import write_report
 from thermoopt.benchmarks.irreversibility_valley import plan as plan_valley
 from thermoopt.benchmarks.irreversibility_valley import walk
+from thermoopt.benchmarks.pool import workers
 from thermoopt.benchmarks.rows import read_rows
 
 __all__ = ["PARTS", "main"]
 
 PARTS = ("agreement", "symmetries", "valley", "paths")
 SEEDS = (0, 1, 2)
+TIERS = {"quick": 500, "full": STEPS}
+"""Steps of the paths: all other parts take minutes."""
 
 Job = tuple[tuple[Any, ...], Callable[[], dict[str, Any]]]
 
@@ -75,6 +79,12 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
             yield ("paths", path.model, path.schedule, path.seed, path.steps), run
 
 
+def work(case: tuple[argparse.Namespace, tuple[Any, ...]]) -> dict[str, Any]:
+    """Do one job, named by what it is about: functions do not travel between processes."""
+    args, what = case
+    return dict(jobs(args))[what]()
+
+
 def main() -> None:
     """Run what is missing, then write the report."""
     parser = argparse.ArgumentParser(
@@ -85,23 +95,28 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=BUILD, default=list(BUILD))
     parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--tier", choices=TIERS, default="full")
+    parser.add_argument("--steps", type=int, help="of the paths, instead of the tier's")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    args.steps = TIERS[args.tier] if args.steps is None else args.steps
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.jsonl"
     done = {key(row) for row in read_rows(path)}
-    todo = [(what, job) for what, job in jobs(args) if what not in done]
+    todo = [what for what, _ in jobs(args) if what not in done]
     print(f"{len(done)} results are there, {len(todo)} to do", flush=True)
     torn = path.exists() and not path.read_text().endswith("\n")
-    with path.open("a") as file:
+    with workers(args.workers) as run, path.open("a") as file:
         file.write("\n" if torn else "")
-        for i, (what, job) in enumerate(todo, 1):
-            row = job()
+        for i, (what, row) in enumerate(
+            zip(todo, run(work, [(args, what) for what in todo]), strict=True), 1
+        ):
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(f"{i}/{len(todo)}  {'  '.join(map(str, what))}  {row.get('seconds', '')} s", flush=True)
-    write_report(args.out, list(read_rows(path)))
+    # another tier's paths may lie in the same file
+    rows = [row for row in read_rows(path) if row["part"] != "paths" or row["steps"] == args.steps]
+    write_report(args.out, rows)
     print(f"tables and figures lie in {args.out}/report.md")
 
 

@@ -16,14 +16,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+from thermoopt.benchmarks import pool
 from thermoopt.benchmarks.laws_figures import draw
 from thermoopt.benchmarks.laws_report import report
 from thermoopt.benchmarks.laws_runs import (
@@ -86,7 +84,7 @@ def complete(cases: Iterable[Case], out: Path, workers: int) -> list[dict[str, A
     todo = [case for key, case in wanted.items() if key not in rows]
     print(f"{len(rows)} runs are there, {len(todo)} to do", flush=True)
     torn = path.exists() and not path.read_text().endswith("\n")
-    with _workers(workers) as run, path.open("a") as file:
+    with pool.workers(workers) as run, path.open("a") as file:
         file.write("\n" if torn else "")
         for i, row in enumerate(run(work, todo), 1):
             case = todo[i - 1].to_dict()
@@ -101,21 +99,6 @@ def complete(cases: Iterable[Case], out: Path, workers: int) -> list[dict[str, A
 def _key(row: dict[str, Any], like: dict[str, Any]) -> str:
     """What tells a case from others: the fields of its experiment."""
     return json.dumps({name: row.get(name) for name in like}, sort_keys=True)
-
-
-@contextmanager
-def _workers(count: int) -> Iterator[Callable[..., Iterable[dict[str, Any]]]]:
-    """A map over cases, in this process or in several."""
-    if count == 1:
-        _one_thread()
-        yield map
-    else:
-        with multiprocessing.get_context("spawn").Pool(count, _one_thread) as pool:
-            yield pool.imap
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def main() -> None:

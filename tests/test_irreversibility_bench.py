@@ -153,7 +153,7 @@ def test_it_goes_on_where_it_stopped_and_writes_a_report(tmp_path, monkeypatch, 
     def run(*seeds):
         monkeypatch.setattr(sys, "argv", [
             "irreversibility", "--out", str(tmp_path), "--parts", "paths", "agreement", "--models", "linear",
-            "--schedules", "linear", "1/t", "--steps", "20", "--seeds", *seeds,
+            "--schedules", "linear", "1/t", "--steps", "20", "--workers", "1", "--seeds", *seeds,
         ])  # fmt: skip
         irreversibility.main()
         return capsys.readouterr().out
