@@ -105,7 +105,7 @@ def test_prepare_in_mid_run_loses_nothing(accelerator):
     train(wrapped, prepared, STEPS - HALF, HALF, accelerator.backward)
     assert torch.equal(flat(plain), flat(net))
     assert same(expected.state_dict(), optimizer.state_dict())
-    assert [vars(a) for a in optimizer.controller.log] == [vars(a) for a in expected.controller.log]
+    assert repr(optimizer.controller.log) == repr(expected.controller.log)  # NaN is not equal to itself
     assert len(optimizer.controller.log) > 3
     assert optimizer.history.steps.tolist() == expected.history.steps.tolist()
 
