@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from tests.processes import run_processes
 from thermoopt import Observer, ThermoAdamW, ThermoScheduler, autotune
 
 with warnings.catch_warnings():  # at import: its dependencies' own deprecations
@@ -237,21 +237,7 @@ def worker(rank, folder):
 def ranks(tmp_path_factory):
     """What each rank recorded: one start of two processes for all tests."""
     folder = tmp_path_factory.mktemp("accelerate")
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        context = mp.spawn(worker, args=(str(folder),), nprocs=RANKS, join=False)
-        for process in context.processes:
-            process.join(TIMEOUT)
-        if any(process.is_alive() for process in context.processes):
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"the processes did not end within {TIMEOUT} s")
-        context.join()  # raises what a process raised
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+    run_processes(worker, (str(folder),), RANKS, TIMEOUT)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

@@ -1,15 +1,14 @@
 """Two processes under DistributedDataParallel: ranks take the same decisions, bit for bit."""
 
 import gc
-import os
 from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from thermoopt.controllers import Thermostat
 
+from tests.processes import run_processes
 from thermoopt import ThermoAdamW, autotune
 
 pytestmark = [pytest.mark.dist, pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")]
@@ -84,21 +83,7 @@ RUNS += [("autotune", False, "auto")]
 def ranks(tmp_path_factory):
     """What each rank recorded in each run: one start of two processes for all."""
     folder = tmp_path_factory.mktemp("ddp")
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        context = mp.spawn(worker, args=(str(folder), RUNS), nprocs=RANKS, join=False)
-        for process in context.processes:
-            process.join(TIMEOUT)
-        if any(process.is_alive() for process in context.processes):
-            for process in context.processes:
-                process.kill()
-            pytest.fail(f"the processes did not end within {TIMEOUT} s")
-        context.join()  # raises what a process raised
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
+    run_processes(worker, (str(folder), RUNS), RANKS, TIMEOUT)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 
