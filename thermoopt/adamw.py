@@ -292,13 +292,14 @@ class ThermoAdamW(torch.optim.AdamW):
         self._meter.run.step += 1
         if pending is not None:
             pending.step, pending.travel = self._meter.run.step, travel
-            if sharding := self._shards():
-                pending.add_up(sharding)
+            if self.sharding:
+                pending.add_up(self.sharding)
             self._pending.append(pending)
             self._collect(wait=len(self._pending) > MAX_PENDING)
         return parts
 
-    def _shards(self) -> Sharding:
+    @property
+    def sharding(self) -> Sharding:
         """Which ranks the sums of each layer come from."""
         if self._sharding is None:
             self._sharding = Sharding([p for group in self.param_groups for p in group["params"]])

@@ -23,7 +23,6 @@ from thermoopt.losses import Losses
 from thermoopt.meter import Reading
 from thermoopt.pending import capturing
 from thermoopt.reports import RunReports
-from thermoopt.sharding import Sharding
 from thermoopt.sinks import SinkQueue
 from thermoopt.track import TRACKABLE, Tracker
 from thermoopt.watched import Watched
@@ -331,7 +330,7 @@ class Observer(RunReports):
         loss still on a device is the next reading's. With hooks only readings that went to the history count.
         """
         if isinstance(self._source, ThermoAdamW):
-            lag = reading_lag(self._optimizer, Sharding(self._watched.params()))
+            lag = reading_lag(self._optimizer, self._source.sharding)
             reading = self._source.late_reading(lag) if lag else self._source.newest_reading()
             if reading is not None and not self._due(reading.step):
                 return None
