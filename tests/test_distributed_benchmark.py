@@ -2,11 +2,7 @@
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +10,7 @@ from thermoopt.benchmarks.distributed import main
 from thermoopt.benchmarks.distributed_cost import NCCL, Links, fit_ring, ring_seconds, tree_seconds
 from thermoopt.benchmarks.distributed_report import report
 
+from tests.processes import run_python
 from thermoopt.demo import GPT, GPTConfig
 from thermoopt.kernels.sums import Sum
 
@@ -103,31 +100,12 @@ def test_tables():
     assert re.search(rf"\| 300 \| 30,000 \| \d+ \| \d+ \| {tree} \| \d+ \|", tables[-1])
 
 
-def run(*command, filters=()):
-    """Output of a command that starts further processes; none of them outlives it."""
-    process = subprocess.Popen(
-        [sys.executable, *filters, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, errors
-    return output, errors
-
-
 @pytest.mark.slow
 @pytest.mark.dist
 def test_runs_counts_and_writes(tmp_path):
     small = ["--rounds", 1, "--train-rounds", 1, "--block", 1, "--calls", 3]
     command = [ROOT / "benchmarks" / "distributed.py", "--models", "0.1 M", "--ranks", 1, 2, *small]
-    output, _ = run(*command, "--out", tmp_path)
+    output, _ = run_python(*command, "--out", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "distributed.jsonl").read_text().splitlines()]
     layers = len(list(GPT(GPTConfig(depth=2, width=48, heads=4, context=64)).parameters()))
     whole = layers * LAYER_BYTES
@@ -170,9 +148,9 @@ def loss(output):
 def test_example_goes_on_with_another_number_of_ranks(tmp_path):
     script, options = ROOT / "examples" / "fsdp_lm.py", ["--steps", 12, "--save", 6]
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    two, _ = run(*launcher, script, *options, "--out", tmp_path / "two")
+    two, _ = run_python(*launcher, script, *options, "--out", tmp_path / "two")
     again = ["--resume", tmp_path / "two" / "step_6", "--out", tmp_path / "one"]
-    one, errors = run(script, *options, *again, filters=["-W", "error"])
+    one, errors = run_python("-W", "error", script, *options, *again)
     assert errors == ""
     assert "2 rank(s) on cpu, steps 0 to 12." in two
     assert "1 rank(s) on cpu, steps 6 to 12." in one

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 from itertools import takewhile
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.processes import run_python
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HELPERS = {"small_task"}
@@ -195,22 +196,9 @@ def test_accelerate_ddp(tmp_path):
 @pytest.mark.dist
 def test_accelerate_ddp_on_two_processes(tmp_path):
     pytest.importorskip("accelerate")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.Popen(
-        [*launcher, str(EXAMPLES / "accelerate_ddp.py"), "--steps", "12", "--out", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=180)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert process.returncode == 0, errors
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = EXAMPLES / "accelerate_ddp.py"
+    output, _ = run_python(*launcher, script, "--steps", 12, "--out", tmp_path, seconds=180)
     assert "2 process(es), 12 steps" in output
     lines = (tmp_path / "run.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, 13))  # of one rank

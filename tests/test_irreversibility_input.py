@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.test_irreversibility import ALL, quadratic
 from thermoopt.irreversibility import (
     adam_field,
     compare_measures,
@@ -12,20 +13,9 @@ from thermoopt.irreversibility import (
     phi_de,
     phi_leading,
     phi_st,
-    phi_ta,
     phi_tr,
     sgd_field,
 )
-
-ALL = (phi_de, phi_tr, phi_ta, phi_st, phi_leading)
-
-
-def quadratic():
-    """A symmetric positive matrix with eigenvalues up to 1, and parameters."""
-    rng = torch.Generator().manual_seed(0)
-    q, _ = torch.linalg.qr(torch.randn(5, 5, generator=rng, dtype=torch.float64))
-    a = q @ torch.diag(torch.logspace(-1.5, 0, 5, dtype=torch.float64)) @ q.T
-    return a, torch.randn(5, generator=rng, dtype=torch.float64)
 
 
 def network():

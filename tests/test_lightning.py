@@ -4,8 +4,6 @@ import copy
 import csv
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -15,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.processes import run_python
 from thermoopt import Observer, ThermoAdamW, ThermoScheduler, autotune, make_param_groups
 from thermoopt.integrations.artifacts import write_artifacts
 from thermoopt.integrations.scalars import LAYER_SCALARS, SCALARS, run_scalars
@@ -751,20 +750,7 @@ if __name__ == "__main__":
 def test_two_ranks_measure_the_same_and_the_first_writes(tmp_path):
     script = tmp_path / "two_ranks.py"
     script.write_text(TWO_RANKS)
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    assert process.returncode == 0, errors
+    run_python(script, tmp_path)
     (terms, files, r, steps), second = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
     )

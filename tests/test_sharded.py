@@ -127,22 +127,26 @@ def cases(ranks, shape):
 # ------------------------------------------------------------------ results
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def by_mesh(work, meshes, folders, name):
     """A function of case and mesh that gives each rank's results; a mesh is run when first asked for."""
 
     @functools.cache
     def on(mesh):
-        shape = MESHES[mesh]
-        return launch(cases, torch.tensor(shape).prod().item(), tmp_path_factory.mktemp("sharded"), shape)
+        shape = meshes[mesh]
+        return launch(work, torch.tensor(shape).prod().item(), folders.mktemp(name), shape)
 
-    def of(name, mesh):
-        found = [rank[name] for rank in on(mesh)]
+    def of(key, mesh):
+        found = [rank[key] for rank in on(mesh)]
         failed = [x for x in found if isinstance(x, str)]
         assert not failed, failed[0]
         return found
 
     return of
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return by_mesh(cases, MESHES, tmp_path_factory, "sharded")
 
 
 @functools.cache
@@ -340,19 +344,7 @@ def parallel_cases(ranks, shape):
 
 @pytest.fixture(scope="module")
 def parallel(tmp_path_factory):
-    @functools.cache
-    def on(mesh):
-        shape = TP_MESHES[mesh]
-        folder = tmp_path_factory.mktemp("parallel")
-        return launch(parallel_cases, torch.tensor(shape).prod().item(), folder, shape)
-
-    def of(key, mesh):
-        found = [rank[key] for rank in on(mesh)]
-        failed = [x for x in found if isinstance(x, str)]
-        assert not failed, failed[0]
-        return found
-
-    return of
+    return by_mesh(parallel_cases, TP_MESHES, tmp_path_factory, "parallel")
 
 
 @functools.cache

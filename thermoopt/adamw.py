@@ -390,11 +390,11 @@ class ThermoAdamW(torch.optim.AdamW):
 
     def _attach(self, loop: ControlLoop) -> None:
         """Tell the controller of the parameters as they were at the start."""
-        for group in self.param_groups:
-            thermo = group["thermo"]
-            if (thermo["start_rms"] < 0).any():
-                thermo["start_rms"] = root_mean_squares(group["params"])
         thermos = [group["thermo"] for group in self.param_groups]
+        fresh = [group for group in self.param_groups if (group["thermo"]["start_rms"] < 0).any()]
+        found = root_mean_squares([p for group in fresh for p in group["params"]])
+        for group, values in zip(fresh, found.split([len(g["params"]) for g in fresh]), strict=True):
+            group["thermo"]["start_rms"] = values.clone()
         rms = [x for thermo in thermos for x in thermo["start_rms"].tolist()]
         lr, wd = ([thermo[key] for thermo in thermos] for key in ("start_lr", "start_wd"))
         params = [p for group in self.param_groups for p in group["params"]]

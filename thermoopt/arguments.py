@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from thermoopt.controllers.base import Controller
 
-__all__ = ["EMA_STEPS", "averaging_steps", "check_arguments", "check_hookable"]
+__all__ = ["EMA_STEPS", "averaging_steps", "check_arguments", "check_count", "check_hookable"]
 
 EMA_STEPS = 50
 """Steps an average is long unless told: long against the noise of a batch, short against a run."""
@@ -36,6 +36,18 @@ def check_arguments(controller: object, measure_every: object, ema_steps: object
         raise TypeError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")
     if not (math.isfinite(ema_steps) and ema_steps >= 1):
         raise ValueError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")
+
+
+def check_count(name: str, value: object) -> None:
+    """Refuse what is no whole number from 1.
+
+    Raises:
+        TypeError, ValueError: naming the argument, its value and what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}; allowed is a whole number from 1")
+    if value < 1:
+        raise ValueError(f"{name} is {value!r}; allowed is a whole number from 1")
 
 
 def check_hookable(optimizer: object) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.adamw import MAX_PENDING
-from thermoopt.layers import real_elements
+from thermoopt.kernels.layout import real_elements
 from thermoopt.sharding import Sharding
 from thermoopt.travel import PendingTravel, Travel, TravelProbe
 

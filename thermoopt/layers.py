@@ -8,17 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from thermoopt.kernels.layout import real_elements
 from thermoopt.meter import Meter
 
-__all__ = ["add_to_meter", "layer_names", "real_elements"]
+__all__ = ["add_to_meter", "layer_names"]
 
 _FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
 """What FSDP1 puts into the names of parameters that are this rank's parts."""
-
-
-def real_elements(p: Tensor) -> int:
-    """Number of real elements: a complex one counts twice."""
-    return p.numel() * (2 if p.is_complex() else 1)
 
 
 def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:

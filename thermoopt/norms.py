@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from thermoopt.layers import real_elements
+from thermoopt.kernels.layout import real_elements
 from thermoopt.sharding import Sharding, local
 
 __all__ = ["root_mean_squares"]

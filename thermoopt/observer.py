@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.adamw import ThermoAdamW
-from thermoopt.arguments import EMA_STEPS, check_hookable
+from thermoopt.arguments import EMA_STEPS, check_count, check_hookable
 from thermoopt.carried import CarriedTravel
 from thermoopt.controllers.base import Controller, Start
 from thermoopt.history import History
@@ -424,10 +424,7 @@ def _check_arguments(
                 f"model is a {type(model).__name__} none of whose parameters the optimizer holds; allowed "
                 "is None or the model that the optimizer steps"
             )
-    if isinstance(log_every, bool) or not isinstance(log_every, int):
-        raise TypeError(f"log_every is {log_every!r}; allowed is a whole number from 1")
-    if log_every < 1:
-        raise ValueError(f"log_every is {log_every!r}; allowed is a whole number from 1")
+    check_count("log_every", log_every)
     if isinstance(track, str) or not isinstance(track, Collection):
         raise TypeError(f"track is {track!r}; allowed is a tuple of {', '.join(map(repr, TRACKABLE))}")
     if unknown := [name for name in track if name not in TRACKABLE]:

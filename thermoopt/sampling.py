@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thermoopt.kernels.layout import is_dense
+from thermoopt.kernels.layout import is_dense, real_elements
 from thermoopt.sharding import Sharding, is_distributed, local
 
 __all__ = [
@@ -67,7 +67,7 @@ def _stretch(p: Tensor) -> _Stretch | None:
     first = _first_row(p.shape, p.device_mesh, p.placements)  # type: ignore[attr-defined]
     if first is None or not x.is_contiguous():
         return None
-    total = p.numel() * (2 if p.is_complex() else 1)
+    total = real_elements(p)
     row = total // max(1, p.shape[0]) if p.ndim else total
     return _Stretch(total, min(first * row, total), x.numel())
 
@@ -143,24 +143,18 @@ def _blocks(stretch: _Stretch, distance: int) -> tuple[int, int]:
     return first, min(last, stretch.total // distance - 1)
 
 
-def gathered(
-    p: Tensor, share: int, own: Tensor, sharding: Sharding, edge: Tensor | None = None
-) -> Tensor | None:
+def gathered(p: Tensor, share: int, own: Tensor, sharding: Sharding, edge: Tensor | None = None) -> Tensor:
     """Put a whole layer's sample together from those of the ranks, flat, on the host; they must all do so.
 
     Args:
-        p: the layer.
+        p: the layer, which must be :func:`is_gatherable`.
         share: as :func:`share_of` gives it.
         own: this rank's part.
         sharding: of ``p`` alone.
         edge: values for blocks that a shard's border cuts, which no rank samples; None leaves them 0.
-
-    Returns:
-        None where shards are sampled by themselves and cannot be put together.
     """
     stretch = _stretch(p)
-    if stretch is None:
-        return None
+    assert stretch is not None
     if not sharding:
         return own.reshape(-1).cpu()
     out = torch.zeros(_size(stretch.total, share), dtype=torch.float64)

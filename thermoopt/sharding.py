@@ -98,7 +98,7 @@ class Sharding:
                 rows.setdefault(mesh.get_group(dim), []).append(i)
                 self.shards[i] *= mesh.size(dim)
                 if mesh.device_type != "cpu":
-                    self._device = torch.device(mesh.device_type, torch.accelerator.current_device_index())
+                    self._device = torch.device(mesh.device_type)
         self._groups = list(rows.items())
         self._stream: Any = None
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from thermoopt.adamw import MAX_PENDING
 from thermoopt.displacement import flat_sample
-from thermoopt.layers import real_elements
+from thermoopt.kernels.layout import real_elements
 from thermoopt.meter import Reading
 from thermoopt.pending import Fetch
 from thermoopt.physics import Term

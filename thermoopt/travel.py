@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.kernels.layout import real_elements
 from thermoopt.pending import Fetch
 from thermoopt.sampling import (
     gathered,
@@ -205,7 +206,7 @@ class TravelProbe:
             return
         kept = self._export() if self._params else self._saved
         self._params = list(params)
-        share = share_of(sum(p.numel() * (2 if p.is_complex() else 1) for p in params))
+        share = share_of(sum(real_elements(p) for p in params))
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         self._scale = np.ones(len(params))
         self._share = share
@@ -331,46 +332,26 @@ class TravelProbe:
             params: their tensors.
             total: real elements of all layers.
         """
+        begun = bool(self._params or self._saved)
         state, share = self._export() if self._params else self._saved, share_of(total)
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: dict[str, list[Tensor]] = {}
         for i, p in zip(layers, params, strict=True):
-            if not sample_size(p, share):
+            start, impulse, work = state.get(i, (None if begun else sample(p, share), None, None))
+            sharding = Sharding([p])
+            if not sample_size(p, share) or not is_gatherable(p) or not (sharding or start is not None):
                 continue
-            begun = bool(self._params or self._saved)
-            start, impulse, work = state.get(i, (sample(p, share) if not begun else None, None, None))
-            row = self._whole(p, share, start, impulse, work)
-            if row is not None:
-                rows.append(row)
-        if not rows:
-            return {}
-        starts, impulses, works = zip(*rows, strict=True)
-        out = {"travel_start": torch.cat(starts)}
-        if "impulse" in self.needs:
-            out |= {"travel_impulse": torch.cat(impulses), "travel_work": torch.cat(works)}
-        return out
-
-    def _whole(
-        self, p: Tensor, share: int, start: Tensor | None, impulse: Tensor | None, work: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """One layer's whole start, impulse and work, flat on CPU."""
-        sharding = Sharding([p])
-        if not sharding and start is None:
-            return None
-        nothing = real(p).new_zeros(0)
-        whole = gathered(p, share, nothing if start is None else start, sharding, edge=p)
-        if whole is None:
-            return None
-        wide = _wide(whole.dtype)
-        if impulse is None:
-            impulse = torch.zeros(0 if start is None else start.numel(), dtype=wide)
-        total = torch.zeros(1, 1, dtype=torch.float64)
-        if work is not None:
-            total += work.cpu()
-        if sharding:
-            total = sharding.add(total)
-        force = gathered(p, share, impulse, sharding)
-        assert force is not None
-        return whole.clone(), force.to(wide), total[0]
+            if start is None:
+                start = real(p).new_zeros(0)  # all sampled elements are other ranks'
+            parts.setdefault("travel_start", []).append(gathered(p, share, start, sharding, edge=p))
+            if "impulse" in self.needs:
+                wide = _wide(start.dtype)
+                own = torch.zeros(start.numel(), dtype=wide) if impulse is None else impulse
+                done = torch.zeros(1, 1, dtype=torch.float64)
+                if work is not None:
+                    done += work.cpu()
+                parts.setdefault("travel_impulse", []).append(gathered(p, share, own, sharding))
+                parts.setdefault("travel_work", []).append((sharding.add(done) if sharding else done)[0])
+        return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def import_layers(
         self, layers: Sequence[int], params: Sequence[Tensor], total: int, saved: Mapping[str, Any]

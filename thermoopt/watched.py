@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.controllers.base import Start
-from thermoopt.layers import add_to_meter, real_elements
+from thermoopt.kernels.layout import real_elements
+from thermoopt.layers import add_to_meter
 from thermoopt.loop import start_of
 from thermoopt.meter import Meter
 from thermoopt.norms import root_mean_squares
@@ -40,13 +41,12 @@ class Watched:
             add_to_meter(layout, group, self._names)
         return layout
 
-    def params(self) -> list[Tensor]:
-        """Tensors of the layers, in the order of a reading."""
+    def _params(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def layers(self) -> list[tuple[str, Tensor]]:
         """Name and tensor of each layer, in the order of a reading."""
-        return list(zip(self._layout().names, self.params(), strict=True))
+        return list(zip(self._layout().names, self._params(), strict=True))
 
     def types(self) -> dict[str, str]:
         """Type of each layer: by the model's modules, by its name where the model does not hold it."""
@@ -88,7 +88,7 @@ class Watched:
         return start_of(
             groups,
             self._layout(),
-            rms=root_mean_squares(self.params()).tolist(),
+            rms=root_mean_squares(self._params()).tolist(),
             lr=[float(group.get("lr") or 0.0) for group in groups],
             wd=[float(group.get("weight_decay") or 0.0) for group in groups],
         )

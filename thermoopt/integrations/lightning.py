@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.adamw import ThermoAdamW
+from thermoopt.arguments import check_count
 from thermoopt.integrations.artifacts import write_artifacts
 from thermoopt.integrations.scalars import SCALARS, run_scalars
+from thermoopt.integrations.unwrapping import unwrap
 from thermoopt.observer import LOG_EVERY, Observer
 
 if TYPE_CHECKING:
@@ -277,21 +279,11 @@ class ThermoCallback(Callback):
 
 def _optimizers(trainer: Trainer) -> list[Optimizer]:
     """Return the trainer's optimizers without the wrappers that strategies and users put around them."""
-    return [_unwrapped(optimizer) for optimizer in trainer.optimizers]
-
-
-def _unwrapped(optimizer: Any) -> Optimizer:
-    # LightningOptimizer takes on the class of what it holds, so isinstance does not tell it
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+    return [unwrap(optimizer) for optimizer in trainer.optimizers]
 
 
 def _check_arguments(log_every: object, prog_bar: object, names: object) -> None:
-    if isinstance(log_every, bool) or not isinstance(log_every, int):
-        raise TypeError(f"log_every is {log_every!r}; allowed is a whole number from 1")
-    if log_every < 1:
-        raise ValueError(f"log_every is {log_every!r}; allowed is a whole number from 1")
+    check_count("log_every", log_every)
     if isinstance(prog_bar, str) or not isinstance(prog_bar, Collection):
         raise TypeError(f"prog_bar is {prog_bar!r}; allowed is a tuple of {', '.join(map(repr, BAR))}")
     if unknown := [name for name in prog_bar if name not in BAR]:

@@ -20,7 +20,7 @@ from thermoopt.arguments import EMA_STEPS
 from thermoopt.diagnose import SURE, DiagnosticReport, diagnose
 from thermoopt.integrations.artifacts import write_artifacts
 from thermoopt.integrations.scalars import run_scalars
-from thermoopt.integrations.trainer_optimizer import unwrap
+from thermoopt.integrations.unwrapping import unwrap
 from thermoopt.observer import LOG_EVERY, Observer
 
 try:

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from thermoopt.adamw import ThermoAdamW
+from thermoopt.arguments import check_count
 from thermoopt.controllers.base import Controller
 from thermoopt.controllers.presets import autotune
 from thermoopt.param_groups import make_param_groups
@@ -16,7 +16,7 @@ from thermoopt.param_groups import make_param_groups
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-__all__ = ["OptimizerFactory", "thermo_adamw", "thermo_optimizer", "training_steps", "unwrap"]
+__all__ = ["OptimizerFactory", "thermo_adamw", "thermo_optimizer", "training_steps"]
 
 FROM_ARGS = {
     "lr": "learning_rate",
@@ -30,22 +30,6 @@ SHAPELESS = ("constant", "constant_with_warmup")
 """Schedules of Trainer that leave the shape of the rate over the run to the controller."""
 
 
-def unwrap(optimizer: Optimizer) -> Optimizer:
-    """Return the torch optimizer whose ``step`` moves the parameters, below every wrapper around it.
-
-    Wrappers are optimizers that hold another one as ``.optimizer``, such as Accelerate's
-    AcceleratedOptimizer, which hands on neither hooks nor attributes like ``reading`` and ``controller``.
-
-    Raises:
-        TypeError: if it is no optimizer.
-    """
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is {optimizer!r}; allowed is a torch.optim.Optimizer")
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
-
-
 def training_steps(args: TrainingArguments, examples: int) -> int:
     """Return how many optimizer steps a Trainer takes: ``max_steps``, or what the epochs come to.
 
@@ -56,10 +40,7 @@ def training_steps(args: TrainingArguments, examples: int) -> int:
     Raises:
         TypeError, ValueError: unless ``examples`` is a whole number from 1.
     """
-    if isinstance(examples, bool) or not isinstance(examples, int):
-        raise TypeError(f"examples is {examples!r}; allowed is a whole number from 1")
-    if examples < 1:
-        raise ValueError(f"examples is {examples!r}; allowed is a whole number from 1")
+    check_count("examples", examples)
     if args.max_steps > 0:
         return args.max_steps
     size, processes = args.train_batch_size, args.world_size

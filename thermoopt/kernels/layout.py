@@ -1,10 +1,15 @@
-"""How a tensor lies in memory."""
+"""How many numbers a tensor holds, and how it lies in memory."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-__all__ = ["is_dense"]
+__all__ = ["is_dense", "real_elements"]
+
+
+def real_elements(t: Tensor) -> int:
+    """Number of real elements, of a sharded tensor those of all ranks: a complex one counts twice."""
+    return t.numel() * (2 if t.is_complex() else 1)
 
 
 def is_dense(t: Tensor) -> bool:
