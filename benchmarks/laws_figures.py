@@ -21,7 +21,20 @@ from thermoopt.benchmarks.laws_report import groups
 from thermoopt.benchmarks.laws_runs import QUENCHES, SHAPES
 from thermoopt.benchmarks.laws_toy import LAWS
 
-from thermoopt.panels import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY, blank, finish, frame, legend
+from thermoopt.panels import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    blank,
+    decades,
+    finish,
+    frame,
+    legend,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,15 +87,10 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _logarithmic(ax: Axes, axes: str = "xy") -> None:
-    """Logarithmic axes, labelled at 1, 2 and 5."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+    """Make axes logarithmic, once the points are there."""
     for name in axes:
-        axis = getattr(ax, f"{name}axis")
         getattr(ax, f"set_{name}scale")("log")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
+    decades(ax, axes)
 
 
 def _diagonal(ax: Axes, slope: float = 1.0, label: str | None = None) -> None:
@@ -140,7 +148,8 @@ def _temperature(holds: Sequence[Row]) -> Figure:
         ax.set_xlabel("48 gradients at rest", fontsize=11)
         ax.set_ylabel("reading on the way", fontsize=11)
         _diagonal(ax)
-        legend(ax)
+    legend(left)
+    legend(right, loc="lower right")
     return figure
 
 
@@ -184,8 +193,10 @@ def _layers(holds: Sequence[Row]) -> Figure:
     figure = blank(5.0 * lines)
     for i, (workload, rows) in enumerate(cells.items()):
         ax = figure.add_subplot(lines, 3, i + 1)
-        frame(ax, workload)
-        points = [p for p in layer_points(rows) if p["released"] > 0 and p["thermal"] > 0]
+        every = layer_points(rows)
+        points = [p for p in every if p["released"] > 0 and p["thermal"] > 0]
+        hidden = len(every) - len(points)
+        frame(ax, f"{workload} ({hidden} layers that released nothing are not drawn)" if hidden else workload)
         matrices = [p for p in points if p["numel"] >= 1000]
         for j, (some, label) in enumerate(
             (

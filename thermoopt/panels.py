@@ -122,15 +122,17 @@ def layer_band(ax: Axes, steps: NDArray[Any], values: Array, color: str = BLUE) 
     ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0, label="80 % of layers")
 
 
-def decades(ax: Axes) -> None:
-    """Label a log axis at 1, 2 and 5 when it spans little, at powers of ten otherwise."""
+def decades(ax: Axes, axes: str = "y") -> None:
+    """Label log axes at 1, 2 and 5 where they span little, at powers of ten otherwise."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    low, high = ax.get_ylim()
-    short = high / low < 300
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,), numticks=12))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    for name in axes:
+        axis = getattr(ax, f"{name}axis")
+        low, high = getattr(ax, f"get_{name}lim")()
+        short = high / low < 300
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,), numticks=12))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def headroom(ax: Axes, share: float) -> None:
