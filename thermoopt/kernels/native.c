@@ -38,6 +38,13 @@ enum { FLOAT32, BFLOAT16, FLOAT16 };
 enum { AMSGRAD = 1, MAXIMIZE = 2, MEASURE = 4, DRY = 8 };
 enum { PORTABLE, AVX2, AVX512 };
 
+/* What a step returns. All but DONE leave the averages as they were; FOUND_INF leaves everything as it was. */
+enum { DONE, FOUND_INF, NONFINITE, DRY_STEP };
+
+/* Rows of the table of running averages: those of Meter in thermoopt/account/meter.py. */
+enum { NULL_ENERGY = SUMS, CNULL, SELF, NOISE, WORK2, GM, MM, COLUMNS };
+enum { WEIGHT = COLUMNS, WEIGHT2, LAST, LR, WD, BETA2 };
+
 /* What `kind` says besides AMSGRAD: the common step of float32, which has bodies without the branches of the rest
  * (with the arithmetic below, a measured step of cached data in 12 to 15 % less time). */
 enum { PLAIN = 16 };
@@ -60,7 +67,12 @@ struct call {
     struct coefficients *coef;   /* [n_tensors] */
     double *out;                 /* [n_tensors, SUMS] */
     const float *grad_scale, *found_inf;
-    int64_t n_tensors, n_chunks, chunk_size;
+    double *t;                   /* [n_tensors] step counts, of this step */
+    const double *scale;         /* [n_tensors] factors on the sums, or NULL */
+    double *table;               /* [BETA2 + 1, n_layers] running averages, or NULL */
+    const int64_t *layer;        /* [n_tensors] column of each tensor in the table */
+    double keep, number;         /* 1 - 1 / length of the average; number of this step */
+    int64_t n_tensors, n_chunks, chunk_size, n_layers;
     int32_t num_threads, isa, batch, torch_width;
 };
 
@@ -228,6 +240,7 @@ static void prepare(const struct call *k) {
         c->energy = (float)(eps * eps * c->bias2);
         if (c->energy < 0x1p-126f) c->energy = 0x1p-126f; /* its reciprocal must be finite */
         c->plain = c->near && !k->grad_scale && !(k->flags[i] & (AMSGRAD | MAXIMIZE | DRY));
+        k->t[i] = after;
         if (!(k->flags[i] & DRY)) *k->step[i] = after;
     }
 }
@@ -296,12 +309,72 @@ static void finish(const struct call *k) {
         out[SUM_C] = s[SUM_C] * b2;
         out[SUM_N1] = s[SUM_N1];
         out[SUM_D] = s[SUM_D];
+        if (k->scale)
+            for (int q = 0; q < SUMS; q++) out[q] *= k->scale[i];
     }
 }
 
-/* Take the step. Returns 0, or 1 when found_inf is set and nothing was touched. */
+/* Why no average is to move: a sum that is not finite; a step with every lr 0 and every gradient 0. */
+static int refusal(const struct call *k) {
+    int moving = 0;
+    for (int64_t i = 0; i < k->n_tensors; i++) {
+        const double *s = k->out + i * SUMS;
+        for (int q = 0; q < SUMS; q++)
+            if (!isfinite(s[q])) return NONFINITE;
+        if (k->lr[i] != 0 || s[SUM_GG] != 0) moving = 1;
+    }
+    return moving ? DONE : DRY_STEP;
+}
+
+/* The sums of one tensor and the terms of linear_sums() in thermoopt/physics: the definitions stand there. */
+static void extend(double *x, double beta1, double t) {
+    const double power = pow(beta1, t);
+    const double n0 = (1 - beta1) * (1 + power) / ((1 + beta1) * (1 - power));
+    const double gain = (1 - beta1) / (1 - power);
+    x[NULL_ENERGY] = x[SUM_D] * n0;
+    x[CNULL] = x[SUM_C] * n0;
+    x[SELF] = x[SUM_B] * gain;
+    if (1 - n0 != 0)
+        x[NOISE] = gain * (x[SUM_SV] - x[SUM_MU]) / (1 - n0);
+    else
+        x[NOISE] = beta1 == 0 ? NAN : 0;
+    x[WORK2] = (x[SUM_A] - x[NOISE]) * (x[SUM_A] - x[NOISE]);
+    const double with_g = (1 - power) * x[SUM_A], fresh = (1 - beta1) * x[SUM_B];
+    const double with_m = (1 - power) * (1 - power) * x[SUM_MU] - (1 - beta1) * (2 * with_g - fresh);
+    x[GM] = t > 1 ? with_g - fresh : 0;
+    x[MM] = t > 1 && with_m > 0 ? with_m : 0;
+}
+
+/* Average the sums of the step into the table, as Meter.update() does. */
+static int account(const struct call *k) {
+    const int refused = refusal(k);
+    if (refused) return refused;
+    double gap = -1, q = 0;
+    for (int64_t i = 0; i < k->n_tensors; i++) {
+        double x[COLUMNS];
+        double *at = k->table + k->layer[i];
+        const int64_t n = k->n_layers;
+        memcpy(x, k->out + i * SUMS, SUMS * sizeof(double));
+        extend(x, k->beta1[i], k->t[i]);
+        if (k->number - at[LAST * n] != gap) {
+            gap = k->number - at[LAST * n];
+            q = pow(k->keep, gap);
+        }
+        const double p = 1 - q;
+        for (int c = 0; c < COLUMNS; c++) at[c * n] = at[c * n] * q + p * x[c];
+        at[WEIGHT * n] = at[WEIGHT * n] * q + p;
+        at[WEIGHT2 * n] = at[WEIGHT2 * n] * (q * q) + p * p;
+        at[LAST * n] = k->number;
+        at[LR * n] = k->lr[i];
+        at[WD * n] = k->weight_decay[i];
+        at[BETA2 * n] = k->beta2[i];
+    }
+    return DONE;
+}
+
+/* Take the step, and average its sums in where there is a table. */
 EXPORT int thermoopt_step(const struct call *k) {
-    if (k->found_inf && *k->found_inf != 0) return 1;
+    if (k->found_inf && *k->found_inf != 0) return FOUND_INF;
     prepare(k);
     int64_t next = 0;
 #ifdef _OPENMP
@@ -313,7 +386,7 @@ EXPORT int thermoopt_step(const struct call *k) {
 #endif
         worker(k, &next);
     finish(k);
-    return 0;
+    return k->out && k->table ? account(k) : DONE;
 }
 
 #else /* the second half: once an instruction set */

@@ -70,6 +70,12 @@ SERIAL_BELOW = 16384
 _AMSGRAD, _MAXIMIZE, _MEASURE, _DRY = 1, 2, 4, 8
 
 
+_REFUSED = (None, "found_inf", "nonfinite", "dry")
+"""What the library returns, in words: causes of :data:`thermoopt.meter.SKIP_CAUSES`."""
+
+TABLE_ROWS = 27
+"""Rows of a table of averages: as many as :data:`thermoopt.meter.STATE_ROWS`, which stands above."""
+
 Scalars = float | bool | NDArray
 """One number, or an array of one a tensor."""
 
@@ -150,6 +156,9 @@ class Plan:
         names: what to call the tensors in errors; their index by default.
         isa: "avx512", "avx2" or "portable", where it runs; the best by default.
 
+    Attributes:
+        refused: why the last step moved no average ("found_inf", "nonfinite", "dry"), or None.
+
     Raises:
         ValueError: a tensor that :func:`ineligible` refuses, or two that overlap in memory, by name.
         RuntimeError: the native kernel is not available.
@@ -174,6 +183,7 @@ class Plan:
             raise ValueError(
                 f"lists of different lengths: {n} params, {[len(c) for c in columns]} state tensors"
             )
+        self.refused: str | None = None
         self._names = [f"tensor {i}" for i in range(n)] if names is None else list(names)
         for i, row in enumerate(zip(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, strict=True)):
             if reason := ineligible(row[0], None, *row[1:]):
@@ -215,7 +225,9 @@ class Plan:
             "chunk_start": (np.arange(chunks, dtype=np.int64) - first) * CHUNK,
             "partial": np.zeros((chunks, len(Sum))),
             "coef": np.zeros(n * COEFFICIENTS, np.uint8),
+            "t": np.zeros(n),
         }
+        self._averages: tuple[NDArray, NDArray] | None = None
         self._small = int(sizes.sum()) < SERIAL_BELOW
         self._halves: dict[int, tuple[NDArray, NDArray, NDArray]] = {}
         self._call = Call(
@@ -227,6 +239,35 @@ class Plan:
             torch_width=TORCH_WIDTH,
         )
         self._pointer = ctypes.byref(self._call)
+
+    @property
+    def t(self) -> NDArray[np.float64]:
+        """Step counts of the last step, ``[n]``: what the next one overwrites."""
+        return self._tables["t"]
+
+    def average_into(self, table: NDArray[np.float64], layer: NDArray[np.int64], keep: float) -> None:
+        """Let the steps that are given a ``number`` average their sums into a table, which is kept alive.
+
+        Args:
+            table: ``[STATE_ROWS, n_layers]`` of a :class:`~thermoopt.meter.Meter`, C-contiguous.
+            layer: ``[n]`` column of each tensor, each at most once.
+            keep: 1 - 1 / length of the average in steps.
+
+        Raises:
+            ValueError: if table or layer has another shape or type.
+        """
+        if table.dtype != np.float64 or table.ndim != 2 or not table.flags.c_contiguous:
+            raise ValueError(f"table must be float64, of two dimensions and contiguous, not {table.dtype}")
+        if len(table) != TABLE_ROWS:
+            raise ValueError(f"table must have {TABLE_ROWS} rows, got {len(table)}")
+        columns = np.ascontiguousarray(layer, dtype=np.int64)
+        if columns.shape != (len(self._params),) or (
+            columns.size and not _is_within(columns, table.shape[1])
+        ):
+            raise ValueError(f"layer must hold {len(self._params)} different columns of the table")
+        self._averages = table, columns
+        call = self._call
+        call.layer, call.n_layers, call.keep = columns.ctypes.data, table.shape[1], keep
 
     def matches(
         self,
@@ -269,6 +310,7 @@ class Plan:
         eps: Scalars,
         maximize: Scalars = False,
         measure: bool = True,
+        number: int | None = None,
         dry: bool = False,
         half: int | None = None,
         grad_scale: Tensor | None = None,
@@ -281,6 +323,8 @@ class Plan:
             grads: ``n`` gradients, dtype, shape and strides as their parameters.
             lr, weight_decay, beta1, beta2, eps, maximize: one number, or a numpy array ``[n]``.
             measure: compute the sums.
+            number: of this step in the run: its sums are averaged into the table of :meth:`average_into`,
+                or :attr:`refused` says why not. Needs ``measure``; None averages nothing.
             dry: compute the sums that this step would yield and write nothing, steps included.
             half: 0 or 1, with ``dry``: read only the even or the odd chunks of tensors of :data:`HALVED`
                 chunks and more, and scale their sums up to the whole. The mean of both halves is the sum of
@@ -319,22 +363,25 @@ class Plan:
         flags += self._amsgrad
         flags += (_MEASURE if measure else 0) + (_DRY if dry else 0)
         out = np.empty((len(pointers), len(Sum))) if measure else None
+        call.table = None
+        if number is not None:
+            assert self._averages is not None
+            call.table, call.number = self._averages[0].ctypes.data, number
         call.out = None if out is None else out.ctypes.data
         threads = torch.get_num_threads()
         if num_threads is not None:
             threads = min(threads, num_threads)
         threads = 1 if self._small or os.getpid() != _PID else threads
         call.num_threads = threads
-        scale = self._take(half if dry else None)
+        if self._halves or half is not None:
+            self._take(half if dry else None)
         call.batch = max(1, min(BATCH, call.n_chunks // (8 * threads)))
-        stopped = LIBRARY.thermoopt_step(self._pointer)
+        self.refused = _REFUSED[LIBRARY.thermoopt_step(self._pointer)]
         call.out = None  # the array is the caller's
-        if stopped or out is None or scale is None:
-            return None if stopped else out
-        return out * scale
+        return None if self.refused == "found_inf" else out
 
-    def _take(self, half: int | None) -> NDArray | None:
-        """Let the coming call go over all chunks or one half; return what its sums are to be scaled by."""
+    def _take(self, half: int | None) -> None:
+        """Let the coming call go over all chunks or one half, whose sums are scaled up."""
         if half is None:
             tensor, start, scale = self._tables["chunk_tensor"], self._tables["chunk_start"], None
         else:
@@ -343,16 +390,16 @@ class Plan:
             tensor, start, scale = self._halves[half]
         self._call.chunk_tensor, self._call.chunk_start = tensor.ctypes.data, start.ctypes.data
         self._call.n_chunks = len(tensor)
-        return scale
+        self._call.scale = None if scale is None else scale.ctypes.data
 
     def _halved(self, half: int) -> tuple[NDArray, NDArray, NDArray]:
-        """Chunk tables of one half, and ``[n, 1]`` elements of each tensor by those read."""
+        """Chunk tables of one half, and ``[n]`` elements of each tensor by those read."""
         tensor, start, sizes = (self._tables[name] for name in ("chunk_tensor", "chunk_start", "numel"))
         keep = (start // CHUNK % 2 == half) | (sizes[tensor] <= (HALVED - 1) * CHUNK)
         count = np.minimum(sizes[tensor] - start, CHUNK)[keep]
         read = np.bincount(tensor[keep], weights=count, minlength=len(sizes))
         scale = np.divide(sizes, read, out=np.ones(len(sizes)), where=read > 0)
-        return tensor[keep].copy(), start[keep].copy(), scale[:, None]
+        return tensor[keep].copy(), start[keep].copy(), scale
 
     def rejected(self, grads: Sequence[Tensor]) -> dict[int, str]:
         """Which gradients the kernel cannot read, by index, and why; a caller sends those elsewhere."""
@@ -403,6 +450,10 @@ class Plan:
             if b[0] < a[1]:
                 one, other = (f"{x[2]} of {self._names[x[3]]}" for x in (a, b))
                 raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
+
+
+def _is_within(columns: NDArray[np.int64], n: int) -> bool:
+    return len(set(columns.tolist())) == len(columns) and 0 <= columns.min() and columns.max() < n
 
 
 _PID = os.getpid()

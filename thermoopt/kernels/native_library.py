@@ -13,7 +13,7 @@ __all__ = ["COEFFICIENTS", "ISA", "ISAS", "LIBRARY", "REASON", "TORCH_WIDTH", "C
 
 _POINTERS = (
     "param grad exp_avg exp_avg_sq max_exp_avg_sq step numel dtype flags lr weight_decay beta1 beta2 eps "
-    "chunk_tensor chunk_start partial coef out grad_scale found_inf"
+    "chunk_tensor chunk_start partial coef out grad_scale found_inf t scale table layer"
 ).split()
 COEFFICIENTS = 72
 """Bytes of ``struct coefficients``."""
@@ -26,7 +26,8 @@ class Call(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int64) for name in ("n_tensors", "n_chunks", "chunk_size")),
+        *((name, ctypes.c_double) for name in ("keep", "number")),
+        *((name, ctypes.c_int64) for name in ("n_tensors", "n_chunks", "chunk_size", "n_layers")),
         *((name, ctypes.c_int32) for name in ("num_threads", "isa", "batch", "torch_width")),
     )
 

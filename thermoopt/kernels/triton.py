@@ -35,6 +35,7 @@ from thermoopt.kernels.sums import Sum
 from thermoopt.kernels.triton_kernels import (
     IMPORT_ERROR,
     INTERPRETED,
+    account_kernel,
     adamw_kernel,
     reduce_kernel,
     settings_kernel,
@@ -45,6 +46,8 @@ if IMPORT_ERROR is None:
     import triton.language as tl
 
 __all__ = ["Plan", "Setting", "available", "ineligible", "unavailable_reason"]
+
+_SETTINGS = ("lr", "weight_decay", "beta1", "beta2", "eps", "maximize")
 
 Setting = float | Sequence[float] | NDArray[Any] | Tensor
 """One number for all tensors, one a tensor, or a 0-d or ``[n]`` tensor that may change between steps."""
@@ -65,6 +68,18 @@ TENSORS_PER_PROGRAM = 128
 REDUCE_BLOCK = 256
 """Partial sums added at a time: a tensor of 1 M elements in one go (unmeasured)."""
 
+ACCOUNT_BLOCK = 32
+"""Layers a program of the last kernel averages, one a thread of one warp."""
+
+SETTINGS = 16
+"""Numbers that the first kernel works out for each tensor; 15 are used."""
+
+RUN = 8
+"""Counters of a run, see :func:`~thermoopt.kernels.triton_kernels.account_kernel`."""
+
+LEAST_CAPABILITY = (8, 0)
+"""Compute capability the kernels need: bfloat16 arithmetic came with 8.0, and nothing older was tried."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -72,9 +87,17 @@ def unavailable_reason() -> str | None:
     """Say why these kernels cannot run in this process, or ``None`` if they can."""
     if IMPORT_ERROR is not None:
         return f"triton cannot be imported ({IMPORT_ERROR})"
-    if INTERPRETED or torch.cuda.is_available():
+    if INTERPRETED:
         return None
-    return "torch sees no CUDA device (and TRITON_INTERPRET=1 was not set when triton was imported)"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device (and TRITON_INTERPRET=1 was not set when triton was imported)"
+    if torch.version.hip is not None:
+        return "torch is built for ROCm, on which these kernels were not tried"
+    capability = torch.cuda.get_device_capability()
+    if capability < LEAST_CAPABILITY:
+        have, need = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
+        return f"{torch.cuda.get_device_name()} has compute capability {have}, below {need}"
+    return None
 
 
 def available() -> bool:
@@ -89,12 +112,15 @@ def ineligible(
     exp_avg_sq: Tensor,
     max_exp_avg_sq: Tensor | None,
     step: Tensor,
+    *,
+    dry: bool = False,
 ) -> str | None:
     """Say why one parameter must go to another backend, or ``None`` if it can be handled here.
 
     Needed: plain contiguous tensors of one shape, one CUDA device and one dtype out of float32, bfloat16 and
     float16, and a zero-dimensional float32 step on that device (as torch holds it under ``fused`` or
-    ``capturable``). Under Triton's interpreter the device is the CPU.
+    ``capturable``); in a dry step a count of any kind will do. Under Triton's interpreter the device is the
+    CPU.
     """
     place = "cpu" if INTERPRETED else "cuda"
     if param.device.type != place:
@@ -112,9 +138,14 @@ def ineligible(
     for name, x in others.items():
         if (x.device, x.dtype, x.shape) != (param.device, param.dtype, param.shape):
             return f"the {name} differs from the parameter in device, dtype or shape"
-    if step.device != param.device or step.dtype != torch.float32 or step.ndim != 0:
+    if not dry and _miscounts(step, param.device):
         return f"the step is not a 0-d float32 tensor on {param.device}"
     return None
+
+
+def _miscounts(step: Tensor, device: torch.device) -> bool:
+    """Whether the kernels cannot read a step count where it is."""
+    return step.device != device or step.dtype != torch.float32 or step.ndim != 0
 
 
 @dataclass
@@ -132,23 +163,36 @@ class _Part:
 class _Table:
     """Numbers on the device, sent without waiting and only when they changed.
 
-    Inside a CUDA graph capture the copy is always recorded, from host memory that is then kept for the
-    graph's replays; one such block is set aside before, since capture may not allocate pinned memory.
+    Inside a CUDA graph capture a copy that is needed is recorded, from pinned host memory that is then kept
+    for the graph's replays; one such block is set aside before, since capture may not allocate any.
+
+    Args:
+        size: numbers it holds.
+        dtype: of the numbers.
+        device: where they are wanted.
+        baked: each graph keeps the numbers of its capture, as addresses must. Otherwise replays follow what
+            was sent last.
     """
 
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, *, baked: bool) -> None:
         self.tensor = torch.zeros(size, dtype=dtype, device=device)
         self._cuda = device.type == "cuda"
+        self._baked = baked
         self._sent: list[Any] | None = None
         self._spare: Tensor | None = None
         self._kept: list[Tensor] = []
         self._set_aside()
 
-    def send(self, numbers: list[Any]) -> bool:
-        """Make the first ``len(numbers)`` entries hold ``numbers``; return whether they were sent."""
+    def send(self, numbers: list[Any]) -> None:
+        """Make the first ``len(numbers)`` entries hold ``numbers``.
+
+        Raises:
+            RuntimeError: in a second capture with no step outside of capture since the first.
+        """
         capturing = self._cuda and torch.cuda.is_current_stream_capturing()
-        if numbers == self._sent and not capturing and not self._kept:
-            return False
+        # a replay puts baked numbers back, so that after a capture what was sent last may not be there
+        if numbers == self._sent and not (self._baked and (capturing or self._kept)):
+            return
         host = torch.tensor(numbers, dtype=self.tensor.dtype)
         if capturing:
             if self._spare is None:
@@ -156,11 +200,14 @@ class _Table:
             self._kept.append(self._spare)
             host, self._spare = self._spare[: len(numbers)].copy_(host), None
         elif self._cuda:
+            if self._kept and not self._baked:  # replays still to run on the device may read these blocks
+                torch.cuda.synchronize(self.tensor.device)
+                for block in self._kept:
+                    block[: len(numbers)].copy_(host)
             host = host.pin_memory()
             self._set_aside()
         self.tensor[: len(numbers)].copy_(host, non_blocking=True)
         self._sent = numbers
-        return True
 
     def _set_aside(self) -> None:
         if self._cuda and self._spare is None:
@@ -177,7 +224,11 @@ class Plan:
         params, exp_avgs, exp_avg_sqs, steps: ``n`` tensors each, see :func:`ineligible`.
         max_exp_avg_sqs: ``n`` entries, a tensor where amsgrad is on, ``None`` where it is off.
         names: what to call the tensors in errors; their index by default.
+        dry: for steps that write nothing. Step counts may then lie on the host, and are read each time.
         block, blocks_per_chunk, num_warps: launch shape; powers of two.
+
+    Attributes:
+        refused: always None: whether a step's sums enter the averages is found on the device.
 
     Raises:
         RuntimeError: the kernels cannot run here, see :func:`unavailable_reason`.
@@ -194,6 +245,7 @@ class Plan:
         steps: Sequence[Tensor],
         *,
         names: Sequence[str] | None = None,
+        dry: bool = False,
         block: int = BLOCK,
         blocks_per_chunk: int = BLOCKS_PER_CHUNK,
         num_warps: int = NUM_WARPS,
@@ -206,21 +258,52 @@ class Plan:
             raise ValueError("a plan needs one or more parameters and as many entries in every other list")
         self._names = [f"tensor {i}" for i in range(n)] if names is None else list(names)
         self._params, self._exp_avgs, self._exp_avg_sqs = list(params), list(exp_avgs), list(exp_avg_sqs)
-        self._maxima, self._steps = list(max_exp_avg_sqs), list(steps)
+        self._maxima, self._given_steps = list(max_exp_avg_sqs), list(steps)
+        self._device = params[0].device
+        self._dry, self._counts, self._steps = dry, None, self._given_steps
+        if dry and any(_miscounts(step, self._device) for step in steps):
+            self._counts = _Table(n, torch.float32, self._device, baked=False)
+            self._steps = list(self._counts.tensor.unbind())
         # the rows of the address table that the plan owns; a maximum that is not there is never read
         maxima = [p if x is None else x for p, x in zip(self._params, self._maxima, strict=True)]
         self._owned = [*self._params, *self._exp_avgs, *self._exp_avg_sqs, *maxima, *self._steps]
         self._numels = [p.numel() for p in self._params]
-        self._device = params[0].device
         self._check_owned()
         self._block, self._chunk, self._num_warps = block, block * blocks_per_chunk, num_warps
-        self._addresses = _Table(6 * n, torch.int64, self._device)
-        self._numbers = _Table(6 * (n + 1), torch.float64, self._device)
-        self._views: dict[int, Tensor] = {}
+        self._addresses = _Table(6 * n, torch.int64, self._device, baked=True)
+        width = n + n % 2  # pointers on 16 bytes spare compilations
+        self._numbers = _Table(len(_SETTINGS) * width, torch.float64, self._device, baked=False)
+        self._given: list[Any] = [None] * len(_SETTINGS)
+        self._rows = [[0.0] * width for _ in _SETTINGS]
+        self._views = list(self._numbers.tensor.view(len(_SETTINGS), width).unbind())
         self._current: list[int] = []
-        self._settings = torch.zeros(n, 12, dtype=torch.float64, device=self._device)
-        self._partials: Tensor | None = None
+        self._settings = torch.zeros(n, SETTINGS, dtype=torch.float64, device=self._device)
+        self._sums = torch.zeros(n, len(Sum), dtype=torch.float64, device=self._device)
+        self._flags = torch.zeros(2, dtype=torch.int32, device=self._device)
+        self._averages: tuple[Tensor, Tensor, Tensor] | None = None
+        self.refused: str | None = None
         self._map_chunks()
+        # made here: what is allocated in a capture belongs to its graph
+        self._partials = torch.empty(len(Sum), self._n_chunks, device=self._device)
+
+    def average_into(self, table: Tensor, run: Tensor, layer: NDArray[np.int64]) -> None:
+        """Let the steps that are given a ``number`` be counted, and average their sums into a table.
+
+        Args:
+            table: ``[STATE_ROWS, n_layers]`` as of a :class:`~thermoopt.meter.Meter`, float64, contiguous.
+            run: ``[8]``, float64: step, readings, last step taken in, the four counts of
+                :data:`~thermoopt.meter.SKIP_CAUSES`, and 1 - 1 / length of the average.
+            layer: ``[n]`` column of each tensor, each at most once.
+
+        Raises:
+            ValueError: if they are of another shape, type or device.
+        """
+        for name, x in (("table", table), ("run", run)):
+            if x.device != self._device or x.dtype != torch.float64 or not x.is_contiguous():
+                raise ValueError(f"{name} must be contiguous float64 on {self._device}, not {x.dtype}")
+        if run.shape != (RUN,) or len(layer) != len(self._params):
+            raise ValueError(f"run must hold {RUN} numbers and layer {len(self._params)}")
+        self._averages = table, run, torch.tensor(layer, dtype=torch.int32).to(self._device)
 
     @torch.no_grad()
     def step(
@@ -234,6 +317,8 @@ class Plan:
         eps: Setting,
         maximize: bool | Sequence[bool] | NDArray[np.bool_],
         measure: bool = True,
+        number: int | None = None,
+        half: int | None = None,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> Tensor | None:
@@ -250,13 +335,17 @@ class Plan:
             beta2: decay of the second moment, see :data:`Setting`.
             eps: added to the root of the second moment, see :data:`Setting`.
             maximize: for all tensors, or one a tensor.
-            measure: whether to return the sums.
+            measure: whether to form the sums.
+            number: where it is not None the step is counted in the run and, if it is measured, averaged into
+                the table of :meth:`average_into`. The number itself is the device's: replays of a graph
+                count on.
+            half: not used: the whole is read (:meth:`thermoopt.kernels.native.Plan.step`).
             grad_scale: one-element device tensor that the gradients are divided by.
             found_inf: one-element device tensor; where it is not 0 nothing moves and the sums are 0.
 
         Returns:
             Tensor ``[n, len(Sum)]``, float64, on the device (units: :class:`~thermoopt.kernels.sums.Sum`), or
-            ``None`` without ``measure``.
+            ``None`` without ``measure``. It is a new one unless the step is averaged.
 
         Raises:
             ValueError: a wrong number of gradients or settings, or a tensor that is not eligible any more.
@@ -269,20 +358,22 @@ class Plan:
         )
         scale, stop = self._near(grad_scale), self._near(found_inf)
         addresses = self._addresses.tensor
-        if self._partials is None and measure:
-            self._partials = torch.empty(len(Sum), self._n_chunks, device=self._device)
+        table, run, layer = self._averages if number is not None and self._averages else (None, None, None)
         with self._current_device():
             settings_kernel[(triton.cdiv(n, TENSORS_PER_PROGRAM),)](
                 addresses,
                 self._settings,
                 stop,
                 *settings,
+                run,
+                self._flags,
                 n,
+                DRY=self._dry,
                 BLOCK=TENSORS_PER_PROGRAM,
                 enable_fp_fusion=False,
             )
             for part in self._parts:
-                if part.count == 0:
+                if part.count == 0 or (self._dry and not measure):
                     continue
                 adamw_kernel[(part.count,)](
                     addresses,
@@ -299,6 +390,7 @@ class Plan:
                     AMSGRAD=part.amsgrad,
                     MEASURE=measure,
                     ALIGNED=part.aligned,
+                    DRY=self._dry,
                     BLOCK=self._block,
                     CHUNK=self._chunk,
                     num_warps=self._num_warps,
@@ -306,19 +398,36 @@ class Plan:
                 )
             if not measure:
                 return None
-            out = torch.empty(n, len(Sum), dtype=torch.float64, device=self._device)
+            sums = self._sums if table is not None else torch.empty_like(self._sums)
             reduce_kernel[(n,)](
                 self._partials,
                 self._first_chunk,
                 self._last_chunk,
-                out,
+                sums,
+                self._settings,
+                None if run is None else self._flags,
                 self._n_chunks,
                 COLUMNS=len(Sum),
                 LANES=triton.next_power_of_2(len(Sum)),
                 BLOCK=REDUCE_BLOCK,
                 enable_fp_fusion=False,
             )
-        return out
+            if table is not None:
+                account_kernel[(triton.cdiv(n, ACCOUNT_BLOCK),)](
+                    sums,
+                    self._settings,
+                    table,
+                    layer,
+                    run,
+                    self._flags,
+                    stop,
+                    n,
+                    table.shape[1],
+                    BLOCK=ACCOUNT_BLOCK,
+                    num_warps=1,
+                    enable_fp_fusion=False,
+                )
+        return sums
 
     def _check_owned(self) -> None:
         """Raise unless every tensor is eligible, on one device and shares no memory with another."""
@@ -352,7 +461,7 @@ class Plan:
     ) -> bool:
         """Whether these are the very tensors the plan was made of (moved storage is noticed in a step)."""
         now = [*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps]
-        then = [*self._params, *self._exp_avgs, *self._exp_avg_sqs, *self._maxima, *self._steps]
+        then = [*self._params, *self._exp_avgs, *self._exp_avg_sqs, *self._maxima, *self._given_steps]
         return len(now) == len(then) and all(map(operator.is_, now, then))
 
     def _map_chunks(self) -> None:
@@ -396,19 +505,23 @@ class Plan:
             for part in self._parts:
                 rows = (current[k * n + i] for k in (0, 1, 2, 3, 5) for i in part.members)
                 part.aligned = all(address % 16 == 0 for address in rows)
+        if self._counts is not None:
+            self._counts.send([float(step) for step in self._given_steps])
         self._addresses.send(current)
         self._current = current
 
     def _place(
         self, settings: dict[str, Setting], maximize: bool | Sequence[bool] | NDArray[np.bool_]
     ) -> list[Any]:
-        """Turn the settings and the gradient's sign into six device tensors, each followed by its stride."""
+        """Turn the settings and the gradient's sign into six device tensors, each followed by its stride.
+
+        Numbers lie in one table, each setting at a place of its own, so that a captured graph finds those
+        that were sent last.
+        """
         n = len(self._params)
-        sign = [1.0 - 2.0 * x for x in ([maximize] if isinstance(maximize, bool) else maximize)]
-        settings = {**settings, "maximize": sign[0] if isinstance(maximize, bool) else sign}
         placed: list[Any] = []
-        numbers: list[float] = []
-        for name, x in settings.items():
+        given, rows = list(self._given), list(self._rows)
+        for k, (name, x) in enumerate({**settings, "maximize": maximize}.items()):
             if isinstance(x, Tensor):
                 if x.shape not in ((), (n,)):
                     raise ValueError(f"{name} must have no dimension or {n} entries, not {tuple(x.shape)}")
@@ -420,20 +533,20 @@ class Plan:
                 x = x.tolist()
             elif isinstance(x, np.ndarray):
                 x = x.tolist()
-            many = isinstance(x, Sequence)
-            values = list(x) if isinstance(x, Sequence) else [float(x)]
-            if many and len(values) != n:
-                raise ValueError(f"{name} has {len(values)} entries for {n} parameters")
-            placed += [self._view(len(numbers)), int(many)]
-            # even offsets keep the pointers 16-byte aligned, which spares compilations
-            numbers += values + [0.0] * (len(values) % 2)
-        self._numbers.send(numbers)
+            elif isinstance(x, Sequence):
+                x = list(x)
+            placed += [self._views[k], 1]
+            if given[k] == x and type(given[k]) is type(x):
+                continue
+            if isinstance(x, list) and len(x) != n:
+                raise ValueError(f"{name} has {len(x)} entries for {n} parameters")
+            row = x if isinstance(x, list) else [x] * n
+            row = [1.0 - 2.0 * y for y in row] if name == "maximize" else row
+            given[k], rows[k] = x, row + [0.0] * (n % 2)
+        if any(a is not b for a, b in zip(rows, self._rows, strict=True)):
+            self._numbers.send([y for row in rows for y in row])
+        self._given, self._rows = given, rows
         return placed
-
-    def _view(self, start: int) -> Tensor:
-        if start not in self._views:
-            self._views[start] = self._numbers.tensor[start:]
-        return self._views[start]
 
     def _near(self, x: Tensor | None) -> Tensor | None:
         return x if x is None or x.device == self._device else x.to(self._device, non_blocking=True)

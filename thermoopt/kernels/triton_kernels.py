@@ -1,4 +1,4 @@
-"""The device code of one AdamW step and its sums: three Triton kernels, launched by ``triton.py``."""
+"""The device code of one AdamW step, its sums and their averages: Triton kernels that ``triton.py`` launches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ try:
 except ImportError as error:
     IMPORT_ERROR = str(error)
 
-__all__ = ["IMPORT_ERROR", "INTERPRETED", "adamw_kernel", "reduce_kernel", "settings_kernel"]
+__all__ = [
+    "IMPORT_ERROR",
+    "INTERPRETED",
+    "account_kernel",
+    "adamw_kernel",
+    "reduce_kernel",
+    "settings_kernel",
+]
 
 
 def _jit(kernel: Callable[..., None]) -> Any:
@@ -36,10 +43,21 @@ def settings_kernel(  # type: ignore[no-untyped-def]
     eps_stride,
     sign,
     sign_stride,
+    run,
+    flags,
     n,
+    DRY: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Count the steps and write the 12 float64 settings of each tensor (a stride of 0 repeats one number)."""
+    """Count the steps and write the 16 float64 settings of each tensor (a stride of 0 repeats one number).
+
+    With ``run`` the step of the run is counted too, and what :func:`reduce_kernel` is to find is cleared.
+    """
+    if run is not None:
+        if tl.program_id(0) == 0:
+            tl.store(run, tl.load(run) + 1)
+            tl.store(flags, 0)
+            tl.store(flags + 1, 0)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     ok = i < n
     lr_ = tl.load(lr + i * lr_stride, mask=ok, other=0.0).to(tl.float64)
@@ -54,13 +72,14 @@ def settings_kernel(  # type: ignore[no-untyped-def]
         go = tl.where(tl.load(found_inf) != 0, 0.0, go)
     step = tl.load(addresses + 4 * n + i, mask=ok, other=0).to(tl.pointer_type(tl.float32))
     t = tl.load(step, mask=ok, other=0.0) + go
-    tl.store(step, t, mask=ok)
+    if not DRY:
+        tl.store(step, t, mask=ok)
     # bias corrections: beta**t = exp(t log beta); a beta of 0 has no logarithm, a skipped first step no t
     t = tl.maximum(t, 1.0).to(tl.float64)
     tiny = 1e-300
     c1 = 1 - tl.where(b1 > 0, tl.exp(t * tl.log(tl.maximum(b1, tiny))), 0.0)
     c2 = 1 - tl.where(b2 > 0, tl.exp(t * tl.log(tl.maximum(b2, tiny))), 0.0)
-    row = out + i * 12
+    row = out + i * 16
     tl.store(row, lr_ / c1, mask=ok)
     tl.store(row + 1, lr_ * decay_, mask=ok)
     tl.store(row + 2, b1, mask=ok)
@@ -73,6 +92,9 @@ def settings_kernel(  # type: ignore[no-untyped-def]
     tl.store(row + 9, eps_, mask=ok)
     tl.store(row + 10, sign_, mask=ok)
     tl.store(row + 11, go, mask=ok)
+    tl.store(row + 12, lr_, mask=ok)
+    tl.store(row + 13, decay_, mask=ok)
+    tl.store(row + 14, t, mask=ok)
 
 
 @_jit
@@ -91,10 +113,11 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
     AMSGRAD: tl.constexpr,
     MEASURE: tl.constexpr,
     ALIGNED: tl.constexpr,
+    DRY: tl.constexpr,
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ) -> None:
-    """Update one chunk of one tensor and write its partial sums, column by column."""
+    """Update one chunk of one tensor (unless ``DRY``) and write its partial sums, column by column."""
     chunk = first + tl.program_id(0)
     i = tl.load(chunk_tensor + chunk)
     p_ptr = tl.load(addresses + i).to(tl.pointer_type(DTYPE))
@@ -108,7 +131,7 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
         v_ptr = tl.multiple_of(v_ptr, 16)
         x_ptr = tl.multiple_of(x_ptr, 16)
         g_ptr = tl.multiple_of(g_ptr, 16)
-    row = settings + i * 12
+    row = settings + i * 16
     step_size = tl.load(row).to(tl.float32)
     shrink = tl.load(row + 1).to(tl.float32)
     beta1 = tl.load(row + 2).to(tl.float32)
@@ -181,22 +204,23 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
         pre = tl.div_rn(1.0, below)
         new = tl.fma(p, -shrink, p)
         new = tl.fma(pre, -step_size * m, new)
-        if low + BLOCK <= end:
-            tl.store(p_ptr + at, new)
-            tl.store(m_ptr + at, m)
-            tl.store(v_ptr + at, v)
-            if AMSGRAD:
-                tl.store(x_ptr + at, x)
-            if grad_scale is not None:
-                tl.store(g_ptr + at, unscaled)
-        else:
-            tl.store(p_ptr + at, new, mask=ok)
-            tl.store(m_ptr + at, m, mask=ok)
-            tl.store(v_ptr + at, v, mask=ok)
-            if AMSGRAD:
-                tl.store(x_ptr + at, x, mask=ok)
-            if grad_scale is not None:
-                tl.store(g_ptr + at, unscaled, mask=ok)
+        if not DRY:
+            if low + BLOCK <= end:
+                tl.store(p_ptr + at, new)
+                tl.store(m_ptr + at, m)
+                tl.store(v_ptr + at, v)
+                if AMSGRAD:
+                    tl.store(x_ptr + at, x)
+                if grad_scale is not None:
+                    tl.store(g_ptr + at, unscaled)
+            else:
+                tl.store(p_ptr + at, new, mask=ok)
+                tl.store(m_ptr + at, m, mask=ok)
+                tl.store(v_ptr + at, v, mask=ok)
+                if AMSGRAD:
+                    tl.store(x_ptr + at, x, mask=ok)
+                if grad_scale is not None:
+                    tl.store(g_ptr + at, unscaled, mask=ok)
         if MEASURE:
             mh = m * inverse1
             vh = v * inverse2
@@ -254,12 +278,17 @@ def reduce_kernel(  # type: ignore[no-untyped-def]
     first_chunk,
     last_chunk,
     out,
+    settings,
+    flags,
     n_chunks,
     COLUMNS: tl.constexpr,
     LANES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Add the partial sums of one tensor in float64, in an order that depends on its size only."""
+    """Add the partial sums of one tensor in float64, in an order that depends on its size only.
+
+    ``flags[0]`` becomes 1 if one of them is not finite, ``flags[1]`` if the tensor has a gradient or an lr.
+    """
     i = tl.program_id(0)
     start = tl.load(first_chunk + i)
     end = tl.load(last_chunk + i)
@@ -271,7 +300,103 @@ def reduce_kernel(  # type: ignore[no-untyped-def]
         at = low + tl.arange(0, BLOCK)
         mask = there[:, None] & (at < end)[None, :]
         total += tl.load(base[:, None] + at[None, :], mask=mask, other=0.0).to(tl.float64)
-    tl.store(out + i * COLUMNS + column, tl.sum(total, axis=1), mask=there)
+    sums = tl.sum(total, axis=1)
+    tl.store(out + i * COLUMNS + column, sums, mask=there)
+    if flags is not None:
+        size = tl.abs(sums)
+        strange = tl.where(there & ~(size < float("inf")), 1, 0)  # of NaN the comparison is false
+        moving = tl.sum(tl.where(column == 7, size, 0.0)) + tl.abs(tl.load(settings + i * 16 + 12))
+        tl.atomic_max(flags, tl.max(strange))
+        tl.atomic_max(flags + 1, tl.where(moving != 0, 1, 0))
+
+
+@_jit
+def _average(table, n_layers, row, column, q, x, ok) -> None:  # type: ignore[no-untyped-def]
+    """Take one number a layer into its running average."""
+    at = table + row * n_layers + column
+    tl.store(at, q * tl.load(at, mask=ok, other=0.0) + (1 - q) * x, mask=ok)
+
+
+@_jit
+def account_kernel(  # type: ignore[no-untyped-def]
+    sums,
+    settings,
+    table,
+    columns,
+    run,
+    flags,
+    found_inf,
+    n,
+    n_layers,
+    BLOCK: tl.constexpr,
+) -> None:
+    """Average a step's sums into the table, as ``Meter.update`` does, or count why they do not enter.
+
+    ``run`` is ``[8]``: step, readings, last step taken in, skipped for sums that are not finite, for
+    ``found_inf``, for a dry step, for want of gradients, and what an average keeps a step.
+    """
+    strange = tl.load(flags) != 0
+    still = tl.load(flags + 1) == 0
+    stop = tl.load(flags) < 0  # never
+    if found_inf is not None:
+        stop = tl.load(found_inf) != 0
+    number = tl.load(run)
+    if stop | strange | still:
+        if tl.program_id(0) == 0:
+            cause = tl.where(stop, 4, tl.where(strange, 3, 5))
+            tl.store(run + cause, tl.load(run + cause) + 1)
+            # a dry step is no step: take back its count
+            tl.store(run, number - tl.where(cause == 5, 1.0, 0.0))
+    else:
+        if tl.program_id(0) == 0:
+            tl.store(run + 1, tl.load(run + 1) + 1)
+            tl.store(run + 2, number)
+        i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+        ok = i < n
+        c = tl.load(columns + i, mask=ok, other=0)
+        row = settings + i * 16
+        b1 = tl.load(row + 2, mask=ok, other=0.5)
+        t = tl.load(row + 14, mask=ok, other=2.0)
+        tiny = 1e-300
+        power = tl.where(b1 > 0, tl.exp(t * tl.log(tl.maximum(b1, tiny))), 0.0)
+        power = tl.where(t == 1, b1, power)  # n0 is 1 then, to the bit
+        n0 = (1 - b1) * (1 + power) / ((1 + b1) * (1 - power))
+        gain = (1 - b1) / (1 - power)
+        keep = tl.load(run + 7)
+        gap = number - tl.load(table + 23 * n_layers + c, mask=ok, other=0.0)
+        q = tl.where(keep > 0, tl.exp(gap * tl.log(tl.maximum(keep, tiny))), 0.0)
+        s = sums + i * 14
+        a = tl.load(s, mask=ok, other=0.0)
+        b = tl.load(s + 1, mask=ok, other=0.0)
+        mu = tl.load(s + 5, mask=ok, other=0.0)
+        sv = tl.load(s + 6, mask=ok, other=0.0)
+        energy = tl.load(s + 11, mask=ok, other=0.0)
+        d = tl.load(s + 13, mask=ok, other=0.0)
+        for k in tl.static_range(14):
+            _average(table, n_layers, k, c, q, tl.load(s + k, mask=ok, other=0.0), ok)
+        # the terms of linear_sums() in thermoopt/physics: the definitions stand there
+        apart = 1 - n0
+        nothing = tl.where(b1 == 0, float("nan"), 0.0)
+        noise = tl.where(apart != 0, gain * (sv - mu) / tl.where(apart != 0, apart, 1.0), nothing)
+        with_g = (1 - power) * a
+        fresh = (1 - b1) * b
+        with_m = (1 - power) * (1 - power) * mu - (1 - b1) * (2 * with_g - fresh)
+        _average(table, n_layers, 14, c, q, d * n0, ok)
+        _average(table, n_layers, 15, c, q, energy * n0, ok)
+        _average(table, n_layers, 16, c, q, b * gain, ok)
+        _average(table, n_layers, 17, c, q, noise, ok)
+        _average(table, n_layers, 18, c, q, (a - noise) * (a - noise), ok)
+        _average(table, n_layers, 19, c, q, tl.where(t > 1, with_g - fresh, 0.0), ok)
+        _average(table, n_layers, 20, c, q, tl.where(t > 1, tl.maximum(with_m, 0.0), 0.0), ok)
+        # weight, sum of squared weights, last step, and the rates of the step
+        _average(table, n_layers, 21, c, q, 1.0, ok)
+        weight2 = table + 22 * n_layers + c
+        old = tl.load(weight2, mask=ok, other=0.0)
+        tl.store(weight2, q * q * old + (1 - q) * (1 - q), mask=ok)
+        tl.store(table + 23 * n_layers + c, number, mask=ok)
+        tl.store(table + 24 * n_layers + c, tl.load(row + 12, mask=ok, other=0.0), mask=ok)
+        tl.store(table + 25 * n_layers + c, tl.load(row + 13, mask=ok, other=0.0), mask=ok)
+        tl.store(table + 26 * n_layers + c, tl.load(row + 4, mask=ok, other=0.0), mask=ok)
 
 
 INTERPRETED = IMPORT_ERROR is None and not isinstance(adamw_kernel, triton.JITFunction)
