@@ -1,4 +1,4 @@
-"""The device code of one AdamW step, its sums and their averages: Triton kernels that ``triton.py`` launches."""
+"""Device code of one AdamW step, its sums and their averages: Triton kernels that ``triton.py`` launches."""
 
 from __future__ import annotations
 
