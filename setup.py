@@ -1,16 +1,23 @@
-"""Build the native CPU kernel as a plain shared library; everything else is in pyproject.toml.
+"""What pyproject.toml cannot say: the native kernel, the wheel's tag, the licence's text, where it was built.
 
-The library is optional: where it cannot be built, the install succeeds and says so once.
+The kernel is a plain shared library that is loaded with ctypes: it has no Python ABI, so that one wheel a
+platform serves every Python. It is optional: where it cannot be built, the install succeeds and says so once.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+from importlib import metadata
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
+
+LIBRARY = "_native.dll" if platform.system() == "Windows" else "_native.so"
 
 # -ffp-contract=off: the update rounds where torch rounds. No -ffast-math: it would move the update.
 # Linked without OpenMP on purpose: native.py hands it the runtime that torch has loaded.
@@ -23,6 +30,9 @@ class BuildLibrary(build_ext):
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return []  # no PyInit function
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")[:-1], LIBRARY)  # no Python's name in it
 
     def build_extension(self, ext: Extension) -> None:
         errors = []
@@ -40,7 +50,44 @@ class BuildLibrary(build_ext):
         )
 
 
+class TagWheel(bdist_wheel):
+    """``py3-none-<platform>`` with the kernel, ``py3-none-any`` without it."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        built = Path(self.bdist_dir, "thermoopt", "kernels", LIBRARY).exists()
+        return "py3", "none", super().get_tag()[2] if built else "any"
+
+
+def write_licence() -> None:
+    """Put the text of the Apache License beside LICENSE, for sdists and wheels: recipients get a copy.
+
+    The text is that of ``packaging``, a build requirement under the same licence. Without ``packaging``
+    nothing is written.
+    """
+    try:
+        text = metadata.distribution("packaging").read_text("licenses/LICENSE.APACHE")
+    except metadata.PackageNotFoundError:
+        return
+    if text:
+        Path(__file__).with_name("LICENSE.Apache-2.0.txt").write_text(text, encoding="utf-8")
+
+
+def project_urls() -> dict[str, str]:
+    """Return links to the repository whose workflow builds this; none on other machines."""
+    server, repository = os.environ.get("GITHUB_SERVER_URL"), os.environ.get("GITHUB_REPOSITORY")
+    if not (server and repository):
+        return {}
+    source = f"{server}/{repository}"
+    return {
+        "Source": source,
+        "Changelog": f"{source}/blob/main/CHANGELOG.md",
+        "Issues": f"{source}/issues",
+    }
+
+
+write_licence()
 setup(
+    project_urls=project_urls(),
     ext_modules=[
         Extension(
             "thermoopt.kernels._native",
@@ -49,5 +96,5 @@ setup(
             libraries=[] if platform.system() == "Windows" else ["m"],
         )
     ],
-    cmdclass={"build_ext": BuildLibrary},
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": TagWheel},
 )

@@ -33,6 +33,10 @@ def build_wheel(folder: Path, **environment: str) -> tuple[list[str], str]:
         check=True,
     )
     (wheel,) = folder.glob("*.whl")
+    built = any("/_native." in name for name in zipfile.ZipFile(wheel).namelist())
+    # one wheel a platform for every Python, and one for all platforms where there is no kernel in it
+    assert wheel.stem.endswith("-py3-none-any") != built, wheel
+    assert "-py3-none-" in wheel.name
     return zipfile.ZipFile(wheel).namelist(), done.stdout + done.stderr
 
 
@@ -44,6 +48,9 @@ def test_a_wheel_holds_the_kernel_and_no_foreign_package(tmp_path):
     assert "thermoopt/benchmarks/workloads/task.py" in names
     assert not any("results" in name for name in names)
     assert "thermoopt/py.typed" in names
+    assert "thermoopt/benchmarks/protocol.toml" in names  # `thermoopt bench` reads it
+    licences = {name.rsplit("/", 1)[1] for name in names if "/licenses/" in name}
+    assert licences == {"LICENSE", "LICENSE.Apache-2.0.txt"}
     built = [name for name in names if name.startswith("thermoopt/kernels/_native")]
     if shutil.which(sysconfig.get_config_var("CC").split()[0]) is not None:
         assert len(built) == 1, said

@@ -50,7 +50,7 @@ def _torch_openmp() -> Path | None:
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Load the library next to this file and share torch's OpenMP pool with it."""
     here = Path(__file__).parent
-    built = [p for end in ("so", "pyd", "dylib") for p in sorted(here.glob(f"_native*.{end}"))]
+    built = [p for end in ("so", "dll") if (p := here / f"_native.{end}").exists()]
     if not built:
         return None, (
             f"the native kernel is not built (no _native library in {here}): "
