@@ -57,6 +57,9 @@ lint: venv
 	@echo "== ruff and mypy"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@# controllers/ and benchmarks/ lie beside thermoopt/: a staged tree of links shows mypy the package as installed
+	@rm -rf build/typed && mkdir -p build/typed/thermoopt
+	@ln -s $(CURDIR)/thermoopt/* $(CURDIR)/controllers $(CURDIR)/benchmarks build/typed/thermoopt/
 	$(BIN)/mypy
 
 bench: venv
@@ -68,28 +71,28 @@ bench: venv
 bench-overhead: venv
 	@echo "== overhead of measuring, as ratios within one run (thermoclaw is installed for comparison)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt thermoclaw
-	$(BIN)/python benchmarks/overhead.py --out runs/overhead
+	$(BIN)/python -m thermoopt.benchmarks.overhead --out runs/overhead
 
 bench-control: venv
 	@echo "== control laws, Prodigy and Schedule-Free against tuned AdamW: about an hour on 2 cores, resumable"
-	$(BIN)/python benchmarks/control.py --out runs/control
+	$(BIN)/python -m thermoopt.benchmarks.control --out runs/control
 
 bench-validation: venv
 	@echo "== how often the diagnosis errs: about half an hour on 2 cores, resumable (thermoclaw for comparison)"
 	$(BIN)/python -m pip install --quiet -c constraints.txt thermoclaw
-	$(BIN)/python benchmarks/validation.py --out runs/validation
+	$(BIN)/python -m thermoopt.benchmarks.validation --out runs/validation
 
 bench-laws: venv
 	@echo "== neural thermodynamic laws, measured: 10 to 40 minutes on 2 cores, resumable"
-	$(BIN)/python benchmarks/laws.py --out runs/laws
+	$(BIN)/python -m thermoopt.benchmarks.laws --out runs/laws
 
 bench-irreversibility: venv
 	@echo "== four measures of irreversibility: half an hour on an idle core, resumable"
-	$(BIN)/python benchmarks/irreversibility.py --out runs/irreversibility
+	$(BIN)/python -m thermoopt.benchmarks.irreversibility --out runs/irreversibility
 
 bench-distributed: venv
 	@echo "== what measuring costs on 1, 2 and 4 ranks"
-	$(BIN)/python benchmarks/distributed.py --out runs/distributed
+	$(BIN)/python -m thermoopt.benchmarks.distributed --out runs/distributed
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist runs site *.egg-info thermoopt/kernels/_native* LICENSE.Apache-2.0.txt

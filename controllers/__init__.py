@@ -2,8 +2,8 @@
 
 from thermoopt.controllers.barostat import Barostat
 from thermoopt.controllers.base import Action, Controller, Scales, Start
-from thermoopt.controllers.cooling import Cooling
-from thermoopt.controllers.lever import Bounds
+from thermoopt.controllers.cooling import SHAPES, Cooling, cooling_factor
+from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.presets import autotune
 from thermoopt.controllers.replay import Recorder, Replay
 from thermoopt.controllers.setpoints import Signals, Wanted
@@ -11,6 +11,7 @@ from thermoopt.controllers.thermostat import Thermostat
 from thermoopt.controllers.wrappers import Chain, DryRun
 
 __all__ = [
+    "SHAPES",
     "Action",
     "Barostat",
     "Bounds",
@@ -18,6 +19,7 @@ __all__ = [
     "Controller",
     "Cooling",
     "DryRun",
+    "Lever",
     "Recorder",
     "Replay",
     "Scales",
@@ -26,4 +28,5 @@ __all__ = [
     "Thermostat",
     "Wanted",
     "autotune",
+    "cooling_factor",
 ]

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.lever import Bounds, Lever
-
-from thermoopt.balance import ANGULAR_BOUND, AVERAGE, NU, TOLERANCE, Balance, repaired_decay
-from thermoopt.meter import Reading
-from thermoopt.physics import Term
+from thermoopt.physics import ANGULAR_BOUND, AVERAGE, NU, TOLERANCE, Balance, Term, repaired_decay
 
 __all__ = ["ANGULAR_BOUND", "BOUNDS", "NU", "Barostat", "repaired_decay"]
 

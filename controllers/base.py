@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from thermoopt.meter import Reading
-from thermoopt.travel import Weights
+from thermoopt.account.reading import Reading
+from thermoopt.physics.travel import Weights
 
 __all__ = ["Action", "Controller", "Scales", "Start"]
 
@@ -128,7 +128,7 @@ class Controller(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Sums its law lives on (:data:`thermoopt.travel.TRAVEL_SUMS`), to be in ``reading.travel``."""
+        """Sums its law lives on (:data:`thermoopt.physics.TRAVEL_SUMS`), to be in ``reading.travel``."""
         return frozenset()
 
     @property
@@ -163,7 +163,7 @@ class Controller(ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to go on, in plain floats, ints, strings, lists and dicts by string.
 
-        It travels as JSON (:mod:`thermoopt.leaves`).
+        It travels as JSON (:mod:`thermoopt.account.json_state`).
         """
 
     @abstractmethod

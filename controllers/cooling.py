@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Controller, Scales
-
-from thermoopt.meter import Reading
 
 __all__ = ["SHAPES", "Cooling", "cooling_factor"]
 

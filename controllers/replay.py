@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Controller, Scales
 from thermoopt.controllers.wrappers import Wrapper
-
-from thermoopt.meter import Reading
 
 __all__ = ["Recorder", "Replay"]
 

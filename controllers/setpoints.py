@@ -202,7 +202,7 @@ def distance(s: Signals, *, k: float = 1.0) -> Wanted | None:
     .. math:: D \leftarrow \max(D,\ k\,N/\|S\|_1)
 
     with N the work done against the gradients since the start and S their impulse, both weighted by
-    D (:class:`thermoopt.travel.Weights`).
+    D (:class:`thermoopt.physics.Weights`).
 
     Args:
         s: signals; ``work``, ``impulse``.
@@ -247,7 +247,7 @@ class Law:
         want: from signals (and options) to the rate wanted; None asks for nothing.
         metric: ``"rms"`` or ``"lr"``.
         start: from the length of the run (and the same options) to the rate before the first reading.
-        needs: further sums to be measured (:data:`thermoopt.travel.TRAVEL_SUMS`).
+        needs: further sums to be measured (:data:`thermoopt.physics.TRAVEL_SUMS`).
     """
 
     want: Callable[..., Wanted | None]

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from thermoopt.account.reading import Quantities, Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import LAWS, Law, Signals, Wanted
 from thermoopt.controllers.units import layer_units
-
-from thermoopt.meter import Quantities, Reading
-from thermoopt.travel import Weights
+from thermoopt.physics.travel import Weights
 
 __all__ = ["Thermostat"]
 

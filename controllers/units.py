@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from thermoopt.controllers.base import Start
 
 __all__ = ["Units", "layer_units"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
-
-from thermoopt.meter import Reading
 
 __all__ = ["Chain", "DryRun", "Wrapper"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from thermoopt.benchmarks.workloads.minilm import folder
-from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
+from thermoopt.benchmarks.workloads.minilm import folder
+from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
 from thermoopt.integrations.huggingface import ThermoCallback, thermo_optimizer
 
 Examples = list[dict[str, Any]]

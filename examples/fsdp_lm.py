@@ -21,8 +21,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from thermoopt import ThermoAdamW, autotune
-from thermoopt.demo import GPT, GPTConfig, load_corpus
-from thermoopt.demo.corpus import batches, windows
+from thermoopt.demo import GPT, GPTConfig, batches, load_corpus, windows
 
 CONFIG = GPTConfig(depth=3, width=96, heads=4, context=64)
 WINDOWS = 16  # of one micro-batch, on all ranks together

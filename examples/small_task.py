@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.demo import GPT, GPTConfig, load_corpus
-from thermoopt.demo.corpus import batches, windows
+from thermoopt.demo import GPT, GPTConfig, batches, load_corpus, windows
 
 CONTEXT = 64
 TEXT = load_corpus()

@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 import torch
 from small_task import next_byte_loss, training_batches, validation_loss
-from thermoopt.controllers import Thermostat
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from thermoopt import ThermoScheduler, autotune
+from thermoopt.controllers import Thermostat
 
 
 class ByteGRU(nn.Module):

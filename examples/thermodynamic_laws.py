@@ -6,13 +6,13 @@ Run it: python examples/thermodynamic_laws.py [--steps 300] [--out runs/thermody
 import argparse
 from pathlib import Path
 
-# needs thermoopt[bench]; python benchmarks/laws.py makes the full figures, with language models
-from thermoopt.benchmarks.laws import complete
-from thermoopt.benchmarks.laws_figures import draw
-from thermoopt.benchmarks.laws_fits import over_seeds, predicted, released, toy_points
-from thermoopt.benchmarks.laws_report import groups, report
-from thermoopt.benchmarks.laws_runs import FACTORS, SHAPES, Held, Scheduled
-from thermoopt.benchmarks.laws_toy import LAWS, Toy
+# needs thermoopt[bench]; python -m thermoopt.benchmarks.laws makes the full figures, with language models
+from thermoopt.benchmarks.laws.command import complete
+from thermoopt.benchmarks.laws.figures import draw
+from thermoopt.benchmarks.laws.fits import over_seeds, predicted, released, toy_points
+from thermoopt.benchmarks.laws.report import groups, report
+from thermoopt.benchmarks.laws.runs import FACTORS, SHAPES, Held, Scheduled
+from thermoopt.benchmarks.laws.toy import LAWS, Toy
 
 
 def main() -> None:

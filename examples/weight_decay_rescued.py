@@ -8,9 +8,9 @@ import textwrap
 
 import torch
 from small_task import small_gpt, train, validation_loss
-from thermoopt.controllers import Barostat
 
 from thermoopt import ThermoAdamW
+from thermoopt.controllers import Barostat
 
 
 def matrix_norms(model: torch.nn.Module) -> torch.Tensor:

@@ -25,7 +25,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from tests.test_adamw import model, train
+from tests.support.small_net import model, train
 from thermoopt import Observer, ThermoAdamW, detect_layer_type, make_param_groups
 from thermoopt.demo.gpt import GPT, GPTConfig
 from thermoopt.param_groups import LAYER_TYPES, layer_types

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from thermoopt.benchmarks.command import add_bench, bench
-from thermoopt.demo.run import DEFAULT_STEPS, InputError, run_demo
+from thermoopt.benchmarks.sweeps.command import add_bench, bench
+from thermoopt.demo import DEFAULT_STEPS, run_demo
+from thermoopt.inspection import InputError
 
 __all__ = ["main"]
 
@@ -63,7 +64,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from thermoopt.kernels.doctor import report
+    from thermoopt.kernels import report
 
     print(report())
     return 0

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
 from thermoopt.benchmarks.methods.base import Job, Method, Setup
 from thermoopt.benchmarks.methods.schedules import (
     constant,
@@ -19,8 +22,6 @@ from thermoopt.benchmarks.methods.schedules import (
     scheduled,
     wsd,
 )
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["BASELINES", "MOMENTUM", "SGD_DECAY", "SGD_LR", "adamw", "sgd"]
 

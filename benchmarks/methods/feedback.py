@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from thermoopt.benchmarks.methods.base import Job, Method, Setup
-from thermoopt.benchmarks.methods.baselines import adamw
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
+
+from thermoopt.benchmarks.methods.base import Job, Method, Setup
+from thermoopt.benchmarks.methods.baselines import adamw
 
 __all__ = ["FEEDBACK"]
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+
+from thermoopt import ThermoAdamW, ThermoScheduler, autotune, make_param_groups
 from thermoopt.benchmarks.methods.base import Job, Method, Setup
 from thermoopt.benchmarks.methods.baselines import SGD_DECAY, SGD_LR, adamw, sgd
 from thermoopt.benchmarks.methods.schedules import linear, scheduled
 from thermoopt.controllers import Barostat, Chain, Controller, Cooling, Thermostat
-
-from thermoopt import ThermoAdamW, ThermoScheduler, autotune, make_param_groups
 
 __all__ = ["LAWS", "OURS", "controlled"]
 

@@ -9,6 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+
+from thermoopt import autotune
+from thermoopt.account.reading import Reading
 from thermoopt.benchmarks.methods.base import Job, Method, Setup
 from thermoopt.benchmarks.methods.ours import FREE, controlled
 from thermoopt.controllers import (
@@ -18,14 +21,11 @@ from thermoopt.controllers import (
     Chain,
     Controller,
     Cooling,
+    Lever,
     Recorder,
     Replay,
     Scales,
 )
-from thermoopt.controllers.lever import Lever
-
-from thermoopt import autotune
-from thermoopt.meter import Reading
 
 __all__ = ["OFFSET", "PLACEBOS", "RandomGain"]
 

@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from thermoopt.benchmarks.methods.base import WARMUP, Job
 from torch.optim.lr_scheduler import LambdaLR
+
+from thermoopt.benchmarks.methods.base import WARMUP, Job
 
 __all__ = [
     "constant",

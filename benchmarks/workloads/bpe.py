@@ -6,12 +6,12 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from thermoopt.benchmarks.workloads.pieces import encode, piece_lengths, train_tokenizer
 from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 from thermoopt.benchmarks.workloads.text import corpus, language_task
-from torch import Tensor, nn
-
-from thermoopt.demo.gpt import GPT, GPTConfig
+from thermoopt.demo import GPT, GPTConfig
 
 __all__ = ["BPE_TEXT", "PieceGPT", "pieces_of_the_text"]
 

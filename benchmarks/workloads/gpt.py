@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from thermoopt.benchmarks.workloads.task import Workload
 from thermoopt.benchmarks.workloads.text import ABOUT, byte_task, corpus
-
-from thermoopt.demo.gpt import GPT, GPTConfig
+from thermoopt.demo import GPT, GPTConfig
 
 __all__ = ["GPT_TEXT"]
 

@@ -6,9 +6,10 @@ from functools import cache
 
 import numpy as np
 import torch
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 
 __all__ = ["L2", "LOGISTIC", "optimum"]
 

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 
 __all__ = ["MINILM", "PACKAGE", "Classifier", "folder", "pretrained", "tokens"]
 

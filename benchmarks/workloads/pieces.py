@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from thermoopt.benchmarks.workloads.task import require
 from torch import Tensor
+
+from thermoopt.benchmarks.workloads.task import require
 
 __all__ = ["encode", "piece_lengths", "train_tokenizer"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from thermoopt.benchmarks.workloads.task import Workload
 from thermoopt.benchmarks.workloads.text import ABOUT, byte_task, corpus
-from torch import Tensor, nn
 
 __all__ = ["GRU_TEXT", "LSTM_TEXT", "Recurrent"]
 

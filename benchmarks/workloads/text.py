@@ -6,11 +6,11 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from thermoopt.benchmarks.workloads.task import Task
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.demo.corpus import batches, load_corpus, windows
+from thermoopt.benchmarks.workloads.task import Task
+from thermoopt.demo import batches, load_corpus, windows
 
 __all__ = ["ABOUT", "byte_task", "corpus", "language_task"]
 

@@ -20,12 +20,12 @@ from functools import cache
 from typing import Any
 
 import torch
-from thermoopt.benchmarks.workloads.pieces import encode, piece_lengths, train_tokenizer
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.demo.corpus import batches, windows
+from thermoopt.benchmarks.workloads.pieces import encode, piece_lengths, train_tokenizer
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
+from thermoopt.demo import batches, windows
 
 __all__ = [
     "CONFIGURATION",

@@ -9,22 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from thermoopt.controllers.base import Action
+from thermoopt.account import HistoryLike
+from thermoopt.account.reading import Reading
 from thermoopt.demo.ways import Way
-from thermoopt.history import HistoryLike
-from thermoopt.meter import Reading
-from thermoopt.tables import Table
+from thermoopt.inspection import Table
 
-__all__ = ["account", "actions_in_words", "compared", "figures", "tail"]
+__all__ = ["account", "compared", "figures", "tail"]
 
 TAIL = 50
 """Training losses in the mean at the end: the loss of one batch varies by 10 % and more."""
 
 FURTHEST = 5
 """Layers in the table of those furthest from equilibrium."""
-
-FIRST = 4
-"""Actions told from the start of a run, before the last one."""
 
 
 def tail(losses: Sequence[float]) -> float:
@@ -88,28 +84,6 @@ def account(way: Way) -> list[str]:
     lines += _split(way.optimizer.history, way.losses.train[0] - tail(way.losses.train))
     skipped = [f"{count} × {cause}" for cause, count in reading.skipped.items() if count]
     return [*lines, "measurements skipped: " + ", ".join(skipped)] if skipped else lines
-
-
-def actions_in_words(actions: Sequence[Action]) -> list[str]:
-    """Tell the first few actions and the last, each with its evidence."""
-    if not actions:
-        return ["No action was taken: the rates stayed where they started."]
-    told = actions if len(actions) <= FIRST + 1 else [*actions[:FIRST], actions[-1]]
-    which = "all of them" if len(told) == len(actions) else f"the first {FIRST} and the last"
-    lines = [f"Actions of the controllers: {len(actions)}, {which}"]
-    for action in told:
-        what = {"lr": "rate", "wd": "decay"}.get(action.kind, action.kind)
-        lines.append(
-            f"  step {action.step:>5}  {action.controller}: {what} of {action.group} "
-            f"{action.old:.3g} → {action.new:.3g}, {action.reason}"
-        )
-        lines.append("              " + ", ".join(_evidence(*item) for item in action.evidence.items()))
-    return lines
-
-
-def _evidence(name: str, value: tuple[float, float]) -> str:
-    error = f" ± {value[1]:.2g}" if value[1] > 0 else ""
-    return f"{name} {value[0]:.3g}{error}"
 
 
 def _furthest(reading: Reading, count: int) -> list[str]:

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from thermoopt.comparison import ComparedRun, plot_comparison
-from thermoopt.controllers.base import Action
-from thermoopt.demo.account import account, actions_in_words, compared, figures
+from thermoopt.controllers import Action
+from thermoopt.demo.account import account, compared, figures
 from thermoopt.demo.corpus import Corpus, load_corpus, unigram_entropy
 from thermoopt.demo.gpt import GPT, GPTConfig
 from thermoopt.demo.progress import progress
 from thermoopt.demo.ways import CLIP, WARMUP, WEIGHT_DECAY, Way, three_ways, train
-from thermoopt.plotting import LossCurve, plot_dashboard
+from thermoopt.inspection import InputError, actions_in_words
+from thermoopt.plots import ComparedRun, LossCurve, plot_comparison, plot_dashboard
 
-__all__ = ["DEFAULT_STEPS", "DemoResult", "InputError", "run_demo"]
+__all__ = ["DEFAULT_STEPS", "DemoResult", "run_demo"]
 
 DEFAULT_STEPS = 1000
 """Of each way: 182 to 402 s on two cores for all three, by what else ran."""
@@ -34,27 +34,6 @@ BATCH = 16
 """Windows a step; the default run then reads a third of its text."""
 
 Say = Callable[[str], None]
-
-
-class InputError(ValueError):
-    """An argument of the demo that cannot be used.
-
-    Attributes:
-        argument: its name.
-        value: what was given.
-        why: what is wrong and what is allowed.
-    """
-
-    def __init__(self, argument: str, value: object, why: str) -> None:
-        """Keep the parts for a caller with its own way to name arguments.
-
-        Args:
-            argument: its name.
-            value: what was given.
-            why: what is wrong and what is allowed.
-        """
-        super().__init__(f"{argument}={str(value)!r}: {why}")
-        self.argument, self.value, self.why = argument, value, why
 
 
 @dataclass(frozen=True)

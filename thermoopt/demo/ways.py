@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from thermoopt.adamw import ThermoAdamW
-from thermoopt.controllers.base import Action
-from thermoopt.controllers.presets import autotune
+from thermoopt.controllers import Action, autotune
 from thermoopt.demo.corpus import Corpus, batches, windows
 from thermoopt.demo.gpt import GPT
-from thermoopt.plotting import LossCurve
+from thermoopt.plots import LossCurve
 
 __all__ = ["CLIP", "REFRESH", "WARMUP", "WEIGHT_DECAY", "Way", "three_ways", "train"]
 

@@ -6,7 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
-from thermoopt.diagnose import diagnose
+from thermoopt.diagnosis import diagnose
 from thermoopt.observer import Observer
 
 __all__ = ["write_artifacts"]

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.adamw import ThermoAdamW
-from thermoopt.arguments import check_count
+from thermoopt.adamw import ThermoAdamW, check_count
 from thermoopt.integrations.artifacts import write_artifacts
 from thermoopt.integrations.scalars import SCALARS, run_scalars
 from thermoopt.integrations.unwrapping import unwrap

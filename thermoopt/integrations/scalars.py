@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from thermoopt.meter import Quantities, Reading
+from thermoopt.account.reading import Quantities, Reading
 
 __all__ = ["LAYER_SCALARS", "SCALARS", "run_scalars"]
 

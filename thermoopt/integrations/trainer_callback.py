@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from thermoopt.arguments import EMA_STEPS
-from thermoopt.diagnose import SURE, DiagnosticReport, diagnose
+from thermoopt.adamw import EMA_STEPS
+from thermoopt.diagnosis import SURE, DiagnosticReport, diagnose
 from thermoopt.integrations.artifacts import write_artifacts
 from thermoopt.integrations.scalars import run_scalars
 from thermoopt.integrations.unwrapping import unwrap

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from thermoopt.adamw import ThermoAdamW
-from thermoopt.arguments import check_count
-from thermoopt.controllers.base import Controller
-from thermoopt.controllers.presets import autotune
+from thermoopt.adamw import ThermoAdamW, check_count
+from thermoopt.controllers import Controller, autotune
 from thermoopt.param_groups import make_param_groups
 
 if TYPE_CHECKING:

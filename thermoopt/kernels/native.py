@@ -37,7 +37,7 @@ from torch import Tensor
 
 from thermoopt.kernels.layout import is_dense
 from thermoopt.kernels.native_library import COEFFICIENTS, ISA, ISAS, LIBRARY, REASON, TORCH_WIDTH, Call
-from thermoopt.kernels.sums import Sum
+from thermoopt.physics.sums import Sum
 
 __all__ = [
     "GradientRefused",
@@ -71,10 +71,10 @@ _AMSGRAD, _MAXIMIZE, _MEASURE, _DRY = 1, 2, 4, 8
 
 
 _REFUSED = (None, "found_inf", "nonfinite", "dry")
-"""What the library returns, in words: causes of :data:`thermoopt.meter.SKIP_CAUSES`."""
+"""What the library returns, in words: causes of :data:`thermoopt.account.SKIP_CAUSES`."""
 
 TABLE_ROWS = 27
-"""Rows of a table of averages: as many as :data:`thermoopt.meter.STATE_ROWS`, which stands above."""
+"""Rows of a table of averages: as many as :data:`thermoopt.account.meter.STATE_ROWS`, which stands above."""
 
 Scalars = float | bool | NDArray
 """One number, or an array of one a tensor."""
@@ -249,7 +249,7 @@ class Plan:
         """Let the steps that are given a ``number`` average their sums into a table, which is kept alive.
 
         Args:
-            table: ``[STATE_ROWS, n_layers]`` of a :class:`~thermoopt.meter.Meter`, C-contiguous.
+            table: ``[STATE_ROWS, n_layers]`` of a :class:`~thermoopt.account.Meter`, C-contiguous.
             layer: ``[n]`` column of each tensor, each at most once.
             keep: 1 - 1 / length of the average in steps.
 
@@ -335,7 +335,7 @@ class Plan:
                 exceed. A forked child takes one (OpenMP's threads do not survive a fork).
 
         Returns:
-            A new array ``[n, 14]`` of float64, columns as in :class:`~thermoopt.kernels.sums.Sum`; None when
+            A new array ``[n, 14]`` of float64, columns as in :class:`~thermoopt.physics.Sum`; None when
             ``measure`` is False or ``found_inf`` was set.
 
         Raises:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from thermoopt.kernels.sums import Sum
+from thermoopt.physics.sums import Sum
 
 __all__ = ["reference_step"]
 
@@ -45,7 +45,7 @@ def reference_step(
         dtype: the precision everything is computed in.
 
     Returns:
-        Tensor ``[n, len(Sum)]`` of ``dtype``; see :class:`~thermoopt.kernels.sums.Sum` for units.
+        Tensor ``[n, len(Sum)]`` of ``dtype``; see :class:`~thermoopt.physics.Sum` for units.
 
     References:
         Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; Reddi et al., arXiv 1904.09237 (amsgrad).

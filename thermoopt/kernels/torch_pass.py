@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from thermoopt.kernels.layout import is_dense
-from thermoopt.kernels.sums import Sum
+from thermoopt.physics.sums import Sum
 
 __all__ = ["LayerTensors", "Parcel", "measure"]
 

@@ -14,7 +14,7 @@ differs from the float64 reference by less than 1e-6 of the sum of the absolute 
 
 This module's speed has not been measured on a GPU. It is tested with Triton's interpreter only
 (``TRITON_INTERPRET=1``), and compiled but not run for compute capability 8.0;
-``benchmarks/cuda_overhead.py`` is the measurement that is to be made.
+``benchmarks/overhead/cuda.py`` is the measurement that is to be made.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels.sums import Sum
 from thermoopt.kernels.triton_kernels import (
     IMPORT_ERROR,
     INTERPRETED,
@@ -40,6 +39,7 @@ from thermoopt.kernels.triton_kernels import (
     reduce_kernel,
     settings_kernel,
 )
+from thermoopt.physics.sums import Sum
 
 if IMPORT_ERROR is None:
     import triton
@@ -290,9 +290,9 @@ class Plan:
         """Let the steps that are given a ``number`` be counted, and average their sums into a table.
 
         Args:
-            table: ``[STATE_ROWS, n_layers]`` as of a :class:`~thermoopt.meter.Meter`, float64, contiguous.
+            table: ``[STATE_ROWS, n_layers]`` as of a :class:`~thermoopt.account.Meter`, float64, contiguous.
             run: ``[8]``, float64: step, readings, last step taken in, the four counts of
-                :data:`~thermoopt.meter.SKIP_CAUSES`, and 1 - 1 / length of the average.
+                :data:`~thermoopt.account.SKIP_CAUSES`, and 1 - 1 / length of the average.
             layer: ``[n]`` column of each tensor, each at most once.
 
         Raises:
@@ -344,7 +344,7 @@ class Plan:
             found_inf: one-element device tensor; where it is not 0 nothing moves and the sums are 0.
 
         Returns:
-            Tensor ``[n, len(Sum)]``, float64, on the device (units: :class:`~thermoopt.kernels.sums.Sum`), or
+            Tensor ``[n, len(Sum)]``, float64, on the device (units: :class:`~thermoopt.physics.Sum`), or
             ``None`` without ``measure``. It is a new one unless the step is averaged.
 
         Raises:

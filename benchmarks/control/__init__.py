@@ -1,0 +1,1 @@
+"""Control laws against tuned AdamW, Prodigy and Schedule-Free."""

@@ -1,0 +1,167 @@
+"""Which control law finds the learning rate: final validation loss on small real workloads, at two horizons.
+
+Every run is a row of ``rows.jsonl``; what is there already is not run again, so a stopped benchmark goes on
+where it stood. Rows are worked on seed by seed, so that a stop at any moment leaves equal counts.
+
+    python -m thermoopt.benchmarks.control --out runs/control  # everything, an hour on 2 cores
+    python -m thermoopt.benchmarks.control --workloads linear mlp --seeds 0    # part of it
+
+The tables go to ``control.md`` beside the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thermoopt.benchmarks.control.report import report
+from thermoopt.benchmarks.harness.rows import read_rows
+from thermoopt.benchmarks.methods import LAWS, METHODS, Point
+from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
+
+__all__ = ["LRS", "PROBLEMS", "RATES", "Run", "main", "plan", "run"]
+
+SEEDS = (0, 1, 2)
+
+PROBLEMS = ("gpt", "gru", "cnn", "mlp", "digits", "linear", "vit", "lstm")
+"""Workloads that the tables of ``results/control`` are of: the registry has grown since."""
+
+LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""The grid of learning rates, two a decade."""
+
+RATES: dict[str, tuple[float | None, ...]] = {
+    "adamw linear": LRS,
+    "adamw cosine": LRS,
+    "prodigy": (None,),
+    "schedule-free": (2.5e-3,),  # its package's default
+    "autotune": (None,),
+    "respect_lr": LRS,
+    "law diffusion": (None,),
+    "law angular": (None,),
+    "law distance": (None,),
+    "law polyak": (None,),
+    "law coherence": LRS,
+}
+"""Learning rates that each method is run at, None where it needs none."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one row is about."""
+
+    workload: str
+    steps: int
+    method: str
+    lr: float | None
+    seed: int
+
+
+def plan(workloads: list[str], methods: list[str], seeds: list[int], horizons: list[int]) -> list[Run]:
+    """Return all runs, seeds outermost."""
+    return [
+        Run(name, WORKLOADS[name].horizons[h], method, lr, seed)
+        for seed in seeds
+        for h in horizons
+        for method in methods
+        for name in workloads
+        for lr in RATES[method]
+    ]
+
+
+def run(it: Run) -> dict[str, Any]:
+    """Train once.
+
+    Returns:
+        The row: what was run, ``valid`` (final validation loss; that of the initial model where the run
+        diverged), ``initial``, ``diverged``, ``seconds``.
+    """
+    task = WORKLOADS[it.workload].build(it.seed)
+    initial = task.evaluate()
+    method = (METHODS | LAWS)[it.method]
+    setup = method.build(task.model, Point(it.lr), it.steps, it.seed)
+    start = time.perf_counter()
+    diverged = False
+    for _ in range(it.steps):
+        loss = task.loss()
+        setup.optimizer.zero_grad()
+        loss.backward()
+        if not math.isfinite(loss.item()):
+            diverged = True
+            break
+        setup.report(loss)
+        setup.optimizer.step()
+        if setup.schedule is not None:
+            setup.schedule.step()
+        setup.after_step()
+    seconds = time.perf_counter() - start
+    setup.before_judging()
+    valid = task.evaluate()
+    diverged = diverged or not math.isfinite(valid)
+    return {
+        **asdict(it),
+        "valid": initial if diverged else valid,
+        "initial": initial,
+        "diverged": diverged,
+        "seconds": round(seconds, 2),
+        "sha256": WORKLOADS[it.workload].sha256(),
+    }
+
+
+def key(row: dict[str, Any]) -> Run:
+    """What a row is about."""
+    return Run(row["workload"], row["steps"], row["method"], row["lr"], row["seed"])
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/control"))
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="+", choices=RATES, default=list(RATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--horizons", nargs="+", type=int, choices=(0, 1), default=[0, 1])
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "rows.jsonl"
+    done = {key(row) for row in read_rows(path)}
+    todo = [it for it in plan(args.workloads, args.methods, args.seeds, args.horizons) if it not in done]
+    print(f"{len(done)} runs are there, {len(todo)} to do", flush=True)
+    context = multiprocessing.get_context("spawn")
+    torn = path.exists() and not path.read_text().endswith("\n")
+    with context.Pool(args.workers, _one_thread) as pool, path.open("a") as file:
+        file.write("\n" if torn else "")
+        for i, row in enumerate(pool.imap_unordered(run, todo), 1):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{i}/{len(todo)}  {row['workload']:7} {row['steps']:5} {row['method']:16} lr {row['lr']}  "
+                  f"seed {row['seed']}  {row['valid']:.4f}  {row['seconds']:.0f} s", flush=True)  # fmt: skip
+    _write_report(args.out, list(read_rows(path)))
+
+
+def _write_report(out: Path, rows: list[dict[str, Any]]) -> None:
+    known = [w for w in WORKLOADS.values() if any(row["workload"] == w.name for row in rows)]
+    about = "\n".join(f"- {w.name}: {w.about}." for w in known)
+    setting = (
+        f"torch {torch.__version__}, one thread a run, float32, weight decay 0.01, warm-up over 5 %; "
+        f"{len(rows)} runs.\n\n"
+    )
+    (out / "control.md").write_text(
+        f"# Control laws against tuned schedules\n\n{setting}{about}\n\n{report(rows, HELD_OUT)}"
+    )
+    print(f"tables lie in {out}/control.md")

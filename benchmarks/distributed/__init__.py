@@ -1,0 +1,1 @@
+"""What measuring costs on several ranks, measured and modelled."""

@@ -1,0 +1,1 @@
+"""What all benchmarks share: rows, folders, workers, the environment they ran in."""

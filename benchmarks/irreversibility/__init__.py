@@ -1,0 +1,1 @@
+"""Four measures of irreversibility on networks."""

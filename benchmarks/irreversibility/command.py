@@ -1,0 +1,121 @@
+"""The irreversibility of training, measured: four measures, two theorems, a valley, paths of update energy.
+
+Parts: ``agreement`` (the measures against (η/4)‖U‖² on a quadratic and small nets), ``symmetries`` (theorems
+6 and 7), ``valley`` (does phi fall at equal loss?), ``paths`` (update energy along six schedules, 2000 steps
+of a transformer, a recurrent net and a regression). Every result is a row of ``rows.jsonl``; what is there
+already is not run again. Stored paths go to ``paths/`` as ``[steps, 4]`` arrays (energy, r, lr, loss).
+
+    python -m thermoopt.benchmarks.irreversibility --tier quick  # paths of 500 steps instead
+    python -m thermoopt.benchmarks.irreversibility --out runs/irreversibility        # all
+    python -m thermoopt.benchmarks.irreversibility --parts agreement valley          # some minutes
+    python -m thermoopt.benchmarks.irreversibility --parts paths --models linear --seeds 0
+
+Tables and figures go to ``report.md`` beside the rows, with ``words.md``, if there is one, at its head.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from thermoopt.benchmarks.harness.pool import workers
+from thermoopt.benchmarks.harness.rows import read_rows
+from thermoopt.benchmarks.irreversibility.agreement import KINDS, agree, symmetry
+from thermoopt.benchmarks.irreversibility.models import BUILD
+from thermoopt.benchmarks.irreversibility.paths import SCHEDULES, STEPS, train
+from thermoopt.benchmarks.irreversibility.paths import plan as plan_paths
+from thermoopt.benchmarks.irreversibility.report import write_report
+from thermoopt.benchmarks.irreversibility.valley import plan as plan_valley
+from thermoopt.benchmarks.irreversibility.valley import walk
+
+__all__ = ["PARTS", "main"]
+
+PARTS = ("agreement", "symmetries", "valley", "paths")
+SEEDS = (0, 1, 2)
+TIERS = {"quick": 500, "full": STEPS}
+"""Steps of the paths: all other parts take minutes."""
+
+Job = tuple[tuple[Any, ...], Callable[[], dict[str, Any]]]
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row is about."""
+    names = {
+        "agreement": ("kind", "seed"),
+        "symmetries": ("seed",),
+        "valley": ("net", "noise", "dynamics", "rate", "steps"),
+        "paths": ("model", "schedule", "seed", "steps"),
+    }
+    return row["part"], *(row[name] for name in names[row["part"]])
+
+
+def jobs(args: argparse.Namespace) -> Iterator[Job]:
+    """Yield everything asked for: what it is about, and how it is done."""
+    if "agreement" in args.parts:
+        for seed in args.seeds:
+            for kind in KINDS:
+                yield ("agreement", kind, seed), lambda k=kind, s=seed: agree(k, s)[0]
+    if "symmetries" in args.parts:
+        for seed in args.seeds:
+            yield ("symmetries", seed), lambda s=seed: symmetry(s)
+    if "valley" in args.parts:
+        for it in plan_valley():
+            what = ("valley", it.net, it.noise, it.dynamics, it.rate, it.steps)
+            yield what, lambda it=it: {"part": "valley", **walk(it)}
+    if "paths" in args.parts:
+        (args.out / "paths").mkdir(exist_ok=True)
+        for path in plan_paths(args.models, args.schedules, args.seeds, args.steps):
+
+            def run(path: Any = path) -> dict[str, Any]:
+                row, stored = train(path)
+                np.save(args.out / "paths" / f"{path.name}.npy", stored)
+                return {"part": "paths", **row}
+
+            yield ("paths", path.model, path.schedule, path.seed, path.steps), run
+
+
+def work(case: tuple[argparse.Namespace, tuple[Any, ...]]) -> dict[str, Any]:
+    """Do one job, named by what it is about: functions do not travel between processes."""
+    args, what = case
+    return dict(jobs(args))[what]()
+
+
+def main() -> None:
+    """Run what is missing, then write the report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/irreversibility"))
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--models", nargs="+", choices=BUILD, default=list(BUILD))
+    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--tier", choices=TIERS, default="full")
+    parser.add_argument("--steps", type=int, help="of the paths, instead of the tier's")
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    args.steps = TIERS[args.tier] if args.steps is None else args.steps
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "rows.jsonl"
+    done = {key(row) for row in read_rows(path)}
+    todo = [what for what, _ in jobs(args) if what not in done]
+    print(f"{len(done)} results are there, {len(todo)} to do", flush=True)
+    torn = path.exists() and not path.read_text().endswith("\n")
+    with workers(args.workers) as run, path.open("a") as file:
+        file.write("\n" if torn else "")
+        for i, (what, row) in enumerate(
+            zip(todo, run(work, [(args, what) for what in todo]), strict=True), 1
+        ):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            print(f"{i}/{len(todo)}  {'  '.join(map(str, what))}  {row.get('seconds', '')} s", flush=True)
+    # another tier's paths may lie in the same file
+    rows = [row for row in read_rows(path) if row["part"] != "paths" or row["steps"] == args.steps]
+    write_report(args.out, rows)
+    print(f"tables and figures lie in {args.out}/report.md")

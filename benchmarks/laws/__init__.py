@@ -1,0 +1,1 @@
+"""The neural thermodynamic laws, measured."""

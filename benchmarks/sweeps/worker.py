@@ -1,0 +1,284 @@
+"""A worker: one process, one thread of torch, one trial after another until none is left.
+
+It is started by the sweep with its orders as the first line of its input and tells what it does in lines of
+JSON. When its input ends, the one who gave the orders is gone: it puts its trial back and leaves.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+
+from thermoopt.benchmarks.harness.room import DiskFull, disk_full
+from thermoopt.benchmarks.report.table import append_row, rows_file
+from thermoopt.benchmarks.sweeps.protocol import Protocol
+from thermoopt.benchmarks.sweeps.storage import open_storage
+from thermoopt.benchmarks.sweeps.studies import Item, Studies, Taken
+from thermoopt.benchmarks.sweeps.trial import Row, Stopped, TrialSpec, run_trial
+
+__all__ = ["DISK_FULL", "NO_STORAGE", "Heartbeat", "Orders", "Worker", "main", "patient", "reason"]
+
+DISK_FULL, NO_STORAGE = 74, 69
+"""Exit statuses, sysexits.h's EX_IOERR and EX_UNAVAILABLE."""
+
+LOOK = 60.0
+"""Seconds between looks at trials that other processes had: half of the time after which one is lost."""
+
+POLL = 1.0
+"""Seconds between looks where nothing else is left to do."""
+
+PATIENCE = (0.5, 1, 2, 4, 8, 16, 32)
+"""Seconds to wait before the storage is asked again: a database that is started anew takes up to a minute."""
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a worker is told.
+
+    Attributes:
+        storage: URL.
+        tier, protocol: name and content of the tier.
+        out: folder for rows and logs.
+        plan: ``k``, order and number of every trial that is open.
+        heartbeat, grace: as in :func:`open_storage`.
+    """
+
+    storage: str
+    tier: str
+    protocol: dict[str, Any]
+    out: str
+    plan: list[list[int]]
+    heartbeat: int
+    grace: int
+
+    def line(self) -> str:
+        """The orders as one line."""
+        return json.dumps(asdict(self)) + "\n"
+
+
+class Worker:
+    """Works off a plan.
+
+    Args:
+        studies: where the trials lie.
+        plan: in any order.
+        out: folder for rows and logs.
+        tell: takes what happens.
+        stopped: asked before every step.
+        run: runs a trial.
+    """
+
+    def __init__(
+        self,
+        studies: Studies,
+        plan: Iterable[Item],
+        out: Path,
+        tell: Tell,
+        stopped: Callable[[], bool],
+        run: Callable[..., Row] = run_trial,
+    ) -> None:
+        self._studies, self._out, self._tell, self._stopped, self._run = studies, out, tell, stopped, run
+        self._plan = list(plan)
+        heapq.heapify(self._plan)
+        self._elsewhere: set[Item] = set()
+        self._looked = time.monotonic()
+        self._life = Heartbeat(studies.storage)
+
+    def work(self) -> None:
+        """Run trials until none is left or ``stopped`` says so.
+
+        A trial that runs elsewhere is waited for: if that process dies, it is run here.
+
+        Raises:
+            DiskFull: if a row or log cannot be kept.
+            StorageInternalError: if the storage is gone for longer than :data:`PATIENCE`.
+        """
+        with self._life:
+            while not self._stopped():
+                if self._elsewhere and (not self._plan or time.monotonic() - self._looked > LOOK):
+                    self._look()
+                if self._plan:
+                    self._try(heapq.heappop(self._plan))
+                elif self._elsewhere:
+                    time.sleep(POLL)
+                else:
+                    return
+
+    def _look(self) -> None:
+        for item in sorted(self._elsewhere):
+            left = patient(lambda it=item: self._studies.after(it))  # type: ignore[misc]
+            self._elsewhere.discard(item)
+            if left == item:
+                self._elsewhere.add(item)
+            elif left is not None:
+                heapq.heappush(self._plan, left)
+        self._looked = time.monotonic()
+
+    def _try(self, item: Item) -> None:
+        taken = patient(lambda: self._studies.take(item))
+        if isinstance(taken, TrialState):
+            if taken is TrialState.RUNNING:
+                self._elsewhere.add(item)
+            return
+        self._life.trial = taken.trial_id
+        about = _words(taken)
+        self._tell({"event": "start", **about})
+        try:
+            row = self._run(taken.spec, self._out / "logs", self._stopped)
+        except Stopped:
+            patient(lambda: self._studies.release(taken.trial_id))
+            self._tell({"event": "released", **about})
+        except Exception as error:
+            self._failed(taken, error)
+        else:
+            if self._keep(taken, row):
+                told = {name: row[name] for name in ("valid", "diverged", "seconds", "peak_mb")}
+                self._tell({"event": "done", **about, **told})
+            else:
+                self._tell({"event": "late", **about})
+        finally:
+            self._life.trial = None
+
+    def _failed(self, taken: Taken, error: Exception) -> None:
+        if disk_full(error):
+            patient(lambda: self._studies.release(taken.trial_id))
+            self._tell({"event": "released", **_words(taken)})
+            raise DiskFull(errno.ENOSPC, f"no room for {self._out / 'logs'}") from error
+        why = "".join(traceback.format_exception_only(error)).strip()
+        patient(lambda: self._studies.fail(taken.trial_id, "".join(traceback.format_exception(error))))
+        self._tell({"event": "failed", "why": why, **_words(taken)})
+
+    def _keep(self, taken: Taken, row: Row) -> bool:
+        """Keep a row in the storage and in the file, each even if the other fails; False if it came late."""
+        kept, trouble = True, None  # type: bool, Exception | None
+        try:
+            kept = patient(lambda: self._studies.finish(taken.trial_id, row))
+        except (DiskFull, StorageInternalError) as error:
+            trouble = error
+        if kept:
+            append_row(rows_file(self._out), row)
+        if trouble is not None:
+            raise trouble
+        return kept
+
+
+def reason(error: BaseException) -> str:
+    """Say in a line what was wrong: a database's own words, not those that were put around them."""
+    inner = error.__cause__ if isinstance(error, StorageInternalError) else None
+    return str(inner or error).splitlines()[0]
+
+
+def patient(call: Callable[[], Any]) -> Any:
+    """Call, and again where the storage fails in a way that may pass.
+
+    Raises:
+        DiskFull: at once; there is nothing to wait for.
+        StorageInternalError: the last one.
+    """
+    for seconds in PATIENCE:
+        try:
+            return call()
+        except StorageInternalError as error:
+            if disk_full(error):
+                raise
+            time.sleep(seconds)
+    return call()
+
+
+def _words(taken: Taken) -> dict[str, Any]:
+    spec: TrialSpec = taken.spec
+    names = ("workload", "steps", "method", "seed", "k", "lr", "decay")
+    return {"item": list(asdict(taken.item).values())} | {name: getattr(spec, name) for name in names}
+
+
+class Heartbeat(threading.Thread):
+    """Gives signs of life for the trial that runs.
+
+    Attributes:
+        trial: the storage's id of it; None between trials.
+    """
+
+    def __init__(self, storage: RDBStorage) -> None:
+        super().__init__(daemon=True)
+        self._storage = storage
+        self._end = threading.Event()
+        self.trial: int | None = None
+
+    def __enter__(self) -> Heartbeat:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self.join()
+
+    def run(self) -> None:
+        """Give signs until the end; one that the storage does not take is left out."""
+        interval = self._storage.get_heartbeat_interval()
+        while not self._end.wait(interval):
+            trial = self.trial
+            if trial is not None:
+                try:
+                    self._storage.record_heartbeat(trial)
+                except (DiskFull, StorageInternalError):
+                    continue  # the next sign is due before the trial counts as lost
+        self._storage.remove_session()
+
+
+def main() -> int:
+    """Read orders and work.
+
+    Returns:
+        Exit status: 0 when nothing is left or it was told to stop.
+    """
+    torch.set_num_threads(1)
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard stops the sweep, which tells its workers
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    orders = Orders(**json.loads(sys.stdin.readline()))
+
+    def listen() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    out = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a library prints is not an event
+
+    def tell(event: dict[str, Any]) -> None:
+        try:
+            out.write(json.dumps(event) + "\n")
+        except BrokenPipeError:
+            stop.set()
+
+    try:
+        storage = open_storage(orders.storage, heartbeat=orders.heartbeat, grace=orders.grace)
+        studies = Studies(storage, Protocol.of(orders.tier, orders.protocol), orders.storage)
+        Worker(studies, (Item(*i) for i in orders.plan), Path(orders.out), tell, stop.is_set).work()
+    except (DiskFull, StorageInternalError) as error:
+        full = disk_full(error)
+        tell({"event": "trouble", "why": reason(error)})
+        return DISK_FULL if full else NO_STORAGE
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main())  # a thread may still wait for input

@@ -1,0 +1,285 @@
+"""Each law against its formula, or against motion that it was made for, simulated."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from thermoopt.controllers.setpoints import (
+    KAPPA,
+    LAWS,
+    SMALLEST,
+    Signals,
+    angular,
+    coherence,
+    diffusion,
+    distance,
+    equilibrium_r,
+    polyak,
+)
+
+N = 20_000
+"""Coordinates of a simulated walk: its rms displacement then has a relative spread of 1/sqrt(2N) = 0.5 %."""
+
+T = 1000
+
+
+def signals(**values):
+    return Signals(**{"t": 100, "total_steps": T, "rate": 0.01, "floor": 0.01, **values})
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(x**2)))
+
+
+# ------------------------------------------------------------------ angular
+
+
+@pytest.mark.parametrize(("kappa", "total"), [(1.5, 400), (0.03, 100)])
+def test_angular_steps_with_linear_cooling_diffuse_kappa_far(kappa, total):
+    rng = np.random.default_rng(0)
+    rate = angular(signals(total_steps=total), kappa=kappa).rate
+    x = np.zeros(N)
+    for t in range(total):
+        x += rate * (1 - t / total) * rng.choice([-1.0, 1.0], N)
+    # the sum of (1 - t/T)**2 is T/3 + 1/2 + 1/(6T)
+    assert rms(x) == pytest.approx(kappa * math.sqrt(1 + 1.5 / total), rel=0.02)
+
+
+def test_angular_looks_at_nothing_but_the_length_of_the_run():
+    hot = signals(rate=5.0, r=0.01, distance=100.0, loss=math.nan)
+    assert angular(hot).rate == angular(signals()).rate == pytest.approx(KAPPA * math.sqrt(3 / T))
+    assert angular(signals(total_steps=None)).rate == pytest.approx(KAPPA * math.sqrt(3 / 10_000))
+    assert angular(signals(total_steps=4 * T)).rate == pytest.approx(angular(hot).rate / 2)
+
+
+# ------------------------------------------------------------------ diffusion
+
+
+def follow(step, total=T, r=1.0, kappa=KAPPA):
+    """Let the law drive a simulated motion at every step; rates, and the displacement at the end."""
+    rng = np.random.default_rng(1)
+    start = LAWS["diffusion"].start(total, kappa=kappa)
+    rate, x, rates = start, np.zeros(N), []
+    for t in range(1, total + 1):
+        seen = Signals(t, total, rate, start, r=r, distance=rms(x))
+        rate = diffusion(seen, kappa=kappa).rate
+        rates.append(rate)
+        x = step(x, rate, rng)
+    return np.array(rates), rms(x)
+
+
+def test_diffusion_leaves_a_random_walk_alone():
+    rates, _ = follow(lambda x, d, rng: x + d * rng.choice([-1.0, 1.0], N))
+    assert rates[0] == pytest.approx(KAPPA * math.sqrt(3 / T))
+    assert rates[-1] == pytest.approx(rates[0], rel=0.05)  # the largest of 1000 chance excursions
+
+
+def test_diffusion_grows_where_steps_agree():
+    """Ballistic motion at a fixed speed v: D = v t / sqrt(t)."""
+    v = KAPPA * math.sqrt(3 / T)
+    rates, _ = follow(lambda x, d, rng: x + v)
+    assert rates[-1] == pytest.approx(v * (T - 1) / math.sqrt(T), rel=1e-9)
+    assert (np.diff(rates) >= 0).all()
+
+
+def test_diffusion_runs_away_with_motion_that_follows_the_rate():
+    """Steps that agree and scale with D: dist' = dist/sqrt(t), so dist grows like exp(2 sqrt(t))."""
+    rates, _ = follow(lambda x, d, rng: x + d, total=100)
+    exponent = math.log(rates[-1] / rates[24])
+    assert exponent == pytest.approx(2 * (10 - 5) - 0.5 * math.log(100 / 25), rel=0.1)
+
+
+def test_diffusion_does_not_grow_in_a_valley():
+    """Confined motion: dist stops growing while sqrt(t) goes on."""
+    rates, far = follow(lambda x, d, rng: 0.8 * x + d * rng.choice([-1.0, 1.0], N))
+    assert rates[-1] == rates[0]
+    assert far == pytest.approx(rates[0] / math.sqrt(1 - 0.64), rel=0.05)
+
+
+def test_diffusion_starts_from_below_and_finds_the_speed_of_drift():
+    """A hundred times too small a start, drift at a given speed: the start no longer matters."""
+    v = KAPPA * math.sqrt(3 / T)
+    for kappa in (KAPPA / 100, KAPPA):
+        rates, _ = follow(lambda x, d, rng: x + v, kappa=kappa)
+        assert rates[0] == pytest.approx(v * kappa / KAPPA)
+        assert rates[-1] == pytest.approx(v * math.sqrt(T), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("over", "c"), [(0.5, 1), (1.0, 1), (1.001, 3), (1.7, 3), (2.0, 4), (3.0, 9), (5.0, 16), (math.nan, 1)]
+)
+@pytest.mark.parametrize("t", [50, 150, 900])
+def test_diffusion_runs_ahead_only_while_r_is_above_its_set_point(over, c, t):
+    s = signals(t=t, rate=1e-6, r=over * equilibrium_r(t, T), distance=30.0)
+    assert diffusion(s).rate == pytest.approx(c * 30.0 / math.sqrt(t))
+
+
+def test_the_set_point_of_r_falls_to_1_over_the_first_15_percent():
+    assert equilibrium_r(0, T) == pytest.approx(7)
+    assert equilibrium_r(75, T) == pytest.approx(4)
+    values = [equilibrium_r(t, T) for t in range(T + 1)]
+    assert values == sorted(values, reverse=True)
+    assert set(values[150:]) == {1.0}
+    # without a length: the memory of v, 1000 steps, stands in
+    assert equilibrium_r(75, None) == pytest.approx(4)
+    assert equilibrium_r(5000, None) == 1.0
+
+
+def test_diffusion_never_falls_and_never_asks_below_its_start():
+    rng = np.random.default_rng(2)
+    start = LAWS["diffusion"].start(T)
+    for _ in range(200):
+        rate, far, r = 10 ** rng.uniform(-4, 1, 3)
+        t = int(rng.integers(1, T))
+        wanted = diffusion(signals(t=t, rate=rate, distance=far, r=r)).rate
+        assert wanted >= max(rate, start)
+        further = diffusion(signals(t=t, rate=rate, distance=2 * far, r=r)).rate
+        assert further >= wanted
+
+
+# ------------------------------------------------------------------ coherence
+
+
+def test_coherence_brakes_in_proportion_and_on_one_side():
+    factors = [coherence(signals(coherence=c)).rate for c in (0.2, 0.4, 0.8, 1.0, 50.0)]
+    assert factors == pytest.approx([0.25, 0.5, 1.0, 1.0, 1.0])
+    assert coherence(signals(coherence=0.4), r_min=0.5).rate == pytest.approx(0.8)
+
+
+def test_coherence_has_no_memory():
+    """In proportion to what is read, whatever the rate is: an integral would wind up."""
+    seen = signals(coherence=0.4)
+    assert {coherence(replace(seen, rate=x, t=t)).rate for x in (1e-9, 1.0, 1e9) for t in (1, 999)} == {0.5}
+
+
+def test_coherence_does_not_take_the_cooling_of_an_interpolating_net_for_heat():
+    """R falls there because gradients vanish (E = C/d): r_c does not, and it is what counts."""
+    assert coherence(signals(r=0.01, coherence=1.0, energy_ratio=0.01)).rate == 1.0
+
+
+# ------------------------------------------------------------------ distance
+
+
+class Prodigy:
+    """The recursion in float64, one number a coordinate, on a quadratic with Adam's moments."""
+
+    def __init__(self, x0, s, beta1=0.9, beta2=0.999, k=1.0, growth=math.inf, d0=SMALLEST):
+        self.x0, self.x, self.s = x0.copy(), x0.copy(), s
+        self.b1, self.b2, self.k, self.growth, self.d, self.d0 = beta1, beta2, k, growth, d0, d0
+        self.m, self.v, self.sum = np.zeros_like(x0), np.zeros_like(x0), np.zeros_like(x0)
+        self.work, self.t = 0.0, 0
+
+    def step(self, g):
+        self.t += 1
+        bias = math.sqrt(1 - self.b2**self.t) / (1 - self.b1**self.t)
+        q = math.sqrt(self.b2)
+        self.work = q * self.work + self.d / self.d0 * self.d * bias * float(g @ (self.x0 - self.x))
+        self.sum = q * self.sum + self.d / self.d0 * self.d * self.s * g
+        self.m = self.b1 * self.m + (1 - self.b1) * g
+        self.v = self.b2 * self.v + (1 - self.b2) * g * g
+        m, v = self.m / (1 - self.b1**self.t), self.v / (1 - self.b2**self.t)
+        self.x = self.x - self.d * self.s * m / (np.sqrt(v) + 1e-8)
+        before, impulse = self.d, np.abs(self.sum).sum()
+        self.d = max(self.d, min(self.k * self.work / impulse, self.growth * self.d))
+        return Signals(self.t, None, before, self.d0, work=self.work, impulse=impulse)
+
+
+@pytest.mark.parametrize("k", [1.0, 1.5])
+def test_distance_is_prodigys_estimate(k):
+    rng = np.random.default_rng(3)
+    n = 300
+    a = 10 ** rng.uniform(-1, 1, n)
+    s = np.where(np.arange(n) < 100, 0.05, 2.0)
+    loop = Prodigy(s * rng.standard_normal(n), s, k=k)
+    rates = []
+    for _ in range(120):
+        seen = loop.step(a * loop.x)
+        rates.append(distance(seen, k=k).rate)
+        assert rates[-1] == pytest.approx(loop.d, rel=1e-12)
+    assert rates == sorted(rates)
+    # and it finds the distance: of the order of one unit, never beyond k times the furthest coordinate
+    assert 0.05 < rates[-1] <= k * np.abs(loop.x0 / s).max()
+
+
+def test_distance_never_falls_nor_asks_below_its_start():
+    far = signals(rate=0.5, floor=1e-3, work=1.0, impulse=10.0)
+    assert distance(far).rate == 0.5
+    assert distance(replace(far, rate=1e-5, work=0.0)).rate == 1e-3
+    assert distance(replace(far, work=-5.0)).rate == 0.5
+    assert distance(replace(far, work=40.0)).rate == 4.0
+    assert distance(replace(far, work=40.0), k=1.5).rate == 6.0
+
+
+# ------------------------------------------------------------------ polyak
+
+
+@pytest.mark.parametrize("f_star", [0.0, 2.0, -3.0])
+@pytest.mark.parametrize("start", [1e-4, 1.0, 30.0])
+def test_polyak_brings_entropy_production_to_its_share_of_the_loss(start, f_star):
+    """Gradient flow on a quadratic: sigma = rate ||g||**2, so rate = k(L - f*)/||g||**2."""
+    rng = np.random.default_rng(4)
+    a, x = 10 ** rng.uniform(-1, 1, 50), rng.standard_normal(50)
+    g, loss = a * x, f_star + 0.5 * float(a @ x**2)
+    k = 0.3
+    rate = start
+    for _ in range(3):
+        sigma = rate * float(g @ g)
+        rate = polyak(signals(rate=rate, loss=loss, sigma=sigma), f_star=f_star, k=k).rate
+    assert rate * float(g @ g) == pytest.approx(k * (loss - f_star))
+    assert rate == pytest.approx(k * (loss - f_star) / float(g @ g))
+
+
+def test_polyak_with_full_share_solves_one_direction_in_two_halvings():
+    """On 0.5 a x**2 Polyak's step, k = 1, halves x whatever a is."""
+    for a in (0.01, 100.0):
+        x = 8.0
+        for _ in range(3):
+            wanted = polyak(signals(rate=1.0, loss=0.5 * a * x * x, sigma=a * a * x * x)).rate
+            x -= wanted * a * x
+        assert x == pytest.approx(1.0)
+
+
+def test_polyak_stops_at_the_lowest_loss():
+    assert polyak(signals(loss=1.0, sigma=0.5), f_star=1.0).rate == 0.0
+    assert polyak(signals(loss=0.5, sigma=0.5), f_star=1.0).rate == 0.0
+
+
+# ------------------------------------------------------------------ nothing to go by
+
+
+@pytest.mark.parametrize(
+    ("law", "known"),
+    [
+        (diffusion, {"r": 2.0}),
+        (diffusion, {"r": 2.0, "distance": math.inf}),
+        (coherence, {"r": 2.0}),
+        (coherence, {"coherence": 0.0}),
+        (distance, {"work": 1.0}),
+        (distance, {"work": 1.0, "impulse": 0.0}),
+        (polyak, {"sigma": 1.0}),
+        (polyak, {"loss": 1.0}),
+        (polyak, {"loss": math.inf, "sigma": 1.0}),
+        (polyak, {"loss": math.nan, "sigma": 1.0}),
+        (polyak, {"loss": 1.0, "sigma": 0.0}),
+        (polyak, {"loss": 1.0, "sigma": -1.0}),
+    ],
+)
+def test_signals_that_say_nothing_ask_for_nothing(law, known):
+    assert law(signals(**known)) is None
+
+
+@pytest.mark.parametrize("name", ["angular", "coherence", "diffusion", "distance", "polyak"])
+def test_every_answer_carries_its_evidence_and_a_reason(name):
+    full = signals(
+        r=2.0, r_error=0.1, coherence=0.5, sigma=1.0, loss=2.0, distance=1.0, work=1.0, impulse=1.0
+    )
+    wanted = LAWS[name].want(full)
+    assert wanted.reason
+    assert all(len(pair) == 2 and math.isfinite(pair[0]) for pair in wanted.evidence.values())
+    assert len(wanted.evidence) > 0
+    if name == "diffusion":
+        assert wanted.evidence["r"] == (2.0, 0.1)
+        assert wanted.evidence["r_setpoint"][0] == equilibrium_r(100, T)
+        assert wanted.evidence["diffusion_length"][0] == pytest.approx(0.1)

@@ -1,0 +1,118 @@
+"""The layers' own units against the definition, in plain loops."""
+
+import math
+
+import pytest
+import torch
+
+from thermoopt.controllers.base import Start
+from thermoopt.controllers.units import FALLBACK, layer_units
+
+
+def start_of(layers, groups=None, n_groups=None):
+    """A start of layers given as (ndim, rms)."""
+    groups = groups or [0] * len(layers)
+    n_groups = n_groups or max(groups, default=0) + 1
+    return Start(
+        names=tuple(f"l{i}" for i in range(len(layers))),
+        group_of=tuple(groups),
+        group_names=tuple(f"g{i}" for i in range(n_groups)),
+        numel=tuple(10 * (i + 1) for i in range(len(layers))),
+        ndim=tuple(ndim for ndim, _ in layers),
+        rms=tuple(rms for _, rms in layers),
+        lr=(1e-3,) * n_groups,
+        wd=(0.0,) * n_groups,
+        beta1=(0.9,) * n_groups,
+        beta2=(0.999,) * n_groups,
+    )
+
+
+def test_a_matrix_is_measured_in_its_own_rms():
+    units = layer_units(start_of([(2, 0.3), (4, 0.002), (3, 7.0)]))
+    assert units.layer.tolist() == [0.3, 0.002, 7.0]
+
+
+def test_vectors_and_zero_matrices_take_the_geometric_mean_of_matrices():
+    """Gains at 1, biases at 0, scalars and LoRA's B say nothing of how far they are to go."""
+    layers = [(2, 0.1), (1, 1.0), (2, 0.9), (1, 0.0), (0, 5.0), (2, 0.0), (4, 0.4)]
+    units = layer_units(start_of(layers))
+    mean = (0.1 * 0.9 * 0.4) ** (1 / 3)
+    assert units.layer == pytest.approx([0.1, mean, 0.9, mean, mean, mean, 0.4])
+
+
+def test_lora_measures_b_like_a():
+    torch.manual_seed(0)
+    a, b = torch.randn(8, 64) / 8, torch.zeros(64, 8)
+    rms = [float(x.square().mean().sqrt()) for x in (a, b)]
+    units = layer_units(start_of([(2, rms[0]), (2, rms[1])]))
+    assert units.layer == pytest.approx([rms[0], rms[0]])
+
+
+def test_without_matrices_the_layers_that_are_not_zero_give_the_unit():
+    units = layer_units(start_of([(1, 4.0), (1, 0.0), (0, 0.25)]))
+    assert units.layer == pytest.approx([1.0, 1.0, 1.0])
+    units = layer_units(start_of([(1, 3.0), (2, 0.0)]))
+    assert units.layer == pytest.approx([3.0, 3.0])
+
+
+def test_a_model_of_zeros_falls_back():
+    units = layer_units(start_of([(2, 0.0), (1, 0.0)]))
+    assert units.layer.tolist() == [FALLBACK, FALLBACK]
+    assert units.group == pytest.approx((FALLBACK,))
+    assert units.factor == {"l0": 1.0, "l1": 1.0}
+
+
+def test_the_unit_of_a_group_is_the_geometric_mean_of_its_layers():
+    units = layer_units(start_of([(2, 0.1), (2, 0.4), (2, 9.0), (1, 0.0)], groups=[0, 0, 1, 1]))
+    typical = (0.1 * 0.4 * 9.0) ** (1 / 3)
+    assert units.group == pytest.approx((0.2, math.sqrt(9.0 * typical)))
+
+
+def test_group_unit_times_factor_gives_the_layers_unit_back():
+    """Within half a step of the rounding: 2**(1/16)."""
+    rng = torch.Generator().manual_seed(3)
+    rms = (10 ** (4 * torch.rand(300, generator=rng, dtype=torch.float64) - 3)).tolist()
+    groups = [i % 3 for i in range(300)]
+    start = start_of([(2 if i % 5 else 1, r) for i, r in enumerate(rms)], groups)
+    units = layer_units(start)
+    ratios = [
+        units.group[g] * units.factor[name] / s
+        for g, name, s in zip(groups, start.names, units.layer, strict=True)
+    ]
+    worst = max(abs(math.log2(ratio)) for ratio in ratios)
+    assert worst <= 1 / 16 * (1 + 1e-9)
+    assert worst > 0.8 / 16  # and that is what the rounding costs, no less
+    assert abs(sum(math.log2(ratio) for ratio in ratios) / 300) < 0.25 / 16  # without a bias
+
+
+def test_layers_of_like_scale_share_one_factor():
+    """A step takes one group a factor: initialisations that differ by chance must not make one each."""
+    rng = torch.Generator().manual_seed(0)
+    rms = [float((0.02 * torch.randn(64, 64, generator=rng)).square().mean().sqrt()) for _ in range(50)]
+    factors = layer_units(start_of([(2, r) for r in rms])).factor
+    assert set(factors.values()) == {1.0}
+    assert list(factors) == [f"l{i}" for i in range(50)]
+
+
+def test_units_told_before_stay_when_layers_join():
+    """Else the rate of every bias would jump with the scale of a new matrix."""
+    before = start_of([(2, 0.1), (1, 0.0)])
+    units = layer_units(before)
+    known = dict(zip(before.names, units.layer.tolist(), strict=True))
+    after = start_of([(2, 0.1), (1, 0.0), (2, 10.0), (1, 0.0)], groups=[0, 0, 1, 1])
+    joined = layer_units(after, known)
+    assert joined.layer == pytest.approx([0.1, 0.1, 10.0, 1.0])
+    assert joined.group[0] == units.group[0]
+    assert {name: joined.factor[name] for name in known} == units.factor
+
+
+def test_a_group_without_layers_has_the_typical_unit():
+    units = layer_units(start_of([(2, 0.1), (2, 0.4)], groups=[0, 0], n_groups=2))
+    assert units.group == pytest.approx((0.2, 0.2))
+
+
+def test_no_layers_at_all():
+    units = layer_units(start_of([], n_groups=1))
+    assert units.layer.tolist() == []
+    assert units.factor == {}
+    assert units.group == (FALLBACK,)

@@ -1,0 +1,446 @@
+"""Sinks fed by a training run: files that survive a crash, sinks that fail."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from thermoopt import CSVSink, JSONLSink, Reading, ThermoAdamW
+from thermoopt.physics.quantities import QUANTITIES
+
+GROUPS = ("body", "head")
+
+
+def make_optimizer(*sinks: Any, **kwargs: Any) -> ThermoAdamW:
+    generator = torch.Generator().manual_seed(5)
+    a, b = (Parameter(torch.randn(4, 3, generator=generator)) for _ in range(2))
+    groups = [
+        {"params": [("a", a)], "name": "body"},
+        {"params": [("b", b)], "name": "head", "weight_decay": 0.0},
+    ]
+    return ThermoAdamW(groups, measure_every=1, ema_steps=1, backend="torch", sinks=sinks, **kwargs)
+
+
+def train(optimizer: ThermoAdamW, steps: int, first: int = 0) -> list[Reading]:
+    readings = []
+    for t in range(first, first + steps):
+        generator = torch.Generator().manual_seed(100 + t)
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.randn(p.shape, generator=generator) + 0.5
+        optimizer.step()
+        readings.append(optimizer.reading)
+    return readings
+
+
+def to_json(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def expected_record(reading: Reading, layers: bool = True) -> dict[str, Any]:
+    """What a line must hold, from the reading's own attributes."""
+
+    def plain(quantity: Any) -> dict[str, Any]:
+        return {name: to_json(getattr(quantity, name)) for name in QUANTITIES}
+
+    record = {
+        "step": reading.step,
+        "loss": reading.loss,
+        "total": plain(reading.total),
+        "groups": {name: plain(q) for name, q in zip(GROUPS, reading.groups, strict=True)},
+        "skipped": dict(reading.skipped),
+    }
+    return {**record, "layers": {n: plain(q) for n, q in reading.layers.items()}} if layers else record
+
+
+def parse(path: Path) -> list[dict[str, Any] | None]:
+    """Lines of a JSONL file, None for those that are broken; a last line without its end is one, too."""
+    out: list[dict[str, Any] | None] = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            out.append(None)
+    return out
+
+
+class Recorder:
+    """A sink, or a logger, that fails while it is told to."""
+
+    def __init__(self) -> None:
+        self.got: list[Reading] = []
+        self.offered: list[int] = []
+        self.fails: BaseException | None = None
+
+    def write(self, reading: Reading) -> None:
+        self.offered.append(reading.step)
+        if self.fails is not None:
+            raise self.fails
+        self.got.append(reading)
+
+
+# -------------------------------------------------------------------- JSONL
+
+
+@pytest.mark.parametrize("layers", [True, False])
+def test_jsonl_holds_every_reading(tmp_path: Path, layers: bool) -> None:
+    path = tmp_path / "new" / "folders" / "run.jsonl"
+    readings = train(make_optimizer(JSONLSink(path, layers=layers)), 4)
+    assert parse(path) == [expected_record(r, layers) for r in readings]
+    assert parse(path)[0]["groups"]["head"]["free_fall"] is None  # NaN is null, which every reader takes
+    assert "NaN" not in path.read_text()
+
+
+def test_lines_are_on_disk_after_each_step(tmp_path: Path) -> None:
+    """Without anyone asking for a reading: the last step's line must not wait for the next."""
+    path = tmp_path / "run.jsonl"
+    optimizer = make_optimizer(JSONLSink(path))
+    for step in range(1, 4):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = torch.full_like(p, 0.1 * step)
+        optimizer.step()
+        assert [line["step"] for line in parse(path)] == list(range(1, step + 1))
+
+
+def test_jsonl_appends_on_reopen(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    first = train(make_optimizer(JSONLSink(path)), 2)
+    second = train(make_optimizer(JSONLSink(str(path))), 3)
+    assert parse(path) == [expected_record(r) for r in [*first, *second]]
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 3, "tot', b"{", '{"step": "é'.encode()[:-1]], ids=str)
+def test_a_torn_last_line_stays_one_broken_line(tmp_path: Path, torn: bytes) -> None:
+    path = tmp_path / "run.jsonl"
+    first = train(make_optimizer(JSONLSink(path)), 2)
+    with path.open("ab") as file:
+        file.write(torn)
+    second = train(make_optimizer(JSONLSink(path)), 2)
+    lines = parse(path)
+    assert lines == [*map(expected_record, first), None, *map(expected_record, second)]
+    assert path.read_bytes().split(b"\n")[2] == torn
+
+
+def test_a_resumed_run_repeats_steps_and_the_later_line_is_valid(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    optimizer = make_optimizer(JSONLSink(path))
+    train(optimizer, 2)
+    state = copy.deepcopy(optimizer.state_dict())
+    train(optimizer, 2, first=2)
+    optimizer.load_state_dict(state)
+    train(optimizer, 2, first=7)
+    lines = parse(path)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 3, 4]
+    valid = {line["step"]: line for line in lines}
+    assert [valid[s]["total"] for s in range(1, 5)] == [r["total"] for r in optimizer.history.records()]
+
+
+KILLED = """
+import sys, torch
+from thermoopt import CSVSink, JSONLSink, ThermoAdamW
+p = torch.nn.Parameter(torch.ones(50))
+sinks = [JSONLSink(sys.argv[1]), CSVSink(sys.argv[2])]
+optimizer = ThermoAdamW([p], measure_every=1, ema_steps=1, sinks=sinks)
+while True:
+    p.grad = torch.randn(50)
+    optimizer.step()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_sigkill_leaves_every_complete_line(tmp_path: Path) -> None:
+    path, table = tmp_path / "run.jsonl", tmp_path / "run.csv"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(path), str(table)])
+    try:
+        deadline = time.monotonic() + 60
+        while not path.exists() or path.read_bytes().count(b"\n") < 50:
+            assert process.poll() is None, "the run ended by itself"
+            assert time.monotonic() < deadline, "no lines within a minute"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    killed = parse(path)
+    assert None not in killed
+    assert [line["step"] for line in killed] == list(range(1, len(killed) + 1))
+    assert len(killed) >= 50
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    complete = [int(row["step"]) for row in rows if row["scope"] == "total"]
+    assert complete[:50] == list(range(1, 51))
+    readings = train(make_optimizer(JSONLSink(path)), 2)
+    lines = parse(path)
+    assert lines[: len(killed)] == killed
+    assert lines[-2:] == [expected_record(r) for r in readings]
+    assert lines.count(None) <= 1
+
+
+def test_two_optimizers_may_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    one, two = make_optimizer(JSONLSink(path)), make_optimizer(JSONLSink(path))
+    for t in range(3):
+        train(one, 1, t)
+        train(two, 1, t)
+    assert [line["step"] for line in parse(path)] == [1, 1, 2, 2, 3, 3]
+
+
+# -------------------------------------------------------------------- CSV
+
+
+def test_csv_holds_every_reading_and_one_header(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "run.csv"
+    readings = train(make_optimizer(CSVSink(path)), 2)
+    readings += train(make_optimizer(CSVSink(path)), 3)
+    text = path.read_text()
+    assert text.count("step,scope") == 1
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "scope", *QUANTITIES]
+    expected = [
+        (str(r.step), scope, quantity)
+        for r in readings
+        for scope, quantity in zip(("total", *GROUPS), (r.total, *r.groups), strict=True)
+    ]
+    assert len(rows) == len(expected)
+    for row, (step, scope, quantity) in zip(rows, expected, strict=True):
+        assert (row["step"], row["scope"]) == (step, scope)
+        for name in QUANTITIES:
+            value = getattr(quantity, name)
+            assert row[name] == (repr(value) if math.isfinite(value) else ""), name
+
+
+def test_csv_quotes_group_names(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    p = Parameter(torch.ones(3))
+    groups = [{"params": [p], "name": 'a,"b"'}]
+    train(ThermoAdamW(groups, measure_every=1, ema_steps=1, sinks=[CSVSink(path)]), 1)
+    with path.open(newline="") as file:
+        assert [row["scope"] for row in csv.DictReader(file)] == ["total", 'a,"b"']
+
+
+def test_a_torn_csv_line_is_ended(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    train(make_optimizer(CSVSink(path)), 1)
+    with path.open("a") as file:
+        file.write("2,total,0.1")
+    (reading,) = train(make_optimizer(CSVSink(path)), 1)
+    lines = path.read_text().splitlines()
+    assert len(lines) == 1 + 3 + 1 + 3
+    assert lines[4] == "2,total,0.1"
+    assert lines[5].startswith(f"1,total,{reading.total.sigma!r},")
+
+
+# -------------------------------------------------------------------- the queue
+
+
+def test_every_sink_gets_every_reading_in_order(tmp_path: Path) -> None:
+    one, two = Recorder(), Recorder()
+    readings = train(make_optimizer(one, JSONLSink(tmp_path / "a.jsonl"), two), 4)
+    assert one.got == two.got == readings
+    assert [line["step"] for line in parse(tmp_path / "a.jsonl")] == [1, 2, 3, 4]
+
+
+def test_sinks_get_what_the_history_gets() -> None:
+    sink = Recorder()
+    p = Parameter(torch.ones(3))
+    optimizer = ThermoAdamW([p], measure_every=1, ema_steps=20, sinks=[sink])
+    train(optimizer, 13)
+    assert [r.step for r in sink.got] == optimizer.history.steps.tolist() == [1, 5, 9, 13]
+
+
+# -------------------------------------------------------------------- sinks that fail
+
+
+def test_a_failing_sink_does_not_stop_the_training() -> None:
+    reference = make_optimizer()
+    train(reference, 8)
+    bad, good = Recorder(), Recorder()
+    optimizer = make_optimizer(bad, good)
+    readings = train(optimizer, 2)
+    assert optimizer.sinks.unsent == 0
+    bad.fails = ValueError("disk on fire")
+    with pytest.warns(RuntimeWarning, match="Recorder raised ValueError.'disk on fire'.") as warned:
+        readings += train(optimizer, 4, first=2)
+    assert len(warned) == 1
+    assert optimizer.sinks.unsent == 4
+    assert optimizer.sinks.dropped == 0
+    assert bad.got == readings[:2]
+    assert good.got == readings  # others are not held up
+    assert bad.offered == [1, 2, 3, 3, 3, 3]  # the oldest first, again with each new one
+    bad.fails = None
+    readings += train(optimizer, 1, first=6)
+    assert bad.got == good.got == readings
+    assert [r.step for r in bad.got] == [1, 2, 3, 4, 5, 6, 7]
+    assert optimizer.sinks.unsent == 0
+    bad.fails = RuntimeError("again")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no second warning
+        train(optimizer, 1, first=7)
+    assert optimizer.sinks.unsent == 1
+    for ours, theirs in zip(optimizer.param_groups, reference.param_groups, strict=True):
+        assert torch.equal(ours["params"][0], theirs["params"][0])
+
+
+def test_each_failing_sink_warns_once() -> None:
+    one, two = Recorder(), Recorder()
+    one.fails, two.fails = ValueError("one"), ValueError("two")
+    optimizer = make_optimizer(one, two)
+    with pytest.warns(RuntimeWarning) as warned:
+        train(optimizer, 3)
+    assert len(warned) == 2
+    assert "'one'" in str(warned[0].message)
+    assert "'two'" in str(warned[1].message)
+    assert optimizer.sinks.unsent == 6
+
+
+def test_flush_offers_what_waits_without_a_step() -> None:
+    sink = Recorder()
+    optimizer = make_optimizer(sink)
+    sink.fails = OSError("full")
+    with pytest.warns(RuntimeWarning, match="full"):
+        readings = train(optimizer, 3)
+    sink.fails = None
+    optimizer.sinks.flush()
+    assert sink.got == readings
+    assert optimizer.sinks.unsent == 0
+
+
+def test_too_long_a_wait_drops_the_oldest_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thermoopt.sinks.queue.MAX_UNSENT", 3)
+    bad, good = Recorder(), Recorder()
+    bad.fails = ValueError("gone")
+    optimizer = make_optimizer(bad, good)
+    with pytest.warns(RuntimeWarning, match="gone") as warned:
+        train(optimizer, 7)
+    assert len(warned) == 1
+    assert (optimizer.sinks.unsent, optimizer.sinks.dropped) == (3, 4)
+    bad.fails = None
+    train(optimizer, 1, first=7)
+    assert [r.step for r in bad.got] == [5, 6, 7, 8]
+    assert [r.step for r in good.got] == list(range(1, 9))
+    assert (optimizer.sinks.unsent, optimizer.sinks.dropped) == (0, 4)
+
+
+def test_an_interrupt_is_no_failure() -> None:
+    sink = Recorder()
+    optimizer = make_optimizer(sink)
+    sink.fails = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        train(optimizer, 1)
+    sink.fails = None
+    train(optimizer, 1, first=1)
+    assert [r.step for r in sink.got] == [1, 2]  # nothing is lost
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("sink", [JSONLSink, CSVSink])
+def test_a_full_disk(sink: type) -> None:
+    if sink is CSVSink:
+        with pytest.raises(OSError, match="No space left"):
+            CSVSink("/dev/full")  # the header is written at once
+        return
+    optimizer = make_optimizer(JSONLSink("/dev/full"))
+    with pytest.warns(RuntimeWarning, match="No space left") as warned:
+        train(optimizer, 3)
+    assert len(warned) == 1
+    assert optimizer.sinks.unsent == 3
+
+
+class _HalfWriting:
+    """The os module on a disk that takes half of what is written."""
+
+    def __init__(self) -> None:
+        self.full = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def write(self, fd: int, data: bytes) -> int:
+        return os.write(fd, data[: len(data) // 2] if self.full else data)
+
+
+def test_a_line_written_by_half_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = _HalfWriting()
+    monkeypatch.setattr("thermoopt.sinks.files.os", disk)
+    path = tmp_path / "run.jsonl"
+    optimizer = make_optimizer(JSONLSink(path))
+    readings = train(optimizer, 1)
+    disk.full = True
+    with pytest.warns(RuntimeWarning, match="bytes written"):
+        readings += train(optimizer, 1, first=1)
+    disk.full = False
+    readings += train(optimizer, 1, first=2)
+    assert optimizer.sinks.unsent == 0
+    whole = [line for line in parse(path) if line is not None]
+    assert whole == [expected_record(r) for r in readings]
+
+
+# -------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("sink", [JSONLSink, CSVSink])
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, sink: type) -> None:
+    file = tmp_path / "file"
+    file.write_text("kept")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    p = Parameter(torch.ones(3))
+    for path in (file / "run.log", folder):
+        with pytest.raises(OSError, match=f"{sink.__name__}: path is '{path}'; allowed is a file"):
+            ThermoAdamW([p], sinks=[sink(path)])
+    assert file.read_text() == "kept"
+    assert sorted(tmp_path.iterdir()) == [file, folder]
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [3, "run.jsonl", None, object(), {"log": print}, JSONLSink, Recorder], ids=str
+)
+def test_a_wrong_sink_is_named_before_anything_moves(wrong: Any) -> None:
+    p = Parameter(torch.ones(3))
+    with pytest.raises(
+        TypeError, match=r"allowed are objects with write\(reading\) or log\(dict, step\)"
+    ) as error:
+        ThermoAdamW([p], sinks=[Recorder(), wrong])
+    assert f"sinks holds {wrong!r}" in str(error.value)
+    assert torch.equal(p, torch.ones(3))
+
+
+# -------------------------------------------------------------------- copies
+
+
+def test_copies_have_no_sinks_and_loading_keeps_them(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    optimizer = make_optimizer(JSONLSink(path))
+    train(optimizer, 2)
+    twin = copy.deepcopy(optimizer)
+    assert not twin.sinks
+    train(twin, 3, first=2)
+    assert len(parse(path)) == 2
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.sinks
+    train(optimizer, 1, first=2)
+    assert [line["step"] for line in parse(path)] == [1, 2, 3]
+
+
+def test_without_sinks_nothing_waits() -> None:
+    optimizer = make_optimizer()
+    train(optimizer, 2)
+    assert not optimizer.sinks
+    assert (optimizer.sinks.unsent, optimizer.sinks.dropped) == (0, 0)

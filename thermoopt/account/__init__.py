@@ -1,0 +1,98 @@
+"""What the steps did, kept: averages, readings, the history of a run and its losses."""
+
+from typing import TYPE_CHECKING
+
+from thermoopt.lazy import lazy_face
+
+if TYPE_CHECKING:
+    from thermoopt.account.history import ROWS_PER_EMA as ROWS_PER_EMA
+    from thermoopt.account.history import History as History
+    from thermoopt.account.history import HistoryLike as HistoryLike
+    from thermoopt.account.history import reading_record as reading_record
+    from thermoopt.account.json_state import as_leaf as as_leaf
+    from thermoopt.account.json_state import from_leaf as from_leaf
+    from thermoopt.account.layer_names import add_to_meter as add_to_meter
+    from thermoopt.account.layer_names import layer_names as layer_names
+    from thermoopt.account.losses import Losses as Losses
+    from thermoopt.account.losses import as_loss as as_loss
+    from thermoopt.account.meter import Meter as Meter
+    from thermoopt.account.pending import MAX_PENDING as MAX_PENDING
+    from thermoopt.account.pending import PendingSums as PendingSums
+    from thermoopt.account.reading import BAND as BAND
+    from thermoopt.account.reading import SKIP_CAUSES as SKIP_CAUSES
+    from thermoopt.account.reading import Quantities as Quantities
+    from thermoopt.account.reading import Reading as Reading
+    from thermoopt.account.saved import SavedLosses as SavedLosses
+    from thermoopt.account.saved import SavedRun as SavedRun
+    from thermoopt.account.summary import epoch_record as epoch_record
+    from thermoopt.account.summary import mean as mean
+    from thermoopt.account.summary import run_summary as run_summary
+
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "thermoopt.account.history": (
+            "History",
+            "HistoryLike",
+            "ROWS_PER_EMA",
+            "reading_record",
+        ),
+        "thermoopt.account.json_state": (
+            "as_leaf",
+            "from_leaf",
+        ),
+        "thermoopt.account.layer_names": (
+            "add_to_meter",
+            "layer_names",
+        ),
+        "thermoopt.account.losses": (
+            "Losses",
+            "as_loss",
+        ),
+        "thermoopt.account.meter": ("Meter",),
+        "thermoopt.account.pending": (
+            "MAX_PENDING",
+            "PendingSums",
+        ),
+        "thermoopt.account.reading": (
+            "BAND",
+            "Quantities",
+            "Reading",
+            "SKIP_CAUSES",
+        ),
+        "thermoopt.account.saved": (
+            "SavedLosses",
+            "SavedRun",
+        ),
+        "thermoopt.account.summary": (
+            "epoch_record",
+            "mean",
+            "run_summary",
+        ),
+    },
+)
+
+__all__ = [
+    "BAND",
+    "MAX_PENDING",
+    "ROWS_PER_EMA",
+    "SKIP_CAUSES",
+    "History",
+    "HistoryLike",
+    "Losses",
+    "Meter",
+    "PendingSums",
+    "Quantities",
+    "Reading",
+    "SavedLosses",
+    "SavedRun",
+    "add_to_meter",
+    "as_leaf",
+    "as_loss",
+    "epoch_record",
+    "from_leaf",
+    "layer_names",
+    "mean",
+    "reading_record",
+    "run_summary",
+]

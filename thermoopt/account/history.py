@@ -1,0 +1,249 @@
+"""A bounded record of readings, and its export."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.account.reading import Quantities, Reading
+from thermoopt.physics import QUANTITIES, Term, check_quantity, quantities
+
+__all__ = ["History", "HistoryLike", "plain_quantities", "reading_record"]
+
+Array = NDArray[np.float64]
+
+ROWS_PER_EMA = 5
+"""Readings recorded per ``ema_steps``: neighbouring rows then differ by a fifth of the average's memory,
+and recording costs a step nothing that matters even when every step is measured."""
+
+MAX_READINGS = 10_000
+"""Readings of groups and total kept: 2 MB a group."""
+
+MAX_BYTES = 1 << 26
+"""Where many groups would make them larger than this, fewer are kept (from 34 groups on)."""
+
+MAX_LAYER_READINGS = 256
+"""Readings of all layers kept, the whole run at equal distance: more than a heat map has pixels for."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    step: int
+    names: tuple[str, ...]
+    terms: NDArray[Any]
+    loss: float | None = None
+
+
+class HistoryLike(Protocol):
+    """The columns of a record of readings: what pictures, tables and diagnoses read of a run."""
+
+    @property
+    def steps(self) -> NDArray[Any]:
+        """Steps of the readings, ``[n]``."""
+
+    @property
+    def layer_steps(self) -> NDArray[Any]:
+        """Steps of the layers' readings, ``[m]``."""
+
+    @property
+    def layer_names(self) -> Sequence[str]:
+        """Names of the layers, in the order of the model."""
+
+    def total(self, name: str) -> NDArray[Any]:
+        """One quantity of all parameters together, ``[n]``."""
+
+    def layers(self, name: str) -> NDArray[Any]:
+        """One quantity of every layer, ``[m, n_layers]``."""
+
+
+class History:
+    """The last readings of groups and total, and of the layers a sample thinned over the whole run.
+
+    Terms are kept, quantities are formed when asked for. When the layers' sample is full, every second
+    one is dropped and the distance between samples doubles.
+
+    Args:
+        max_readings: readings of groups and total to keep.
+        max_layer_readings: readings of layers to keep, at least 2.
+
+    Raises:
+        ValueError: for limits below 1 and 2.
+    """
+
+    def __init__(
+        self, max_readings: int = MAX_READINGS, max_layer_readings: int = MAX_LAYER_READINGS
+    ) -> None:
+        if max_readings < 1:
+            raise ValueError(f"max_readings is {max_readings}; allowed is 1 or more")
+        if max_layer_readings < 2:
+            raise ValueError(f"max_layer_readings is {max_layer_readings}; allowed is 2 or more")
+        self._max_readings = max_readings
+        self._max_layers = max_layer_readings
+        self._groups: deque[_Row] = deque()
+        self._layers: list[_Row] = []
+        self._stride = 1
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def append(self, reading: Reading) -> None:
+        """Take in one reading."""
+        self._groups.append(_Row(reading.step, reading.group_names, reading.group_terms, reading.loss))
+        room = min(self._max_readings, max(1, MAX_BYTES // reading.group_terms.nbytes))
+        while len(self._groups) > room:
+            self._groups.popleft()
+        if self._count % self._stride == 0:
+            terms = np.where(reading.seen, reading.terms, np.nan).astype(np.float32)
+            self._layers.append(_Row(reading.step, reading.names, terms))
+            if len(self._layers) >= self._max_layers:
+                self._layers = self._layers[::2]
+                self._stride *= 2
+        self._count += 1
+
+    @property
+    def last_step(self) -> int:
+        """Optimizer step of the newest reading, 0 where there is none."""
+        return self._groups[-1].step if self._groups else 0
+
+    def put_losses(self, steps: NDArray[np.int64], values: Array) -> None:
+        """Give every reading the last loss at or before its step; one from before them all keeps its own.
+
+        A reading is recorded when its step ends, and the loss of that step is often reported later.
+
+        Args:
+            steps: ``[n]``, ascending.
+            values: ``[n]``, their losses.
+        """
+        last = np.searchsorted(steps, self.steps, side="right") - 1
+        for i in np.flatnonzero(last >= 0).tolist():
+            loss = float(values[last[i]])
+            if self._groups[i].loss != loss:
+                self._groups[i] = replace(self._groups[i], loss=loss)
+
+    def rewind(self, step: int) -> None:
+        """Forget readings after ``step``: a checkpoint was loaded and the run goes on from there."""
+        self._count -= sum(row.step > step for row in self._groups)
+        self._groups = deque(row for row in self._groups if row.step <= step)
+        self._layers = [row for row in self._layers if row.step <= step]
+
+    @property
+    def losses(self) -> Array:
+        """Loss of the readings kept, ``[n]``, NaN where none was reported."""
+        return np.array([math.nan if row.loss is None else row.loss for row in self._groups])
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Optimizer steps of the readings kept, ``[n]``."""
+        return np.array([row.step for row in self._groups], dtype=np.int64)
+
+    def total(self, name: str) -> Array:
+        """One quantity of the whole optimizer over time, ``[n]``."""
+        return self._series(name, [row.terms.sum(axis=1) for row in self._groups])
+
+    def group(self, index: int, name: str) -> Array:
+        """One quantity of one group over time, ``[n]``, NaN before the group was added.
+
+        Raises:
+            IndexError: if no reading has that group.
+        """
+        count = max((row.terms.shape[1] for row in self._groups), default=0)
+        if not 0 <= index < count:
+            raise IndexError(f"group is {index}; the history holds {count} groups, counted from 0")
+        none = np.full(len(Term), np.nan)
+        return self._series(
+            name, [row.terms[:, index] if index < row.terms.shape[1] else none for row in self._groups]
+        )
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Layers of the newest reading."""
+        return list(self._layers[-1].names) if self._layers else []
+
+    @property
+    def layer_steps(self) -> NDArray[np.int64]:
+        """Optimizer steps of the layers' readings kept, ``[m]``."""
+        return np.array([row.step for row in self._layers], dtype=np.int64)
+
+    def layers(self, name: str) -> Array:
+        """One quantity of every layer over time, ``[m, n_layers]``, NaN where there is none."""
+        check_quantity(name)
+        names = self.layer_names
+        out = np.full((len(self._layers), len(names)), np.nan)
+        for i, row in enumerate(self._layers):
+            column = {layer: j for j, layer in enumerate(row.names)}
+            values = quantities(row.terms.astype(np.float64))[name]
+            out[i] = [values[column[layer]] if layer in column else np.nan for layer in names]
+        return out
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """One plain dict a reading, as JSONL holds them (:func:`reading_record`)."""
+        layers = {row.step: row for row in self._layers}
+        for row in self._groups:
+            yield _record(row.step, row, layers.get(row.step))
+
+    def export_jsonl(self, path: str | Path) -> None:
+        """Write one JSON object a line: step, loss, total, groups, and layers where kept; NaN as null."""
+        with Path(path).open("w", encoding="utf-8") as file:
+            for record in self.records():
+                file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def export_csv(self, path: str | Path) -> None:
+        """Write one line a reading and scope (total, then each group): step, scope, quantities."""
+        with Path(path).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["step", "scope", *QUANTITIES])
+            for record in self.records():
+                for scope, values in {"total": record["total"], **record["groups"]}.items():
+                    writer.writerow([record["step"], scope, *(values[name] for name in QUANTITIES)])
+
+    @staticmethod
+    def _series(name: str, rows: list[NDArray[Any]]) -> Array:
+        check_quantity(name)
+        return quantities(np.stack(rows, axis=1))[name] if rows else np.zeros(0)
+
+
+def reading_record(reading: Reading, layers: bool = True) -> dict[str, Any]:
+    """Turn a reading into a plain dict for JSON.
+
+    ``step``, ``loss`` (null where none was reported), ``total``, ``groups`` by name, ``skipped``, and
+    ``layers`` by name if asked for.
+    """
+    kept = np.where(reading.seen, reading.terms, np.nan)
+    record = _record(
+        reading.step,
+        _Row(reading.step, reading.group_names, reading.group_terms, reading.loss),
+        _Row(reading.step, reading.names, kept) if layers else None,
+    )
+    return {**record, "skipped": dict(reading.skipped)}
+
+
+def plain_quantities(terms: Array) -> dict[str, float | None]:
+    """Quantities of one set of terms for JSON: what is undefined or infinite becomes None."""
+    values = vars(Quantities.of(terms))
+    return {k: v if math.isfinite(v) else None for k, v in values.items()}
+
+
+def _record(step: int, groups: _Row, layers: _Row | None) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "step": step,
+        "loss": groups.loss if groups.loss is not None and math.isfinite(groups.loss) else None,
+        "total": plain_quantities(groups.terms.sum(axis=1)),
+        "groups": {name: plain_quantities(groups.terms[:, i]) for i, name in enumerate(groups.names)},
+    }
+    if layers is not None:
+        record["layers"] = {
+            name: plain_quantities(layers.terms[:, i].astype(np.float64))
+            for i, name in enumerate(layers.names)
+            if not np.isnan(layers.terms[Term.NUMEL, i])
+        }
+    return record

@@ -1,0 +1,199 @@
+"""Averages of sums over steps, and the reading they give: plain floats per layer, per group, in total."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.account.reading import SKIP_CAUSES, Reading
+from thermoopt.physics import COLUMNS, columns_of, layer_terms, linear_sums
+from thermoopt.physics.sums import Sum
+
+__all__ = ["STATE_ROWS", "Meter", "RunState"]
+
+Array = NDArray[np.float64]
+
+
+_COUNTERS = ("step", "readings", "recorded", "unseen")
+_RUN_ROWS = ("weight", "weight2", "last", "lr", "wd", "beta2")
+STATE_ROWS = COLUMNS + len(_RUN_ROWS)
+"""Rows of the tensor ``[STATE_ROWS, n]`` that a meter keeps for the ``n`` layers of a group."""
+
+
+@dataclass
+class RunState:
+    """Counters of a run.
+
+    Attributes:
+        step: optimizer steps taken.
+        readings: steps averaged in.
+        recorded: step of the last reading that went to history, sinks and controller.
+        unseen: 1 while the controller has not been shown that reading.
+        skipped: measured steps that moved nothing, by cause.
+    """
+
+    step: int = 0
+    readings: int = 0
+    recorded: int = 0
+    unseen: int = 0
+    skipped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SKIP_CAUSES, 0))
+
+
+class Meter:
+    r"""Exponential averages of the sums of each layer.
+
+    A sum x measured :math:`\Delta` steps after the last one enters as
+    :math:`X \leftarrow qX + (1-q)x` with :math:`q = (1-1/\mathrm{ema\_steps})^\Delta`; a weight
+    started at 0 goes the same way and divides it (no bias at the start, nothing undefined in between).
+    ``ema_steps=1`` gives the raw step. A layer without a gradient keeps its averages.
+
+    Args:
+        ema_steps: length of the average, in optimizer steps, at least 1.
+        unavailable: sums that an optimizer without Adam's moments does not have. What is handed over for
+            them does not count, and every quantity that needs one of them is NaN in the reading.
+    """
+
+    def __init__(self, ema_steps: float, unavailable: Collection[Sum] = ()) -> None:
+        self.keep = 1 - 1 / ema_steps
+        self._missing = columns_of(unavailable) if unavailable else None
+        self.run = RunState()
+        self.names: tuple[str, ...] = ()
+        self.group_names: tuple[str, ...] = ()
+        self.group_of = np.zeros(0, dtype=np.int64)
+        self.numel = np.zeros(0)
+        self._state = np.zeros((STATE_ROWS, 0))
+        self._latest: Reading | None = None
+        self._everything: NDArray[np.int64] | None = None
+
+    def add_group(self, name: str, layers: Sequence[str], numel: Sequence[int]) -> None:
+        """Take in the layers of one more parameter group.
+
+        A name that is taken, or ``"total"``, gets the group's index behind it: records hold the total
+        beside the groups.
+        """
+        while name == "total" or name in self.group_names:
+            name = f"{name}.{len(self.group_names)}"
+        self.group_of = np.append(self.group_of, np.full(len(layers), len(self.group_names)))
+        self.group_names += (name,)
+        self.names += tuple(layers)
+        self.numel = np.append(self.numel, np.asarray(numel, dtype=np.float64))
+        self._state = np.append(self._state, np.zeros((STATE_ROWS, len(layers))), axis=1)
+        self._latest = self._everything = None
+
+    def skip(self, cause: str) -> None:
+        """Count a step that was to be measured and moves no average."""
+        self.run.skipped[cause] += 1
+        self._latest = None
+
+    def update(
+        self, step: int, index: NDArray[np.int64], sums: Array, t: Array, constants: Mapping[str, Array]
+    ) -> str | None:
+        """Average one step's sums in; refuse the step whole when one of them is not finite.
+
+        Args:
+            step: the optimizer step measured.
+            index: ``[k]`` layers measured, in any order.
+            sums: ``[len(Sum), k]``.
+            t: ``[k]`` the layers' own step counts.
+            constants: ``lr``, ``wd``, ``beta1``, ``beta2``, each ``[k]``, as applied in the step.
+
+        Returns:
+            None, or the cause for which no average moved (:data:`SKIP_CAUSES`); it is not counted here.
+        """
+        if not np.isfinite(sums).all():
+            return "nonfinite"
+        if not constants["lr"].any() and not sums[Sum.GG].any():
+            return "dry"
+        # a kernel hands over the same index array step by step
+        everything = index is self._everything or np.array_equal(index, np.arange(len(self.names)))
+        if everything:
+            self._everything = index
+        state = self._state if everything else self._state[:, index]
+        weight, weight2, last, lr, wd, beta2 = state[COLUMNS:]
+        q = self.keep ** (step - last)
+        p = 1 - q
+        state[:COLUMNS] *= q
+        new = linear_sums(sums, constants["beta1"], t)
+        if self._missing is not None:
+            new[self._missing] = 0.0  # state stays free of NaN
+        state[:COLUMNS] += p * new
+        weight *= q
+        weight += p
+        weight2 *= q**2
+        weight2 += p**2
+        last[:] = step
+        lr[:], wd[:], beta2[:] = constants["lr"], constants["wd"], constants["beta2"]
+        if not everything:
+            self._state[:, index] = state
+        self.run.readings += 1
+        self._latest = None
+        return None
+
+    @property
+    def reading(self) -> Reading | None:
+        """The account up to the last step measured; None before the first."""
+        if self.run.readings == 0:
+            return None
+        if self._latest is None:
+            weight, weight2, last, lr, wd, beta2 = self._state[COLUMNS:]
+            seen = weight > 0
+            safe = np.where(seen, weight, 1.0)
+            mean, error2 = self._state[:COLUMNS] / safe, weight2 / safe**2
+            if self._missing is not None:
+                mean[self._missing] = np.nan
+            terms = np.where(seen, layer_terms(mean, error2, lr, wd, beta2, self.numel), 0.0)
+            self._latest = Reading(
+                step=int(last.max()),
+                names=self.names,
+                terms=terms,
+                group_of=self.group_of,
+                group_names=self.group_names,
+                seen=seen,
+                skipped=dict(self.run.skipped),
+            )
+        return self._latest
+
+    def export_group(self, group: int) -> dict[str, int | Tensor]:
+        """Everything needed to go on, as plain ints and one float64 tensor ``[STATE_ROWS, n]``."""
+        counts: dict[str, int | Tensor] = {f"skipped_{c}": n for c, n in self.run.skipped.items()}
+        rows = torch.from_numpy(self._state[:, self.group_of == group].copy())
+        run = {key: getattr(self.run, key) for key in _COUNTERS}
+        return {**run, "meter": rows, **counts}
+
+    def import_group(self, group: int, saved: Mapping[str, object]) -> None:
+        """Take up what :meth:`export_group` gave.
+
+        Averages may come as nested lists, too. Keys of an older checkpoint may be missing, and its averages
+        may have another layout: they start afresh, the second with a warning. Counters belong to the run, so
+        the largest of all groups counts (a group added in mid-run knows fewer steps).
+        """
+        self._latest = None
+        rows = saved.get("meter")
+        where = self.group_of == group
+        if isinstance(rows, (Tensor, list)):
+            rows = torch.as_tensor(rows, dtype=torch.float64)
+            expected = (STATE_ROWS, int(where.sum()))
+            if tuple(rows.shape) == expected:
+                self._state[:, where] = rows.cpu().numpy()
+            else:
+                warnings.warn(
+                    f"saved averages of group {group} have shape {tuple(rows.shape)}, not {expected}: "
+                    "they start afresh",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+        for key in _COUNTERS:
+            setattr(self.run, key, max(getattr(self.run, key), _count(saved, key)))
+        for cause in self.run.skipped:
+            self.run.skipped[cause] = max(self.run.skipped[cause], _count(saved, f"skipped_{cause}"))
+
+
+def _count(saved: Mapping[str, object], key: str) -> int:
+    value = saved.get(key, 0)
+    return int(value.item() if isinstance(value, Tensor) else value)  # type: ignore[call-overload]

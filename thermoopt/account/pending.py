@@ -1,0 +1,194 @@
+"""Sums of a measured step on their way to the host: asked for at once, waited for only when needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.physics.sums import Sum
+from thermoopt.tensors import Fetch
+
+if TYPE_CHECKING:
+    from thermoopt.tensors import Arrival, PendingTravel, Sharding
+
+__all__ = ["PendingSums"]
+
+Array = NDArray[np.float64]
+
+MAX_PENDING = 8
+"""Measured steps whose sums may still be on the way from a device before a step waits for the oldest."""
+
+
+@dataclass
+class PendingSums:
+    """The sums of one measured step, part of them perhaps still on a device.
+
+    Attributes:
+        index: ``[k]`` layers measured, in the order of all columns below.
+        lr, wd, beta1, beta2, t: ``[k]`` constants of the step.
+        sums: ``[len(Sum), k]``; parts are added in by :meth:`arrays`.
+        parts: device sums ``[pieces, len(Sum)]`` with the column each piece belongs to.
+        late: device scalars with the array and the columns they belong in.
+        found_inf: a fused GradScaler's flag, if there was one.
+        raw: columns whose sums are of raw moments and still need their bias corrections.
+        step: number of the step.
+        travel: sums that a controller named.
+        shared: the sums of all ranks, where layers are sharded.
+    """
+
+    index: NDArray[np.int64]
+    lr: Array
+    wd: Array
+    beta1: Array
+    beta2: Array
+    t: Array
+    sums: Array
+    parts: list[tuple[NDArray[np.int64], Fetch]] = field(default_factory=list)
+    late: list[tuple[Array, NDArray[np.int64], Fetch]] = field(default_factory=list)
+    found_inf: Fetch | None = None
+    raw: NDArray[np.bool_] | None = None
+    step: int = 0
+    travel: PendingTravel | None = None
+    shared: _Shared | None = None
+
+    @classmethod
+    def of(cls, index: Sequence[int] | NDArray[np.int64]) -> PendingSums:
+        """Return an empty account of the given layers."""
+        k = len(index)
+        lr, wd, beta1, beta2, t = np.zeros((5, k))
+        layers = np.asarray(index, dtype=np.int64)
+        return cls(layers, lr, wd, beta1, beta2, t, sums=np.zeros((len(Sum), k)))
+
+    def add_up(self, sharding: Sharding) -> None:
+        """Start adding up the sums with those of the other ranks, in one batch with ``travel``.
+
+        Every rank that shares a layer must do so in every measured step, whatever it has to say.
+        """
+        layers, device = len(sharding.shards), sharding.device
+        rows = torch.zeros(layers, _WIDTH, dtype=torch.float64, device=device)
+        index = torch.from_numpy(self.index).to(device)
+        rows[index, : len(Sum)] = self._whole_sums(device)
+        rows[index, _PRESENT] = 1.0
+        if self.found_inf is not None:
+            rows[:, _FOUND_INF] = self.found_inf.source.to(rows)
+        if self.travel is not None:
+            rows[:, _TRAVEL:] = self.travel.rows(device)
+        self.parts, self.raw, self.found_inf = [], None, None
+        self.shared = _Shared(sharding.start(rows), sharding.shards)
+
+    def _whole_sums(self, device: torch.device) -> Tensor:
+        """Sums of this rank with their bias corrections, ``[k, len(Sum)]``, without waiting for a device."""
+        out = torch.from_numpy(self.sums.T.copy()).to(device)
+        for columns, fetch in self.parts:
+            out.index_add_(0, torch.from_numpy(columns).to(device), fetch.source.to(out))
+        if self.raw is None:
+            return out
+        t = torch.from_numpy(self.t).to(device)
+        for array, columns, fetch in self.late:
+            if array is self.t:
+                t[torch.from_numpy(columns).to(device)] = fetch.source.to(t)
+        betas = (torch.from_numpy(beta).to(device) for beta in (self.beta1, self.beta2))
+        raw = torch.from_numpy(self.raw).to(device)
+        return torch.where(raw[:, None], out * _corrections(t, *betas).T, out)
+
+    def ready(self) -> bool:
+        """Whether everything has arrived."""
+        fetches: list[Arrival] = [f for _, f in self.parts]
+        fetches += [f for _, _, f in self.late]
+        if self.found_inf is not None:
+            fetches.append(self.found_inf)
+        if self.shared is not None:
+            fetches.append(self.shared.rows)
+        return all(fetch.ready() for fetch in fetches)
+
+    def skip_cause(self) -> str | None:
+        """Why the step says nothing before its sums are looked at, or None; waits for other ranks."""
+        if self.shared is not None:
+            found_inf = self._take_shared(self.shared)
+            self.shared = None
+        else:
+            found_inf = self.found_inf is not None and bool(self.found_inf.numpy().any())
+        if len(self.index) == 0:
+            return "no_gradients"
+        return "found_inf" if found_inf else None
+
+    def _take_shared(self, shared: _Shared) -> bool:
+        """Put the sums of all ranks in the place of this one's; return whether one of them found an infinity.
+
+        A layer that not all of its shards have a gradient of is left out.
+        """
+        try:
+            rows = shared.rows.numpy()
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"the sums of step {self.step} could not be added up with those of the other ranks, of which "
+                f"one has probably failed: {error}"
+            ) from error
+        self.sums = rows[self.index, : len(Sum)].T.copy()
+        if self.travel is not None:
+            self.travel.settle(rows[:, _TRAVEL:])
+        whole = rows[self.index, _PRESENT] == shared.shards[self.index]
+        if not whole.all():
+            self._settle()  # late constants arrive in arrays of the full length
+            for name in ("index", "lr", "wd", "beta1", "beta2", "t"):
+                setattr(self, name, getattr(self, name)[whole])
+            self.sums = self.sums[:, whole]
+        return bool(rows[:, _FOUND_INF].any())
+
+    def _settle(self) -> None:
+        """Put constants that were late in their places."""
+        for array, columns, fetch in self.late:
+            array[columns] = fetch.numpy()
+        self.late.clear()
+
+    def arrays(self) -> tuple[Array, Array, dict[str, Array]]:
+        """Return sums, step counts and constants on the host, adding pieces in a fixed order in float64."""
+        self._settle()
+        for columns, fetch in self.parts:
+            np.add.at(self.sums.T, columns, fetch.numpy())
+        self.parts.clear()
+        if self.raw is not None:
+            t, beta1, beta2 = (torch.from_numpy(x[self.raw]) for x in (self.t, self.beta1, self.beta2))
+            self.sums[:, self.raw] *= _corrections(t, beta1, beta2).numpy()
+            self.raw = None
+        constants = {"lr": self.lr, "wd": self.wd, "beta1": self.beta1, "beta2": self.beta2}
+        return self.sums, self.t, constants
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """Rows ``[n_layers, _WIDTH]`` of all ranks on their way, and by how many ranks each layer is held."""
+
+    rows: Arrival
+    shards: NDArray[np.int64]
+
+
+_PRESENT, _FOUND_INF, _TRAVEL = len(Sum), len(Sum) + 1, len(Sum) + 2
+_WIDTH = _TRAVEL + 3
+"""Columns that ranks add up for each layer: the sums, whether the rank measured it, whether it found an
+infinity, and the three sums of :class:`~thermoopt.physics.Travel`."""
+
+
+def _corrections(t: Tensor, beta1: Tensor, beta2: Tensor) -> Tensor:
+    """Factors between sums of raw moments and of bias-corrected ones, ``[len(Sum), k]``, float64.
+
+    With raw moments P' = 1 / (sqrt(v) + eps sqrt(1 - beta2**t)) = P / sqrt(1 - beta2**t).
+    """
+    bc1, bc2 = 1 - beta1**t, 1 - beta2**t
+    root = bc2.sqrt()
+    out = torch.ones(len(Sum), len(t), dtype=torch.float64, device=t.device)
+    out[Sum.A] = out[Sum.TU] = root / bc1
+    out[Sum.B] = out[Sum.N1] = root
+    out[Sum.UU] = (root / bc1) ** 2
+    out[Sum.MU] = root / bc1**2
+    out[Sum.SV] = root / bc2
+    out[Sum.V] = 1 / bc2
+    out[Sum.M2] = 1 / bc1**2
+    out[Sum.C] = bc2
+    return out

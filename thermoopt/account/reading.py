@@ -1,0 +1,169 @@
+"""A reading: what one step did, averaged; plain floats per layer, per group and in total."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.physics import Term, check_quantity, dispersion, quantities
+from thermoopt.physics.travel import Travel
+
+__all__ = ["BAND", "SKIP_CAUSES", "Quantities", "Reading"]
+
+Array = NDArray[np.float64]
+
+SKIP_CAUSES = ("nonfinite", "found_inf", "dry", "no_gradients")
+"""Why a step that was to be measured left every average as it was: a sum was not finite; a GradScaler
+found an infinity; lr was 0 and every gradient 0 (a checkpoint library's dry step); no tensor had one."""
+
+
+BAND = 0.15
+"""Distance of r from 1 up to which a layer counts as in equilibrium: thermoclaw's, so that the fraction means
+the same. In pure noise r has a standard error of sqrt(2 / (10 d)) at beta1 = 0.9 and ema_steps = 50 (some ten
+independent moments an average), half of this band at d = 35 elements: smaller layers leave it by chance."""
+
+
+@dataclass(frozen=True)
+class Quantities:
+    """What one layer, one group or the whole optimizer did in a step, averaged over ``ema_steps``.
+
+    Formulas and units stand in :func:`thermoopt.physics.quantities`. NaN means undefined, never 0.
+    """
+
+    sigma: float
+    sigma_sgd: float
+    d_eS: float
+    d_iS: float
+    d_iS_noise: float
+    d_iS_momentum: float
+    d_iS_wd: float
+    R_ie: float
+    phi: float
+    phi_star: float
+    r: float
+    coherence: float
+    energy_ratio: float
+    gaussianity: float
+    grad_norm: float
+    param_norm: float
+    update_norm: float
+    grad_param_ratio: float
+    angular_step: float
+    wd_balance: float
+    free_fall: float
+    norm_forecast: float
+    thermal_loss: float
+    rho_momentum: float
+    rho: float
+    distance: float
+    lr_eff: float
+    wd_eff: float
+    numel: int
+
+    @classmethod
+    def of(cls, terms: Array) -> Quantities:
+        """Form the quantities of one set of extensive terms ``[len(Term)]``."""
+        values: dict[str, Any] = {name: value.item() for name, value in quantities(terms).items()}
+        return cls(**{**values, "numel": int(values["numel"])})
+
+
+class _Layers(Mapping[str, Quantities]):
+    """Quantities by layer name, formed when asked for."""
+
+    def __init__(self, names: Sequence[str], terms: Array, seen: NDArray[np.bool_]) -> None:
+        self._column = {name: i for i, name in enumerate(names) if seen[i]}
+        self._terms = terms
+
+    def __getitem__(self, name: str) -> Quantities:
+        return Quantities.of(self._terms[:, self._column[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._column)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One account of the run. Layers that never had a gradient are absent from ``layers``.
+
+    Attributes:
+        step: the optimizer step it speaks of, counted from 1 by the optimizer itself.
+        names: layer names, in the order of the columns of ``terms``.
+        terms: ``[len(Term), n_layers]`` extensive terms (:func:`thermoopt.physics.layer_terms`).
+        group_of: ``[n_layers]`` index of each layer's parameter group.
+        group_names: a name for each group.
+        seen: ``[n_layers]`` whether the layer was ever measured.
+        skipped: measured steps that moved nothing, by cause (:data:`SKIP_CAUSES`).
+        travel: the sums that a controller named, in the readings that it is handed.
+        loss: the last loss reported before, in readings that an observer hands out or records.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    terms: Array
+    group_of: NDArray[np.int64]
+    group_names: tuple[str, ...]
+    seen: NDArray[np.bool_]
+    skipped: Mapping[str, int]
+    travel: Travel | None = None
+    loss: float | None = None
+
+    @cached_property
+    def group_terms(self) -> Array:
+        """Terms added over the layers of each group, ``[len(Term), n_groups]``."""
+        out = np.zeros((len(Term), len(self.group_names)))
+        np.add.at(out.T, self.group_of, self.terms.T)
+        return out
+
+    @cached_property
+    def layers(self) -> Mapping[str, Quantities]:
+        """Quantities of each layer, by name."""
+        return _Layers(self.names, self.terms, self.seen)
+
+    @cached_property
+    def groups(self) -> tuple[Quantities, ...]:
+        """Quantities of each parameter group."""
+        return tuple(Quantities.of(self.group_terms[:, i]) for i in range(len(self.group_names)))
+
+    @cached_property
+    def total(self) -> Quantities:
+        """Quantities of everything the optimizer moves."""
+        return Quantities.of(self.terms.sum(axis=1))
+
+    def layer_array(self, name: str) -> Array:
+        """One quantity of all layers, ``[n_layers]``, NaN for layers never measured."""
+        check_quantity(name)
+        return np.where(self.seen, quantities(self.terms)[name], np.nan)
+
+    @cached_property
+    def dispersion(self) -> float:
+        """Variance of r over the layers (:func:`dispersion`): how far they are out of step."""
+        return dispersion(self.layer_array("r"))
+
+    def equilibrium_fraction(self, band: float = BAND) -> float:
+        """Share of the layers in thermal equilibrium: those with abs(r - 1) <= ``band``.
+
+        Args:
+            band: largest distance from 1, from 0.
+
+        Returns:
+            0 to 1 of the layers whose r is finite; NaN where there are none.
+
+        Raises:
+            TypeError, ValueError: unless ``band`` is a number from 0.
+        """
+        if isinstance(band, bool) or not isinstance(band, (int, float)):
+            raise TypeError(f"band is {band!r}; allowed is a number from 0")
+        if not (math.isfinite(band) and band >= 0):
+            raise ValueError(f"band is {band!r}; allowed is a number from 0")
+        r = self.layer_array("r")
+        r = r[np.isfinite(r)]
+        return float(np.mean(np.abs(r - 1) <= band)) if r.size else math.nan

@@ -1,0 +1,24 @@
+"""ThermoAdamW: torch's AdamW with an account of entropy production inside its step."""
+
+from thermoopt.adamw.arguments import EMA_STEPS, check_count, check_hookable
+from thermoopt.adamw.backends import dry_kernel
+from thermoopt.adamw.control_loop import reading_lag, start_of
+from thermoopt.adamw.optimizer import ThermoAdamW
+from thermoopt.adamw.rates import FactorCache, Rates, group_rates
+from thermoopt.adamw.torch_backend import MeasuringPass
+from thermoopt.adamw.torch_sums import fill
+
+__all__ = [
+    "EMA_STEPS",
+    "FactorCache",
+    "MeasuringPass",
+    "Rates",
+    "ThermoAdamW",
+    "check_count",
+    "check_hookable",
+    "dry_kernel",
+    "fill",
+    "group_rates",
+    "reading_lag",
+    "start_of",
+]

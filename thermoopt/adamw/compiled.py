@@ -1,0 +1,113 @@
+"""torch's AdamW step in a form that ``torch.compile`` traces once: rates are tensors, not constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from thermoopt.adamw.rates import Rates
+
+__all__ = ["Traceable", "split_traceable", "traced_step"]
+
+
+@dataclass
+class Traceable:
+    """Tensors that step together at one rate; every list ``[n]``.
+
+    Attributes:
+        lr: effective learning rate, 0-d.
+        keep: 1 - lr * weight decay, what decay leaves of a parameter, 0-d.
+        constants: beta1, beta2, eps, amsgrad and maximize.
+    """
+
+    params: list[Tensor]
+    grads: list[Tensor]
+    exp_avgs: list[Tensor]
+    exp_avg_sqs: list[Tensor]
+    max_exp_avg_sqs: list[Tensor]
+    steps: list[Tensor]
+    lr: Tensor
+    keep: Tensor
+    constants: dict[str, Any]
+
+
+def split_traceable(
+    optimizer: Optimizer, rates: Sequence[Rates]
+) -> tuple[list[dict[str, Any]], list[Traceable]]:
+    """Split groups at their effective rates into what torch's eager step is to take and what can be traced.
+
+    Eager are groups with ``fused`` (already one kernel) or ``differentiable``, and the first step of a
+    tensor, in which torch creates its state. Parameters without a gradient are in neither. Once layers have
+    factors of their own every parameter is a part, so that factors that meet and part call for no new trace.
+    """
+    eager: list[dict[str, Any]] = []
+    traced: list[Traceable] = []
+    for group in _at_their_rates(optimizer.param_groups, rates):
+        params = [p for p in group["params"] if p.grad is not None]
+        whole = group["fused"] or group["differentiable"]
+        able = [p for p in params if not whole and optimizer.state.get(p) and not p.grad.is_sparse]
+        known = set(able)
+        if rest := [p for p in params if p not in known]:
+            eager.append({**group, "params": rest})
+        if able:
+            traced.append(_traceable(able, [optimizer.state[p] for p in able], group))
+    return eager, traced
+
+
+def _at_their_rates(groups: Sequence[dict[str, Any]], rates: Sequence[Rates]) -> Iterator[dict[str, Any]]:
+    for group, rate in zip(groups, rates, strict=True):
+        if rate.factors is None:
+            yield {**group, "lr": rate.lr, "weight_decay": rate.wd}
+            continue
+        for j, p in enumerate(group["params"]):
+            yield {**group, "params": [p], "lr": rate.layer_lr(j), "weight_decay": rate.wd}
+
+
+def _traceable(params: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> Traceable:
+    lr = torch.as_tensor(group["lr"], dtype=torch.float64).reshape(())
+    return Traceable(
+        params=params,
+        grads=[p.grad for p in params if p.grad is not None],
+        exp_avgs=[state["exp_avg"] for state in states],
+        exp_avg_sqs=[state["exp_avg_sq"] for state in states],
+        max_exp_avg_sqs=[state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else [],
+        steps=[state["step"] for state in states],
+        lr=lr,
+        keep=1 - lr * float(group["weight_decay"]),
+        constants={
+            "beta1": group["betas"][0],
+            "beta2": group["betas"][1],
+            **{key: group[key] for key in ("eps", "amsgrad", "maximize")},
+        },
+    )
+
+
+def traced_step(parts: Sequence[Traceable]) -> None:
+    r"""Take the step of every part: :math:`\theta \leftarrow (1-\eta\lambda)\theta`, then torch's own AdamW.
+
+    Only to be called while ``torch.compile`` is tracing; rounding is the compiler's.
+    """
+    with torch.no_grad():
+        for part in parts:
+            for p in part.params:
+                p.mul_(part.keep)
+            adamw(
+                part.params,
+                part.grads,
+                part.exp_avgs,
+                part.exp_avg_sqs,
+                part.max_exp_avg_sqs,
+                part.steps,
+                foreach=False,
+                capturable=True,  # step counts stay tensors
+                has_complex=any(p.is_complex() for p in part.params),
+                lr=part.lr,
+                weight_decay=0.0,
+                **part.constants,
+            )

@@ -1,0 +1,249 @@
+"""Between an optimizer and its controller: tells it of the parameters, hands each reading over once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thermoopt.account import Meter
+from thermoopt.account.reading import Reading
+from thermoopt.adamw.rates import Rates
+from thermoopt.controllers import Controller, Scales, Start
+from thermoopt.physics.travel import Travel
+from thermoopt.tensors import Fetch, PendingTravel, Sharding, TravelProbe
+
+__all__ = ["ControlLoop", "reading_lag", "start_of"]
+
+DEVICE_LAG = 1
+"""Steps by which a reading from a device is late, always the same: then runs repeat, and ranks that hold the
+same numbers decide alike. On CPU sums are there at once."""
+
+
+def reading_lag(optimizer: Optimizer, sharding: Sharding) -> int:
+    """Steps by which a reading is late: 0 where the sums of a step are on the host with its end."""
+    first = next((p for group in optimizer.param_groups for p in group["params"]), None)
+    return 0 if first is None or (first.device.type == "cpu" and not sharding) else DEVICE_LAG
+
+
+class ControlLoop:
+    """What a controlled optimizer keeps beside its meter.
+
+    Args:
+        controller: asked before every step.
+        process_group: a ``torch.distributed`` group whose first rank's readings all its ranks decide on.
+
+    Raises:
+        ValueError: if the controller names sums that nobody measures.
+    """
+
+    def __init__(self, controller: Controller, process_group: Any = None) -> None:
+        self.controller = controller
+        self.probe = TravelProbe(controller.needs) if controller.needs else None
+        self._group = process_group
+        self._attached = False
+        self._scales = Scales()
+        self._waiting: list[tuple[Reading, PendingTravel | Travel | None, Fetch | float | None]] = []
+        self._loss: Fetch | float | None = None
+
+    # -------------------------------------------------------------- before a step
+
+    @property
+    def attached(self) -> bool:
+        """Whether the controller knows the parameters."""
+        return self._attached
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a recorded reading was not handed over yet."""
+        return bool(self._waiting)
+
+    def attach(self, start: Start, params: Sequence[Tensor]) -> None:
+        """Tell the controller of the parameters; where they are now is the start of those not known yet."""
+        self.controller.attach(start)
+        if self.probe is not None:
+            self.probe.start(params)
+        self._attached = True
+
+    def detach(self, *, forget: bool) -> None:
+        """Tell the controller again before the next step; with ``forget``, as if nothing had been."""
+        self._attached = False
+        if forget:
+            self.controller.reset()
+            self._waiting.clear()
+            if self.probe is not None:
+                self.probe.forget()
+
+    def decide(self, step: int, lag: int) -> Scales:
+        """Return the scales of the coming step.
+
+        Args:
+            step: its number.
+            lag: a reading of step s is handed over from step s + 1 + lag on.
+        """
+        reading = None
+        while self._waiting and self._waiting[0][0].step + lag < step:
+            taken = self._waiting.pop(0)
+            reading = self._whole(*taken)
+        self._scales = self.controller.update(reading, step)
+        return self._scales
+
+    def push(self, params: Sequence[Mapping[str, Any]], rates: Sequence[Rates], optimizer: Any) -> None:
+        """Let the coming step's forces enter the sums of a law that lives on impulse."""
+        if self.probe is None or "impulse" not in self.probe.needs or self._scales.weights is None:
+            return
+        lrs = [
+            rate.layer_lr(j) for g, rate in zip(params, rates, strict=True) for j in range(len(g["params"]))
+        ]
+        signs = [-1.0 if g["maximize"] else 1.0 for g in params for _ in g["params"]]
+        self.probe.push(
+            [lr * sign for lr, sign in zip(lrs, signs, strict=True)],
+            self._scales.weights,
+            grad_scale=getattr(optimizer, "grad_scale", None),
+            found_inf=getattr(optimizer, "found_inf", None),
+        )
+
+    def report_loss(self, loss: float | Tensor | None) -> None:
+        """Keep the loss for the next reading; what is not a finite number counts as none.
+
+        Raises:
+            TypeError: if it is no number.
+        """
+        if loss is None:
+            return
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise TypeError(f"loss is a tensor of shape {tuple(loss.shape)}; allowed is one number")
+            self._loss = Fetch(loss.detach().reshape(()).clone())  # it may be added to later
+        elif isinstance(loss, (int, float)) and not isinstance(loss, bool):
+            self._loss = float(loss)
+        else:
+            raise TypeError(f"loss is {loss!r}; allowed is a number or a tensor of one")
+
+    # -------------------------------------------------------------- after a step
+
+    def offer(self, reading: Reading, travel: PendingTravel | None) -> None:
+        """Keep a recorded reading for the controller."""
+        self._waiting.append((reading, travel, self._loss))
+
+    def _whole(
+        self, reading: Reading, travel: PendingTravel | Travel | None, loss: Fetch | float | None
+    ) -> Reading:
+        came = travel.travel() if isinstance(travel, PendingTravel) else travel
+        whole = replace(reading, travel=came, loss=_finite(loss))
+        return whole if self._group is None else _of_first_rank(whole, self._group)
+
+    # -------------------------------------------------------------- state
+
+    def export_group(self, layers: Sequence[int], params: Sequence[Tensor], total: int) -> dict[str, Any]:
+        """What a group carries through a checkpoint: start and sums of its layers, what was not seen yet.
+
+        Every key is there at any time, so that a checkpoint library finds the place of each.
+
+        Args:
+            layers: indices of the group's layers.
+            params: their tensors; where they are sharded and the controller needs travel all ranks must call.
+            total: real elements of all layers.
+        """
+        out: dict[str, Any] = {"loss_unseen": None, "loss_last": _finite(self._loss)}
+        if self.probe is not None:
+            out.update(self.probe.export_layers(layers, params, total))
+            out["travel_unseen"] = torch.zeros(3, len(layers), dtype=torch.float64)
+        if self._waiting:
+            reading, travel, loss = self._waiting[-1]
+            whole = self._whole(reading, travel, loss) if self._group is None else reading
+            if whole.travel is not None:
+                t = whole.travel
+                rows = np.stack([t.distance2, t.work, t.impulse])[:, list(layers)]
+                out["travel_unseen"] = torch.from_numpy(rows)
+            out["loss_unseen"] = whole.loss
+        return out
+
+    def import_groups(
+        self, saved: Sequence[Mapping[str, Any]], meter: Meter, params: Sequence[Tensor]
+    ) -> None:
+        """Take up what :meth:`export_group` gave, of all groups together."""
+        self._attached = False
+        self._waiting.clear()
+        self._loss = saved[0].get("loss_last") if saved else None
+        if self.probe is not None:
+            self.probe.forget()
+            total = int(meter.numel.sum())
+            for i, group in enumerate(saved):
+                layers = np.flatnonzero(meter.group_of == i).tolist()
+                self.probe.import_layers(layers, [params[j] for j in layers], total, group)
+        if meter.run.unseen and meter.reading is not None:
+            rows = [group.get("travel_unseen") for group in saved]
+            travel = None
+            if rows and all(isinstance(r, Tensor) for r in rows):
+                sums = torch.cat(rows, dim=1).numpy()  # type: ignore[arg-type]
+                if sums.shape[1] == len(meter.names):
+                    travel = Travel(sums[0], sums[1], sums[2])
+            self._waiting.append((meter.reading, travel, saved[0].get("loss_unseen") if saved else None))
+
+
+def _finite(loss: Fetch | float | None) -> float | None:
+    """A loss that says something, or None."""
+    value = float(loss.numpy()) if isinstance(loss, Fetch) else loss
+    return value if value is not None and math.isfinite(value) else None
+
+
+def start_of(
+    groups: Sequence[Mapping[str, Any]],
+    meter: Meter,
+    rms: Sequence[float],
+    lr: Sequence[float],
+    wd: Sequence[float],
+) -> Start:
+    """Put together what a controller is told.
+
+    Args:
+        groups: parameter groups; ``betas`` may be missing.
+        meter: gives layer and group names.
+        rms: of every layer at the start.
+        lr, wd: of every group when the controller was attached.
+    """
+    params = [p for group in groups for p in group["params"]]
+    betas = [group.get("betas", (0.0, 0.0)) for group in groups]
+    return Start(
+        names=meter.names,
+        group_of=tuple(meter.group_of.tolist()),
+        group_names=meter.group_names,
+        numel=tuple(int(n) for n in meter.numel),
+        ndim=tuple(p.ndim for p in params),
+        rms=tuple(rms),
+        lr=tuple(lr),
+        wd=tuple(wd),
+        beta1=tuple(float(b[0]) for b in betas),
+        beta2=tuple(float(b[1]) for b in betas),
+    )
+
+
+def _of_first_rank(reading: Reading, group: Any) -> Reading:
+    """The reading of the first rank: every rank then decides alike, whatever its own rounding."""
+    import torch.distributed as dist
+
+    travel = reading.travel
+    rows = [reading.terms]
+    if travel is not None:
+        rows.append(np.stack([travel.distance2, travel.work, travel.impulse]))
+    loss = np.full((1, reading.terms.shape[1]), math.nan if reading.loss is None else reading.loss)
+    packed = torch.from_numpy(np.concatenate([*rows, loss]).copy())
+    device = torch.device("cpu") if dist.get_backend(group) == "gloo" else torch.device("cuda")
+    sent = packed.to(device)
+    dist.broadcast(sent, src=dist.get_global_rank(group, 0), group=group)
+    got = sent.cpu().numpy()
+    n = reading.terms.shape[0]
+    value = float(got[-1, 0])
+    return replace(
+        reading,
+        terms=got[:n],
+        travel=None if travel is None else Travel(got[n], got[n + 1], got[n + 2]),
+        loss=value if math.isfinite(value) else None,
+    )

@@ -1,0 +1,186 @@
+"""diagnose: what is wrong with a run, how sure that is, and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, Run
+from thermoopt.diagnosis.finding import CONFIDENCES, Finding
+from thermoopt.diagnosis.kinds import FOLLOWS, KINDS
+
+if TYPE_CHECKING:
+    from thermoopt.diagnosis.collapse_detector import CollapseDetector
+    from thermoopt.diagnosis.entropy_split import EntropySplit
+
+__all__ = ["DiagnosticReport", "diagnose"]
+
+SURE = ("HIGH", "MEDIUM")
+"""Confidences that make a run unhealthy."""
+
+
+@dataclass(frozen=True)
+class DiagnosticReport:
+    """What a run shows.
+
+    Attributes:
+        findings: sorted by confidence; empty where nothing was found.
+        facts: what was looked at: steps, readings, equilibrium fraction, dispersion, and the like.
+        sections: further text by title, from an entropy split or a collapse detector.
+    """
+
+    findings: tuple[Finding, ...]
+    facts: Mapping[str, Any]
+    sections: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there are readings enough to tell and no finding of HIGH or MEDIUM confidence."""
+        return self.facts["readings"] >= MIN_READINGS and not any(f.confidence in SURE for f in self.findings)
+
+    @property
+    def recommendations(self) -> list[str]:
+        """What to change, one line a finding of HIGH or MEDIUM confidence."""
+        return [f"[{f.confidence}] {f.advice}" for f in self.findings if f.confidence in SURE]
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        n = self.facts["readings"]
+        run = f"{self.facts['steps']} steps, {n} readings"
+        if n < MIN_READINGS and not self.findings:
+            return f"{run}: too few to judge (from {MIN_READINGS} readings on)."
+        if self.healthy:
+            return f"{run}: nothing wrong was found."
+        sure = [f for f in self.findings if f.confidence in SURE]
+        if not sure:
+            return f"{run}: too few to judge more (from {MIN_READINGS} readings on)."
+        return f"{run}: {', '.join(f.kind.replace('_', ' ') for f in sure)}."
+
+    def __str__(self) -> str:
+        lines = [f"Diagnosis: {self.summary}"]
+        lines += [f"  {finding}" + _because(finding) for finding in self.findings]
+        lines += [f"  {name}: {_shown(value)}" for name, value in self.facts.items() if value is not None]
+        for title, text in self.sections.items():
+            lines += ["", f"{title}:", text]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data for strict JSON."""
+        return {
+            "healthy": self.healthy,
+            "summary": self.summary,
+            "findings": [f.to_dict() for f in self.findings],
+            "recommendations": self.recommendations,
+            "facts": dict(self.facts),
+            "sections": dict(self.sections),
+        }
+
+    def to_markdown(self) -> str:
+        """Return it as Markdown: a summary, a table of findings, what was looked at."""
+        lines = ["## Diagnosis", "", self.summary, ""]
+        if self.findings:
+            lines += ["| confidence | kind | layers | measured | advice |", "| --- | --- | --- | --- | --- |"]
+            for f in self.findings:
+                layers = "all" if not f.layers else _few(f.layers)
+                cells = (f.confidence, f.kind.replace("_", " "), layers, f.message + _because(f), f.advice)
+                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            lines.append("")
+        lines += [f"- {name}: {_shown(value)}" for name, value in self.facts.items() if value is not None]
+        for title, text in self.sections.items():
+            lines += ["", f"### {title}", "", "```", text, "```"]
+        return "\n".join(lines) + "\n"
+
+
+def diagnose(
+    observer: Run,
+    splitter: EntropySplit | None = None,
+    collapse_detector: CollapseDetector | None = None,
+) -> DiagnosticReport:
+    """Say what is wrong with a run, from what an observer recorded.
+
+    Every kind of finding is one function of :data:`thermoopt.diagnosis.KINDS`, whose docstring says what its
+    measure is where nothing is wrong. A finding that another one explains is kept, as LOW. It can be asked
+    at any time and changes nothing.
+
+    Args:
+        observer: an :class:`~thermoopt.Observer`, or a saved run (:class:`thermoopt.account.SavedRun`).
+        splitter: adds its report of the entropy split.
+        collapse_detector: adds its recommendations, which may be younger than the observer's last reading.
+
+    Returns:
+        The report; one without readings says what to do.
+
+    Raises:
+        TypeError: for something that is no run.
+    """
+    missing = [
+        name for name in ("history", "losses", "skipped", "start_norms") if not hasattr(observer, name)
+    ]
+    if missing:
+        raise TypeError(
+            f"observer is {observer!r}; allowed is an Observer or a SavedRun (it has no {missing[0]})"
+        )
+    run = Evidence(observer)
+    found = [finding for kind in KINDS.values() if (finding := kind(run)) is not None]
+    sections = {}
+    if splitter is not None:
+        sections["Entropy split"] = splitter.report()
+    if collapse_detector is not None:
+        sections["Collapse detector"] = (
+            "\n".join(collapse_detector.get_recommendations()) or "no collapse ahead"
+        )
+    order = sorted(_explained(found), key=lambda f: CONFIDENCES.index(f.confidence))
+    return DiagnosticReport(tuple(order), _facts(run, observer), sections)
+
+
+def _explained(found: list[Finding]) -> list[Finding]:
+    """Lower to LOW what follows from another finding; causes stand before their consequences."""
+    out: list[Finding] = []
+    for finding in found:
+        cause = next(
+            (f.kind for f in out if f.confidence in SURE and finding.kind in FOLLOWS.get(f.kind, ())), None
+        )
+        out.append(finding if cause is None else replace(finding, confidence="LOW", follows_from=cause))
+    return out
+
+
+def _facts(run: Evidence, observer: Run) -> dict[str, Any]:
+    facts: dict[str, Any] = {"steps": run.taken, "readings": run.n}
+    if run.n == 0:
+        facts["why"] = _why_none(run)
+        return facts
+    reading = getattr(observer, "reading", None)
+    facts["sigma"] = _number(run.late_median("sigma"))
+    facts["r"] = _number(run.late_median("r"))
+    facts["rho_momentum"] = _number(run.late_median("rho_momentum"))
+    facts["gaussianity"] = _number(run.late_median("gaussianity"))
+    if reading is not None:
+        facts["equilibrium_fraction"] = _number(reading.equilibrium_fraction())
+        facts["dispersion"] = _number(reading.dispersion)
+    return facts
+
+
+def _why_none(run: Evidence) -> str:
+    if run.skipped.get("no_gradients"):
+        return "no parameter had a gradient: call loss.backward() before optimizer.step()"
+    if run.taken == 0:
+        return "no optimizer step was seen: train first, with the optimizer that the observer was given"
+    return "no step was measured yet: train for longer, or lower log_every"
+
+
+def _because(finding: Finding) -> str:
+    return f" (follows from {finding.follows_from.replace('_', ' ')})" if finding.follows_from else ""
+
+
+def _few(layers: tuple[str, ...]) -> str:
+    return ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+
+
+def _number(x: float) -> float | None:
+    return float(x) if x == x else None
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

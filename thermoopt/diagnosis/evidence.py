@@ -1,0 +1,179 @@
+"""What a diagnosis looks at: the record of a run as arrays, and the few statistics that every kind uses."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.account import ROWS_PER_EMA, HistoryLike
+
+__all__ = ["MIN_READINGS", "Evidence", "LossRecord", "Run", "mean_interval"]
+
+Array = NDArray[np.float64]
+
+MIN_READINGS = 10
+"""Readings below which nothing statistical is said: two averages, at the five readings to an average that a
+run records."""
+
+
+class LossRecord(Protocol):
+    """Losses that were reported."""
+
+    @property
+    def steps(self) -> NDArray[Any]:
+        """Steps, ``[n]``."""
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """Losses, ``[n]``."""
+
+
+class Run(Protocol):
+    """What :func:`thermoopt.diagnose` takes: an :class:`~thermoopt.Observer`, or a run that was saved."""
+
+    @property
+    def history(self) -> HistoryLike:
+        """The readings."""
+
+    @property
+    def losses(self) -> LossRecord:
+        """The losses that were reported, perhaps none."""
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Measured steps that moved no average, by cause."""
+
+    @property
+    def layer_types(self) -> Mapping[str, str]:
+        """Type of each layer by name."""
+
+    @property
+    def start_norms(self) -> Mapping[str, float]:
+        """Squared norm of each layer at the start."""
+
+    @property
+    def matrices(self) -> Collection[str]:
+        """Layers of two or more dimensions."""
+
+    @property
+    def frozen(self) -> Collection[str]:
+        """Layers that are not to be trained."""
+
+    @property
+    def bad_losses(self) -> int:
+        """Losses reported that were not finite."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+
+
+class Evidence:
+    """The record of a run.
+
+    Attributes:
+        n: number of readings.
+        steps: ``[n]`` their steps.
+        late: ``[n]`` mask of the readings in the second half.
+        names: layer names; columns of every ``[m, n_layers]`` array.
+        matrix: ``[n_layers]`` mask of layers of two or more dimensions that did not start at zero.
+        start: ``[n_layers]`` norms at the start.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._history = run.history
+        self._types = run.layer_types
+        self.taken = run.steps
+        self.skipped = dict(run.skipped)
+        self.bad_losses = run.bad_losses
+        self.frozen = frozenset(run.frozen)
+        self.steps = np.asarray(run.history.steps)
+        self.n = len(self.steps)
+        self.late = np.arange(self.n) >= self.n // 2
+        self.layer_steps = np.asarray(run.history.layer_steps)
+        self.names = list(run.history.layer_names)
+        self.start = np.array([math.sqrt(run.start_norms.get(name, math.nan)) for name in self.names])
+        matrices = frozenset(run.matrices)
+        self.matrix = np.array([name in matrices for name in self.names], dtype=bool) & (self.start > 0)
+        self.loss_steps, self.loss = np.asarray(run.losses.steps), np.asarray(run.losses.values, dtype=float)
+        self.total = cache(lambda name: np.asarray(self._history.total(name), dtype=float))
+        self.layers = cache(lambda name: np.asarray(self._history.layers(name), dtype=float))
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are readings enough for statistics."""
+        return self.n >= MIN_READINGS
+
+    def late_median(self, name: str) -> float:
+        """Median of a total over the second half of the readings, NaN where it is unavailable."""
+        return median(self.total(name)[self.late])
+
+    def late_interval(self, name: str) -> tuple[float, float]:
+        """Two standard errors about the mean of a total over the second half of the readings."""
+        return mean_interval(self.total(name)[self.late])
+
+    @property
+    def layers_late(self) -> NDArray[np.bool_]:
+        """Mask of the layers' readings in the second half, ``[m]``."""
+        return np.arange(len(self.layer_steps)) >= len(self.layer_steps) // 2
+
+    def layer_medians(self, name: str) -> Array:
+        """Median of each layer over the second half of its readings, ``[n_layers]``."""
+        rows = self.layers(name)[self.layers_late]
+        return np.array([median(column) for column in rows.T])
+
+    @property
+    def peak_lr(self) -> float:
+        """Largest mean learning rate read."""
+        return float(np.nanmax(self.total("lr_eff"), initial=0.0))
+
+    def relative_rate(self) -> float:
+        """Peak learning rate over rms at the start, of the median matrix: an Adam step over a weight."""
+        rms = self.start / np.sqrt(self.layers("numel")[-1])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return median((np.fmax.reduce(self.layers("lr_eff"), axis=0) / rms)[self.matrix])
+
+    def loss_ratios(self) -> tuple[float, float]:
+        """Highest running mean of ten losses, and mean of the last quarter, over the first loss; else NaN.
+
+        The first was taken before the first step, if losses were reported from the start.
+        """
+        finite = self.loss[np.isfinite(self.loss)]
+        if len(finite) < 2 * MIN_READINGS or finite[0] <= 0:
+            return math.nan, math.nan
+        first = finite[0]
+        running = np.convolve(finite, np.full(10, 0.1), mode="valid")
+        return running.max() / first, finite[-(len(finite) // 4) :].mean() / first
+
+    def select(self, mask: Array) -> tuple[str, ...]:
+        """Names of the layers that a mask ``[n_layers]`` takes."""
+        return tuple(name for name, take in zip(self.names, mask, strict=True) if take)
+
+    def type_of(self, layers: Sequence[str]) -> str | None:
+        """Type that all of these layers share, or None."""
+        types = Counter(self._types.get(name, "other") for name in layers)
+        return next(iter(types)) if len(types) == 1 else None
+
+
+def median(x: Array) -> float:
+    """Median of what is finite, NaN where nothing is."""
+    x = x[np.isfinite(x)]
+    return float(np.median(x)) if len(x) else math.nan
+
+
+def mean_interval(x: Array) -> tuple[float, float]:
+    """Two standard errors about a mean of readings.
+
+    Five readings make one average, so neighbours share most of their steps: n readings count as n/5.
+    """
+    x = x[np.isfinite(x)]
+    if len(x) < 2:
+        return math.nan, math.nan
+    error = 2 * float(x.std(ddof=1)) / math.sqrt(max(1.0, len(x) / ROWS_PER_EMA))
+    return float(x.mean()) - error, float(x.mean()) + error

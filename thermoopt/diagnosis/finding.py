@@ -1,0 +1,66 @@
+"""What a diagnosis says: one thing that is wrong with a run, how sure that is, and what to do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["CONFIDENCES", "Finding", "two_digits"]
+
+CONFIDENCES = ("HIGH", "MEDIUM", "LOW")
+"""From sure to unsure, in error rates on healthy runs: at most 1 in 100 has any HIGH finding, at most 1 in 20
+a MEDIUM one (measured by ``benchmarks/validation``); LOW is information and has no rate."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run shows.
+
+    Attributes:
+        kind: what it is, one of :data:`thermoopt.diagnosis.KINDS`.
+        confidence: one of :data:`CONFIDENCES`.
+        message: what was measured, against what, in one sentence.
+        advice: what to change, and by how much.
+        layers: names of the layers that show it; empty where the whole run does.
+        layer_type: the type of these layers where they share one, else None.
+        measure: name of the quantity that decided.
+        effect: its value.
+        null: its value where nothing is wrong.
+        interval: two standard errors about ``effect``; NaN where it is a count or a setting.
+        readings: number of readings behind it.
+        follows_from: kind of the finding that explains this one, which is LOW for that reason.
+    """
+
+    kind: str
+    confidence: str
+    message: str
+    advice: str
+    measure: str
+    effect: float
+    null: float
+    interval: tuple[float, float] = (math.nan, math.nan)
+    readings: int = 0
+    layers: tuple[str, ...] = ()
+    layer_type: str | None = None
+    follows_from: str | None = None
+
+    def __str__(self) -> str:
+        return f"[{self.confidence}] {self.kind.replace('_', ' ')}: {self.message} {self.advice}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data for strict JSON: NaN and infinity become None."""
+        data = {**asdict(self), "layers": list(self.layers), "interval": list(self.interval)}
+        for key in ("effect", "null"):
+            data[key] = _plain(data[key])
+        data["interval"] = [_plain(x) for x in data["interval"]]
+        return data
+
+
+def two_digits(x: float) -> str:
+    """Round to two digits, without an exponent up to a million."""
+    return f"{float(f'{x:.2g}'):g}"
+
+
+def _plain(x: float) -> float | None:
+    return float(x) if math.isfinite(x) else None

@@ -1,0 +1,153 @@
+"""Kinds of finding about single layers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from thermoopt.diagnosis.evidence import MIN_READINGS, Array, Evidence, median
+from thermoopt.diagnosis.finding import Finding, two_digits
+
+__all__ = ["dead_layer", "exploding_layer", "layers_out_of_step"]
+
+GROWN = 30.0
+"""Norm over that at the start from which a matrix explodes. Measured: at most 13 in healthy runs, but for the
+one matrix of a regression that must grow 40 times."""
+
+APART = 10.0
+"""Times its peers' median by which it must have done so: a rate for all is not a layer's own failing."""
+
+STEEPENED = 1000.0
+"""Growth of a layer's gradient norm from which it explodes. Measured: at most 27 in healthy runs, 50 where
+anything else is wrong."""
+
+DECADES = 1.5
+"""Decades between the angular steps of two sets of matrices from which they run out of step. Measured: at
+most 1.3 in healthy runs (an embedding of unit variance beside a GRU), 1.5 to 2.5 where half of the matrices
+run at a thousandth of the rate."""
+
+PEERS = 3
+"""Matrices that a comparison with their median needs."""
+
+
+def dead_layer(run: Evidence) -> Finding | None:
+    """Parameters that get no gradient: none at all, or exactly zero.
+
+    Null: a gradient that is exactly zero in every element of a layer and in every one of some hundred steps
+    does not come about by rounding; frozen parameters do not count. HIGH where gradients are zero (the layer
+    is in the graph, and something blocks it), MEDIUM where there never was one (it may be unused on purpose).
+    """
+    if len(run.layer_steps) < MIN_READINGS:
+        return None
+    norms = run.layers("grad_norm")
+    rows = norms[run.layers_late]
+    free = np.array([name not in run.frozen for name in run.names])
+    never = np.isnan(norms).all(axis=0) & free
+    with np.errstate(invalid="ignore"):
+        zero = (rows == 0).all(axis=0) & free
+    if not (never.any() or zero.any()):
+        return None
+    layers = run.select(zero if zero.any() else never)
+    what = "a gradient of exactly zero" if zero.any() else "no gradient at all"
+    many = f"{layers[0]} and {len(layers) - 1} more have" if len(layers) > 1 else f"{layers[0]} has"
+    cause = "a detach(), a dead activation or a zero factor behind it" if zero.any() else "forward() uses it"
+    return Finding(
+        "dead_layer",
+        "HIGH" if zero.any() else "MEDIUM",
+        f"{many} {what} in {len(rows)} readings.",
+        f"Look for {cause}."
+        if zero.any()
+        else f"See whether {cause}; if not, leave it out of the optimizer or set requires_grad to False.",
+        measure="grad_norm",
+        effect=0.0,
+        null=math.nan,
+        readings=len(rows),
+        layers=layers,
+        layer_type=run.type_of(layers),
+    )
+
+
+def exploding_layer(run: Evidence) -> Finding | None:
+    """A layer whose weights or gradients grow out of all proportion to the others'.
+
+    Null: 1, neither grows. HIGH for a norm :data:`GROWN` times that at the start and :data:`APART` times
+    its peers' median, or for a gradient :data:`STEEPENED` times that of the first readings and as far apart.
+    """
+    if not run.enough or run.matrix.sum() < PEERS:
+        return None
+    m = run.matrix
+    names = np.array(run.names)[m]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norm = run.layers("param_norm")[-1, m] / run.start[m]
+        gradients = run.layers("grad_norm")[:, m]
+        early = np.array([median(column[:MIN_READINGS]) for column in gradients.T])
+        late = np.array([median(column[-MIN_READINGS // 2 :]) for column in gradients.T])
+        grad = late / early
+    for measure, growth, bound in (("param_norm", norm, GROWN), ("grad_norm", grad, STEEPENED)):
+        usual = median(growth)
+        wild = (growth > bound) & (growth > APART * usual)
+        if wild.any():
+            worst = int(np.nanargmax(np.where(wild, growth, np.nan)))
+            layers = tuple(names[wild])
+            what = "weights" if measure == "param_norm" else "gradient"
+            times = two_digits(growth[worst])
+            return Finding(
+                "exploding_layer",
+                "HIGH",
+                f"the {what} of {names[worst]} grew {times} times, of the median layer {usual:.2g} times.",
+                f"Lower this layer's learning rate {two_digits(growth[worst] / usual)} times, or look at its "
+                "initialisation and at what feeds it.",
+                measure=measure,
+                effect=float(growth[worst]),
+                null=1.0,
+                readings=run.n,
+                layers=layers,
+                layer_type=run.type_of(layers),
+            )
+    return None
+
+
+def layers_out_of_step(run: Evidence) -> Finding | None:
+    r"""Two sets of matrices whose angular steps lie decades apart.
+
+    :math:`\eta\|U\|/\|\theta\|` is the part of itself by which a layer turns in a step; with Adam and one
+    rate for all it differs by the layers' size and r alone. Null: no gap of :data:`DECADES` between
+    neighbours. The dispersion :math:`D = \mathrm{Var}(r_l)` is given with it, and decides nothing: it is
+    large in healthy language models too (up to 11 measured), where a few layers drift long after the others
+    are at equilibrium. MEDIUM.
+    """
+    if not run.enough or run.matrix.sum() < PEERS:
+        return None
+    names = np.array(run.names)[run.matrix]
+    angular = run.layer_medians("angular_step")[run.matrix]
+    moving = angular > 0
+    names, angular, order = names[moving], angular[moving], np.argsort(angular[moving])
+    if len(names) < PEERS:
+        return None
+    gaps = np.diff(np.log10(angular[order]))
+    cut = int(np.argmax(gaps)) + 1
+    if gaps[cut - 1] < DECADES:
+        return None
+    slow, fast = order[:cut], order[cut:]
+    odd, way = (slow, "slow") if len(slow) <= len(fast) else (fast, "fast")
+    r = run.layer_medians("r")[run.matrix]
+    layers = tuple(sorted(names[odd], key=run.names.index))
+    return Finding(
+        "layers_out_of_step",
+        "MEDIUM",
+        f"{len(odd)} of {len(names)} matrices turn {two_digits(10 ** gaps[cut - 1])} times as {way} as the "
+        f"rest, {np.median(angular[odd]):.1e} radians a step (dispersion D of r {_variance(r):.2g}).",
+        "Look at the learning rates of the parameter groups.",
+        measure="gap in log10 of the angular step",
+        effect=float(gaps[cut - 1]),
+        null=0.0,
+        readings=int(run.layers_late.sum()),
+        layers=layers,
+        layer_type=run.type_of(layers),
+    )
+
+
+def _variance(x: Array) -> float:
+    x = x[np.isfinite(x)]
+    return float(np.var(x)) if len(x) > 1 else math.nan

@@ -1,0 +1,140 @@
+"""Kinds of finding about weight decay."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.diagnosis.evidence import Array, Evidence, median
+from thermoopt.diagnosis.finding import Finding, two_digits
+from thermoopt.physics import ANGULAR_BOUND, FREE_FALL, NU
+
+__all__ = ["weight_decay_collapse", "weight_decay_irrelevant"]
+
+SUSTAINED = 5
+"""Successive readings of a layer for HIGH, one whole average; three for MEDIUM. Measured: at most two in
+healthy runs."""
+
+FORGETFUL = 100.0
+"""Steps 1/(lr decay) below which decay erases weights while momentum (10 steps) still builds them: the loop
+of decay is to be ten times slower (theory, section 4). Measured: 330 and more in healthy runs."""
+
+IRRELEVANT = 0.01
+"""Sum of lr times decay below which decay took less than 1 % of any weight."""
+
+
+def weight_decay_collapse(run: Evidence) -> Finding | None:
+    r"""Decay takes weights faster than gradients give them back.
+
+    By the norm balance :math:`\|\theta'\|^2 = \alpha^2\|\theta\|^2 + S`: a matrix collapses while its norm is
+    forecast below :data:`~thermoopt.physics.NU` of the start, decay takes more than twice the source (free
+    fall above :data:`~thermoopt.physics.FREE_FALL`; or the norm is that small already and does not
+    rise), and the angular step at the forecast is above :data:`~thermoopt.physics.ANGULAR_BOUND`. A
+    negative source is the gradient's own doing and does not count. Null: free fall 0 at equilibrium; a
+    converged run with tiny decay has a forecast at its present norm, a scale-invariant layer a small angular
+    step. HIGH for :data:`SUSTAINED` successive readings that reach into the second half of the run, MEDIUM
+    for three; HIGH also where decay erases a weight within :data:`FORGETFUL` steps and did so for as long.
+    """
+    if not run.enough:
+        return None
+    m = run.matrix
+    with np.errstate(divide="ignore", invalid="ignore"):
+        norm, forecast = run.layers("param_norm")[:, m], run.layers("norm_forecast")[:, m]
+        fall, angular = run.layers("free_fall")[:, m], run.layers("angular_step")[:, m]
+        small = norm < NU * run.start[m]
+        falls = ((fall > FREE_FALL) & (fall <= 1)) | (small & (fall >= 0) & (fall <= 1))
+        falls &= (forecast < NU * run.start[m]) & (angular * norm / forecast > ANGULAR_BOUND)
+        rate = run.layers("lr_eff")[:, m] * run.layers("wd_eff")[:, m]
+    length = _longest(falls)
+    names = np.array(run.names)[m]
+    erased = _long_enough(run, rate)
+    collapsing = length >= 3
+    if collapsing.any():
+        worst = int(np.argmax(np.where(collapsing, length, 0)))
+        last = int(np.flatnonzero(falls[:, worst])[-1])
+        start = run.start[m][worst]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            excess = run.layers("wd_balance")[last, m][worst]
+        now, ahead = norm[last, worst] / start, forecast[last, worst] / start
+        # lambda_new = S / (2 lr nu**2 ||theta_0||**2), as a factor on the present one
+        factor = excess * NU**2 / now**2
+        layers = tuple(names[collapsing])
+        return Finding(
+            "weight_decay_collapse",
+            "HIGH" if length.max() >= SUSTAINED or (erased & collapsing).any() else "MEDIUM",
+            _fall(str(names[worst]), float(excess), float(now), float(ahead)),
+            f"Lower weight decay by a factor of about {two_digits(max(factor, 1.5))}.",
+            measure="wd_balance",
+            effect=float(excess),
+            null=1.0,
+            readings=int(length.max()),
+            layers=layers,
+            layer_type=run.type_of(layers),
+        )
+    if erased.any():
+        tau = 1 / float(np.nanmax(rate[run.layers_late][:, erased]))
+        layers = tuple(names[erased])
+        return Finding(
+            "weight_decay_collapse",
+            "HIGH",
+            f"decay erases a weight within 1/(lr decay) = {tau:.3g} steps; momentum takes 10 to build it.",
+            f"Lower weight decay by a factor of {two_digits(10 * FORGETFUL / tau)} or more.",
+            measure="1/(lr decay)",
+            effect=tau,
+            null=math.inf,
+            readings=int(run.layers_late.sum()),
+            layers=layers,
+            layer_type=run.type_of(layers),
+        )
+    return None
+
+
+def _fall(name: str, excess: float, now: float, ahead: float) -> str:
+    """Say where a norm is and where it goes, in parts of that at the start."""
+    if now < NU and ahead > 0.8 * now:
+        return f"decay has taken {name} to {now:.2g} of its norm at the start and holds it there."
+    takes = f"decay takes {two_digits(excess)} times what {name}'s source gives back"
+    return f"{takes}: its norm, {now:.2g} of that at the start, is forecast at {ahead:.2g} of it."
+
+
+def _longest(falls: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Length of each column's longest run of successive readings that ends in the second half, ``[n]``."""
+    best, current = np.zeros((2, falls.shape[1]), dtype=int)
+    for i, row in enumerate(falls):
+        current = np.where(row, current + 1, 0)
+        if i >= len(falls) // 2:
+            best = np.maximum(best, current)
+    return best
+
+
+def _long_enough(run: Evidence, rate: Array) -> NDArray[np.bool_]:
+    """Whether decay was above 1/FORGETFUL a step for FORGETFUL steps in all, ``[n]``."""
+    steps = np.diff(run.layer_steps, prepend=0)
+    return ((rate > 1 / FORGETFUL) * steps[:, None]).sum(axis=0) >= FORGETFUL
+
+
+def weight_decay_irrelevant(run: Evidence) -> Finding | None:
+    r"""Decay that cannot have mattered: :math:`\sum\eta\lambda \ll 1`, so that removing it changes nothing.
+
+    Always LOW: nothing is wrong with such a run, only the setting is not to be given credit. No null is
+    needed: :math:`1-\prod(1-\eta_t\lambda_t)` is the exact share of a weight that decay took.
+    """
+    if not run.enough:
+        return None
+    rate = run.total("lr_eff") * run.total("wd_eff")
+    share = float((rate * np.diff(run.steps, prepend=0)).sum())
+    if not 0 < share < IRRELEVANT:
+        return None
+    decay = median(run.total("wd_eff"))
+    return Finding(
+        "weight_decay_irrelevant",
+        "LOW",
+        f"decay of {decay:.2g} took {share:.1e} of each weight in {run.taken} steps (sum of lr * decay).",
+        "It can be left out, or means something only in a longer run.",
+        measure="sum of lr * decay",
+        effect=share,
+        null=1.0,
+        readings=run.n,
+    )

@@ -1,0 +1,34 @@
+"""A controller's actions in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from thermoopt.controllers import Action
+
+__all__ = ["actions_in_words"]
+
+FIRST = 4
+"""Actions told from the start of a run, before the last one."""
+
+
+def actions_in_words(actions: Sequence[Action]) -> list[str]:
+    """Tell the first few actions and the last, each with its evidence."""
+    if not actions:
+        return ["No action was taken: the rates stayed where they started."]
+    told = actions if len(actions) <= FIRST + 1 else [*actions[:FIRST], actions[-1]]
+    which = "all of them" if len(told) == len(actions) else f"the first {FIRST} and the last"
+    lines = [f"Actions of the controllers: {len(actions)}, {which}"]
+    for action in told:
+        what = {"lr": "rate", "wd": "decay"}.get(action.kind, action.kind)
+        lines.append(
+            f"  step {action.step:>5}  {action.controller}: {what} of {action.group} "
+            f"{action.old:.3g} → {action.new:.3g}, {action.reason}"
+        )
+        lines.append("              " + ", ".join(_evidence(*item) for item in action.evidence.items()))
+    return lines
+
+
+def _evidence(name: str, value: tuple[float, float]) -> str:
+    error = f" ± {value[1]:.2g}" if value[1] > 0 else ""
+    return f"{name} {value[0]:.3g}{error}"

@@ -1,0 +1,145 @@
+"""The distance from the start for any optimizer: the start's sample travels in its param groups."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thermoopt.account import MAX_PENDING
+from thermoopt.kernels import real_elements
+from thermoopt.physics.travel import Travel
+from thermoopt.tensors import PendingTravel, Sharding, TravelProbe
+
+__all__ = ["KEY", "CarriedTravel"]
+
+KEY = "thermo_travel"
+"""What a group holds the sample of its layers' start under, beside torch's own ``initial_lr``: so
+``optimizer.state_dict()`` carries it, and a scheduler's state needs no tensor."""
+
+
+class CarriedTravel:
+    """A :class:`~thermoopt.tensors.TravelProbe` on an optimizer's parameters that outlives a checkpoint.
+
+    Every group holds its layers' sample of the start under :data:`KEY`, flat and on CPU: at most one element
+    in 17 (all up to 16,384 in total), as much again as the probe keeps. It is put there at once, so that
+    checkpoint libraries that load into what is there find its place, and anew before the first step.
+
+    The start is where the parameters are before the first step after construction, unless a state was loaded
+    (:meth:`load_state_dict`): then it is what the groups hold by the next step, whichever of optimizer and
+    state was loaded first. A group that should hold a sample and holds none of its layout starts where it is
+    now, with a warning.
+
+    Args:
+        optimizer: any torch optimizer.
+        needs: sums to measure, of :data:`thermoopt.physics.TRAVEL_SUMS`; only ``"distance"`` is carried.
+    """
+
+    def __init__(self, optimizer: Optimizer, needs: Iterable[str]) -> None:
+        self._optimizer = optimizer
+        self._probe = TravelProbe(needs)
+        self._begun = 0  # groups that have a start
+        self._known: list[Any] | None = []  # their samples; None if they are to be taken up
+        self._measured: deque[tuple[int, PendingTravel | Travel]] = deque(maxlen=MAX_PENDING)
+        self._placed: list[Any] = []  # samples that say nothing of a run that was loaded
+        bare = [i for i, group in enumerate(optimizer.param_groups) if group.get(KEY) is None]
+        if bare:
+            self._probe.start(self._params())
+            self._placed = self._put(bare)
+
+    # ---------------------------------------------------------------- measuring
+
+    def follow(self) -> None:
+        """Look, before a step, whether groups were added or loaded; the first step's parameters are x0."""
+        held = [group.get(KEY) for group in self._optimizer.param_groups]
+        if self._begun == 0:
+            self._probe.forget()
+        elif self._known is None or not _same(held[: len(self._known)], self._known):
+            self._take_up(held)
+        elif len(held) == len(self._known):
+            return
+        self._probe.start(self._params())
+        self._known, self._placed = self._put(range(len(held))), []
+        self._begun = len(held)
+
+    def measure(self, step: int) -> None:
+        """Start forming the sums of a step about to be taken; the parameters must have been followed."""
+        pending = self._probe.measure()
+        if sharding := Sharding(self._params()):
+            pending.add_up(sharding)
+        self._measured.append((step, pending))
+
+    def take(self, step: int) -> Travel | None:
+        """Return the sums measured for a step, or None; forgets those of earlier steps."""
+        while self._measured and self._measured[0][0] < step:
+            self._measured.popleft()
+        if not self._measured or self._measured[0][0] != step:
+            return None
+        return _arrived(self._measured.popleft()[1])
+
+    # ---------------------------------------------------------------- what the groups hold
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _layers(self) -> list[range]:
+        """Indices of each group's layers."""
+        sizes = [len(group["params"]) for group in self._optimizer.param_groups]
+        ends = np.cumsum(sizes).tolist()
+        return [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+    def _put(self, groups: Iterable[int]) -> list[Any]:
+        """Give groups the sample of their layers' start, and return these."""
+        layers, params, out = self._layers(), self._params(), []
+        total = sum(real_elements(p) for p in params)
+        for i in groups:
+            out.append(self._probe.export_layers(layers[i], [params[j] for j in layers[i]], total))
+            self._optimizer.param_groups[i][KEY] = out[-1]
+        return out
+
+    def _take_up(self, held: list[Any]) -> None:
+        """Let the probe start where the groups say."""
+        self._probe.forget()
+        params, lost = self._params(), []
+        total = sum(real_elements(p) for p in params)
+        for i, (layers, saved) in enumerate(zip(self._layers(), held, strict=True)):
+            own = any(saved is placed for placed in self._placed)
+            found = {} if own or not isinstance(saved, Mapping) else saved
+            if not self._probe.import_layers(layers, [params[j] for j in layers], total, found):
+                lost += [i] if i < self._begun else []
+        if lost:
+            warnings.warn(
+                f"param_groups {lost} hold no {KEY!r} that fits, the sample of the run's start (was the "
+                "optimizer's state not loaded, or saved without?): their distance counts from the parameters "
+                "as they are now",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    # ---------------------------------------------------------------- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many groups have a start and the sums not handed over yet: ints and floats."""
+        rows = [[step, _arrived(travel).distance2.tolist()] for step, travel in self._measured]
+        return {"groups": self._begun, "measured": rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave; the start is what the groups hold by the next step."""
+        self._begun, self._known = int(state["groups"]), None
+        self._measured.clear()
+        for step, row in state["measured"]:
+            zeros = np.zeros(len(row))
+            self._measured.append((int(step), Travel(np.array(row, dtype=np.float64), zeros, zeros)))
+
+
+def _same(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+def _arrived(travel: PendingTravel | Travel) -> Travel:
+    return travel.travel() if isinstance(travel, PendingTravel) else travel

@@ -1,0 +1,432 @@
+"""Observer: the account that ThermoAdamW keeps of itself, of any torch optimizer, by step hooks."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thermoopt.account import History, Losses
+from thermoopt.account.reading import Reading
+from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_count, check_hookable, reading_lag
+from thermoopt.controllers import Controller, Start
+from thermoopt.observer.carried_start import CarriedTravel
+from thermoopt.observer.run_reports import RunReports
+from thermoopt.observer.step_hooks import StepHooks, closure_of, is_dry, when_gradients_are_there
+from thermoopt.observer.tracker import TRACKABLE, Tracker
+from thermoopt.observer.watched_layers import Watched
+from thermoopt.sinks import SinkQueue
+from thermoopt.tensors import capturing
+
+__all__ = ["LOG_EVERY", "Observer"]
+
+LOG_EVERY = 10
+"""A measuring pass takes half as long as a fused step or as long, one in torch operations as a step or two;
+every 10th keeps that to some percent, as in :class:`~thermoopt.adamw.TorchBackend`."""
+
+MAX_IDLE_CALLS = 10
+"""Calls of :meth:`Observer.step` before the optimizer's first step that are taken as usual: a GradScaler that
+starts too high, at 2**16, holds back a step for each factor of 2, and gradients may be accumulated."""
+
+
+class Observer(RunReports):
+    r"""Reads any torch optimizer as ThermoAdamW reads itself: the same :class:`~thermoopt.account.Reading`.
+
+    It never changes a parameter, a gradient or an optimizer's state. How it measures:
+
+    * :class:`~thermoopt.ThermoAdamW`: a view of the optimizer's own account; no hooks, no cost.
+    * torch's Adam (without coupled weight decay) and AdamW: every quantity, formed from the moments just
+      before a measured step, as ThermoAdamW's torch backend forms them: on CPU in one reading pass of the
+      native kernel over the tensors it can take, by torch operations over all others. Where an average is of
+      5 measured steps or more that pass reads every other 8192 elements of tensors from 131,072 on, the
+      others at the next measured step: on some machines reading takes all the time of a step.
+    * any other optimizer, and a subclass of these with a step of its own: by
+      :class:`~thermoopt.observer.Displacement`, the update direction being
+      :math:`U := -(\theta' - (1-\eta\lambda)\theta)/\eta`. Quantities that need Adam's moments (r, phi_star,
+      coherence, energy_ratio, gaussianity, the split d_eS and d_iS but for d_iS_wd, R_ie, thermal_loss,
+      rho_momentum) are NaN; sigma, phi, norms, angular step, decay and the norm balance are right. ``wd_eff``
+      is decay known to be decoupled (AdamW, or a group with ``decoupled_weight_decay``), else 0, and coupled
+      decay counts as part of U. ``norm_forecast`` looks ``ema_steps`` ahead.
+
+    Gradients are read when the step begins, as they then are: hooks that clip must have been registered
+    before. A closure is let run first. Parameters without a gradient or with a sparse one, and groups
+    that step by displacement at lr 0, are left out of a measured step.
+
+    Args:
+        model: names the layers where the optimizer's groups do not (``param_names``), and tells their types;
+            None for ``group{i}.{j}``. Parameters that the optimizer does not hold are left out.
+        optimizer: to observe.
+        log_every: measure every so many steps, from 1. A ThermoAdamW measures as it was told.
+        track: of ``"rho"`` and ``"distance"``, what is to be measured too although it needs memory, for each
+            one element in 16 of the gradients or parameters (:class:`~thermoopt.observer.Tracker`). What
+            is not tracked is NaN. A ThermoAdamW gets a hook for it, and the observer a history of its own.
+        ema_steps: length of the readings' average in optimizer steps, at least 1; likewise.
+        sinks: as :class:`~thermoopt.ThermoAdamW` takes them, and for a ThermoAdamW to be given there.
+
+    Raises:
+        TypeError, ValueError: for arguments that are not what they should be, and for a model none of whose
+            parameters the optimizer holds. The message names the argument; nothing is hooked then.
+
+    References:
+        sigma: force times flux; phi: arXiv 2605.21933; the tool and its names: thermoclaw.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module | None,
+        optimizer: Optimizer,
+        log_every: int = LOG_EVERY,
+        *,
+        track: Collection[str] = (),
+        ema_steps: float = EMA_STEPS,
+        sinks: Iterable[Any] = (),
+    ) -> None:
+        _check_arguments(model, optimizer, log_every, track, ema_steps)
+        super().__init__()
+        queue = SinkQueue(sinks)
+        if queue and isinstance(optimizer, ThermoAdamW):
+            raise ValueError(f"sinks is {sinks!r}; allowed is () here: give sinks to the ThermoAdamW itself")
+        self._model = model
+        self._optimizer = optimizer
+        names: dict[Tensor, str] = {}
+        if model is not None and not isinstance(optimizer, ThermoAdamW):
+            names.update((p, name) for name, p in model.named_parameters())
+        self._watched = Watched(model, optimizer, names)
+        self._losses = Losses()
+        self._hooks: StepHooks | None = None
+        self._tracker: Tracker | None = None
+        self._own_history: History | None = None
+        self._handles: list[Any] = []
+        if isinstance(optimizer, ThermoAdamW):
+            self._source: ThermoAdamW | StepHooks = optimizer
+        else:
+            self._hooks = StepHooks(optimizer, names, log_every, float(ema_steps), queue, self._complete)
+            self._source = self._hooks
+        if track:
+            self._begin_tracking(track, float(ema_steps))
+        self._carried: CarriedTravel | None = None
+        self._handle: Any = None
+        self._every = 1
+        self._handed = 0
+        self._made_at = self._source.steps
+        self._idle_calls = 0
+        self._completed: tuple[Reading, Reading] | None = None
+
+    # ---------------------------------------------------------------- what users read
+
+    @property
+    def model(self) -> torch.nn.Module | None:
+        """The model given."""
+        return self._model
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer observed."""
+        return self._optimizer
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, as :attr:`Reading.step` counts them."""
+        return self._source.steps
+
+    @property
+    def reading(self) -> Reading | None:
+        """The last completed reading, or None before the first. Waits for sums still on a device."""
+        reading = self._source.reading
+        return None if reading is None else self._complete(reading)
+
+    @property
+    def history(self) -> History:
+        """The bounded record of readings, each with the last loss reported up to its step."""
+        history = self._source.history
+        if self._own_history is not None:
+            self._record()
+            history = self._own_history
+        if len(self.losses):
+            history.put_losses(self._losses.steps, self._losses.values)
+        return history
+
+    @property
+    def measure_every(self) -> int:
+        """Every so many steps one is measured."""
+        return self._source.measure_every
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Measured steps that moved nothing, by cause."""
+        return self._source.skipped
+
+    @property
+    def losses(self) -> Losses:
+        """The losses reported, ``steps`` and ``values``: at most 10,000, at equal distance over the run."""
+        self._losses.settle(wait=True)
+        return self._losses
+
+    @property
+    def loss(self) -> float | None:
+        """The last finite loss reported, or None."""
+        return self.losses.last
+
+    @property
+    def bad_losses(self) -> int:
+        """Number of steps whose loss was NaN or infinite."""
+        return self.losses.bad
+
+    @property
+    def layer_types(self) -> dict[str, str]:
+        """Type of each layer, of :data:`thermoopt.param_groups.LAYER_TYPES`."""
+        return self._watched.types()
+
+    @property
+    def start_norms(self) -> dict[str, float]:
+        """Squared norm [th**2] of each layer when the observer was made, or when the layer was added."""
+        return self._watched.start_norms()
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Names of the layers that take no gradient now (``requires_grad`` is False)."""
+        return self._watched.frozen()
+
+    @property
+    def matrices(self) -> frozenset[str]:
+        """Names of the layers of two or more dimensions."""
+        return self._watched.matrices()
+
+    # ---------------------------------------------------------------- what users call
+
+    def step(self, loss: float | Tensor | None = None) -> Reading | None:
+        """Record a loss and return the newest reading that has arrived: call it after ``optimizer.step()``.
+
+        Measuring is done by the hooks, whether this is called or not, and however often.
+
+        Args:
+            loss: as for :meth:`report_loss`; None reports nothing.
+
+        Raises:
+            RuntimeError: at the 10th call without a step of the optimizer since the observer was made.
+        """
+        if self._source.steps == self._made_at:
+            self._idle_calls += 1
+            if self._idle_calls >= MAX_IDLE_CALLS:
+                raise RuntimeError(
+                    f"observer.step() was called {self._idle_calls} times and the optimizer it was given (a "
+                    f"{type(self._optimizer).__name__}) has taken no step since: call it after "
+                    "optimizer.step(), and give the observer the optimizer whose step() that is"
+                )
+        if loss is not None:
+            self.report_loss(loss)
+        reading = self._source.newest_reading()
+        return None if reading is None else self._complete(reading)
+
+    def report_loss(self, loss: float | Tensor) -> None:
+        """Record the loss of a step; one that is not finite is counted and leaves the last in place.
+
+        Args:
+            loss: a number, or a tensor with one element, which is not waited for.
+
+        Raises:
+            TypeError, ValueError: if it is neither.
+        """
+        self._losses.report(self._source.steps, loss)
+
+    # ---------------------------------------------------------------- tracking
+
+    def _begin_tracking(self, track: Collection[str], ema_steps: float) -> None:
+        optimizer = self._optimizer
+        if isinstance(optimizer, ThermoAdamW):
+            ema_steps = optimizer.ema_steps
+            self._own_history = History()
+            self._handles += [
+                optimizer.register_step_post_hook(lambda *_: self._record()),
+                optimizer.register_load_state_dict_post_hook(lambda _: self._rewind(self._source.steps)),
+            ]
+        self._tracker = Tracker(optimizer, track, ema_steps)
+        self._handles.append(optimizer.register_step_pre_hook(self._track))
+
+    @torch.compiler.disable
+    def _track(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Let the tracker read the coming step."""
+        tracker, step, every = self._tracker, self._source.steps + 1, self._source.measure_every
+        if tracker is None or capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):
+            return None
+        return when_gradients_are_there(args, kwargs, lambda times: tracker.read(step, every, times))
+
+    @torch.compiler.disable
+    def _record(self) -> None:
+        """Let the history of a tracked ThermoAdamW have its newest reading when its own does."""
+        source, history = self._source, self._own_history
+        if history is None or not isinstance(source, ThermoAdamW):
+            return
+        due = history.last_step + source.record_every if len(history) else 0
+        reading = source.newest_reading() if source.steps >= due else None
+        if reading is not None and reading.step >= due:
+            history.append(self._complete(reading))
+
+    def _rewind(self, step: int) -> None:
+        if self._own_history is not None:
+            self._own_history.rewind(step)
+
+    def _complete(self, reading: Reading) -> Reading:
+        """Return a reading of the source with the tracked terms and the last loss."""
+        loss = self._losses.last
+        if self._tracker is None and loss is None:
+            return reading
+        if self._completed is None or self._completed[0] is not reading:
+            overlaid = reading if self._tracker is None else self._tracker.overlay(reading)
+            self._completed = reading, replace(overlaid, loss=loss)
+        elif self._completed[1].loss != loss:
+            self._completed = reading, replace(self._completed[1], loss=loss)
+        return self._completed[1]
+
+    # ---------------------------------------------------------------- for those who drive a controller
+
+    def serve(self, controller: Controller) -> None:
+        """Let :meth:`fresh_reading` give what a controller wants, until :meth:`close`.
+
+        Readings come every ``controller.every`` steps at most, and with the sums it needs of
+        :data:`thermoopt.physics.TRAVEL_SUMS`, measured just before the step (of these only ``"distance"``;
+        see :class:`~thermoopt.observer.CarriedTravel` for where their start is kept). A controller served
+        before is served no more.
+        """
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = self._carried = None
+        self._every = controller.every or 1
+        if self._hooks is not None and controller.every is not None:
+            self._hooks.record_every = controller.every
+        if controller.needs:
+            self._carried = CarriedTravel(self._optimizer, controller.needs)
+            self._handle = self._optimizer.register_step_pre_hook(self._before)
+
+    @torch.compiler.disable
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Measure the distance from the start where the coming step's reading may be handed over."""
+        if capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):
+            return
+        assert self._carried is not None
+        self._carried.follow()
+        step = self._source.steps + 1
+        if step % self._source.measure_every == 0 and self._due(step):
+            self._carried.measure(step)
+
+    def _due(self, step: int) -> bool:
+        """Whether a reading of a step is far enough from the last one handed over."""
+        return self._handed == 0 or not 0 <= step - self._handed < self._every
+
+    def fresh_reading(self) -> Reading | None:
+        """Return the newest reading, with the last loss, if it was not handed over yet, else None.
+
+        Each is handed over once, also across a checkpoint. On CPU nothing is waited for. From a device or
+        from sharded layers a reading comes one step late, and is waited for then: ranks get the same one. A
+        loss still on a device is the next reading's. With hooks only readings that went to the history count.
+        """
+        if isinstance(self._source, ThermoAdamW):
+            lag = reading_lag(self._optimizer, self._source.sharding)
+            reading = self._source.late_reading(lag) if lag else self._source.newest_reading()
+            if reading is not None and not self._due(reading.step):
+                return None
+        else:
+            reading = self._source.fresh_reading()
+        if reading is None:
+            return None
+        self._handed = reading.step
+        self._losses.settle(wait=False)
+        travel = None if self._carried is None else self._carried.take(reading.step)
+        return replace(self._complete(reading), travel=travel)
+
+    def start(self) -> Start:
+        """Describe the parameters as they are now, for :meth:`Controller.attach`."""
+        return self._watched.start()
+
+    # ---------------------------------------------------------------- life
+
+    def close(self) -> None:
+        """Remove the hooks. What was read stays."""
+        if self._hooks is not None:
+            self._hooks.close()
+        for handle in (self._handle, *self._handles):
+            if handle is not None:
+                handle.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return averages, counters, epochs, the norms at the start and the last loss: plain data.
+
+        Floats, ints and a small tensor a group; with ``track`` also what is tracked, under ``"tracked"``. A
+        ThermoAdamW carries its averages itself. History and losses are not part of it.
+        """
+        state: dict[str, Any] = {
+            "handed": self._handed,
+            "loss": self.loss,
+            "bad_losses": self.bad_losses,
+            "step": self.steps,
+            "epochs": self.epochs,
+            "start_norms": self.start_norms,
+        }
+        if self._carried is not None:
+            state["travel"] = self._carried.state_dict()
+        if self._tracker is not None:
+            state["tracked"] = self._tracker.state_dict()
+        return state if self._hooks is None else {**state, **self._hooks.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave.
+
+        Averages of a ThermoAdamW are in its own state: an observer that measures by hooks starts its averages
+        afresh from such a state, with a warning.
+
+        Raises:
+            ValueError: if the state holds more groups or layers than the optimizer; nothing has changed then.
+        """
+        tracked = state.get("tracked")
+        if self._tracker is not None and tracked is not None:
+            self._tracker.check(tracked)
+        if self._hooks is not None and "groups" in state:
+            self._hooks.load_state_dict(state)
+        elif self._hooks is not None:
+            warnings.warn(
+                "the observer's state is of a ThermoAdamW, which keeps its averages itself: those of this "
+                f"{type(self._optimizer).__name__} start afresh",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if self._tracker is not None:
+            self._tracker.load_state_dict(tracked)
+        if self._carried is not None and "travel" in state:
+            self._carried.load_state_dict(state["travel"])
+        self._handed = int(state["handed"])
+        step = int(state.get("step", self._source.steps))
+        self._rewind(step)
+        self._losses.rewind(step, state["loss"], int(state["bad_losses"]))
+        self._epochs = [dict(epoch) for epoch in state.get("epochs", ())]
+        self._watched.put_start_norms(state.get("start_norms", {}))
+        self._made_at, self._idle_calls, self._completed = self._source.steps, 0, None
+
+
+def _check_arguments(
+    model: object, optimizer: Optimizer, log_every: object, track: object, ema_steps: object
+) -> None:
+    check_hookable(optimizer)
+    if model is not None:
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"model is {model!r}; allowed is None or a torch.nn.Module")
+        held = {p for group in optimizer.param_groups for p in group["params"]}
+        if held.isdisjoint(model.parameters()):
+            raise ValueError(
+                f"model is a {type(model).__name__} none of whose parameters the optimizer holds; allowed "
+                "is None or the model that the optimizer steps"
+            )
+    check_count("log_every", log_every)
+    if isinstance(track, str) or not isinstance(track, Collection):
+        raise TypeError(f"track is {track!r}; allowed is a tuple of {', '.join(map(repr, TRACKABLE))}")
+    if unknown := [name for name in track if name not in TRACKABLE]:
+        raise ValueError(f"track holds {unknown!r}; allowed are {', '.join(map(repr, TRACKABLE))}")
+    if isinstance(ema_steps, bool) or not isinstance(ema_steps, (int, float)):
+        raise TypeError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")
+    if not (math.isfinite(ema_steps) and ema_steps >= 1):
+        raise ValueError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")

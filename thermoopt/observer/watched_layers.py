@@ -1,0 +1,93 @@
+"""The layers that an observer watches: their names, types, norms at the start, and which are frozen."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thermoopt.account import Meter, add_to_meter
+from thermoopt.adamw import start_of
+from thermoopt.controllers import Start
+from thermoopt.kernels import real_elements
+from thermoopt.param_groups import detect_layer_type, layer_types
+from thermoopt.tensors import root_mean_squares
+
+__all__ = ["Watched"]
+
+
+class Watched:
+    """What a model and an optimizer say of the optimizer's layers, as they are now.
+
+    Args:
+        model: tells types; None for types by name.
+        optimizer: whose groups hold the layers.
+        names: layer names by parameter, for groups that carry none.
+    """
+
+    def __init__(self, model: torch.nn.Module | None, optimizer: Optimizer, names: dict[Tensor, str]) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._names = names
+        self._start_norms: dict[str, float] = {}
+        self.put_start_norms({})
+
+    def _layout(self) -> Meter:
+        layout = Meter(1)
+        for group in self._optimizer.param_groups:
+            add_to_meter(layout, group, self._names)
+        return layout
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def layers(self) -> list[tuple[str, Tensor]]:
+        """Name and tensor of each layer, in the order of a reading."""
+        return list(zip(self._layout().names, self._params(), strict=True))
+
+    def types(self) -> dict[str, str]:
+        """Type of each layer: by the model's modules, by its name where the model does not hold it."""
+        known: dict[Tensor, str] = {}
+        if self._model is not None:
+            types = layer_types(self._model)
+            known = {p: types[name] for name, p in self._model.named_parameters()}
+        return {name: known.get(p) or detect_layer_type(name) for name, p in self.layers()}
+
+    def frozen(self) -> frozenset[str]:
+        """Names of the layers that take no gradient now."""
+        return frozenset(name for name, p in self.layers() if not p.requires_grad)
+
+    def matrices(self) -> frozenset[str]:
+        """Names of the layers of two or more dimensions."""
+        return frozenset(name for name, p in self.layers() if p.ndim >= 2)
+
+    def start_norms(self) -> dict[str, float]:
+        """Squared norm of each layer when it was first seen, NaN of what had no values then."""
+        fresh = [(name, p) for name, p in self.layers() if name not in self._start_norms]
+        rms = root_mean_squares([p for _, p in fresh]).tolist()
+        for (name, p), value in zip(fresh, rms, strict=True):
+            self._start_norms[name] = math.nan if p.is_meta else value**2 * real_elements(p)
+        return dict(self._start_norms)
+
+    def put_start_norms(self, norms: dict[str, float]) -> None:
+        """Let these be the norms at the start; layers not named keep theirs."""
+        self._start_norms = {**self.start_norms(), **norms}
+
+    def start(self) -> Start:
+        """Describe the parameters as they are now, for :meth:`Controller.attach`.
+
+        ``lr`` and ``wd`` are 0.0 where a group has no such key; ``beta1`` and ``beta2`` are 0.0 but for
+        torch's Adam and AdamW and their subclasses: Lion's betas, say, are of no second moment.
+        """
+        groups = self._optimizer.param_groups
+        if not isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            groups = [{**group, "betas": (0.0, 0.0)} for group in groups]
+        return start_of(
+            groups,
+            self._layout(),
+            rms=root_mean_squares(self._params()).tolist(),
+            lr=[float(group.get("lr") or 0.0) for group in groups],
+            wd=[float(group.get("weight_decay") or 0.0) for group in groups],
+        )

@@ -1,0 +1,154 @@
+"""What all pictures share: colours, the look of a panel, columns they read (extra ``viz``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.account import HistoryLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "RED",
+    "SKY",
+    "Array",
+    "blank",
+    "check_length",
+    "decades",
+    "finish",
+    "frame",
+    "gaps",
+    "headroom",
+    "layer_band",
+    "legend",
+    "smooth",
+    "words",
+]
+
+Array = NDArray[np.float64]
+
+# Okabe and Ito's palette: told apart under every common colour blindness and in grey.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY = "#666666"
+
+
+def blank(height: float) -> Figure:
+    """Return an empty figure, 1600 pixels wide, without touching matplotlib's global state.
+
+    Args:
+        height: in hundreds of pixels.
+
+    Raises:
+        ImportError: matplotlib is missing; the message says what to install.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as e:
+        raise ImportError("plots need matplotlib: pip install thermoopt[viz]") from e
+    figure = Figure(figsize=(16, height), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
+    return figure
+
+
+def check_length(history: HistoryLike, what: str) -> None:
+    """Raise unless a history holds two readings, the least that lines and maps can be drawn from.
+
+    Args:
+        history: to draw.
+        what: the picture, with its article.
+
+    Raises:
+        ValueError: saying how many readings there are and what to do.
+    """
+    n = len(history.steps)
+    if n < 2:
+        raise ValueError(f"{what} needs a history of at least 2 readings, got {n}; train for more steps")
+
+
+def finish(figure: Figure, title: str | None, path: str | Path | None) -> Figure:
+    """Give a figure its title, write it where a path is given, and return it."""
+    if title is not None:
+        figure.suptitle(title, fontsize=15, fontweight="bold")
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def gaps(values: NDArray[Any]) -> Array:
+    """Return a float copy with NaN, which lines leave out, wherever a value is not finite."""
+    values = np.array(values, dtype=float)
+    values[~np.isfinite(values)] = np.nan
+    return values
+
+
+def frame(ax: Axes, title: str, grid: bool = True) -> None:
+    """Give a panel its title and the look that all panels share."""
+    ax.set_title(title, loc="left", fontsize=13, fontweight="bold")
+    ax.set_xlabel("step", fontsize=11)
+    ax.tick_params(labelsize=11)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(x=0.01)
+    if grid:
+        ax.grid(alpha=0.25, lw=0.6)
+
+
+def legend(ax: Axes, **options: Any) -> None:
+    """Add a legend in the look that all panels share."""
+    ax.legend(framealpha=0.85, edgecolor="none", fontsize=11, **options)
+
+
+def layer_band(ax: Axes, steps: NDArray[Any], values: Array, color: str = BLUE) -> None:
+    """Draw where the middle 80 % of the layers lie."""
+    if len(steps) < 2 or not values.size:
+        return
+    low, high = (np.full(len(values), np.nan) for _ in range(2))
+    for i, row in enumerate(values):
+        row = row[np.isfinite(row)]
+        if row.size:
+            low[i], high[i] = np.quantile(row, (0.1, 0.9))
+    ax.fill_between(steps, low, high, color=color, alpha=0.18, lw=0, label="80 % of layers")
+
+
+def decades(ax: Axes, axes: str = "y") -> None:
+    """Label log axes at 1, 2 and 5 where they span little, at powers of ten otherwise."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    for name in axes:
+        axis = getattr(ax, f"{name}axis")
+        low, high = getattr(ax, f"get_{name}lim")()
+        short = high / low < 300
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,), numticks=12))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def headroom(ax: Axes, share: float) -> None:
+    """Leave a share of a panel free at the top, for a legend."""
+    low, high = ax.get_ylim()
+    more = share / (1 - share)
+    log = ax.get_yscale() == "log"
+    ax.set_ylim(low, high * (high / low) ** more if log else high + more * (high - low))
+
+
+def words(ax: Axes, text: str) -> None:
+    """Say in the middle of a panel why nothing is drawn there."""
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=12, bbox=box)
+
+
+def smooth(x: Array, width: int) -> Array:
+    """Return running means of ``width`` values, ``[len(x) - width + 1]``."""
+    return np.convolve(x, np.full(width, 1 / width), mode="valid")

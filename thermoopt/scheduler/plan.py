@@ -1,0 +1,169 @@
+"""The plain schedule of one parameter group's learning rate, to the last bit what torch's schedulers give."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thermoopt.controllers import SHAPES, cooling_factor
+
+__all__ = ["ANYTIME", "GroupSchedule", "SchedulePlan", "copied", "geometric_mean", "plain"]
+
+ANYTIME = ("constant", "inverse_time")
+"""Shapes that need no length of the run: neither looks at its end."""
+
+
+@dataclass(frozen=True)
+class SchedulePlan:
+    """The shape over the run: the arguments of :class:`~thermoopt.scheduler.ThermoScheduler`, checked.
+
+    Raises:
+        TypeError, ValueError: for values out of range; the message names the argument.
+    """
+
+    total_steps: int | None
+    warmup_steps: int
+    shape: str
+    eta_min: float
+    rate: float | None
+
+    def __post_init__(self) -> None:
+        names = [*SHAPES, "inverse_time"]
+        total = self.total_steps
+        if self.shape not in names:
+            raise ValueError(f"shape is {self.shape!r}; allowed are {', '.join(map(repr, names))}")
+        if total is None and self.shape not in ANYTIME:
+            raise ValueError(
+                f"total_steps is None with shape {self.shape!r}, which ends with the run; allowed is a whole "
+                f"number from 1, or None with {' or '.join(map(repr, ANYTIME))}"
+            )
+        for name, value, least in (("total_steps", total, 1), ("warmup_steps", self.warmup_steps, 0)):
+            if name == "total_steps" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} is {value!r}; allowed is a whole number from {least}")
+            if value < least:
+                raise ValueError(f"{name} is {value!r}; allowed is a whole number from {least}")
+        if total is not None and self.warmup_steps > total:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps!r}; allowed are at most total_steps = {total}"
+            )
+        if not (math.isfinite(self.eta_min) and self.eta_min >= 0):
+            raise ValueError(f"eta_min is {self.eta_min!r}; allowed is a number from 0")
+        if (self.shape == "inverse_time") != (self.rate is not None) or (
+            self.rate is not None and not self.rate > 0
+        ):
+            raise ValueError(
+                f"rate is {self.rate!r}; allowed is a number > 0 with shape 'inverse_time', else None"
+            )
+
+    def floor(self, base: float | Tensor) -> float:
+        """Return what the shape ends at, as a share of a group's lr."""
+        value = float(base)
+        return 1.0 if value <= self.eta_min else self.eta_min / value
+
+    def next_lr(self, previous: float | Tensor, base: float | Tensor, floor: float, n: int) -> float | Tensor:
+        """Lr after n steps from that after n - 1, by torch's operations in its order."""
+        w, total = self.warmup_steps, self.total_steps
+        if n < w:  # LinearLR from 1/w to 1 in w - 1 steps
+            s = 1 / w
+            return base * s if n == 0 else previous * (1.0 + (1.0 - s) / ((w - 1) * s + (n - 1) * (1.0 - s)))
+        t = n - w
+        if self.shape == "constant" or floor == 1.0:
+            return base * 1.0
+        if self.shape == "linear":  # LinearLR from 1 to the floor
+            assert total is not None
+            if t == 0:
+                return base * 1.0
+            return previous * (1.0 + (floor - 1.0) / (total - w + (t - 1) * (floor - 1.0)))
+        if self.shape == "cosine":  # CosineAnnealingLR, which SequentialLR begins by its closed form
+            assert total is not None
+            if t == 0:
+                return base * 1.0 if w == 0 else self.eta_min + (base - self.eta_min)
+            new, old = (1 + math.cos(math.pi * k / (total - w)) for k in (t, t - 1))
+            return new / old * (previous - self.eta_min) + self.eta_min
+        factor = cooling_factor(
+            n + 1,
+            total_steps=total,
+            shape=self.shape,
+            warmup_steps=w,
+            floor=floor,
+            rate=self.rate or 0.0,
+        )
+        return base * factor  # LambdaLR
+
+
+@dataclass
+class GroupSchedule:
+    """One parameter group: where its schedule stands, and its scales.
+
+    Attributes:
+        base, wd: base values of lr and weight decay.
+        floor: what the shape ends at, as a share of ``base``.
+        lr: the plain schedule's lr at time ``epoch`` (optimizer steps taken; -1 before the first).
+        lr_scale, wd_scale: a controller's factors.
+        owns_wd: whether a controller ever moved the decay.
+    """
+
+    base: float | Tensor
+    wd: float
+    floor: float
+    lr: float | Tensor = 0.0
+    epoch: int = -1
+    lr_scale: float = 1.0
+    wd_scale: float = 1.0
+    owns_wd: bool = False
+
+    def advance(self, plan: SchedulePlan, epoch: int) -> None:
+        """Go on to a time, one step after the other: the lr follows from the one before."""
+        last = epoch if plan.total_steps is None else min(epoch, plan.total_steps)
+        for n in range(self.epoch + 1, last + 1):
+            self.lr = plan.next_lr(self.lr, self.base, self.floor, n)
+        self.epoch = max(self.epoch, epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything in floats, ints and bools."""
+        return {**vars(self), "base": float(self.base), "lr": float(self.lr)}
+
+    def load_state_dict(self, state: Mapping[str, Any], plan: SchedulePlan, same_plan: bool) -> None:
+        """Take up what :meth:`state_dict` gave; lr and time only where they are of the same plan."""
+        self.base, self.wd = _like(state["base"], self.base), float(state["wd"])
+        self.floor = plan.floor(self.base)
+        self.lr_scale, self.wd_scale = float(state["lr_scale"]), float(state["wd_scale"])
+        self.owns_wd = bool(state["owns_wd"])
+        if same_plan:
+            self.lr, self.epoch = _like(state["lr"], self.base), int(state["epoch"])
+
+
+def copied(lr: float | Tensor) -> float | Tensor:
+    """Return an lr that is no alias."""
+    return lr.detach().clone() if isinstance(lr, Tensor) else lr
+
+
+def plain(state: Any) -> Any:
+    """Copy nested data with lists in the place of tensors."""
+    if isinstance(state, Mapping):
+        return {key: plain(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [plain(value) for value in state]
+    return state.tolist() if isinstance(state, Tensor) else state
+
+
+def geometric_mean(pairs: list[tuple[int, float]]) -> float:
+    """Mean of factors by weight; the factor itself where all are one."""
+    factors = {factor for _, factor in pairs}
+    if len(factors) == 1:
+        return factors.pop()
+    total = sum(weight for weight, _ in pairs)
+    if not factors or 0.0 in factors or total == 0:
+        return 0.0 if 0.0 in factors else 1.0
+    return math.exp(sum(weight * math.log(factor) for weight, factor in pairs) / total)
+
+
+def _like(value: float, lr: float | Tensor) -> float | Tensor:
+    return torch.full_like(lr, value) if isinstance(lr, Tensor) else float(value)

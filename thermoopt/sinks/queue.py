@@ -1,0 +1,118 @@
+"""The queue that feeds readings to sinks without ever stopping the training."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from thermoopt.account.reading import Reading
+from thermoopt.sinks.trackers import LogSink, MLflowSink, TensorBoardSink, WandbSink, has_method
+
+__all__ = ["MAX_UNSENT", "Sink", "SinkQueue"]
+
+MAX_UNSENT = 10_000
+"""Readings kept for a sink that fails, as many as a history keeps; the oldest go first, and are counted."""
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes readings one by one."""
+
+    def write(self, reading: Reading) -> None:
+        """Write one reading, or raise: it is then offered again with the next one."""
+
+
+class SinkQueue:
+    """Feeds readings to sinks without ever stopping the training.
+
+    A sink that raises is warned of once; its readings wait and are offered again, in order, with the
+    next one. ``unsent`` tells what still waits, ``dropped`` what was given up when the wait got too long.
+
+    Args:
+        sinks: :class:`Sink` objects, or what one is made of: a TensorBoard ``SummaryWriter``, a W&B run or
+            the module ``wandb``, the modules ``mlflow`` and ``trackio``, any object with ``log(dict, step)``
+            or ``log_metrics(dict, step)``.
+
+    Raises:
+        TypeError: if one is none of these.
+    """
+
+    def __init__(self, sinks: Iterable[Any]) -> None:
+        if not isinstance(sinks, Iterable):
+            raise TypeError(f"sinks is {sinks!r}; allowed is a list of sinks")
+        self._sinks = [_as_sink(sink) for sink in sinks]
+        self._waiting: list[deque[Reading]] = [deque() for _ in self._sinks]
+        self._warned = [False for _ in self._sinks]
+        self.dropped = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._sinks)
+
+    @property
+    def unsent(self) -> int:
+        """Readings that wait for a sink that failed."""
+        return sum(len(queue) for queue in self._waiting)
+
+    def write(self, reading: Reading) -> None:
+        """Offer one reading, after those that wait, to every sink."""
+        for queue in self._waiting:
+            queue.append(reading)
+        self.flush()
+
+    def flush(self) -> None:
+        """Offer everything that waits once more."""
+        for i, (sink, queue) in enumerate(zip(self._sinks, self._waiting, strict=True)):
+            while queue:
+                try:
+                    sink.write(queue[0])
+                except Exception as error:  # a user's sink may raise anything, and training goes on
+                    if not self._warned[i]:
+                        self._warned[i] = True
+                        warnings.warn(
+                            f"sink {type(sink).__name__} raised {error!r}; training goes on, its readings "
+                            "are kept and offered again with the next one",
+                            RuntimeWarning,
+                            stacklevel=4,
+                        )
+                    break
+                queue.popleft()
+            while len(queue) > MAX_UNSENT:
+                queue.popleft()
+                self.dropped += 1
+
+
+def _as_sink(sink: Any) -> Sink:
+    if isinstance(sink, Sink) and not isinstance(sink, type):
+        return sink
+    for method, kind in _KINDS:
+        if has_method(sink, method) and not isinstance(sink, type):
+            return kind(sink)
+    raise TypeError(
+        f"sinks holds {sink!r}; allowed are objects with write(reading) or log(dict, step), such as those of "
+        f"thermoopt.sinks.files, a SummaryWriter, a W&B run, mlflow and trackio{_hint(sink)}"
+    )
+
+
+_KINDS: tuple[tuple[str, Callable[[Any], Sink]], ...] = (
+    ("add_scalar", TensorBoardSink),
+    ("define_metric", WandbSink),
+    ("log", LogSink),
+    ("log_metrics", MLflowSink),
+)
+"""What an object is taken for by a method it has, in this order: W&B has ``log``, too."""
+
+
+def _hint(sink: Any) -> str:
+    """What was probably meant."""
+    if sink is None:
+        return ". wandb.run is None before wandb.init(), and on ranks that have no run: leave it out there"
+    if isinstance(sink, (str, Path)):
+        return f". For a file: JSONLSink({str(sink)!r})"
+    if isinstance(sink, type):
+        return ". This is a class: give an object made of it"
+    if has_method(sink, "log_batch") or hasattr(getattr(sink, "info", None), "run_id"):
+        return ". For MLflow give the module mlflow, or MLflowSink(mlflow, run_id=...) of thermoopt.sinks"
+    return ""

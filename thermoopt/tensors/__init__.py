@@ -1,0 +1,19 @@
+"""From tensors, on any device and any number of ranks, to numbers on the host."""
+
+from thermoopt.tensors.norms import root_mean_squares
+from thermoopt.tensors.sharding import Sharding, is_distributed, local, place
+from thermoopt.tensors.transit import Arrival, Fetch, capturing
+from thermoopt.tensors.travel_probe import PendingTravel, TravelProbe
+
+__all__ = [
+    "Arrival",
+    "Fetch",
+    "PendingTravel",
+    "Sharding",
+    "TravelProbe",
+    "capturing",
+    "is_distributed",
+    "local",
+    "place",
+    "root_mean_squares",
+]

@@ -1,0 +1,156 @@
+"""Sums over sharded parameters: each rank forms them of its shards, all add them up in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.tensors.transit import Arrival, Fetch
+
+__all__ = ["Sharding", "is_distributed", "local", "place"]
+
+
+def is_distributed(x: Tensor) -> bool:
+    """Whether a tensor is a DTensor: it has a mesh of ranks and a placement on each of its dimensions."""
+    return getattr(x, "placements", None) is not None
+
+
+def local(x: Tensor, like: Tensor | None = None) -> Tensor:
+    """Return a DTensor's shard on this rank, the same object as long as it is; any other tensor as it is.
+
+    Tensor parallelism leaves some gradients laid out otherwise than their parameters: that of a norm between
+    sequence-parallel layers not added up, that of an embedding sharded by rows whole. Adding up needs all
+    ranks that share the parameter.
+
+    Args:
+        x: a parameter, its state or its gradient.
+        like: the parameter, where ``x`` is its gradient and is to be laid out as it is.
+    """
+    if not is_distributed(x):
+        return x
+    placements: Any = x.placements  # type: ignore[attr-defined]
+    wanted = placements if like is None or not is_distributed(like) else like.placements  # type: ignore[attr-defined]
+    if placements != wanted or any(placement.is_partial() for placement in placements):
+        x = _laid_out(x, wanted)
+    # to_local() makes a new view in each call, and kernels keep plans by identity
+    shard = x._local_tensor  # type: ignore[attr-defined]
+    wait = getattr(shard, "wait", None)
+    return shard if wait is None else wait()
+
+
+def _laid_out(x: Any, placements: Any) -> Any:
+    """Move a DTensor to other placements; what is not added up yet is added up."""
+    from torch.distributed.tensor import Replicate
+
+    whole = [Replicate() if placement.is_partial() else placement for placement in placements]
+    return x.detach().redistribute(x.device_mesh, whole)
+
+
+def place(p: Tensor) -> list[int]:
+    """Return which shard of a tensor this rank holds: a number for each mesh dimension that shards it."""
+    if not is_distributed(p):
+        return []
+    at = p.device_mesh.get_coordinate()  # type: ignore[attr-defined]
+    return [i for i, kind in zip(at, p.placements, strict=True) if not kind.is_replicate()]  # type: ignore[attr-defined]
+
+
+class Sharding:
+    """Which ranks the sums of each layer are to be added up over.
+
+    A layer is added up over the mesh dimensions that it is sharded on, and on no other: replicas (the outer
+    dimension of HSDP, a norm under tensor parallelism) hold the same sums and would count twice. Plain
+    tensors are added up over nothing: under DDP all ranks hold the same gradients. One all-reduce a mesh
+    dimension takes all layers, and no rank is left out, whether it holds elements and gradients or not.
+
+    Args:
+        params: all layers, in the same order on all ranks.
+
+    Attributes:
+        shards: ``[n_layers]`` number of ranks that each layer's sums come from.
+    """
+
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.shards = np.ones(len(params), dtype=np.int64)
+        self._device = torch.device("cpu")
+        rows: dict[Any, list[int]] = {}
+        for i, p in enumerate(params):
+            if not is_distributed(p):
+                continue
+            mesh = p.device_mesh  # type: ignore[attr-defined]
+            for dim, placement in enumerate(p.placements):  # type: ignore[attr-defined]
+                if placement.is_replicate() or mesh.size(dim) == 1:
+                    continue
+                rows.setdefault(mesh.get_group(dim), []).append(i)
+                self.shards[i] *= mesh.size(dim)
+                if mesh.device_type != "cpu":
+                    self._device = torch.device(mesh.device_type)
+        self._groups = list(rows.items())
+        self._stream: Any = None
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to add up."""
+        return bool(self._groups)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the ranks' numbers must lie to be added up."""
+        return self._device
+
+    def start(self, rows: Tensor) -> Arrival:
+        """Start adding up ``[n_layers, k]`` numbers, float64, over the ranks that share each layer.
+
+        Every rank must call this as often as all others. Nothing is waited for, but where layers are sharded
+        on two mesh dimensions on CPU: there the first sum must be complete for the second.
+        """
+        if rows.device.type == "cuda":
+            return self._start_on_stream(rows)
+        *first, last = self._groups
+        for group, index in first:
+            _AddedUp(rows, group, index).finish()
+        return _AddedUp(rows, *last)
+
+    def add(self, rows: Tensor) -> Tensor:
+        """Add up ``[n_layers, k]`` numbers, float64 on the host, and wait for them."""
+        return torch.from_numpy(self.start(rows.to(self._device)).numpy())
+
+    def _start_on_stream(self, rows: Tensor) -> Arrival:
+        """Add up on a stream beside the one that trains: neither that nor the host waits."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(rows.device)
+        self._stream.wait_stream(torch.cuda.current_stream(rows.device))
+        with torch.cuda.stream(self._stream):
+            for group, index in self._groups:
+                _AddedUp(rows, group, index).finish()  # waits in the stream
+            rows.record_stream(self._stream)
+            return Fetch(rows)
+
+
+class _AddedUp:
+    """One all-reduce under way, of some rows of a table."""
+
+    def __init__(self, rows: Tensor, group: Any, index: Sequence[int]) -> None:
+        import torch.distributed as dist
+
+        self._rows = rows
+        self._index = None if len(index) == len(rows) else list(index)
+        self._part = rows if self._index is None else rows[self._index]
+        self._work: Any = dist.all_reduce(self._part, group=group, async_op=True)
+
+    def ready(self) -> bool:
+        return self._work is None or self._work.is_completed()
+
+    def finish(self) -> None:
+        if self._work is not None:
+            self._work.wait()
+            self._work = None
+            if self._index is not None:
+                self._rows[self._index] = self._part
+
+    def numpy(self) -> NDArray[np.float64]:
+        self.finish()
+        return self._rows.cpu().numpy()

@@ -1,0 +1,61 @@
+"""Small tensors under way to the host: asked for at once, waited for only when needed."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Arrival", "Fetch", "capturing"]
+
+Array = NDArray[np.float64]
+
+
+class Fetch:
+    """A small tensor under way to the host.
+
+    From CUDA it is copied to pinned memory without blocking, and an event tells when it is there. Other
+    devices are read when the value is needed.
+
+    Attributes:
+        source: the tensor, where it was.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.source = tensor.detach()
+        self._event: torch.cuda.Event | None = None
+        if tensor.device.type == "cuda":
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tensor.device))
+            tensor = host
+        self._tensor = tensor
+
+    def ready(self) -> bool:
+        """Whether :meth:`numpy` would return without waiting."""
+        return self._event is None or self._event.query()
+
+    def numpy(self) -> Array:
+        """Return the values in float64, waiting for them if need be."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor.detach().cpu().double().numpy()
+
+
+def capturing() -> bool:
+    """Whether a CUDA graph is being captured: Python does not run at its replay, so nothing is measured."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+class Arrival(Protocol):
+    """Numbers on their way to this rank's host."""
+
+    def ready(self) -> bool:
+        """Whether :meth:`numpy` would return without waiting."""
+
+    def numpy(self) -> NDArray[np.float64]:
+        """Return them, waiting if need be."""

@@ -1,0 +1,357 @@
+"""How far a run has come from its start: the sums that control laws name, on a sample of coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.kernels import real_elements
+from thermoopt.physics.travel import TRAVEL_SUMS, Travel, Weights
+from thermoopt.tensors.sampling import (
+    gathered,
+    in_order_of,
+    is_gatherable,
+    own_part,
+    real,
+    sample,
+    sample_scale,
+    sample_size,
+    share_of,
+)
+from thermoopt.tensors.sharding import Sharding
+from thermoopt.tensors.transit import Arrival, Fetch
+
+__all__ = ["PendingTravel", "TravelProbe"]
+
+Array = NDArray[np.float64]
+
+
+class PendingTravel:
+    """Sums on their way to the host."""
+
+    def __init__(self, layers: int, scale: Array) -> None:
+        self._rows: dict[str, list[tuple[NDArray[np.int64], Fetch]]] = {
+            "distance2": [],
+            "work": [],
+            "impulse": [],
+        }
+        self._layers = layers
+        self._scale = scale
+        self._settled: Travel | None = None
+        self._coming: Arrival | None = None
+
+    def add(self, name: str, index: NDArray[np.int64], values: Tensor) -> None:
+        """Take in one device's part."""
+        self._rows[name].append((index, Fetch(values)))
+
+    def ready(self) -> bool:
+        """Whether everything has arrived."""
+        return all(fetch.ready() for rows in self._rows.values() for _, fetch in rows)
+
+    def rows(self, device: torch.device) -> Tensor:
+        """Return the sums, scaled, as ``[n_layers, 3]`` in float64 on a device, without waiting for it."""
+        out = torch.zeros(self._layers, len(self._rows), dtype=torch.float64, device=device)
+        for column, parts in enumerate(self._rows.values()):
+            for index, fetch in parts:
+                out[torch.from_numpy(index).to(device), column] = fetch.source.to(out)
+        return out * torch.from_numpy(self._scale).to(device)[:, None]
+
+    def add_up(self, sharding: Sharding) -> None:
+        """Start adding up the sums with those of the other ranks, all of which must do the same."""
+        self._coming = sharding.start(self.rows(sharding.device))
+
+    def settle(self, rows: Array) -> None:
+        """Let ``[n_layers, 3]`` be the sums: those of all ranks, of which :meth:`rows` gave this one's."""
+        self._settled = Travel(*(column.copy() for column in rows.T))
+
+    def travel(self) -> Travel:
+        """Return the sums, scaled from the sample to all elements; waits for them if need be."""
+        if self._coming is not None:
+            self.settle(self._coming.numpy())
+            self._coming = None
+        if self._settled is not None:
+            return self._settled
+        out = {}
+        for name, rows in self._rows.items():
+            values = np.zeros(self._layers)
+            for index, fetch in rows:
+                values[index] = fetch.numpy()
+            out[name] = values * self._scale
+        return Travel(**out)
+
+
+class _Bucket:
+    """The sampled layers of one device and precision, laid out in one flat buffer."""
+
+    def __init__(self, index: Sequence[int], samples: Sequence[Tensor]) -> None:
+        self.index = np.asarray(index, dtype=np.int64)
+        sizes = [s.numel() for s in samples]
+        self.cuts = np.cumsum(sizes)[:-1].tolist()
+        self.shapes = [s.shape for s in samples]
+        self.start = torch.empty(sum(sizes), dtype=samples[0].dtype, device=samples[0].device)
+        self.work = torch.empty_like(self.start, dtype=_wide(samples[0].dtype))
+        self.impulse: Tensor | None = None
+        self.done: Tensor | None = None
+        self._into(self.start, samples)
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Cut a flat buffer into the shapes of the samples."""
+        parts = torch.tensor_split(flat, self.cuts) if len(self.shapes) > 1 else (flat,)
+        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def _into(self, flat: Tensor, samples: Sequence[Tensor]) -> None:
+        torch._foreach_copy_(self.views(flat), list(samples))
+
+    def displacement(self, samples: Sequence[Tensor]) -> Tensor:
+        """Return theta - x0 in the scratch buffer."""
+        self._into(self.work, samples)
+        return self.work.sub_(self.start)
+
+    def forces(self, params: Sequence[Tensor], share: int) -> Tensor:
+        """Samples of the gradients in a new flat buffer, 0 where there is none."""
+        out = torch.zeros_like(self.work)
+        pairs = [
+            (view, sample(p, share, in_order_of(p, p.grad)))
+            for view, p in zip(self.views(out), params, strict=True)
+            if p.grad is not None and not p.grad.is_sparse
+        ]
+        if pairs:
+            torch._foreach_copy_([view for view, _ in pairs], [sample for _, sample in pairs])
+        return out
+
+    def layer_sums(self, flat: Tensor) -> Tensor:
+        """Sums of every layer's stretch of a flat buffer, ``[n]``."""
+        return torch.stack([x.sum() for x in torch.tensor_split(flat, self.cuts)])
+
+
+class TravelProbe:
+    """Measures how far sampled coordinates are from where they started, and what forces drove them there.
+
+    Memory: one coordinate in 17 (all of them up to 16,384 in total) of the start, as much for scratch, and,
+    for laws that need ``"impulse"``, as much again for S and, during a step, for the gradients' sample.
+    Samples are blocks of 16 contiguous elements.
+
+    Args:
+        needs: names of :data:`TRAVEL_SUMS`.
+
+    Raises:
+        ValueError: for a name that is none of them.
+    """
+
+    def __init__(self, needs: Iterable[str]) -> None:
+        self.needs = frozenset(needs)
+        unknown = self.needs - set(TRAVEL_SUMS)
+        if unknown:
+            raise ValueError(f"needs holds {sorted(unknown)}; allowed are {', '.join(TRAVEL_SUMS)}")
+        self.forget()
+
+    def forget(self) -> None:
+        """Start anew: the next step measured is the start."""
+        self._buckets: list[_Bucket] = []
+        self._params: list[Tensor] = []
+        self._scale = np.zeros(0)
+        self._saved: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+
+    @torch.no_grad()
+    def start(self, params: Sequence[Tensor]) -> None:
+        """Take the present parameters as the start of layers not known yet.
+
+        Args:
+            params: all layers in order; those known already keep their start.
+        """
+        if len(params) == len(self._params) and all(
+            a is b for a, b in zip(params, self._params, strict=True)
+        ):
+            return
+        kept = self._export() if self._params else self._saved
+        self._params = list(params)
+        share = share_of(sum(real_elements(p) for p in params))
+        groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        self._scale = np.ones(len(params))
+        self._share = share
+        for i, p in enumerate(params):
+            own = sample(p, share)
+            if own.numel():
+                groups.setdefault((own.device, own.dtype), []).append(i)
+            self._scale[i] = sample_scale(p, share)
+        self._buckets = [
+            _Bucket(index, [sample(params[i], share) for i in index]) for index in groups.values()
+        ]
+        for bucket in self._buckets:
+            if "impulse" in self.needs:
+                bucket.impulse = torch.zeros_like(bucket.work)
+                bucket.done = torch.zeros(len(bucket.index), dtype=torch.float64, device=bucket.work.device)
+            self._restore(bucket, kept)
+        self._saved = {}
+
+    @torch.no_grad()
+    def push(
+        self,
+        lrs: Sequence[float | Tensor],
+        weights: Weights,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> None:
+        """Let the forces of the coming step enter N and S; needs ``"impulse"``.
+
+        What is not finite in a gradient does not enter, nor does a step that a GradScaler skips.
+
+        Args:
+            lrs: effective learning rate of each layer, negative where gradients are ascended.
+            weights: how they enter.
+            grad_scale, found_inf: of a fused GradScaler.
+        """
+        for bucket in self._buckets:
+            assert bucket.impulse is not None
+            assert bucket.done is not None
+            params = [self._params[i] for i in bucket.index]
+            away = bucket.displacement([sample(p, self._share) for p in params])
+            force = bucket.forces(params, self._share)
+            if grad_scale is not None:
+                force.div_(grad_scale)
+            force.nan_to_num_(0.0, 0.0, 0.0)
+            rates = torch.stack(
+                [torch.as_tensor(lrs[i], dtype=force.dtype, device=force.device) for i in bucket.index]
+            )
+            # a skipped step keeps all and adds nothing; the flag stays on its device
+            real = 1.0 if found_inf is None else (found_inf == 0).to(force)
+            torch._foreach_mul_(bucket.views(force), list((rates * real).unbind()))
+            keep = 1 - (1 - weights.keep) * real
+            bucket.impulse.mul_(keep).add_(force, alpha=weights.impulse)
+            work = bucket.layer_sums(away.mul_(force))
+            bucket.done.mul_(keep).sub_(work, alpha=weights.work)
+
+    @torch.no_grad()
+    def measure(self) -> PendingTravel:
+        """Start forming the sums of the present parameters."""
+        pending = PendingTravel(len(self._params), self._scale)
+        for bucket in self._buckets:
+            samples = [sample(self._params[i], self._share) for i in bucket.index]
+            moved = bucket.displacement(samples)
+            pending.add("distance2", bucket.index, bucket.layer_sums(moved.square_()))
+            if bucket.impulse is not None and bucket.done is not None:
+                pending.add("work", bucket.index, bucket.done.clone())
+                pending.add("impulse", bucket.index, bucket.layer_sums(bucket.impulse.abs()))
+        return pending
+
+    def _export(self) -> dict[int, tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Start, impulse and work by layer."""
+        out = {}
+        for bucket in self._buckets:
+            impulses = [None] * len(bucket.index) if bucket.impulse is None else bucket.views(bucket.impulse)
+            for column, (i, start, impulse) in enumerate(
+                zip(bucket.index.tolist(), bucket.views(bucket.start), impulses, strict=True)
+            ):
+                done = None if bucket.done is None else bucket.done[column]
+                out[i] = (start, impulse, done)
+        return out
+
+    def _restore(
+        self, bucket: _Bucket, kept: Mapping[int, tuple[Tensor, Tensor | None, Tensor | None]]
+    ) -> None:
+        starts = bucket.views(bucket.start)
+        impulses = [None] * len(starts) if bucket.impulse is None else bucket.views(bucket.impulse)
+        for column, (i, start, impulse) in enumerate(
+            zip(bucket.index.tolist(), starts, impulses, strict=True)
+        ):
+            old = kept.get(i)
+            if old is not None and old[0].numel() != start.numel():
+                old = self._thinned(i, *old)
+            if old is None:
+                continue
+            start.copy_(old[0].view_as(start))
+            if impulse is not None and old[1] is not None:
+                impulse.copy_(old[1].view_as(impulse))
+            if bucket.done is not None and old[2] is not None:
+                bucket.done[column] = old[2]
+
+    def _thinned(
+        self, layer: int, start: Tensor, impulse: Tensor | None, work: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+        """What a sample takes over from a layer kept whole, once further layers have made the model large."""
+        p = self._params[layer]
+        if start.numel() != real(p).numel():
+            return None  # another layout: it starts afresh
+        return (
+            sample(p, self._share, start.reshape(-1)),
+            None if impulse is None else sample(p, self._share, impulse.reshape(-1)),
+            None if work is None else work / float(self._scale[layer]),
+        )
+
+    @torch.no_grad()
+    def export_layers(self, layers: Sequence[int], params: Sequence[Tensor], total: int) -> dict[str, Tensor]:
+        """Everything needed to go on for some layers: flat CPU tensors, the same on all ranks.
+
+        Where layers are sharded by rows the ranks put their parts together, and must all call this; the
+        state then fits any number of ranks. Layers sharded otherwise are left out. Before the first step the
+        present parameters are the start.
+
+        Args:
+            layers: indices of the layers.
+            params: their tensors.
+            total: real elements of all layers.
+        """
+        begun = bool(self._params or self._saved)
+        state, share = self._export() if self._params else self._saved, share_of(total)
+        parts: dict[str, list[Tensor]] = {}
+        for i, p in zip(layers, params, strict=True):
+            start, impulse, work = state.get(i, (None if begun else sample(p, share), None, None))
+            sharding = Sharding([p])
+            if not sample_size(p, share) or not is_gatherable(p) or not (sharding or start is not None):
+                continue
+            if start is None:
+                start = real(p).new_zeros(0)  # all sampled elements are other ranks'
+            parts.setdefault("travel_start", []).append(gathered(p, share, start, sharding, edge=p))
+            if "impulse" in self.needs:
+                wide = _wide(start.dtype)
+                own = torch.zeros(start.numel(), dtype=wide) if impulse is None else impulse
+                done = torch.zeros(1, 1, dtype=torch.float64)
+                if work is not None:
+                    done += work.cpu()
+                parts.setdefault("travel_impulse", []).append(gathered(p, share, own, sharding))
+                parts.setdefault("travel_work", []).append((sharding.add(done) if sharding else done)[0])
+        return {name: torch.cat(rows) for name, rows in parts.items()}
+
+    def import_layers(
+        self, layers: Sequence[int], params: Sequence[Tensor], total: int, saved: Mapping[str, Any]
+    ) -> bool:
+        """Take up what :meth:`export_layers` gave; applied when the probe starts.
+
+        Args:
+            layers: indices of the layers the state belongs to, ``params`` their tensors.
+            params: one a layer.
+            total: real elements of all layers, which decides how samples are taken.
+            saved: mapping that may hold the keys; state of another layout is left out: those layers start
+                afresh.
+
+        Returns:
+            Whether the start of every layer that has elements was in it.
+        """
+        start = saved.get("travel_start")
+        share = share_of(total)
+        sizes = [sample_size(p, share) for p in params]
+        kept = [(i, p, n) for i, p, n in zip(layers, params, sizes, strict=True) if n and is_gatherable(p)]
+        whole = len(kept) == sum(n > 0 for n in sizes)
+        if not kept:
+            return whole
+        cuts = [n for _, _, n in kept]
+        if not isinstance(start, Tensor) or sum(cuts) != start.numel():
+            return False
+        impulse, work = saved.get("travel_impulse"), saved.get("travel_work")
+        impulses = impulse.split(cuts) if isinstance(impulse, Tensor) else [None] * len(cuts)
+        works = list(work) if isinstance(work, Tensor) else [None] * len(cuts)
+        for (i, p, _), a, b, c in zip(kept, start.split(cuts), impulses, works, strict=True):
+            own = None if b is None else own_part(p, share, b)
+            # each shard has its part of the work, whichever
+            part = None if c is None else c / int(Sharding([p]).shards[0])
+            self._saved[i] = (own_part(p, share, a), own, part)
+        return whole
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
