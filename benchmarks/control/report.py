@@ -142,8 +142,8 @@ def _losses(cells: Cells) -> str:
             "| --- | ---: |" + " ---: |" * len(lrs),
         ]
         for method, by_lr in methods.items():
-            cells = [_cell(by_lr[lr]) if lr in by_lr else "" for lr in (None, *lrs)]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+            row = [_cell(by_lr[lr]) if lr in by_lr else "" for lr in (None, *lrs)]
+            lines.append(f"| {method} | " + " | ".join(row) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 

@@ -5,7 +5,7 @@ Parts: ``agreement`` (the measures against (η/4)‖U‖² on a quadratic and sm
 of a transformer, a recurrent net and a regression). Every result is a row of ``rows.jsonl``; what is there
 already is not run again. Stored paths go to ``paths/`` as ``[steps, 4]`` arrays (energy, r, lr, loss).
 
-    python -m thermoopt.benchmarks.irreversibility --tier quick  # paths of 500 steps instead
+    python -m thermoopt.benchmarks.irreversibility --tier quick                 # paths of 500 steps instead
     python -m thermoopt.benchmarks.irreversibility --out runs/irreversibility        # all
     python -m thermoopt.benchmarks.irreversibility --parts agreement valley          # some minutes
     python -m thermoopt.benchmarks.irreversibility --parts paths --models linear --seeds 0
@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from thermoopt.benchmarks.irreversibility.models import BUILD
 from thermoopt.benchmarks.irreversibility.paths import SCHEDULES, STEPS, train
 from thermoopt.benchmarks.irreversibility.paths import plan as plan_paths
 from thermoopt.benchmarks.irreversibility.report import write_report
+from thermoopt.benchmarks.irreversibility.valley import Valley, walk
 from thermoopt.benchmarks.irreversibility.valley import plan as plan_valley
-from thermoopt.benchmarks.irreversibility.valley import walk
 
 __all__ = ["PARTS", "main"]
 
@@ -55,19 +56,27 @@ def key(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["part"], *(row[name] for name in names[row["part"]])
 
 
+def _agreed(kind: str, seed: int) -> dict[str, Any]:
+    return agree(kind, seed)[0]
+
+
+def _walked(it: Valley) -> dict[str, Any]:
+    return {"part": "valley", **walk(it)}
+
+
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
     """Yield everything asked for: what it is about, and how it is done."""
     if "agreement" in args.parts:
         for seed in args.seeds:
             for kind in KINDS:
-                yield ("agreement", kind, seed), lambda k=kind, s=seed: agree(k, s)[0]
+                yield ("agreement", kind, seed), partial(_agreed, kind, seed)
     if "symmetries" in args.parts:
         for seed in args.seeds:
-            yield ("symmetries", seed), lambda s=seed: symmetry(s)
+            yield ("symmetries", seed), partial(symmetry, seed)
     if "valley" in args.parts:
         for it in plan_valley():
             what = ("valley", it.net, it.noise, it.dynamics, it.rate, it.steps)
-            yield what, lambda it=it: {"part": "valley", **walk(it)}
+            yield what, partial(_walked, it)
     if "paths" in args.parts:
         (args.out / "paths").mkdir(exist_ok=True)
         for path in plan_paths(args.models, args.schedules, args.seeds, args.steps):

@@ -52,7 +52,8 @@ def write_report(out: Path, rows: list[Row]) -> None:
     if parts["paths"]:
         stored = _stored(out, parts["paths"])
         if stored:
-            np.savez_compressed(out / "means.npz", **_means(stored))
+            means: dict[str, Any] = dict(_means(stored))
+            np.savez_compressed(out / "means.npz", **means)
             draw_paths(stored, out / "paths.png")
         text += [*_paths(parts["paths"], stored), "![](paths.png)"]
     (out / "report.md").write_text("\n\n".join(text) + "\n")
@@ -140,7 +141,7 @@ def _valley(rows: list[Row]) -> list[str]:
             phi, loss = np.array(row["phi_bottom"]), np.array(row["loss_bottom"])
             balance = np.array(row["balance"])
             rate = decline(row)
-            against = rate / decline(mine["force"]) if "force" in mine and dynamics == "noise" else []
+            against: Any = rate / decline(mine["force"]) if "force" in mine and dynamics == "noise" else []
             lines.append([
                 f"{net}, {noise}, η {step:g}: {dynamics}",
                 spread(phi[-1] / phi[0]),

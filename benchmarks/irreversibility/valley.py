@@ -150,7 +150,7 @@ def walk(it: Valley) -> dict[str, Any]:
     w1, w2 = w1 * UNBALANCE, w2 / UNBALANCE
     rng = torch.Generator().manual_seed(12)
     marks = sorted({round(i * it.steps / POINTS) for i in range(POINTS + 1)})
-    path = []
+    path: list[tuple[Tensor, Tensor]] = []
     for step in range(it.steps + 1):
         if step == marks[len(path)]:
             path.append((w1, w2))

@@ -297,4 +297,5 @@ def final_fit(rows: Sequence[Row], holds: Sequence[Row], h: str) -> FinalFit:
         for i, ((s, f), v) in enumerate(zip(groups, values, strict=True))
     ]  # fmt: skip
     rms = float(np.sqrt(np.mean((fitted - loss) ** 2)))
-    return FinalFit(h, *coefficients[:2].tolist(), p, float(coefficients[2]), rms, left_out, points)
+    l0, a, k = (float(c) for c in coefficients[:3])
+    return FinalFit(h, l0, a, p, k, rms, left_out, points)

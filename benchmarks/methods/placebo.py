@@ -72,8 +72,15 @@ class RandomGain(Controller):
         if number != self._drawn:
             self._drawn = number
             factor = GAIN ** random.Random(f"{self._seed} {number}").uniform(-1, 1)
-            about = {"controller": "RandomGain", "group": "all", "kind": "lr", "reason": f"draw {number}"}
-            action = self._lever.aim(factor, step, evidence={}, **about)
+            action = self._lever.aim(
+                factor,
+                step,
+                controller="RandomGain",
+                group="all",
+                kind="lr",
+                evidence={},
+                reason=f"draw {number}",
+            )
             self._log += [] if action is None else [action]
         return Scales(lr=self._lever.move())
 

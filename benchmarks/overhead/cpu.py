@@ -219,9 +219,10 @@ def table_of(
         )
     own = {"foreach": times["torch foreach"], "native": fused, "fused": fused}
     for row in rows:
-        kind = row["method"].split(",")[0].split()[-1]
-        if row["method"].startswith("ThermoAdamW"):
-            row["of_own"] = float(np.median(times[row["method"]] / own[kind]))
+        method = str(row["method"])
+        kind = method.split(",")[0].split()[-1]
+        if method.startswith("ThermoAdamW"):
+            row["of_own"] = float(np.median(times[method] / own[kind]))
     return rows
 
 

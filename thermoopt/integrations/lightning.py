@@ -128,7 +128,7 @@ class ThermoCallback(Callback):
         """Forget an earlier run, before a checkpoint is loaded."""
         if stage != "fit":
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks
         count = sum(isinstance(callback, ThermoCallback) for callback in callbacks)
         if count > 1:
             raise ValueError(f"callbacks of the trainer hold {count} ThermoCallbacks; allowed is one")
@@ -265,7 +265,7 @@ class ThermoCallback(Callback):
 
     def _finish(self, trainer: Trainer) -> None:
         self._close()
-        dry = trainer.fast_dev_run  # type: ignore[attr-defined]
+        dry = trainer.fast_dev_run
         if trainer.is_global_zero and not dry:
             files = [write_artifacts(watch.observer, watch.folder) for watch in self._watches]
             self.written = [path for some in files for path in some]

@@ -161,7 +161,7 @@ class ThermoCallback(TrainerCallback):
         trainer = None if self._trainer is None else self._trainer()
         if trainer is None or self._observer is None:
             return
-        optimizer = unwrap(trainer.optimizer)  # type: ignore[arg-type]
+        optimizer = unwrap(trainer.optimizer)
         if optimizer is not self._observer.optimizer:
             warnings.warn(
                 f"the Trainer's optimizer was replaced by a {type(optimizer).__name__} after step "
