@@ -64,7 +64,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from thermoopt.kernels.doctor import report
+    from thermoopt.kernels import report
 
     print(report())
     return 0
