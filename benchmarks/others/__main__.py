@@ -1,0 +1,5 @@
+"""``python -m thermoopt.benchmarks.others``."""
+
+from thermoopt.benchmarks.others.command import main
+
+main()

@@ -1,0 +1,107 @@
+"""A float64 account of what a step did, from copies of all weights and gradients, and how far a reading is off."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from thermoopt.benchmarks.others.problem import Run
+from torch import Tensor
+
+from thermoopt import Observer
+
+__all__ = ["MEASURED", "Account"]
+
+MEASURED = ("sigma", "grad_norm", "param_norm", "update_norm", "angular_step", "distance")
+"""What is compared, layer by layer: whatever an optimizer does, these are defined by the weights before and
+after its step and the gradient it was given."""
+
+
+@dataclass
+class Account:
+    """Keeps weights and gradients of the step under way, and the worst error of each quantity.
+
+    sigma is compared relative to ``||g|| ||theta' - theta||`` (it may be 0), all others relative to themselves.
+
+    Attributes:
+        errors: worst relative error seen, by quantity.
+        unavailable: quantities that a reading gave as NaN although the account has them.
+        unread: steps that gave no reading of their own.
+    """
+
+    errors: dict[str, float] = field(default_factory=dict)
+    unavailable: set[str] = field(default_factory=set)
+    unread: int = 0
+    _before: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    _start: dict[str, Tensor] = field(default_factory=dict)
+
+    def before(self, run: Run, step: int) -> None:
+        """Copy weights and gradients."""
+        lrs = {p: group.get("lr") for group in run.optimizer.param_groups for p in group["params"]}
+        if not self._start:
+            self._start = {n: p.detach().double().clone() for n, p in run.model.named_parameters()}
+        self._before = {
+            name: (
+                p.detach().double().clone(),
+                p.grad.detach().double().clone(),
+                1.0 if lrs.get(p) is None else float(lrs[p]),
+            )
+            for name, p in run.model.named_parameters()
+            if p.grad is not None and p in lrs
+        }
+
+    def after(self, run: Run, observer: Observer) -> None:
+        """Compare the step's reading with the account."""
+        reading = observer.reading
+        if reading is None or reading.step != observer.steps:
+            self.unread += 1
+            return
+        params = dict(run.model.named_parameters())
+        for name, (theta, g, lr) in self._before.items():
+            layer = reading.layers[name]
+            moved = params[name].detach().double() - theta * (1 - lr * layer.wd_eff)
+            own = _own(theta, g, moved, lr)
+            own["distance"] = float((theta - self._start[name]).square().sum())
+            force = own["grad_norm"] * math.sqrt(float(moved.square().sum()))
+            for quantity in MEASURED:
+                self._compare(quantity, getattr(layer, quantity), own[quantity], force)
+
+    def _compare(self, quantity: str, read: float, own: float, force: float) -> None:
+        if math.isnan(own) or own == 0.0:
+            return
+        if math.isnan(read):
+            self.unavailable.add(quantity)
+            return
+        scale = force if quantity == "sigma" else abs(own)
+        error = abs(read - own) / max(scale, 1e-300)
+        self.errors[quantity] = max(self.errors.get(quantity, 0.0), error)
+
+
+def _own(theta: Tensor, g: Tensor, moved: Tensor, lr: float) -> dict[str, Any]:
+    norm = {name: math.sqrt(float(x.square().sum())) for name, x in (("g", g), ("t", theta), ("d", moved))}
+    return {
+        "sigma": -float((g * moved).sum()),
+        "grad_norm": norm["g"],
+        "param_norm": norm["t"],
+        "update_norm": norm["d"] / lr if lr else math.nan,
+        "angular_step": norm["d"] / norm["t"] if norm["t"] else math.nan,
+    }
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states hold the same bits, whatever they are nested in; NaN equals NaN."""
+    if isinstance(a, Tensor):
+        return (
+            isinstance(b, Tensor)
+            and a.shape == b.shape
+            and torch.equal(torch.nan_to_num(a.detach()), torch.nan_to_num(b.detach()))
+        )
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, float) and isinstance(b, float) and math.isnan(a):
+        return math.isnan(b)
+    return not isinstance(a, (int, float, bool, str, type(None))) or bool(a == b)

@@ -1,0 +1,124 @@
+"""Run every optimizer, print one line each and the count."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from thermoopt.benchmarks.others.catalogue import PACKAGES, cases
+from thermoopt.benchmarks.others.checks import STEPS, Row, check, tuned
+
+__all__ = ["main"]
+
+RESULTS = Path(__file__).parents[1] / "results" / "others"
+HEALTHY = 1.02
+"""Final loss over that at the tuned rate up to which the default rate counts as healthy too."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run them and write ``rows.jsonl`` and ``others.md``; return 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m thermoopt.benchmarks.others", description=__doc__)
+    parser.add_argument("--package", nargs="*", choices=sorted(PACKAGES), help="only these")
+    parser.add_argument("--name", nargs="*", help="only optimizers of these names")
+    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) // 2))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    asked = tuple(args.package) if args.package else None
+    names = [(c.package, c.name) for c in cases(asked) if not args.name or c.name in args.name]
+    rows = []
+    with ProcessPoolExecutor(args.processes) as pool:
+        for row in pool.map(_one, names):
+            print(_line(row), flush=True)
+            rows.append(row)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "rows.jsonl").write_text("".join(json.dumps(r.to_dict()) + "\n" for r in rows))
+    text = page(rows)
+    (args.out / "others.md").write_text(text)
+    print(summary(rows))
+    return int(any(row.wrong for row in rows))
+
+
+def _one(name: tuple[str, str]) -> Row:
+    torch.set_num_threads(1)
+    case = next(c for c in cases((name[0],)) if c.name == name[1])
+    try:
+        lr, best = tuned(case)
+    except Exception as error:
+        return Row(*name, unusable=f"{type(error).__name__}: {error}".split("\n")[0])
+    row = check(case, lr)
+    if case.lr is None and lr is not None and not row.unusable:
+        default = check(case, None)
+        if not default.unusable and default.loss[1] <= HEALTHY * best:
+            row.wrong += [f"at the default lr: {fault}" for fault in default.wrong if fault not in row.wrong]
+    return row
+
+
+def _line(row: Row) -> str:
+    state = (
+        f"refused: {row.refused}" if row.refused else f"unusable: {row.unusable}" if row.unusable else "ok"
+    )
+    if row.wrong:
+        state = "WRONG " + "; ".join(row.wrong)
+    return f"{row.package}.{row.name} lr {row.lr} loss {row.loss[0]:.3g} -> {row.loss[1]:.3g}: {state}"
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """Return the count by package, and of all."""
+    lines = []
+    for package in dict.fromkeys(row.package for row in rows):
+        lines.append(f"{package}: {_count([r for r in rows if r.package == package])}")
+    return "\n".join([*lines, f"all: {_count(rows)}"])
+
+
+def _count(rows: Sequence[Row]) -> str:
+    kinds = Counter(
+        "wrong" if r.wrong else "refused" if r.refused else "unusable" if r.unusable else "clean"
+        for r in rows
+    )
+    return f"{len(rows)} optimizers, " + ", ".join(
+        f"{kinds[kind]} {kind}" for kind in ("clean", "wrong", "refused", "unusable")
+    )
+
+
+def page(rows: Sequence[Row]) -> str:
+    """Return the results as Markdown."""
+    packages = {row.package for row in rows}
+    lines = [
+        "# Every optimizer under Observer, diagnose and ThermoScheduler",
+        "",
+        f"`python -m thermoopt.benchmarks.others`: {STEPS} steps of a small classifier at the optimizer's own tuned "
+        "learning rate (the lowest final loss of its default, 3e-4, 3e-3, 3e-2 and 0.3). Clean: no crash, every "
+        "step counted once, weights and optimizer state the same bits as without, sigma, norms and distance "
+        "as a float64 account, the schedule's bits those of torch's, no finding of HIGH or MEDIUM confidence. "
+        "Refused: the observer said in words why it cannot. Unusable: fails by itself, without us.",
+        "",
+        ", ".join(f"{p} {_version(p)}" for p in sorted(packages)) + ".",
+        "",
+        "```",
+        summary(rows),
+        "```",
+    ]
+    others = [row for row in rows if row.wrong or row.refused or row.unusable]
+    if others:
+        lines += ["", "| optimizer | | |", "| --- | --- | --- |"]
+    for row in others:
+        kind = "wrong" if row.wrong else "refused" if row.refused else "unusable"
+        text = "; ".join(row.wrong) or row.refused or row.unusable
+        lines.append(f"| {row.package}.{row.name} | {kind} | {text.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _version(package: str) -> str:
+    for name in (package, {"optimi": "torch-optimi"}.get(package, package)):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "(unknown)"
