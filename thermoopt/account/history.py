@@ -96,6 +96,7 @@ class History:
     def __len__(self) -> int:
         return len(self._groups)
 
+    @np.errstate(over="ignore")  # of a run that diverges: infinite in float32
     def append(self, reading: Reading) -> None:
         """Take in one reading."""
         self._groups.append(_Row(reading.step, reading.group_names, reading.group_terms, reading.loss))

@@ -122,4 +122,4 @@ def as_loss(loss: object, name: str = "loss") -> Tensor:
         return loss.detach().reshape(())
     if isinstance(loss, bool) or not isinstance(loss, numbers.Real):
         raise TypeError(f"{name} is {loss!r}; allowed is a number or a tensor with one element")
-    return torch.tensor(float(loss), dtype=torch.float64)
+    return torch.tensor(float(loss), dtype=torch.float64, device="cpu")

@@ -177,7 +177,7 @@ class Meter:
         rows = saved.get("meter")
         where = self.group_of == group
         if isinstance(rows, (Tensor, list)):
-            rows = torch.as_tensor(rows, dtype=torch.float64)
+            rows = torch.as_tensor(rows, dtype=torch.float64, device="cpu")
             expected = (STATE_ROWS, int(where.sum()))
             if tuple(rows.shape) == expected:
                 self._state[:, where] = rows.cpu().numpy()

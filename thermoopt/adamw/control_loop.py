@@ -91,7 +91,8 @@ class ControlLoop:
         while self._waiting and self._waiting[0][0].step + lag < step:
             taken = self._waiting.pop(0)
             reading = self._whole(*taken)
-        self._scales = self.controller.update(reading, step)
+        with np.errstate(all="ignore"):  # a law may add up what a diverging run reads
+            self._scales = self.controller.update(reading, step)
         return self._scales
 
     def push(self, params: Sequence[Mapping[str, Any]], rates: Sequence[Rates], optimizer: Any) -> None:
@@ -154,7 +155,7 @@ class ControlLoop:
         out: dict[str, Any] = {"loss_unseen": None, "loss_last": _finite(self._loss)}
         if self.probe is not None:
             out.update(self.probe.export_layers(layers, params, total))
-            out["travel_unseen"] = torch.zeros(3, len(layers), dtype=torch.float64)
+            out["travel_unseen"] = torch.zeros(3, len(layers), dtype=torch.float64, device="cpu")
         if self._waiting:
             reading, travel, loss = self._waiting[-1]
             whole = self._whole(reading, travel, loss) if self._group is None else reading

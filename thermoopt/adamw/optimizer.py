@@ -435,7 +435,9 @@ class ThermoAdamW(torch.optim.AdamW):
             snapshots.append(saved)
             group["thermo"] = {key: saved.get(key, value) for key, value in fresh.items()}
             for key in ("layer_factors", "start_rms"):
-                group["thermo"][key] = torch.as_tensor(group["thermo"][key]).double().cpu()
+                group["thermo"][key] = torch.as_tensor(
+                    group["thermo"][key], dtype=torch.float64, device="cpu"
+                )
             add_to_meter(self._meter, group)
             self._meter.import_group(i, saved)
             saved_controller = saved.get("controller", saved_controller)

@@ -66,10 +66,10 @@ def fresh_thermo(group: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "lr_scale": 1.0,
         "wd_scale": 1.0,
-        "layer_factors": torch.ones(n, dtype=torch.float64),
+        "layer_factors": torch.ones(n, dtype=torch.float64, device="cpu"),
         "start_lr": float(group["lr"]),
         "start_wd": float(group["weight_decay"]),
-        "start_rms": torch.full((n,), -1.0, dtype=torch.float64),
+        "start_rms": torch.full((n,), -1.0, dtype=torch.float64, device="cpu"),
     }
 
 

@@ -105,7 +105,7 @@ def batches(data: Tensor, batch: int, context: int, seed: int) -> Iterator[tuple
     _check_length(data, context)
     rng = torch.Generator().manual_seed(seed)
     while True:
-        starts = torch.randint(len(data) - context, (batch,), generator=rng)
+        starts = torch.randint(len(data) - context, (batch,), generator=rng, device="cpu")
         yield _cut(data, starts, context)
 
 
@@ -124,7 +124,7 @@ def windows(data: Tensor, count: int, context: int) -> tuple[Tensor, Tensor]:
         ValueError: ``data`` is shorter than one window and its last target.
     """
     _check_length(data, context)
-    starts = torch.linspace(0, len(data) - context - 1, count, dtype=torch.float64).long()
+    starts = torch.linspace(0, len(data) - context - 1, count, dtype=torch.float64, device="cpu").long()
     return _cut(data, starts, context)
 
 
@@ -143,7 +143,7 @@ def unigram_entropy(data: Tensor) -> float:
 
 
 def _cut(data: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    block = data[starts[:, None] + torch.arange(context + 1)].long()
+    block = data[starts[:, None] + torch.arange(context + 1, device="cpu")].long()
     return block[:, :-1], block[:, 1:]
 
 

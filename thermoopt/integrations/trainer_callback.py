@@ -88,7 +88,7 @@ class ThermoCallback(TrainerCallback):
     ) -> None:
         self._options: dict[str, Any] = {"log_every": log_every, "track": track, "ema_steps": ema_steps}
         # the observer's own complaints now, not when data and model are ready
-        Observer(None, torch.optim.SGD([torch.zeros(1)], lr=0.0), **self._options).close()
+        Observer(None, torch.optim.SGD([torch.zeros(1, device="cpu")], lr=0.0), **self._options).close()
         self._groups, self._layers, self._output_dir = groups, layers, output_dir
         self._observer: Observer | None = None
         self._trainer: weakref.ref[Trainer] | None = None

@@ -51,7 +51,7 @@ def reference_step(
         Loshchilov and Hutter, arXiv 1711.05101, algorithm 2; Reddi et al., arXiv 1904.09237 (amsgrad).
     """
     beta1, beta2 = betas
-    out = torch.zeros(len(params), len(Sum), dtype=dtype)
+    out = torch.zeros(len(params), len(Sum), dtype=dtype, device=params[0].device if params else "cpu")
     lrs = lr if isinstance(lr, Sequence) else [lr] * len(params)
     decays = weight_decay if isinstance(weight_decay, Sequence) else [weight_decay] * len(params)
     for i, p in enumerate(params):

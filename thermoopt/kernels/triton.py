@@ -193,7 +193,7 @@ class _Table:
         # a replay puts baked numbers back, so that after a capture what was sent last may not be there
         if numbers == self._sent and not (self._baked and (capturing or self._kept)):
             return
-        host = torch.tensor(numbers, dtype=self.tensor.dtype)
+        host = torch.tensor(numbers, dtype=self.tensor.dtype, device="cpu")
         if capturing:
             if self._spare is None:
                 raise RuntimeError("take a step outside of capture between two captures of one plan")
@@ -211,7 +211,9 @@ class _Table:
 
     def _set_aside(self) -> None:
         if self._cuda and self._spare is None:
-            self._spare = torch.empty(self.tensor.shape, dtype=self.tensor.dtype, pin_memory=True)
+            self._spare = torch.empty(
+                self.tensor.shape, dtype=self.tensor.dtype, device="cpu", pin_memory=True
+            )
 
 
 class Plan:
@@ -479,13 +481,13 @@ class Plan:
                 first[i] = total
                 total += counts[i]
             part.count = total - part.first
-        order = torch.tensor([i for part in self._parts for i in part.members])
-        begin, count = torch.tensor(first), torch.tensor(counts)
+        order = torch.tensor([i for part in self._parts for i in part.members], device="cpu")
+        begin, count = torch.tensor(first, device="cpu"), torch.tensor(counts, device="cpu")
         owner = torch.repeat_interleave(order, count[order])
         self._n_chunks = total
-        self._sizes = torch.tensor(self._numels, dtype=torch.int64).to(self._device)
+        self._sizes = torch.tensor(self._numels, dtype=torch.int64, device=self._device)
         self._chunk_tensor = owner.to(self._device, torch.int32)
-        self._chunk_index = (torch.arange(total) - begin[owner]).to(self._device, torch.int32)
+        self._chunk_index = (torch.arange(total, device="cpu") - begin[owner]).to(self._device, torch.int32)
         self._first_chunk = begin.to(self._device)
         self._last_chunk = (begin + count).to(self._device)
 

@@ -318,7 +318,9 @@ def is_dry(optimizer: Optimizer) -> bool:
     there, moving = bool(grads), any([g.is_sparse or bool(local(g).any()) for g in grads])
     sharding = Sharding(params)
     if sharding:  # a rank whose shards are empty or still learns of the others
-        flags = torch.tensor([[float(there), float(moving)]], dtype=torch.float64).expand(len(params), 2)
+        flags = torch.tensor([[float(there), float(moving)]], dtype=torch.float64, device="cpu").expand(
+            len(params), 2
+        )
         there, moving = sharding.add(flags.clone()).any(dim=0).tolist()
     return there and not moving
 

@@ -69,6 +69,7 @@ def check_quantity(name: str) -> None:
         raise KeyError(f"no quantity named {name!r}; allowed are {', '.join(QUANTITIES)}")
 
 
+@np.errstate(all="ignore")  # of a run that diverges: values are infinite or NaN then
 def quantities(terms: Array) -> dict[str, Array]:
     r"""Form every quantity of a reading from extensive terms, of one layer or added over many.
 
@@ -115,45 +116,44 @@ def quantities(terms: Array) -> dict[str, Array]:
     t = terms
     heat = t[Term.NOISE] + np.abs(t[Term.MOMENTUM]) + t[Term.WD_ABS]
     work = t[Term.D_ES]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sure = work > UNDEFINED_SIGMAS * np.sqrt(t[Term.WORK_VAR])
-        grad_norm, param_norm = np.sqrt(t[Term.GG]), np.sqrt(t[Term.TT])
-        balance = np.where(
-            t[Term.SOURCE] > 0,
-            t[Term.PULL] / t[Term.SOURCE],
-            np.where(t[Term.PULL] > 0, np.inf, np.nan),
-        )
-        return {
-            "sigma": t[Term.SIGMA],
-            "sigma_sgd": t[Term.SIGMA_SGD],
-            "d_eS": work,
-            "d_iS": t[Term.NOISE] + t[Term.MOMENTUM] + t[Term.WD],
-            "d_iS_noise": t[Term.NOISE],
-            "d_iS_momentum": t[Term.MOMENTUM],
-            "d_iS_wd": t[Term.WD],
-            "R_ie": np.where(sure, np.minimum(heat / work, R_IE_CAP), np.nan),
-            "phi": t[Term.PHI],
-            "phi_star": t[Term.PHI_STAR],
-            "r": t[Term.UU] / t[Term.NULL],
-            "coherence": t[Term.UU] / t[Term.CNULL],
-            "energy_ratio": t[Term.CNULL] / t[Term.NULL],
-            "gaussianity": t[Term.N1] / t[Term.D],
-            "grad_norm": grad_norm,
-            "param_norm": param_norm,
-            "update_norm": np.sqrt(t[Term.UU]),
-            "grad_param_ratio": grad_norm / param_norm,
-            "angular_step": np.sqrt(t[Term.STEP2]) / param_norm,
-            "wd_balance": balance,
-            "free_fall": np.where(t[Term.PULL] > 0, 1 - t[Term.SOURCE] / t[Term.PULL], np.nan),
-            "norm_forecast": np.sqrt(t[Term.FORECAST]),
-            "thermal_loss": t[Term.THERMAL],
-            "rho_momentum": t[Term.GM] / np.sqrt(t[Term.B] * t[Term.MM]),
-            "rho": t[Term.RHO_DOT] / np.sqrt(t[Term.RHO_NOW] * t[Term.RHO_BEFORE]),
-            "distance": t[Term.DISTANCE],
-            "lr_eff": t[Term.LR_NUMEL] / t[Term.NUMEL],
-            "wd_eff": t[Term.WD_NUMEL] / t[Term.NUMEL],
-            "numel": t[Term.NUMEL],
-        }
+    sure = work > UNDEFINED_SIGMAS * np.sqrt(t[Term.WORK_VAR])
+    grad_norm, param_norm = np.sqrt(t[Term.GG]), np.sqrt(t[Term.TT])
+    balance = np.where(
+        t[Term.SOURCE] > 0,
+        t[Term.PULL] / t[Term.SOURCE],
+        np.where(t[Term.PULL] > 0, np.inf, np.nan),
+    )
+    return {
+        "sigma": t[Term.SIGMA],
+        "sigma_sgd": t[Term.SIGMA_SGD],
+        "d_eS": work,
+        "d_iS": t[Term.NOISE] + t[Term.MOMENTUM] + t[Term.WD],
+        "d_iS_noise": t[Term.NOISE],
+        "d_iS_momentum": t[Term.MOMENTUM],
+        "d_iS_wd": t[Term.WD],
+        "R_ie": np.where(sure, np.minimum(heat / work, R_IE_CAP), np.nan),
+        "phi": t[Term.PHI],
+        "phi_star": t[Term.PHI_STAR],
+        "r": t[Term.UU] / t[Term.NULL],
+        "coherence": t[Term.UU] / t[Term.CNULL],
+        "energy_ratio": t[Term.CNULL] / t[Term.NULL],
+        "gaussianity": t[Term.N1] / t[Term.D],
+        "grad_norm": grad_norm,
+        "param_norm": param_norm,
+        "update_norm": np.sqrt(t[Term.UU]),
+        "grad_param_ratio": grad_norm / param_norm,
+        "angular_step": np.sqrt(t[Term.STEP2]) / param_norm,
+        "wd_balance": balance,
+        "free_fall": np.where(t[Term.PULL] > 0, 1 - t[Term.SOURCE] / t[Term.PULL], np.nan),
+        "norm_forecast": np.sqrt(t[Term.FORECAST]),
+        "thermal_loss": t[Term.THERMAL],
+        "rho_momentum": t[Term.GM] / np.sqrt(t[Term.B] * t[Term.MM]),
+        "rho": t[Term.RHO_DOT] / np.sqrt(t[Term.RHO_NOW] * t[Term.RHO_BEFORE]),
+        "distance": t[Term.DISTANCE],
+        "lr_eff": t[Term.LR_NUMEL] / t[Term.NUMEL],
+        "wd_eff": t[Term.WD_NUMEL] / t[Term.NUMEL],
+        "numel": t[Term.NUMEL],
+    }
 
 
 def dispersion(r: Array) -> float:

@@ -100,6 +100,7 @@ def _null(beta1: Array, power: Array) -> Array:
     return (1 - beta1) * (1 + power) / ((1 + beta1) * (1 - power))
 
 
+@np.errstate(all="ignore")  # of a run that diverges: values are infinite or NaN then
 def linear_sums(sums: Array, beta1: Array, t: Array) -> Array:
     r"""Extend one step's sums by the terms whose factor depends on the step count.
 
@@ -184,6 +185,7 @@ TRACKED = (Term.RHO_DOT, Term.RHO_NOW, Term.RHO_BEFORE, Term.DISTANCE)
 """Terms that need memory of their own: NaN unless an observer tracks them."""
 
 
+@np.errstate(all="ignore")  # of a run that diverges: values are infinite or NaN then
 def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, numel: Array) -> Array:
     r"""Turn the averaged sums of each layer into extensive terms.
 
@@ -248,6 +250,7 @@ def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, 
     return out
 
 
+@np.errstate(all="ignore")  # of a run that diverges: values are infinite or NaN then
 def norm_forecast(norm2: ArrayLike, source: ArrayLike, alpha: ArrayLike, horizon: ArrayLike) -> Array:
     r"""Squared norm that the present balance of source and decay leads to.
 

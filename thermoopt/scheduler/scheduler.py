@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -209,7 +210,9 @@ class ThermoScheduler(LRScheduler):
         for epoch in range(self.last_epoch + 1, self._taken + 1):
             if self._controller is not None and self._observer is not None:
                 reading = self._observer.fresh_reading() if epoch == self._taken else None
-                self._apply(self._controller.update(reading, epoch + 1))
+                with np.errstate(all="ignore"):  # a law may add up what a diverging run reads
+                    scales = self._controller.update(reading, epoch + 1)
+                self._apply(scales)
         self.last_epoch = self._taken
         for held in self._held:
             held.advance(self._plan, self.last_epoch)
@@ -273,7 +276,7 @@ class ThermoScheduler(LRScheduler):
     def _write(self) -> None:
         for group, held, lr in zip(self.optimizer.param_groups, self._held, self.get_lr(), strict=True):
             if isinstance(group["lr"], Tensor):
-                group["lr"].copy_(torch.as_tensor(lr))
+                group["lr"].copy_(torch.as_tensor(lr, device=group["lr"].device))
             else:
                 group["lr"] = float(lr)
             if held.owns_wd:

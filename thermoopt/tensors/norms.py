@@ -19,7 +19,7 @@ def root_mean_squares(params: Sequence[Tensor]) -> Tensor:
 
     Waits for devices and other ranks; every rank that shares a layer must call it.
     """
-    squares = torch.zeros(len(params), 1, dtype=torch.float64)
+    squares = torch.zeros(len(params), 1, dtype=torch.float64, device="cpu")
     for i, p in enumerate(params):
         x = local(p.detach())
         if x.numel() and not x.is_meta:
@@ -27,7 +27,7 @@ def root_mean_squares(params: Sequence[Tensor]) -> Tensor:
     sharding = Sharding(params)
     if sharding:
         squares = sharding.add(squares)
-    return (squares[:, 0] / torch.tensor([max(1, real_elements(p)) for p in params])).sqrt()
+    return (squares[:, 0] / torch.tensor([max(1, real_elements(p)) for p in params], device="cpu")).sqrt()
 
 
 def _square(x: Tensor) -> Tensor:

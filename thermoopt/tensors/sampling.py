@@ -157,7 +157,7 @@ def gathered(p: Tensor, share: int, own: Tensor, sharding: Sharding, edge: Tenso
     assert stretch is not None
     if not sharding:
         return own.reshape(-1).cpu()
-    out = torch.zeros(_size(stretch.total, share), dtype=torch.float64)
+    out = torch.zeros(_size(stretch.total, share), dtype=torch.float64, device="cpu")
     lo, hi = _own_range(stretch, share)
     out[lo:hi] = own.reshape(-1).double().cpu()
     if edge is not None and share != 1 and stretch.total >= share * BLOCK:

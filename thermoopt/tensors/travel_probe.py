@@ -309,8 +309,8 @@ class TravelProbe:
             parts.setdefault("travel_start", []).append(gathered(p, share, start, sharding, edge=p))
             if "impulse" in self.needs:
                 wide = _wide(start.dtype)
-                own = torch.zeros(start.numel(), dtype=wide) if impulse is None else impulse
-                done = torch.zeros(1, 1, dtype=torch.float64)
+                own = torch.zeros(start.numel(), dtype=wide, device="cpu") if impulse is None else impulse
+                done = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
                 if work is not None:
                     done += work.cpu()
                 parts.setdefault("travel_impulse", []).append(gathered(p, share, own, sharding))
