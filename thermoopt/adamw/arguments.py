@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from thermoopt.controllers import Controller
 
-__all__ = ["EMA_STEPS", "averaging_steps", "check_arguments", "check_count", "check_hookable"]
+__all__ = [
+    "EMA_STEPS",
+    "averaging_steps",
+    "check_arguments",
+    "check_count",
+    "check_hookable",
+    "check_materialized",
+    "inner_optimizer",
+]
 
 EMA_STEPS = 50
 """Steps an average is long unless told: long against the noise of a batch, short against a run."""
@@ -50,18 +61,68 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} is {value!r}; allowed is a whole number from 1")
 
 
+INNER = ("optimizer", "opt", "base", "base_optimizer")
+"""Attributes under which wrappers hold the optimizer that steps: Accelerate, Lightning and DeepSpeed, fastai,
+schedule-free's wrapper, SAM."""
+
+HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_load_state_dict_post_hooks")
+"""Where ``torch.optim.Optimizer.__init__`` puts the hooks that an optimizer runs."""
+
+
+def inner_optimizer(wrapper: object) -> tuple[str, Optimizer] | None:
+    """Return where a wrapper holds a torch optimizer, as ``".opt"`` or ``".optimizer.optimizer"``, and that.
+
+    Returns:
+        None where nothing under :data:`INNER`, at most three deep, is one.
+    """
+    here: list[tuple[str, object]] = [("", wrapper)]
+    for _ in range(3):
+        here = [
+            (f"{path}.{name}", vars(held)[name])
+            for path, held in here
+            for name in INNER
+            if name in getattr(held, "__dict__", {})
+        ]
+        for path, held in here:
+            if isinstance(held, Optimizer):
+                return path, held
+    return None
+
+
 def check_hookable(optimizer: object) -> None:
-    """Refuse what runs no step hooks: a wrapper (Accelerate, Lightning) that is one by its type only.
+    """Refuse what runs no step hooks: no torch optimizer, or one that is one by its type only.
 
     Raises:
-        TypeError: naming the argument, its value and what is allowed.
+        TypeError: naming what it is, and where the optimizer is that it wraps.
     """
+    inner = inner_optimizer(optimizer)
+    hint = f"; the one that it wraps is its {inner[0]}" if inner else ""
+    kind = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is {optimizer!r}; allowed is a torch.optim.Optimizer")
-    if not getattr(type(optimizer).step, "hooked", False):  # torch's own mark, set by Optimizer.__init__
+        what = (
+            f"a {kind}"
+            if inner or not isinstance(optimizer, (str, int, float, type(None)))
+            else repr(optimizer)
+        )
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {what}{hint}")
+    hooked = getattr(type(optimizer).step, "hooked", False)  # torch's own mark, set by Optimizer.__init__
+    if not hooked or not all(hasattr(optimizer, name) for name in HOOKS):
         raise TypeError(
-            f"optimizer is a {type(optimizer).__name__}, whose step() runs no step hooks; allowed is the "
-            "torch.optim.Optimizer that it wraps (its .optimizer)"
+            f"optimizer must run step hooks, got a {kind}, which does not (its __init__ does not call "
+            f"torch.optim.Optimizer's, or it is a wrapper){hint}"
+        )
+
+
+def check_materialized(params: Iterable[Tensor]) -> None:
+    """Refuse parameters that have no shape yet.
+
+    Raises:
+        ValueError: if a lazy module's are among them.
+    """
+    if lazy := sum(map(is_lazy, params)):
+        raise ValueError(
+            f"params must have shapes, got {lazy} of lazy modules that have seen no input: run one batch "
+            "through the model first"
         )
 
 

@@ -71,7 +71,11 @@ def _at_their_rates(groups: Sequence[dict[str, Any]], rates: Sequence[Rates]) ->
 
 def _traceable(params: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> Traceable:
     lr = group["lr"]
-    lr = lr.double().reshape(()) if isinstance(lr, Tensor) else torch.tensor(lr, dtype=torch.float64, device="cpu")
+    lr = (
+        lr.double().reshape(())
+        if isinstance(lr, Tensor)
+        else torch.tensor(lr, dtype=torch.float64, device="cpu")
+    )
     return Traceable(
         params=params,
         grads=[p.grad for p in params if p.grad is not None],

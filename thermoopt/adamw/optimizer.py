@@ -24,7 +24,7 @@ from thermoopt.account import (
     layer_names,
 )
 from thermoopt.account.reading import Reading
-from thermoopt.adamw.arguments import averaging_steps, check_arguments
+from thermoopt.adamw.arguments import averaging_steps, check_arguments, check_materialized
 from thermoopt.adamw.backends import choose_backend
 from thermoopt.adamw.compiled import Traceable, traced_step
 from thermoopt.adamw.control_loop import DEVICE_LAG, ControlLoop, start_of
@@ -405,6 +405,11 @@ class ThermoAdamW(torch.optim.AdamW):
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        try:
+            check_materialized(group["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
         group.setdefault("thermo", fresh_thermo(group))
         names: set[str] = set()
         for i, g in enumerate(self.param_groups):

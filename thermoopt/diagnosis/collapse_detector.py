@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,7 +112,12 @@ class CollapseDetector:
         self._optimizer = optimizer
         self._horizon = horizon
         self._birth = self._observer.steps
-        self._warm = {p for p, state in optimizer.state.items() if state.get("momentum_buffer") is not None}
+        # some packages keep plain numbers beside the parameters' state
+        self._warm = {
+            p
+            for p, state in optimizer.state.items()
+            if isinstance(state, Mapping) and state.get("momentum_buffer") is not None
+        }
         self._alarms: list[CollapseAlarm] = []
         self._watches: dict[str, _Watch] = {}
         self._looked = -1

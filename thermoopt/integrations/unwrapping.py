@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch.optim import Optimizer
 
+from thermoopt.adamw import inner_optimizer
+
 __all__ = ["unwrap"]
 
 
@@ -14,11 +16,17 @@ def unwrap(optimizer: Optimizer) -> Optimizer:
     hands on neither hooks nor attributes like ``reading`` and ``controller``, and Lightning's
     LightningOptimizer, which takes on the class of what it holds, so that ``isinstance`` does not tell it.
 
+    What is no optimizer itself but holds one (fastai's OptimWrapper as ``.opt``, schedule-free's wrapper as
+    ``.base``, DeepSpeed's engine as ``.optimizer.optimizer``) is unwrapped, too.
+
     Raises:
-        TypeError: if it is no optimizer.
+        TypeError: if it neither is nor holds an optimizer.
     """
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is {optimizer!r}; allowed is a torch.optim.Optimizer")
+        inner = inner_optimizer(optimizer)
+        if inner is None:
+            raise TypeError(f"optimizer must be or hold a torch.optim.Optimizer, got {optimizer!r}")
+        optimizer = inner[1]
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer

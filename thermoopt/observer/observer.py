@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from thermoopt.account import History, Losses
 from thermoopt.account.reading import Reading
-from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_count, check_hookable, reading_lag
+from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_count, check_hookable, check_materialized, reading_lag
 from thermoopt.controllers import Controller, Start
 from thermoopt.observer.carried_start import CarriedTravel
 from thermoopt.observer.run_reports import RunReports
@@ -412,6 +412,7 @@ def _check_arguments(
     model: object, optimizer: Optimizer, log_every: object, track: object, ema_steps: object
 ) -> None:
     check_hookable(optimizer)
+    check_materialized(p for group in optimizer.param_groups for p in group["params"])
     if model is not None:
         if not isinstance(model, torch.nn.Module):
             raise TypeError(f"model is {model!r}; allowed is None or a torch.nn.Module")

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from thermoopt.account import as_leaf, as_loss, from_leaf
 from thermoopt.account.reading import Reading
-from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
+from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable, check_materialized
 from thermoopt.controllers import Controller, Cooling, Scales, Start
 from thermoopt.observer import LOG_EVERY, Observer, closure_of, is_dry
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, geometric_mean, plain
@@ -119,6 +119,7 @@ class ThermoScheduler(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         check_hookable(optimizer)
+        _check_lr(optimizer)
         self._plan = SchedulePlan(total_steps, warmup_steps, shape, eta_min, rate)
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         if eta_min > max(lrs, default=math.inf):
@@ -368,6 +369,15 @@ def _parts(controller: Controller) -> Iterator[Controller]:
         yield from _parts(part)
 
 
+def _check_lr(optimizer: Optimizer) -> None:
+    for i, group in enumerate(optimizer.param_groups):
+        if group.get("lr") is None:
+            raise ValueError(
+                f"every param group must have an lr to schedule, group {i} of this "
+                f"{type(optimizer).__name__} has none: it finds its own"
+            )
+
+
 def _check_control(
     optimizer: Optimizer, controller: Controller | None, observer: Observer | None, shape: str
 ) -> None:
@@ -378,6 +388,7 @@ def _check_control(
             raise ValueError("observer observes another optimizer; allowed is one of the optimizer given")
     if controller is None:
         return
+    check_materialized(p for group in optimizer.param_groups for p in group["params"])
     if not isinstance(controller, Controller):
         raise TypeError(
             f"controller is {controller!r}; allowed is None or a thermoopt.controllers.Controller"
