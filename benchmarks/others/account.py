@@ -1,4 +1,4 @@
-"""A float64 account of what a step did, from copies of all weights and gradients, and how far a reading is off."""
+"""A float64 account of what a step did, from copies of weights and gradients; how far a reading is off."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from thermoopt.benchmarks.others.problem import Run
 from torch import Tensor
 
 from thermoopt import Observer
+from thermoopt.benchmarks.others.problem import Run
 
 __all__ = ["MEASURED", "Account"]
 
@@ -23,7 +23,7 @@ after its step and the gradient it was given."""
 class Account:
     """Keeps weights and gradients of the step under way, and the worst error of each quantity.
 
-    sigma is compared relative to ``||g|| ||theta' - theta||`` (it may be 0), all others relative to themselves.
+    sigma, which may be 0, is compared relative to ``||g|| ||theta' - theta||``, all others to themselves.
 
     Attributes:
         errors: worst relative error seen, by quantity.

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from thermoopt.benchmarks.others.checks import Case
 from torch import nn
 from torch.optim import Optimizer
+
+from thermoopt.benchmarks.others.checks import Case
 
 __all__ = ["PACKAGES", "cases"]
 

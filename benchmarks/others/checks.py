@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from thermoopt.benchmarks.others.account import MEASURED, Account, same
-from thermoopt.benchmarks.others.problem import Run, train
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from thermoopt import CollapseDetector, EntropySplit, Observer, ThermoScheduler, diagnose
+from thermoopt.benchmarks.others.account import MEASURED, Account, same
+from thermoopt.benchmarks.others.problem import Run, train
 
 __all__ = ["EXACT", "STEPS", "Case", "Row", "check", "tuned"]
 

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
 from thermoopt.benchmarks.others.catalogue import PACKAGES, cases
 from thermoopt.benchmarks.others.checks import STEPS, Row, check, tuned
 
@@ -93,11 +94,12 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Every optimizer under Observer, diagnose and ThermoScheduler",
         "",
-        f"`python -m thermoopt.benchmarks.others`: {STEPS} steps of a small classifier at the optimizer's own tuned "
-        "learning rate (the lowest final loss of its default, 3e-4, 3e-3, 3e-2 and 0.3). Clean: no crash, every "
-        "step counted once, weights and optimizer state the same bits as without, sigma, norms and distance "
-        "as a float64 account, the schedule's bits those of torch's, no finding of HIGH or MEDIUM confidence. "
-        "Refused: the observer said in words why it cannot. Unusable: fails by itself, without us.",
+        f"`python -m thermoopt.benchmarks.others`: {STEPS} steps of a small classifier at the optimizer's "
+        "own tuned learning rate (the lowest final loss of its default, 3e-4, 3e-3, 3e-2 and 0.3). Clean: no "
+        "crash, every step counted once, weights and optimizer state the same bits as without, sigma, norms "
+        "and distance as a float64 account, the schedule's bits those of torch's, no finding of HIGH or "
+        "MEDIUM confidence. Refused: the observer said in words why it cannot. Unusable: fails by itself, "
+        "without us.",
         "",
         ", ".join(f"{p} {_version(p)}" for p in sorted(packages)) + ".",
         "",

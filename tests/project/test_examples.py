@@ -1,6 +1,7 @@
 """Every script of examples/ runs as a person would run it, without a warning, and says what it claims."""
 
 import csv
+import importlib.util
 import json
 import math
 import os
@@ -25,8 +26,11 @@ SCRIPTS = {
     "lightning_callback",
     "monitor_only",
     "replace_adamw",
+    "sentence_embeddings",
     "swap_the_scheduler",
     "thermodynamic_laws",
+    "timm_classifier",
+    "trl_lora",
     "weight_decay_rescued",
     "what_is_wrong",
 }
@@ -157,6 +161,47 @@ def test_finetune_trainer(tmp_path):
         assert json.loads(lines[-1])["total"]["lr_eff"] <= row[1][4] * 1.01
         assert "classifier.weight" in json.loads(lines[-1])["layers"]
         assert (tmp_path / folder / "thermo" / "dashboard.png").is_file()
+
+
+NEEDS = {
+    "sentence_embeddings": ["sentence_transformers"],
+    "timm_classifier": ["timm"],
+    "trl_lora": ["trl", "peft"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(NEEDS))
+def test_a_script_without_its_package_says_what_to_install(name, tmp_path):
+    if all(importlib.util.find_spec(package) for package in NEEDS[name]):
+        pytest.skip("everything it needs is installed")
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 1
+    assert re.match(r"This example needs \w+, which is not installed: pip install ", done.stderr)
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(NEEDS))
+def test_the_scripts_of_other_trainers(name, tmp_path):
+    for package in NEEDS[name]:
+        pytest.importorskip(package)
+    output = run(name, "--steps", 12, "--seed", 1, "--out", tmp_path, allow=["ignore"])
+    table = rows(output)
+    assert len(table) == 3 if name == "timm_classifier" else len(table) > 10
+    assert all(math.isfinite(x) for _, numbers in table for x in numbers)
+    assert all(numbers[-1] >= 0 for _, numbers in table)
+    if name == "timm_classifier":
+        assert {path.parent.name for path in tmp_path.glob("*/diagnosis.txt")} == {"autotune", "lamb", "lion"}
+    else:
+        before, after = map(float, re.search(r"Loss (\S+) -> (\S+) in 12 steps", output).groups())
+        assert after < before
+        assert (tmp_path / "thermo" / "dashboard.png").is_file()
 
 
 def test_lightning_callback(tmp_path):

@@ -1,6 +1,12 @@
 """ThermoAdamW: torch's AdamW with an account of entropy production inside its step."""
 
-from thermoopt.adamw.arguments import EMA_STEPS, check_count, check_hookable, check_materialized, inner_optimizer
+from thermoopt.adamw.arguments import (
+    EMA_STEPS,
+    check_count,
+    check_hookable,
+    check_materialized,
+    inner_optimizer,
+)
 from thermoopt.adamw.backends import dry_kernel
 from thermoopt.adamw.control_loop import reading_lag, start_of
 from thermoopt.adamw.optimizer import ThermoAdamW

@@ -14,7 +14,14 @@ from torch.optim import Optimizer
 
 from thermoopt.account import History, Losses
 from thermoopt.account.reading import Reading
-from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_count, check_hookable, check_materialized, reading_lag
+from thermoopt.adamw import (
+    EMA_STEPS,
+    ThermoAdamW,
+    check_count,
+    check_hookable,
+    check_materialized,
+    reading_lag,
+)
 from thermoopt.controllers import Controller, Start
 from thermoopt.observer.carried_start import CarriedTravel
 from thermoopt.observer.run_reports import RunReports

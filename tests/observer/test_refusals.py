@@ -111,7 +111,7 @@ def test_lazy_parameters_are_refused_until_they_have_shapes():
         lambda: CollapseDetector(model, optimizer),
         lambda: ThermoScheduler(optimizer, 10, shape="constant", controller=autotune(10)),
     ):
-        with pytest.raises(ValueError, match=r"params must have shapes, got 4 of lazy modules.*run one batch"):
+        with pytest.raises(ValueError, match=r"must have shapes, got 4 of lazy modules.*run one batch"):
             refuse()
     ThermoScheduler(optimizer, 10)  # needs no shapes
     model(torch.ones(2, 3))
