@@ -7,7 +7,7 @@ import math
 import numbers
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from thermoopt.account import as_leaf, as_loss, from_leaf
 from thermoopt.account.reading import Reading
-from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable, check_materialized
-from thermoopt.controllers import Controller, Cooling, Scales, Start
+from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
+from thermoopt.controllers import Controller, Scales, Start
 from thermoopt.observer import LOG_EVERY, Observer, closure_of, is_dry
+from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, geometric_mean, plain
 
 __all__ = ["ThermoScheduler"]
@@ -119,12 +120,12 @@ class ThermoScheduler(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         check_hookable(optimizer)
-        _check_lr(optimizer)
+        check_lr(optimizer)
         self._plan = SchedulePlan(total_steps, warmup_steps, shape, eta_min, rate)
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         if eta_min > max(lrs, default=math.inf):
             raise ValueError(f"eta_min is {eta_min!r}; allowed are at most the optimizer's lr, {max(lrs)!r}")
-        _check_control(optimizer, controller, observer, shape)
+        check_control(optimizer, controller, observer, shape)
         self._begun = False
         super().__init__(optimizer, last_epoch)
         self._begun = True
@@ -361,50 +362,3 @@ def _counting(scheduler: weakref.ref[ThermoScheduler]) -> Callable[[Optimizer, A
 
 def _untracked(state: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key != "tracked"}
-
-
-def _parts(controller: Controller) -> Iterator[Controller]:
-    yield controller
-    for part in getattr(controller, "controllers", ()):
-        yield from _parts(part)
-
-
-def _check_lr(optimizer: Optimizer) -> None:
-    for i, group in enumerate(optimizer.param_groups):
-        if group.get("lr") is None:
-            raise ValueError(
-                f"every param group must have an lr to schedule, group {i} of this "
-                f"{type(optimizer).__name__} has none: it finds its own"
-            )
-
-
-def _check_control(
-    optimizer: Optimizer, controller: Controller | None, observer: Observer | None, shape: str
-) -> None:
-    if observer is not None:
-        if not isinstance(observer, Observer):
-            raise TypeError(f"observer is {observer!r}; allowed is None or a thermoopt.observer.Observer")
-        if observer.optimizer is not optimizer:
-            raise ValueError("observer observes another optimizer; allowed is one of the optimizer given")
-    if controller is None:
-        return
-    check_materialized(p for group in optimizer.param_groups for p in group["params"])
-    if not isinstance(controller, Controller):
-        raise TypeError(
-            f"controller is {controller!r}; allowed is None or a thermoopt.controllers.Controller"
-        )
-    if shape != "constant" and any(isinstance(part, Cooling) for part in _parts(controller)):
-        raise ValueError(
-            f"shape is {shape!r} and controller cools too: the two would multiply; allowed is shape "
-            "'constant', or a controller without Cooling"
-        )
-    more = sorted(controller.needs - {"distance"})
-    if more:
-        raise ValueError(
-            f"controller needs {', '.join(more)}, which only a ThermoAdamW measures inside its own step; "
-            "allowed are controllers that need nothing or 'distance', or ThermoAdamW(..., controller=...)"
-        )
-    if isinstance(optimizer, ThermoAdamW) and optimizer.controller is not None:
-        raise ValueError(
-            "controller is given, and the ThermoAdamW has one of its own; allowed is one of the two"
-        )

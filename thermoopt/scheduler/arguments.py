@@ -1,0 +1,62 @@
+"""What a ThermoScheduler checks of its arguments before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.optim import Optimizer
+
+from thermoopt.adamw import ThermoAdamW, check_materialized
+from thermoopt.controllers import Controller, Cooling
+from thermoopt.observer import Observer
+
+__all__ = ["check_control", "check_lr"]
+
+
+def _parts(controller: Controller) -> Iterator[Controller]:
+    yield controller
+    for part in getattr(controller, "controllers", ()):
+        yield from _parts(part)
+
+
+def check_lr(optimizer: Optimizer) -> None:
+    """Raise ValueError if a group has no lr to set."""
+    for i, group in enumerate(optimizer.param_groups):
+        if group.get("lr") is None:
+            raise ValueError(
+                f"every param group must have an lr to schedule, group {i} of this "
+                f"{type(optimizer).__name__} has none: it finds its own"
+            )
+
+
+def check_control(
+    optimizer: Optimizer, controller: Controller | None, observer: Observer | None, shape: str
+) -> None:
+    """Raise TypeError or ValueError if controller, observer, shape and optimizer do not go together."""
+    if observer is not None:
+        if not isinstance(observer, Observer):
+            raise TypeError(f"observer is {observer!r}; allowed is None or a thermoopt.observer.Observer")
+        if observer.optimizer is not optimizer:
+            raise ValueError("observer observes another optimizer; allowed is one of the optimizer given")
+    if controller is None:
+        return
+    check_materialized(p for group in optimizer.param_groups for p in group["params"])
+    if not isinstance(controller, Controller):
+        raise TypeError(
+            f"controller is {controller!r}; allowed is None or a thermoopt.controllers.Controller"
+        )
+    if shape != "constant" and any(isinstance(part, Cooling) for part in _parts(controller)):
+        raise ValueError(
+            f"shape is {shape!r} and controller cools too: the two would multiply; allowed is shape "
+            "'constant', or a controller without Cooling"
+        )
+    more = sorted(controller.needs - {"distance"})
+    if more:
+        raise ValueError(
+            f"controller needs {', '.join(more)}, which only a ThermoAdamW measures inside its own step; "
+            "allowed are controllers that need nothing or 'distance', or ThermoAdamW(..., controller=...)"
+        )
+    if isinstance(optimizer, ThermoAdamW) and optimizer.controller is not None:
+        raise ValueError(
+            "controller is given, and the ThermoAdamW has one of its own; allowed is one of the two"
+        )
