@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import difflib
 
+from thermoopt.benchmarks.workloads.arithmetic import ADDITION, MODULAR
 from thermoopt.benchmarks.workloads.bpe import BPE_TEXT
+from thermoopt.benchmarks.workloads.diffusion import DDPM, UNET
 from thermoopt.benchmarks.workloads.digits import CONV_DIGITS
+from thermoopt.benchmarks.workloads.encoder import ENCODER_TEXT
+from thermoopt.benchmarks.workloads.factors import FACTORS, SKIPGRAM
+from thermoopt.benchmarks.workloads.fields import PINN, SIREN_IMAGE
+from thermoopt.benchmarks.workloads.gan import GAN_DIGITS
 from thermoopt.benchmarks.workloads.gpt import GPT_TEXT
+from thermoopt.benchmarks.workloads.graph import GRAPH
 from thermoopt.benchmarks.workloads.linear import LINEAR
 from thermoopt.benchmarks.workloads.logistic import LOGISTIC
+from thermoopt.benchmarks.workloads.maze import MAZE
 from thermoopt.benchmarks.workloads.minilm import MINILM
+from thermoopt.benchmarks.workloads.mixer import MIXER_DIGITS
 from thermoopt.benchmarks.workloads.recurrent import GRU_TEXT, LSTM_TEXT
 from thermoopt.benchmarks.workloads.ridge import RIDGE
 from thermoopt.benchmarks.workloads.signals import CNN_MNIST1D, MLP_MNIST1D
+from thermoopt.benchmarks.workloads.tables import CANCER, DIABETES, FRIEDMAN, WINE
 from thermoopt.benchmarks.workloads.task import Task, Workload
+from thermoopt.benchmarks.workloads.tuning import FINETUNE, LORA, STAGED
+from thermoopt.benchmarks.workloads.vae import VAE_DIGITS
 from thermoopt.benchmarks.workloads.vit import VIT_DIGITS
 from thermoopt.benchmarks.workloads.wikitext import WIKITEXT, WIKITEXT_PYTHIA
 
@@ -36,11 +48,32 @@ WORKLOADS: dict[str, Workload] = {
         MINILM,
         WIKITEXT,
         WIKITEXT_PYTHIA,
+        WINE,
+        CANCER,
+        DIABETES,
+        FRIEDMAN,
+        MIXER_DIGITS,
+        DDPM,
+        UNET,
+        ENCODER_TEXT,
+        MODULAR,
+        SKIPGRAM,
+        FACTORS,
+        PINN,
+        GAN_DIGITS,
+        MAZE,
+        FINETUNE,
+        LORA,
+        STAGED,
+        ADDITION,
+        SIREN_IMAGE,
+        GRAPH,
+        VAE_DIGITS,
     )
 }
 """Every workload by name."""
 
-HELD_OUT = ("vit", "lstm")
+HELD_OUT = ("addition", "siren", "graph", "vae")
 """Workloads on which no constant of a control law was chosen: run once, reported as they are."""
 
 

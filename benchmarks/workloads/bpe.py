@@ -74,5 +74,6 @@ BPE_TEXT = Workload(
     (400, 1600),
     _task,
     lambda: data_hash(*(part.numpy() for part in pieces_of_the_text()[1:])),
+    family="language transformers",
     metric="nats a byte",
 )

@@ -7,13 +7,12 @@ from functools import cache
 
 import numpy as np
 import torch
+from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task, tensors
+from thermoopt.benchmarks.workloads.task import Task, Workload, require
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.classify import Arrays, arrays_hash, classification_task, tensors
-from thermoopt.benchmarks.workloads.task import Task, Workload, require
-
-__all__ = ["ABOUT", "CONV_DIGITS", "digits_hash", "digits_task"]
+__all__ = ["ABOUT", "CONV_DIGITS", "digits_hash", "digits_task", "pictures"]
 
 VALID_DIGITS = 597  # of 1,797: a third, or the metric would be noise
 PIXEL_NOISE = 0.35  # of a range of 1: without it networks interpolate, and a few pictures decide the metric
@@ -21,11 +20,24 @@ NOISY_COPIES = 4  # of each picture to judge by
 
 
 @cache
-def _digits() -> Arrays:
+def _shuffled() -> tuple[np.ndarray, np.ndarray]:
+    """Pictures ``[1797, 8, 8]`` in 0 to 1 and labels; the first VALID_DIGITS are for judging."""
     bunch = require("sklearn.datasets", "scikit-learn").load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))
-    x = (bunch.images[order] / 16.0 - 0.3)[:, None]
-    y = bunch.target[order]
+    return bunch.images[order] / 16.0, bunch.target[order]
+
+
+@cache
+def pictures() -> tuple[Tensor, Tensor]:
+    """Return the clean pictures, ``[1200, 8, 8]`` to train on and ``[597, 8, 8]`` to judge by, in 0 to 1."""
+    x = torch.tensor(_shuffled()[0], dtype=torch.float32)
+    return x[VALID_DIGITS:], x[:VALID_DIGITS]
+
+
+@cache
+def _digits() -> Arrays:
+    images, y = _shuffled()
+    x = (images - 0.3)[:, None]
     judged = np.repeat(x[:VALID_DIGITS], NOISY_COPIES, axis=0)
     judged = judged + PIXEL_NOISE * np.random.default_rng(1).normal(size=judged.shape)
     return tensors(x[VALID_DIGITS:], y[VALID_DIGITS:], judged, np.repeat(y[:VALID_DIGITS], NOISY_COPIES))
@@ -44,7 +56,7 @@ def _disturbed(x: Tensor, rng: torch.Generator) -> Tensor:
 
 def digits_task(make: Callable[[], nn.Module], seed: int, batch: float) -> Task:
     """Build the task of a seed for the model that ``make`` makes; pictures are ``[batch, 1, 8, 8]``."""
-    return classification_task(_digits(), make, seed, batch, _disturbed)
+    return supervised_task(_digits(), make, seed, batch, _disturbed)
 
 
 def _conv2d() -> nn.Module:
@@ -70,5 +82,6 @@ CONV_DIGITS = Workload(
     (500, 2000),
     lambda seed, batch=1.0: digits_task(_conv2d, seed, batch),
     digits_hash,
+    family="convolution",
     metric="nats",
 )

@@ -16,5 +16,6 @@ GPT_TEXT = Workload(
         lambda: GPT(GPTConfig(depth=2, width=64, heads=4, context=64)), 8, 64, seed, batch
     ),
     lambda: corpus().sha256,
+    family="language transformers",
     metric="nats a byte",
 )

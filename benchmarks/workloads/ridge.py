@@ -76,5 +76,6 @@ RIDGE = Workload(
     (300, 1200),
     _task,
     lambda: data_hash(*_patients()),
+    family="convex",
     metric="f − f*",
 )

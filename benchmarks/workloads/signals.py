@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
-from torch import nn
-
-from thermoopt.benchmarks.workloads.classify import Arrays, arrays_hash, classification_task, tensors
+from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task, tensors
 from thermoopt.benchmarks.workloads.task import Workload, require
+from torch import nn
 
 __all__ = ["CNN_MNIST1D", "MLP_MNIST1D"]
 
@@ -52,15 +51,17 @@ CNN_MNIST1D = Workload(
     "cnn",
     f"{_ABOUT}; 3 convolutions of 25 channels",
     (500, 2000),
-    lambda seed, batch=1.0: classification_task(_mnist1d(), _conv1d, seed, batch),
+    lambda seed, batch=1.0: supervised_task(_mnist1d(), _conv1d, seed, batch),
     arrays_hash(_mnist1d),
+    family="convolution",
     metric="nats",
 )
 MLP_MNIST1D = Workload(
     "mlp",
     f"{_ABOUT}; 2 hidden layers of 128",
     (500, 2000),
-    lambda seed, batch=1.0: classification_task(_mnist1d(), _mlp, seed, batch),
+    lambda seed, batch=1.0: supervised_task(_mnist1d(), _mlp, seed, batch),
     arrays_hash(_mnist1d),
+    family="perceptrons",
     metric="nats",
 )

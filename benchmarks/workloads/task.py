@@ -47,10 +47,11 @@ class Workload:
     Attributes:
         name: what tables call it.
         about: data, split, model, metric, in words.
-        horizons: optimizer steps of the short and of the long run.
+        horizons: optimizer steps of the short run, the default, and of the long one.
         build: makes a task.
         sha256: hash of training and validation data.
-        metric: unit of :attr:`Task.evaluate`, for the heads of tables; lower is better.
+        metric: unit of :attr:`Task.evaluate`, for the heads of tables; lower is better, 0 or more.
+        family: kind of network and task: constants are chosen on the other families than they are judged on.
         optional: PyPI package that it needs and that the development set-up may lack; None where none.
     """
 
@@ -59,6 +60,7 @@ class Workload:
     horizons: tuple[int, int]
     build: Build
     sha256: Callable[[], str]
+    family: str
     metric: str = "nats"
     optional: str | None = None
 

@@ -38,5 +38,6 @@ VIT_DIGITS = Workload(
     (300, 1200),
     lambda seed, batch=1.0: digits_task(ViT, seed, batch),
     digits_hash,
+    family="patches",
     metric="nats",
 )

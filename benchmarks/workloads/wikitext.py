@@ -170,6 +170,7 @@ def wikitext(name: str, shape: Shape, source: Callable[[], str] = _source) -> Wo
         shape.horizons,
         lambda seed, batch=1.0: _task(shape, source(), seed, batch),
         lambda: data_hash(*(part.numpy() for part in _data(source(), shape.pieces)[:2])),
+        family="language transformers",
         metric="nats a byte",
         optional="datasets",
     )

@@ -1,22 +1,21 @@
-"""What classification workloads share: mini-batches in random order, cross-entropy, one set to judge by."""
+"""What supervised workloads share: mini-batches in random order, one loss to train and to judge by."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
+from thermoopt.benchmarks.workloads.task import Task, data_hash
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.task import Task, data_hash
-
-__all__ = ["BATCH", "Arrays", "arrays_hash", "classification_task", "tensors"]
+__all__ = ["BATCH", "Arrays", "arrays_hash", "shuffled_batches", "supervised_task", "tensors"]
 
 BATCH = 64
 
 Arrays = tuple[Tensor, Tensor, Tensor, Tensor]
-"""Inputs and labels to train on, inputs and labels to judge by."""
+"""Inputs and targets to train on, inputs and targets to judge by."""
 
 
 def tensors(x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarray) -> Arrays:
@@ -29,12 +28,20 @@ def tensors(x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarr
     )
 
 
-def classification_task(
+def shuffled_batches(rows: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
+    """Yield the rows of batches, shuffled anew every epoch, whose last, incomplete batch is left out."""
+    while True:
+        batches = torch.randperm(rows, generator=rng)[: rows // size * size].split(size)
+        yield from reversed(batches)
+
+
+def supervised_task(
     arrays: Arrays,
     make: Callable[[], nn.Module],
     seed: int,
     batch: float,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Task:
     """Build the task of a seed.
 
@@ -44,6 +51,7 @@ def classification_task(
         seed: of the weights, of the order of the batches and of ``augment``.
         batch: factor on :data:`BATCH`.
         augment: disturbs the inputs of a training batch.
+        criterion: of the model's output and the targets.
 
     Returns:
         The task; an epoch's last, incomplete batch is left out.
@@ -54,19 +62,17 @@ def classification_task(
         torch.manual_seed(seed)
         model = make()
     rng = torch.Generator().manual_seed(seed)
-    order: list[Tensor] = []
+    draws = shuffled_batches(len(x), size, rng)
 
     def loss() -> Tensor:
-        if not order:
-            order.extend(torch.randperm(len(x), generator=rng)[: len(x) // size * size].split(size))
-        rows = order.pop()
+        rows = next(draws)
         inputs = x[rows] if augment is None else augment(x[rows], rng)
-        return F.cross_entropy(model(inputs), y[rows])
+        return criterion(model(inputs), y[rows])
 
     @torch.no_grad()
     def evaluate() -> float:
         model.eval()
-        value = F.cross_entropy(model(x_valid), y_valid).item()
+        value = criterion(model(x_valid), y_valid).item()
         model.train()
         return value
 

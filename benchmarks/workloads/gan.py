@@ -1,0 +1,99 @@
+"""A generative adversarial network on scikit-learn's digits; its losses say nothing, so a distance judges."""
+
+from __future__ import annotations
+
+import torch
+from thermoopt.benchmarks.workloads.digits import pictures
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+__all__ = ["GAN", "GAN_DIGITS", "energy_distance"]
+
+BATCH, LATENT, DRAWN = 64, 16, 1000
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    r"""Return the squared energy distance between two samples, 0 only for equal distributions.
+
+    .. math:: 2\,E\|X-Y\| - E\|X-X'\| - E\|Y-Y'\|
+
+    Args:
+        x, y: samples ``[n, d]`` and ``[m, d]``; pairs within a sample leave out a point and itself.
+
+    References:
+        Székely and Rizzo, "Energy statistics", 2013, equation 5.
+    """
+
+    def within(a: Tensor) -> Tensor:
+        return torch.cdist(a, a).sum() / (len(a) * (len(a) - 1))
+
+    return (2 * torch.cdist(x, y).mean() - within(x) - within(y)).item()
+
+
+class GAN(nn.Module):
+    """Generator and discriminator, one hidden layer of either."""
+
+    def __init__(self, width: int = 128) -> None:
+        super().__init__()
+        self.generator = nn.Sequential(
+            nn.Linear(LATENT, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 64),
+            nn.Sigmoid(),
+        )
+        self.discriminator = nn.Sequential(
+            nn.Linear(64, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, 1),
+        )
+
+    def forward(self, real: Tensor, latent: Tensor) -> Tensor:
+        """Sum of both players' losses; either has gradients in its own parameters only.
+
+        The discriminator's: −ln D(x) − ln(1 − D(G(z))); the generator's: −ln D(G(z)) (arXiv 1406.2661,
+        section 3).
+        """
+        made = self.generator(latent)
+        judged_real, judged_made = self.discriminator(real), self.discriminator(made.detach())
+        held = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        fooled = functional_call(self.discriminator, held, (made,))
+        discriminator = F.softplus(-judged_real).mean() + F.softplus(judged_made).mean()
+        return discriminator + F.softplus(-fooled).mean()
+
+
+def _task(seed: int, batch: float = 1.0) -> Task:
+    train, valid = (part.flatten(1) for part in pictures())
+    latent_valid = torch.randn(DRAWN, LATENT, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = GAN()
+    rng = torch.Generator().manual_seed(seed)
+
+    def loss() -> Tensor:
+        rows = torch.randint(len(train), (round(BATCH * batch),), generator=rng)
+        return model(train[rows], torch.randn(len(rows), LATENT, generator=rng))
+
+    @torch.no_grad()
+    def evaluate() -> float:
+        return max(0.0, energy_distance(model.generator(latent_valid), valid))
+
+    return Task(model, loss, evaluate)
+
+
+GAN_DIGITS = Workload(
+    "gan",
+    "scikit-learn's digits, 1,200 pictures to train on, batch 64; generator and discriminator with 2 "
+    "hidden layers of 128, one step of both at a time; judged by the squared energy distance between 1,000 "
+    "generated and 597 other pictures",
+    (800, 3200),
+    _task,
+    lambda: data_hash(*(part.numpy() for part in pictures())),
+    metric="squared energy distance",
+    family="adversarial",
+)
