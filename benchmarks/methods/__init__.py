@@ -7,12 +7,13 @@ import difflib
 from thermoopt.benchmarks.methods.base import Job, Method, Point, Setup
 from thermoopt.benchmarks.methods.baselines import BASELINES
 from thermoopt.benchmarks.methods.feedback import FEEDBACK
+from thermoopt.benchmarks.methods.lr_free import LR_FREE
 from thermoopt.benchmarks.methods.ours import LAWS, OURS
 from thermoopt.benchmarks.methods.placebo import PLACEBOS
 
 __all__ = ["LAWS", "METHODS", "Job", "Method", "Point", "Setup", "get"]
 
-METHODS: dict[str, Method] = {m.name: m for m in (*BASELINES, *FEEDBACK, *OURS, *PLACEBOS)}
+METHODS: dict[str, Method] = {m.name: m for m in (*BASELINES, *LR_FREE, *FEEDBACK, *OURS, *PLACEBOS)}
 """Every method of the sweeps by name."""
 
 

@@ -26,8 +26,17 @@ LR, DECAY = 1e-3, 0.01
 Another = Callable[[int], "Task"]
 """Makes the same workload's task of another seed (``Workload.build``)."""
 
-EXTRAS = {"prodigyopt": "bench", "schedulefree": "bench", "transformers": "hf"}
-"""Which extra of this package brings a package that methods need."""
+EXTRAS = {
+    "dadaptation": "bench",
+    "momo": "bench",
+    "prodigyopt": "bench",
+    "schedulefree": "bench",
+    "transformers": "hf",
+}
+"""Which extra of this package brings a module that methods need."""
+
+PACKAGES = {"momo": "momo-opt"}
+"""What a module is called on PyPI, where that differs."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ class Method:
         about: what it is, with its defaults, in a sentence.
         make: makes the set-up of a job.
         tunables: of ``"lr"`` and ``"decay"``, what a sweep may choose; the rest of a point is not looked at.
-        needs: package it needs beyond torch and thermoopt, or None.
+        needs: module it needs beyond torch and thermoopt, or None.
         lr, decay: defaults.
 
     Raises:
@@ -155,9 +164,9 @@ class Method:
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
             extra = EXTRAS.get(self.needs)
             also = f" (or thermoopt[{extra}])" if extra else " (it is in no extra of thermoopt)"
+            package = PACKAGES.get(self.needs, self.needs)
             raise ImportError(
-                f"method {self.name!r} needs {self.needs}, which is not installed: "
-                f"pip install {self.needs}{also}"
+                f"method {self.name!r} needs {package}, which is not installed: pip install {package}{also}"
             )
         lr = point.lr if "lr" in self.tunables and point.lr is not None else self.lr
         decay = point.decay if "decay" in self.tunables and point.decay is not None else self.decay

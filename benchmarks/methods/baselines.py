@@ -5,17 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
-
+from thermoopt.benchmarks.methods.averaging import judged_at_average
 from thermoopt.benchmarks.methods.base import Job, Method, Setup
 from thermoopt.benchmarks.methods.schedules import (
     constant,
     cosine,
     cosine_to_tenth,
+    falling,
     inverse_sqrt,
     inverse_time,
     linear,
@@ -57,33 +55,7 @@ def _prodigy(job: Job) -> Setup:
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints which decay it uses
         optimizer = Prodigy(job.model.parameters(), lr=1.0, weight_decay=job.decay)
-    return Setup(optimizer, LambdaLR(optimizer, lambda step: linear(min(1.0, step / job.steps))))
-
-
-class _Judging:
-    """Swaps weights for judging and puts back the very same bits: the package's own way back rounds."""
-
-    def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
-        self._kept: list[Tensor] = []
-
-    @property
-    def _params(self) -> list[Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
-
-    def before(self) -> None:
-        """Put the averaged weights into the model."""
-        if not self._kept:
-            self._kept = [p.detach().clone() for p in self._params]
-            self._optimizer.eval()
-
-    @torch.no_grad()
-    def after(self) -> None:
-        """Put back the weights that gradients are taken at."""
-        self._optimizer.train()
-        for p, kept in zip(self._params, self._kept, strict=True):
-            p.copy_(kept)
-        self._kept = []
+    return Setup(optimizer, falling(optimizer, job))
 
 
 def _schedule_free(job: Job) -> Setup:
@@ -93,8 +65,7 @@ def _schedule_free(job: Job) -> Setup:
         job.model.parameters(), lr=job.lr, weight_decay=job.decay, warmup_steps=job.warmup
     )
     optimizer.train()
-    judging = _Judging(optimizer)
-    return Setup(optimizer, before_judging=judging.before, after_judging=judging.after)
+    return judged_at_average(optimizer)
 
 
 _ADAMW = {

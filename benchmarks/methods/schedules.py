@@ -18,6 +18,7 @@ __all__ = [
     "cosine",
     "cosine_to_tenth",
     "factor",
+    "falling",
     "inverse_sqrt",
     "inverse_time",
     "linear",
@@ -82,3 +83,8 @@ def factor(shape: Shape, steps: int, warmup: int) -> Callable[[int], float]:
 def scheduled(optimizer: torch.optim.Optimizer, shape: Shape, job: Job) -> LambdaLR:
     """Return warm-up and a shape as a scheduler of torch's."""
     return LambdaLR(optimizer, factor(shape, job.steps, job.warmup))
+
+
+def falling(optimizer: torch.optim.Optimizer, job: Job) -> LambdaLR:
+    """Return linear-to-zero without warm-up, for optimizers that find their own start."""
+    return LambdaLR(optimizer, lambda step: linear(min(1.0, step / job.steps)))

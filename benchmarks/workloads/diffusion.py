@@ -143,4 +143,4 @@ def _workload(name: str, make: Callable[[], nn.Module], size: int, horizon: int,
 
 
 DDPM = _workload("ddpm", Denoiser, 64, 600, "MLP with 2 hidden layers of 192")
-UNET = _workload("unet", UNet, 16, 300, "U-Net of 2 levels, 16 and 32 channels, GroupNorm")
+UNET = _workload("unet", UNet, 16, 200, "U-Net of 2 levels, 16 and 32 channels, GroupNorm")

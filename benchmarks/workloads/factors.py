@@ -97,9 +97,9 @@ SKIPGRAM = Workload(
     family=FAMILY,
 )
 
-ROWS, COLUMNS, RANK = 400, 400, 16  # blocks of text, words
+ROWS, COLUMNS, RANK = 400, 400, 8  # blocks of text, words
 ENTRIES = 256  # a batch
-TRAIN_SHARE = 0.25  # of the entries of the matrix
+TRAIN_SHARE = 0.5  # of the entries of the matrix
 
 
 @cache
@@ -156,8 +156,8 @@ def _factors(seed: int, batch: float = 1.0) -> Task:
 
 FACTORS = Workload(
     "factors",
-    "ln(1 + count) of 400 words in 400 equal blocks of the standard library's text, standardised, a "
-    "quarter of the 160,000 entries to train on, batch 256; matrix factorisation of rank 16 with biases; "
+    "ln(1 + count) of 400 words in 400 equal blocks of the standard library's text, standardised, half "
+    "of the 160,000 entries to train on, batch 256; matrix factorisation of rank 8 with biases; "
     "mean squared error",
     (800, 3200),
     _factors,

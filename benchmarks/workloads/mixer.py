@@ -44,7 +44,7 @@ class Mixer(nn.Module):
 MIXER_DIGITS = Workload(
     "mixer",
     f"{ABOUT}; MLP-Mixer of 2 blocks, width 48",
-    (400, 1600),
+    (200, 800),
     lambda seed, batch=1.0: digits_task(Mixer, seed, batch),
     digits_hash,
     metric="nats",

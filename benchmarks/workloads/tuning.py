@@ -27,7 +27,7 @@ LAYERS = 2  # of 6
 BATCH, LONGEST = 8, 16
 TRAINED, JUDGED = 400, 32  # paragraphs of each of the 8 parts
 RANK = 8
-STEPS = 120
+STEPS = 60
 STAGES = (STEPS // 3, 2 * STEPS // 3)  # steps after which one layer more, and then everything, is trained
 
 Split = tuple[Tensor, Tensor, Tensor]

@@ -1,0 +1,171 @@
+"""Compare methods and control laws on workloads of many families.
+
+Every run is a row; what is there already is not run again, so a stopped command goes on where it stood.
+
+    python -m thermoopt.benchmarks.families methods       # everything, then the tables
+    python -m thermoopt.benchmarks.families law mine 'lambda steps: autotune(steps)'  # one seed
+    python -m thermoopt.benchmarks.families choose a b c  # of laws that were run, by family
+    python -m thermoopt.benchmarks.families report        # the tables alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from thermoopt.benchmarks.families.cases import (
+    CHOSEN_ON,
+    DEVELOPMENT,
+    LONG,
+    LRS,
+    SEEDS,
+    TUNED,
+    Case,
+    cells,
+)
+from thermoopt.benchmarks.families.laws import law
+from thermoopt.benchmarks.families.ratios import chosen_lrs, ratios, reference_rows, reported, whole_grids
+from thermoopt.benchmarks.families.report import choice_table, law_table, write_report
+from thermoopt.benchmarks.families.runs import run_all
+from thermoopt.benchmarks.methods import METHODS
+from thermoopt.benchmarks.rows import read_rows
+from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
+
+__all__ = ["main"]
+
+RESULTS = Path("benchmarks/results/families")
+LAWS = Path("runs/families")
+COMPARED = (
+    *TUNED,
+    "adamw fixed",
+    "nadamw fixed",
+    "prodigy",
+    "schedule-free",
+    "schedule-free+",
+    "dadapt-adam",
+    "momo-adam",
+    "autotune",
+)
+"""Methods of the tables."""
+
+BOTH = ("autotune",)
+"""Methods that run without and with the loss reported; the others do not ask for it, or cannot do without."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Do what the arguments say."""
+    args = _parser().parse_args(argv)
+    args.act(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m thermoopt.benchmarks.families",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    what = argparse.ArgumentParser(add_help=False)
+    what.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: the development side")
+    what.add_argument("--held-out", action="store_true", help="the workloads held out, to be run once")
+    what.add_argument(
+        "--long", action="store_true", help=f"8 times the horizon, by default on {', '.join(LONG)}"
+    )
+    what.add_argument("--seeds", nargs="+", type=int)
+    what.add_argument("--workers", type=int, default=2, help="processes of one thread (default: 2)")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument(
+        "--out", type=Path, default=RESULTS, help=f"folder of the methods' rows (default: {RESULTS})"
+    )
+    where.add_argument("--laws", type=Path, default=LAWS, help=f"folder of the laws' rows (default: {LAWS})")
+
+    methods = actions.add_parser(
+        "methods", parents=[what, where], help="run methods, tuning those that need it"
+    )
+    methods.add_argument("--methods", nargs="+", choices=METHODS, default=list(COMPARED), metavar="NAME")
+    methods.add_argument("--chosen-on", nargs="+", type=int, default=list(CHOSEN_ON), help="seeds to tune on")
+    methods.set_defaults(act=_methods, seeds=list(SEEDS))
+
+    one = actions.add_parser("law", parents=[what, where], help="run a law and print its ratios")
+    one.add_argument("name", help="what tables and the file of its rows call it")
+    one.add_argument("source", help="expression or module:function, from a number of steps to a controller")
+    one.add_argument(
+        "--told", choices=("no", "yes", "both"), default="both", help="whether losses are reported"
+    )
+    one.set_defaults(act=_law, seeds=[SEEDS[0]])
+
+    choose = actions.add_parser("choose", parents=[where], help="choose among laws, leaving each family out")
+    choose.add_argument("names", nargs="+", help="of laws that were run")
+    choose.add_argument("--told", choices=("no", "yes"), default="no")
+    choose.set_defaults(act=_choose)
+
+    report = actions.add_parser("report", parents=[where], help="write the tables of the methods' rows")
+    report.add_argument("--commit", default="", help="what the held-out figures are of")
+    report.set_defaults(act=_report)
+    return parser
+
+
+def _cells(args: argparse.Namespace) -> list[tuple[str, int]]:
+    default = HELD_OUT if args.held_out else LONG if args.long else DEVELOPMENT
+    return cells(tuple(args.workloads or default), args.long)
+
+
+def _methods(args: argparse.Namespace) -> None:
+    path = args.out / "rows.jsonl"
+    wanted = _cells(args)
+    for method in args.methods:
+        if method in TUNED:
+            grids = whole_grids(list(read_rows(path)), method)
+            untuned = [cell for cell in wanted if len(grids.get(cell, ())) < 2]  # else each by the others
+            grid = [
+                Case(*cell, method, lr, s, True) for s in args.chosen_on for cell in untuned for lr in LRS
+            ]
+            rows = run_all(path, grid, args.workers)
+            todo = [
+                Case(*cell, method, lr, seed, True)
+                for seed in args.seeds
+                for cell, lr in chosen_lrs(rows, method, seed).items()
+                if cell in wanted
+            ]
+        else:
+            told = (False, True) if method in BOTH else (True,)
+            todo = [
+                Case(*cell, method, None, seed, t) for seed in args.seeds for t in told for cell in wanted
+            ]
+        run_all(path, todo, args.workers)
+    _report(args)
+
+
+def _law(args: argparse.Namespace) -> None:
+    try:
+        law(args.source)
+    except ValueError as error:
+        sys.exit(str(error))
+    told = {"no": (False,), "yes": (True,), "both": (False, True)}[args.told]
+    todo = [
+        Case(*cell, args.name, None, seed, t) for seed in args.seeds for t in told for cell in _cells(args)
+    ]
+    rows = run_all(args.laws / f"{args.name}.jsonl", todo, args.workers, args.source)
+    own = [row for row in rows if row["source"] == args.source]
+    reference = reference_rows(list(read_rows(args.out / "rows.jsonl")))
+    print(law_table({t: ratios(reported(own, args.name, t), reference) for t in told}))
+
+
+def _choose(args: argparse.Namespace) -> None:
+    reference = reference_rows(list(read_rows(args.out / "rows.jsonl")), SEEDS[:1])
+    variants = {}
+    for name in args.names:
+        rows = list(read_rows(args.laws / f"{name}.jsonl"))
+        if not rows:
+            sys.exit(f"{args.laws / name}.jsonl has no rows: run `law {name}` first")
+        variants[name] = ratios(reported(rows, name, args.told == "yes", SEEDS[:1]), reference)
+    print(choice_table(variants))
+
+
+def _report(args: argparse.Namespace) -> None:
+    write_report(args.out, list(read_rows(args.out / "rows.jsonl")), getattr(args, "commit", ""))
+
+
+if __name__ == "__main__":
+    main()

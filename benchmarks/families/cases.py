@@ -1,0 +1,86 @@
+"""What is run: workloads, horizons, seeds, learning rates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
+
+__all__ = [
+    "CHOSEN_ON",
+    "DEVELOPMENT",
+    "FACTOR",
+    "LONG",
+    "LRS",
+    "REFERENCE",
+    "SEEDS",
+    "TUNED",
+    "Case",
+    "Cell",
+    "cells",
+    "family",
+]
+
+TOO_LARGE = ("bpe", "minilm", "wikitext", "wikitext-pythia")  # too long a run for a table of hundreds
+
+DEVELOPMENT = tuple(name for name in WORKLOADS if name not in (*HELD_OUT, *TOO_LARGE))
+"""Workloads on which constants may be chosen, each family's on the others."""
+
+LONG = ("mlp", "ddpm", "skipgram")
+"""Workloads that are also run at :data:`FACTOR` times their horizon: what a step costs is little there."""
+
+FACTOR = 8
+
+LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""The grid of learning rates, two a decade."""
+
+TUNED = ("adamw linear", "adamw cosine")
+"""Methods whose learning rate is the best of :data:`LRS`; all others run at their defaults."""
+
+REFERENCE = "adamw linear"
+"""What scores are divided by, at the learning rate chosen for each workload."""
+
+SEEDS = (0, 1, 2)
+"""Seeds that are reported; the first is the one that constants are chosen by."""
+
+CHOSEN_ON = (100,)
+"""Seeds to choose learning rates on, where the reported ones have no grid to choose for each other."""
+
+Cell = tuple[str, int]
+"""A workload and a number of steps."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run.
+
+    Attributes:
+        workload, steps: what is trained, how long.
+        method: of the methods, or a law's label.
+        lr: learning rate; None is the method's default.
+        seed: of weights and batches.
+        told: whether the training loss is reported before each step.
+    """
+
+    workload: str
+    steps: int
+    method: str
+    lr: float | None
+    seed: int
+    told: bool
+
+    @property
+    def cell(self) -> Cell:
+        """Workload and steps."""
+        return self.workload, self.steps
+
+
+def family(workload: str) -> str:
+    """Return the family of a workload."""
+    return WORKLOADS[workload].family
+
+
+def cells(workloads: tuple[str, ...], long: bool = False) -> list[Cell]:
+    """Return workloads at their default horizon, or at :data:`FACTOR` times it."""
+    factor = FACTOR if long else 1
+    return [(name, factor * WORKLOADS[name].horizons[0]) for name in workloads]

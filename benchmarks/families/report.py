@@ -1,0 +1,178 @@
+"""Tables of ratios as Markdown: pure functions of rows, and the file they go to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import geometric_mean
+from typing import Any
+
+import torch
+from thermoopt.benchmarks.families.cases import CHOSEN_ON, LRS, SEEDS, TUNED, Cell, family
+from thermoopt.benchmarks.families.ratios import (
+    FLOOR,
+    Ratios,
+    by_family,
+    chosen_lrs,
+    leave_family_out,
+    ratios,
+    reference_rows,
+    reported,
+    summary,
+)
+from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
+
+__all__ = ["choice_table", "law_table", "report", "write_report"]
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def law_table(by_told: Mapping[bool, Ratios]) -> str:
+    """Lay out a law's ratios by workload and family, without and with the loss reported."""
+    columns = [("loss reported" if told else "no loss", values) for told, values in by_told.items() if values]
+    if not columns:
+        return "no ratios: the reference has no rows of these workloads and seeds yet"
+    cells = list(dict.fromkeys(cell for _, values in columns for cell in values))
+    cells.sort(key=lambda cell: family(cell[0]))
+    lines = _head(["family", "workload"], [name for name, _ in columns])
+    for cell in cells:
+        lines.append(_line([family(cell[0]), _named(cell)], [values.get(cell) for _, values in columns]))
+    lines += ["", *_head(["family"], [name for name, _ in columns])]
+    for name in dict.fromkeys(family(cell[0]) for cell in cells):
+        lines.append(_line([name], [by_family(values).get(name) for _, values in columns]))
+    short = [(name, summary(values)) for name, values in columns]
+    lines += [""] + [
+        f"{name}: geometric mean {s.mean:.3f}, worst {s.worst:.2f} ({_named(s.of)})" for name, s in short
+    ]
+    return "\n".join(lines)
+
+
+def choice_table(variants: Mapping[str, Ratios]) -> str:
+    """Lay out which variant each family gets that has no say in it, and what it has there."""
+    chosen, judged = leave_family_out(variants)
+    lines = _head(["family left out", "chosen on the others"], ["geometric mean", "worst"])
+    for name, variant in chosen.items():
+        own = [value for cell, value in judged.items() if family(cell[0]) == name]
+        lines.append(_line([name, variant], [geometric_mean(own), max(own)]))
+    total = summary(judged)
+    lines += [
+        _line(["**all**", ""], [total.mean, total.worst]),
+        "",
+        *_head(["variant"], ["geometric mean", "worst"]),
+    ]
+    for variant, values in variants.items():
+        short = summary({cell: values[cell] for cell in judged})
+        lines.append(_line([variant], [short.mean, short.worst]))
+    return "\n".join(lines)
+
+
+def _head(texts: Sequence[str], numbers: Sequence[str]) -> list[str]:
+    titles = " | ".join([*texts, *numbers])
+    return [f"| {titles} |", "| " + " | ".join(["---"] * len(texts) + ["---:"] * len(numbers)) + " |"]
+
+
+def _line(texts: Sequence[str], numbers: Sequence[float | None]) -> str:
+    shown = ["" if x is None else f"{x:.3f}" if x < 10 else f"{x:.3g}" for x in numbers]
+    return "| " + " | ".join([*texts, *shown]) + " |"
+
+
+def _named(cell: Cell) -> str:
+    workload, steps = cell
+    short = WORKLOADS[workload].horizons[0]
+    return workload if steps == short else f"{workload} x{steps // short}"
+
+
+def report(rows: Rows, commit: str = "") -> str:
+    """Lay out all tables.
+
+    Args:
+        rows: of ``rows.jsonl``.
+        commit: what the figures on held-out workloads are of; empty where there are none.
+    """
+    reference = reference_rows(rows)
+    columns: dict[str, Ratios] = {}
+    for method, told in dict.fromkeys((row["method"], row["told"]) for row in rows):
+        values = ratios(reported(rows, method, told), reference)
+        both = sum(1 for row in rows if row["method"] == method and row["told"] != told)
+        columns[method + ((" (loss)" if told else " (no loss)") if both else "")] = values
+    short = {w: WORKLOADS[w].horizons[0] for w, _ in reference}
+    titles = {
+        cell: "Held out"
+        if cell[0] in HELD_OUT
+        else "Development workloads"
+        if cell[1] == short[cell[0]]
+        else f"{cell[1] // short[cell[0]]} times the horizon"
+        for cell in reference
+    }
+    parts = []
+    for title in sorted(
+        set(titles.values()), key=lambda t: (t == "Held out", t != "Development workloads", t)
+    ):
+        about = ""
+        if title == "Held out":
+            about = (
+                f"No constant was chosen on these; run once{f', at commit {commit}' if commit else ''}.\n\n"
+            )
+        table = _methods_table(columns, [cell for cell in titles if titles[cell] == title])
+        parts.append(f"## {title}\n\n{about}{table}")
+    parts.append("## Learning rates chosen\n\n" + _lrs(rows))
+    parts.append("## Scores\n\n" + _scores(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _methods_table(columns: Mapping[str, Ratios], cells: Sequence[Cell]) -> str:
+    """Methods down, families across, workloads below: those that have every cell get a mean and a worst."""
+    lines = _head(["method", "worst on"], ["geometric mean", "worst", "workloads"])
+    ordered = sorted(cells, key=lambda cell: family(cell[0]))
+    shown = {}
+    for method, values in columns.items():
+        own = {cell: values[cell] for cell in ordered if cell in values}
+        if own:
+            shown[method] = own
+            s = summary(own)
+            lines.append(
+                f"| {method} | {_named(s.of)} | {s.mean:.3f} | {s.worst:.2f} | {len(own)} of {len(cells)} |"
+            )
+    lines += ["", *_head(["family", "workload"], list(shown))]
+    for cell in ordered:
+        lines.append(_line([family(cell[0]), _named(cell)], [own.get(cell) for own in shown.values()]))
+    return "\n".join(lines)
+
+
+def _lrs(rows: Rows) -> str:
+    tuned = {method: [chosen_lrs(rows, method, seed) for seed in SEEDS] for method in TUNED}
+    lines = _head(["workload"], list(tuned))
+    for cell in dict.fromkeys(cell for by_seed in tuned.values() for lrs in by_seed for cell in lrs):
+        chosen = [sorted({lrs[cell] for lrs in by_seed if cell in lrs}) for by_seed in tuned.values()]
+        lines.append(
+            "| " + " | ".join([_named(cell), *(", ".join(f"{lr:g}" for lr in c) for c in chosen)]) + " |"
+        )
+    return "\n".join(lines)
+
+
+def _scores(rows: Rows) -> str:
+    lines = _head(["workload", "metric"], ["untrained", "reference", "half the range of its seeds"])
+    for cell, by_seed in reference_rows(rows).items():
+        scores = [row["score"] for row in by_seed.values()]
+        first = next(iter(by_seed.values()))["initial"]
+        numbers = f"{first:.4g} | {sum(scores) / len(scores):.4g} | {(max(scores) - min(scores)) / 2:.2g}"
+        lines.append(f"| {_named(cell)} | {WORKLOADS[cell[0]].metric} | {numbers} |")
+    return "\n".join(lines)
+
+
+def write_report(out: Path, rows: Rows, commit: str = "") -> None:
+    """Write ``families.md`` beside the rows."""
+    known = [w for w in WORKLOADS.values() if any(row["workload"] == w.name for row in rows)]
+    about = "\n".join(f"- **{w.name}** ({w.family}): {w.about}." for w in known)
+    counts = "/".join(map(str, sorted({len(by_seed) for by_seed in reference_rows(rows).values()})))
+    (out / "families.md").write_text(
+        f"# Methods on workloads of many families\n\ntorch {torch.__version__}, one thread a run, float32, "
+        f"warm-up over 5 % and decay 0.01 unless a method's authors say otherwise; {len(rows)} runs. "
+        f"Figures are ratios (score + f)/(reference + f), f being {FLOOR:.0%} of the untrained model's "
+        f"score; scores are means over seeds {', '.join(map(str, SEEDS))} where there are that many "
+        f"({counts} of the reference). Reference: AdamW, linear to zero, at the one of {len(LRS)} learning "
+        "rates that is best on other seeds than the one it is reported on (seed "
+        f"{', '.join(map(str, CHOSEN_ON))}, or the other reported ones). A run that ends above where it "
+        f"began has the untrained model's score.\n\n{report(rows, commit)}\n## Workloads\n\n{about}\n"
+    )
+    print(f"tables lie in {out}/families.md")

@@ -1,0 +1,122 @@
+"""Methods without a learning rate to choose: those that find it, and those that have one for everything."""
+
+from __future__ import annotations
+
+import torch
+from thermoopt.benchmarks.methods.averaging import judged_at_average
+from thermoopt.benchmarks.methods.base import Job, Method, Setup
+from thermoopt.benchmarks.methods.schedule_free_plus import ScheduleFreePlus
+from thermoopt.benchmarks.methods.schedules import cosine, factor, falling, linear, scheduled
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+__all__ = ["FIXED_LR", "LR_FREE"]
+
+DECAY_ONLY = ("decay",)
+
+FIXED_LR = 3e-3
+"""Of seven rates, the one with the least geometric mean over the development workloads of ``families``."""
+
+NADAMW_LR, NADAMW_BETAS, NADAMW_DECAY, NADAMW_WARMUP = 1.75e-3, (0.9327, 0.9955), 0.0812, 0.02
+"""AlgoPerf's setting for all its workloads alike, with a cosine to zero (its self-tuning baseline, 2024)."""
+
+NESTEROV = 1e4
+"""Decay of torch's momentum schedule at which it is constant: NAdam as arXiv 1910.05446, table 1, has it."""
+
+
+def _fixed_adamw(job: Job) -> Setup:
+    optimizer = torch.optim.AdamW(job.model.parameters(), job.lr, weight_decay=job.decay, fused=True)
+    return Setup(optimizer, scheduled(optimizer, linear, job))
+
+
+def _fixed_nadamw(job: Job) -> Setup:
+    optimizer = torch.optim.NAdam(
+        job.model.parameters(),
+        job.lr,
+        NADAMW_BETAS,
+        weight_decay=job.decay,
+        momentum_decay=NESTEROV,
+        decoupled_weight_decay=True,
+    )
+    warmup = max(1, round(NADAMW_WARMUP * job.steps))
+    return Setup(optimizer, LambdaLR(optimizer, factor(cosine, job.steps, warmup)))
+
+
+def _dadapt(job: Job) -> Setup:
+    from dadaptation import DAdaptAdam
+
+    optimizer = DAdaptAdam(job.model.parameters(), lr=1.0, weight_decay=job.decay, decouple=True)
+    return Setup(optimizer, falling(optimizer, job))
+
+
+def _momo(job: Job) -> Setup:
+    from momo import MomoAdam
+
+    class Told(MomoAdam):  # type: ignore[misc, valid-type]
+        """Steps with the loss that was reported."""
+
+        reported: Tensor
+
+        def report(self, loss: Tensor) -> None:
+            self.reported = loss.detach()
+
+        def step(self) -> None:
+            super().step(loss=self.reported)
+
+    optimizer = Told(job.model.parameters(), lr=job.lr, weight_decay=job.decay)
+    return Setup(optimizer, report=optimizer.report)
+
+
+def _schedule_free_plus(job: Job) -> Setup:
+    optimizer = ScheduleFreePlus(job.model.parameters(), job.steps, job.warmup, weight_decay=job.decay)
+    return judged_at_average(optimizer, optimizer.report)
+
+
+LR_FREE = [
+    Method(
+        "adamw fixed",
+        f"torch's AdamW, fused, warm-up over 5 %, linear to zero, at {FIXED_LR:g} for everything: the rate "
+        "with the least geometric mean over the development workloads of `families`; decay 0.01",
+        _fixed_adamw,
+        DECAY_ONLY,
+        lr=FIXED_LR,
+    ),
+    Method(
+        "nadamw fixed",
+        "torch's NAdam with decoupled decay and constant momentum, at AlgoPerf's setting for everything "
+        "(arXiv 2505.24005): lr 1.75e-3, betas 0.9327 and 0.9955, decay 0.0812, warm-up over 2 %, cosine "
+        "to zero",
+        _fixed_nadamw,
+        DECAY_ONLY,
+        lr=NADAMW_LR,
+        decay=NADAMW_DECAY,
+    ),
+    Method(
+        "dadapt-adam",
+        "DAdaptAdam of its authors' package, no lr, no warm-up, linear to zero as Prodigy; decoupled decay "
+        "0.01",
+        _dadapt,
+        DECAY_ONLY,
+        needs="dadaptation",
+        lr=1.0,
+    ),
+    Method(
+        "momo-adam",
+        "MoMo-Adam of its authors' package, told the loss, lower bound 0, lr 1e-2 (its default) held; "
+        "decay 0.01",
+        _momo,
+        DECAY_ONLY,
+        needs="momo",
+        lr=1e-2,
+    ),
+    Method(
+        "schedule-free+",
+        "ScheduleFree+ (arXiv 2605.19095) as written here from its algorithm, told the loss, warm-up over "
+        "5 %, judged at the averaged weights; no lr, the authors' default decay 0",
+        _schedule_free_plus,
+        DECAY_ONLY,
+        lr=1.0,
+        decay=0.0,
+    ),
+]
+"""Every one of them but Prodigy and Schedule-Free, which the sweeps have as well."""
