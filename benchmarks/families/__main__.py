@@ -28,8 +28,8 @@ from thermoopt.benchmarks.families.laws import law
 from thermoopt.benchmarks.families.ratios import chosen_lrs, ratios, reference_rows, reported, whole_grids
 from thermoopt.benchmarks.families.report import choice_table, law_table, write_report
 from thermoopt.benchmarks.families.runs import run_all
+from thermoopt.benchmarks.harness.rows import read_rows
 from thermoopt.benchmarks.methods import METHODS
-from thermoopt.benchmarks.rows import read_rows
 from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
 
 __all__ = ["main"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 
+import thermoopt
+from thermoopt import controllers
 from thermoopt.benchmarks.methods import Method
 from thermoopt.benchmarks.methods.ours import FREE, controlled
 from thermoopt.controllers import Controller
-
-import thermoopt
-from thermoopt import controllers
 
 __all__ = ["law", "law_method"]
 

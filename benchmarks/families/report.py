@@ -8,6 +8,7 @@ from statistics import geometric_mean
 from typing import Any
 
 import torch
+
 from thermoopt.benchmarks.families.cases import CHOSEN_ON, LRS, SEEDS, TUNED, Cell, family
 from thermoopt.benchmarks.families.ratios import (
     FLOOR,

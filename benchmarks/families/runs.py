@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from thermoopt.benchmarks.families.cases import Case
 from thermoopt.benchmarks.families.laws import law_method
+from thermoopt.benchmarks.harness.rows import read_rows
 from thermoopt.benchmarks.methods import METHODS, Point
-from thermoopt.benchmarks.rows import read_rows
 from thermoopt.benchmarks.workloads import WORKLOADS
 
 __all__ = ["case_of", "run", "run_all"]

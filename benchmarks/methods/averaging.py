@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from thermoopt.benchmarks.methods.base import Setup
 from torch import Tensor
+
+from thermoopt.benchmarks.methods.base import Setup
 
 __all__ = ["judged_at_average"]
 

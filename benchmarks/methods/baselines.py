@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 
 import torch
+
 from thermoopt.benchmarks.methods.averaging import judged_at_average
 from thermoopt.benchmarks.methods.base import Job, Method, Setup
 from thermoopt.benchmarks.methods.schedules import (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
 from thermoopt.benchmarks.methods.averaging import judged_at_average
 from thermoopt.benchmarks.methods.base import Job, Method, Setup
 from thermoopt.benchmarks.methods.schedule_free_plus import ScheduleFreePlus
 from thermoopt.benchmarks.methods.schedules import cosine, factor, falling, linear, scheduled
-from torch import Tensor
-from torch.optim.lr_scheduler import LambdaLR
 
 __all__ = ["FIXED_LR", "LR_FREE"]
 

@@ -6,10 +6,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 
 __all__ = ["ADDITION", "MODULAR", "Adder", "ModularNet", "sums"]
 

@@ -18,10 +18,11 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
-from thermoopt.benchmarks.workloads.digits import pictures
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.digits import pictures
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 
 __all__ = ["DDPM", "TIMES", "UNET", "Denoiser", "UNet", "kept"]
 

@@ -6,11 +6,12 @@ from functools import cache
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
 from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task
 from thermoopt.benchmarks.workloads.task import Workload
 from thermoopt.benchmarks.workloads.words import split_words, vocabulary
-from torch import Tensor, nn
 
 __all__ = ["ENCODER_TEXT", "Encoder"]
 

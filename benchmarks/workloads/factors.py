@@ -13,10 +13,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
-from thermoopt.benchmarks.workloads.words import text_words, vocabulary
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.words import text_words, vocabulary
 
 __all__ = ["FACTORS", "SKIPGRAM", "Factors", "SkipGram"]
 

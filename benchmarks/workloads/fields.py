@@ -11,9 +11,10 @@ import math
 from functools import cache
 
 import torch
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
 
 __all__ = ["PINN", "SIREN_IMAGE", "Siren", "exact", "source"]
 

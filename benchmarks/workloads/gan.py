@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from thermoopt.benchmarks.workloads.digits import pictures
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.digits import pictures
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 
 __all__ = ["GAN", "GAN_DIGITS", "energy_distance"]
 

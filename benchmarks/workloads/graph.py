@@ -6,9 +6,10 @@ from functools import cache
 
 import numpy as np
 import torch
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 
 __all__ = ["GCN", "GRAPH", "block_model", "normalised"]
 

@@ -6,8 +6,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 from torch import Tensor, nn
+
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 
 __all__ = ["MAZE", "Policy", "best_values", "layout", "moves", "values"]
 

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
 from thermoopt.benchmarks.workloads.supervised import shuffled_batches
 from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 __all__ = ["MINILM", "PACKAGE", "Classifier", "folder", "pretrained", "tokens", "with_weights"]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor, nn
+
 from thermoopt.benchmarks.workloads.digits import ABOUT, digits_hash, digits_task
 from thermoopt.benchmarks.workloads.task import Workload
-from torch import Tensor, nn
 
 __all__ = ["MIXER_DIGITS", "Mixer"]
 

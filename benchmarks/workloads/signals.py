@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 
 import numpy as np
+from torch import nn
+
 from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task, tensors
 from thermoopt.benchmarks.workloads.task import Workload, require
-from torch import nn
 
 __all__ = ["CNN_MNIST1D", "MLP_MNIST1D"]
 

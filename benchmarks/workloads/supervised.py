@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from thermoopt.benchmarks.workloads.task import Task, data_hash
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.task import Task, data_hash
 
 __all__ = ["BATCH", "Arrays", "arrays_hash", "shuffled_batches", "supervised_task", "tensors"]
 

@@ -7,10 +7,11 @@ from functools import cache
 
 import numpy as np
 import torch
-from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task, tensors
-from thermoopt.benchmarks.workloads.task import Workload, require
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task, tensors
+from thermoopt.benchmarks.workloads.task import Workload, require
 
 __all__ = ["CANCER", "DIABETES", "FRIEDMAN", "WINE", "friedman"]
 

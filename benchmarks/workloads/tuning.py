@@ -14,12 +14,13 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from thermoopt.benchmarks.workloads.minilm import PACKAGE, Classifier, pretrained, tokens, with_weights
 from thermoopt.benchmarks.workloads.paragraphs import PARTS, labelled_paragraphs
 from thermoopt.benchmarks.workloads.supervised import shuffled_batches
 from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 __all__ = ["FINETUNE", "LORA", "STAGED", "LoRALinear", "unfreeze"]
 

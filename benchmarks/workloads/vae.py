@@ -9,10 +9,11 @@ References:
 from __future__ import annotations
 
 import torch
-from thermoopt.benchmarks.workloads.digits import pictures
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from thermoopt.benchmarks.workloads.digits import pictures
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
 
 __all__ = ["VAE", "VAE_DIGITS"]
 

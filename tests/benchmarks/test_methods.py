@@ -27,8 +27,8 @@ def test_the_registry():
         assert "lr" not in method.tunables or method.lr in defaults
     free = {m.name for m in METHODS.values() if "lr" not in m.tunables}
     assert free == {"prodigy", "autotune", "lr only", "per group", "global", "scheduler adamw autotune",
-                    "scheduler sgd autotune", "replay", "adamw fixed", "nadamw fixed", "dadapt-adam", "momo-adam",
-                    "schedule-free+"}  # fmt: skip
+                    "scheduler sgd autotune", "replay", "adamw fixed", "nadamw fixed", "dadapt-adam",
+                    "momo-adam", "schedule-free+"}  # fmt: skip
     assert all("decay" in m.tunables for m in METHODS.values())
 
 
