@@ -33,7 +33,9 @@ demo: $(SHOWN)
 test: venv
 	@echo "== running the tests"
 	@mkdir -p runs/test
-	THERMOOPT_EXPECT_NATIVE=1 $(BIN)/python -m pytest --junitxml=runs/test/junit.xml
+	@# one worker a core, four at most, one thread each: tests start processes and threads of their own
+	THERMOOPT_EXPECT_NATIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
+		--durations=20 --junitxml=runs/test/junit.xml
 	@echo "== results: runs/test/junit.xml"
 
 # the oldest torch that pyproject.toml allows (a CUDA build of 4 GB unless a CPU build is there already)

@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from thermoopt import physics
 from thermoopt.account.meter import Meter
 from thermoopt.account.reading import Quantities
 from thermoopt.kernels import Sum, reference_step
 from thermoopt.physics import quantities
-from thermoopt.physics import terms as physics
 from thermoopt.physics.terms import COLUMNS, Linear, Term, layer_terms, linear_sums, norm_forecast
 
 
