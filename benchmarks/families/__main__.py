@@ -70,7 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: the development side")
     what.add_argument("--held-out", action="store_true", help="the workloads held out, to be run once")
     what.add_argument(
-        "--long", action="store_true", help=f"8 times the horizon, by default on {', '.join(LONG)}"
+        "--long",
+        type=int,
+        default=1,
+        metavar="FACTOR",
+        help=f"on the default horizon; other workloads by default then: {', '.join(LONG)}",
     )
     what.add_argument("--seeds", nargs="+", type=int)
     what.add_argument("--workers", type=int, default=2, help="processes of one thread (default: 2)")
@@ -107,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _cells(args: argparse.Namespace) -> list[tuple[str, int]]:
-    default = HELD_OUT if args.held_out else LONG if args.long else DEVELOPMENT
+    default = HELD_OUT if args.held_out else LONG if args.long > 1 else DEVELOPMENT
     return cells(tuple(args.workloads or default), args.long)
 
 

@@ -9,7 +9,6 @@ from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
 __all__ = [
     "CHOSEN_ON",
     "DEVELOPMENT",
-    "FACTOR",
     "LONG",
     "LRS",
     "REFERENCE",
@@ -27,9 +26,7 @@ DEVELOPMENT = tuple(name for name in WORKLOADS if name not in (*HELD_OUT, *TOO_L
 """Workloads on which constants may be chosen, each family's on the others."""
 
 LONG = ("mlp", "ddpm", "skipgram")
-"""Workloads that are also run at :data:`FACTOR` times their horizon: what a step costs is little there."""
-
-FACTOR = 8
+"""Workloads that are also run at 8 times their horizon: what a step costs is little there."""
 
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """The grid of learning rates, two a decade."""
@@ -80,7 +77,6 @@ def family(workload: str) -> str:
     return WORKLOADS[workload].family
 
 
-def cells(workloads: tuple[str, ...], long: bool = False) -> list[Cell]:
-    """Return workloads at their default horizon, or at :data:`FACTOR` times it."""
-    factor = FACTOR if long else 1
+def cells(workloads: tuple[str, ...], factor: int = 1) -> list[Cell]:
+    """Return workloads at a factor times their default horizon."""
     return [(name, factor * WORKLOADS[name].horizons[0]) for name in workloads]
