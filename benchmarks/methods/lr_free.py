@@ -15,7 +15,7 @@ __all__ = ["FIXED_LR", "LR_FREE"]
 
 DECAY_ONLY = ("decay",)
 
-FIXED_LR = 3e-3
+FIXED_LR = 3e-2
 """Of seven rates, the one with the least geometric mean over the development workloads of ``families``."""
 
 NADAMW_LR, NADAMW_BETAS, NADAMW_DECAY, NADAMW_WARMUP = 1.75e-3, (0.9327, 0.9955), 0.0812, 0.02
