@@ -25,7 +25,7 @@ LAYERS = (
     ("account",),
     ("tensors",),
     ("kernels",),
-    ("physics", "landscape", "param_groups", "lazy"),
+    ("physics", "landscape", "param_groups", "lazy", "uncompiled"),
 )
 """Rooms from the top to the ground. A room imports those below it, never a neighbour."""
 

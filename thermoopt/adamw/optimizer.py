@@ -33,6 +33,7 @@ from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller, Scales
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import PendingTravel, Sharding, capturing, root_mean_squares
+from thermoopt.uncompiled import uncompiled
 
 __all__ = ["ThermoAdamW"]
 
@@ -271,7 +272,7 @@ class ThermoAdamW(torch.optim.AdamW):
             self._advance()
         return loss
 
-    @torch.compiler.disable
+    @uncompiled
     def _advance(self, traced: bool = False) -> list[Traceable]:
         """The step itself, which ``torch.compile`` leaves as it is: kernels and numpy are not for tracing.
 

@@ -30,6 +30,7 @@ from thermoopt.observer.tracker import TRACKABLE, Tracker
 from thermoopt.observer.watched_layers import Watched
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import capturing
+from thermoopt.uncompiled import uncompiled
 
 __all__ = ["LOG_EVERY", "Observer"]
 
@@ -256,7 +257,7 @@ class Observer(RunReports):
         self._tracker = Tracker(optimizer, track, ema_steps)
         self._handles.append(optimizer.register_step_pre_hook(self._track))
 
-    @torch.compiler.disable
+    @uncompiled
     def _track(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Let the tracker read the coming step."""
         tracker, step, every = self._tracker, self._source.steps + 1, self._source.measure_every
@@ -264,7 +265,7 @@ class Observer(RunReports):
             return None
         return when_gradients_are_there(args, kwargs, lambda times: tracker.read(step, every, times))
 
-    @torch.compiler.disable
+    @uncompiled
     def _record(self) -> None:
         """Let the history of a tracked ThermoAdamW have its newest reading when its own does."""
         source, history = self._source, self._own_history
@@ -311,7 +312,7 @@ class Observer(RunReports):
             self._carried = CarriedTravel(self._optimizer, controller.needs)
             self._handle = self._optimizer.register_step_pre_hook(self._before)
 
-    @torch.compiler.disable
+    @uncompiled
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Measure the distance from the start where the coming step's reading may be handed over."""
         if capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):

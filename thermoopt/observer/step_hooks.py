@@ -18,6 +18,7 @@ from thermoopt.adamw import MeasuringPass, Rates, dry_kernel, reading_lag
 from thermoopt.observer.displacement import MOMENT_SUMS, Displacement
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import Sharding, capturing, local
+from thermoopt.uncompiled import uncompiled
 
 __all__ = ["CLOSURE", "StepHooks", "closure_of", "group_lr", "is_dry", "when_gradients_are_there"]
 
@@ -80,7 +81,7 @@ class StepHooks:
 
     # ---------------------------------------------------------------- around a step
 
-    @torch.compiler.disable
+    @uncompiled
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._begun = None
         if closure_of(args, kwargs) is None and is_dry(optimizer):
@@ -109,7 +110,7 @@ class StepHooks:
             return kept  # also of nothing, where other ranks add theirs
         return None if any(rate.maybe_zero for rate in rates) else "no_gradients"
 
-    @torch.compiler.disable
+    @uncompiled
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         begun, self._begun = self._begun, None
         self._meter.run.step += begun != "dry"

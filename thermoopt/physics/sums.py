@@ -24,30 +24,30 @@ class Sum(IntEnum):
     """
 
     A = 0
-    """<g, U>, signed, [L/th]: entropy production is lr * A."""
+    """``<g, U>``, signed, [L/th]: entropy production is lr * A."""
     B = 1
-    """sum g**2 / (sqrt(vh) + eps), [L/th]."""
+    """``sum g**2 / (sqrt(vh) + eps)``, [L/th]."""
     UU = 2
-    """||U||**2, no unit."""
+    """``||U||**2``, no unit."""
     TU = 3
-    """<th, U>, signed, [th]."""
+    """``<th, U>``, signed, [th]."""
     TT = 4
-    """||th||**2, [th**2]."""
+    """``||th||**2``, ``[th**2]``."""
     MU = 5
-    """<mh, U>, [L/th]."""
+    """``<mh, U>``, [L/th]."""
     SV = 6
-    """sum vh / (sqrt(vh) + eps), [L/th]."""
+    """``sum vh / (sqrt(vh) + eps)``, [L/th]."""
     GG = 7
-    """||g||**2, [L**2/th**2]."""
+    """``||g||**2``, ``[L**2/th**2]``."""
     GT = 8
-    """<g, th>, signed, [L]."""
+    """``<g, th>``, signed, [L]."""
     V = 9
-    """sum vh, [L**2/th**2]."""
+    """sum vh, ``[L**2/th**2]``."""
     M2 = 10
-    """sum mh**2, [L**2/th**2]."""
+    """``sum mh**2``, ``[L**2/th**2]``."""
     C = 11
-    """sum g**2 / (vh + eps**2), no unit: energy now over energy remembered, times d."""
+    """``sum g**2 / (vh + eps**2)``, no unit: energy now over energy remembered, times d."""
     N1 = 12
-    """sum |g| / (sqrt(vh) + eps), no unit: sqrt(2/pi) * d for Gaussian gradients."""
+    """``sum |g| / (sqrt(vh) + eps)``, no unit: sqrt(2/pi) * d for Gaussian gradients."""
     D = 13
     """number of elements with vh > 0: an embedding row never seen does not count."""

@@ -24,6 +24,7 @@ from thermoopt.controllers import Controller, Scales, Start
 from thermoopt.observer import LOG_EVERY, Observer, closure_of, is_dry
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, geometric_mean, plain
+from thermoopt.uncompiled import uncompiled
 
 __all__ = ["ThermoScheduler"]
 
@@ -351,7 +352,7 @@ class ThermoScheduler(LRScheduler):
 def _counting(scheduler: weakref.ref[ThermoScheduler]) -> Callable[[Optimizer, Any, Any], None]:
     """Count the optimizer's steps for a scheduler, for as long as there is one."""
 
-    @torch.compiler.disable
+    @uncompiled
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         own = scheduler()
         if own is not None and (closure_of(args, kwargs) is not None or not is_dry(optimizer)):

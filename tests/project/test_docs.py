@@ -1,0 +1,76 @@
+"""The site: it builds without a warning, its reference is whole, its tables are the benchmarks'."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FACES = ("controllers", "sinks", "irreversibility", "landscape", "physics")
+"""Packages whose faces are public beside thermoopt's own; of the others some names are."""
+
+INTERNAL = {"thermoopt.sinks.SinkQueue", "thermoopt.sinks.flat_scalars", "thermoopt.sinks.Sink"}
+"""What the library itself uses of these faces."""
+
+
+@pytest.fixture(scope="module")
+def results():
+    spec = importlib.util.spec_from_file_location("results", ROOT / "docs" / "results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_those_of_the_benchmarks(results):
+    page = results.PAGE.read_text(encoding="utf-8")
+    assert page.count("<!-- table:") == len(results.MARK.findall(page)) >= 5
+    assert results.refreshed(page, results.PAGE.parent) == page, "run python docs/results.py"
+
+
+def test_a_table_that_is_gone_is_an_error(results, tmp_path):
+    (tmp_path / "a.md").write_text("# One\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n\n# Two\n\nnothing\n")
+    page = '<!-- table: a.md, "{}"{} -->\n<!-- /table -->'
+    kept = results.refreshed(page.format("One", ", columns: y"), tmp_path)
+    assert "| y |\n| --- |\n| 2 |" in kept
+    assert results.refreshed(kept, tmp_path) == kept
+    for heading, columns in (("Three", ""), ("Two", ""), ("One", ", columns: z")):
+        with pytest.raises(LookupError, match=heading):
+            results.refreshed(page.format(heading, columns), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_its_reference_is_whole(tmp_path):
+    pytest.importorskip("mkdocstrings")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path / "site"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    inventory = (tmp_path / "site" / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    documented = {line.split(" ", 1)[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    names = {f"thermoopt.{name}" for name in importlib.import_module("thermoopt").__all__}
+    for face in FACES:
+        names |= {f"thermoopt.{face}.{n}" for n in importlib.import_module(f"thermoopt.{face}").__all__}
+    assert sorted(names - documented - INTERNAL - {"thermoopt.__version__"}) == []
+    home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r'(?:src|href)="https?://(?!squidfunk)', home)  # nothing is fetched from elsewhere

@@ -1,0 +1,35 @@
+"""Functions that ``torch.compile`` leaves alone, without importing the compiler."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+__all__ = ["uncompiled"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
+    """Break the graph at this function, as :func:`torch.compiler.disable` does, from its first call on.
+
+    That decorator imports torch._dynamo, and with it sympy and more: 1.4 to 2.6 s of a plain ``import``.
+    torch's own optimizers put it off to the first call in the same way (``torch._compile``): a program that
+    makes any torch optimizer pays once, one that only imports does not.
+
+    Args:
+        function: to be run as it is; under ``torch.compile`` too.
+    """
+    disabled: list[Callable[P, T]] = []
+
+    @functools.wraps(function)
+    def inner(*args: P.args, **kwargs: P.kwargs) -> T:
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **kwargs)
+
+    return inner
