@@ -276,8 +276,7 @@ class ThermoAdamW(torch.optim.AdamW):
     def _advance(self, traced: bool = False) -> list[Traceable]:
         """The step itself, which ``torch.compile`` leaves as it is: kernels and numpy are not for tracing.
 
-        Returns:
-            With ``traced`` what is still to be stepped where the compiler can see it.
+        Returns: with ``traced``, what is still to be stepped where the compiler can see it.
         """
         captured = capturing()
         if not captured:
