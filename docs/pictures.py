@@ -37,7 +37,7 @@ class Sick:
     what: str
     panels: tuple[str, ...]
     lr: float = LR
-    decay: float = 0.1
+    decay: float = 0.01
     beta1: float = 0.9
     prepare: Callable[[nn.Module, torch.optim.Optimizer], None] = lambda model, optimizer: None
     layer: str | None = None

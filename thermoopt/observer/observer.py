@@ -407,8 +407,7 @@ class Observer(RunReports):
             self._tracker.load_state_dict(tracked)
         if self._carried is not None and "travel" in state:
             self._carried.load_state_dict(state["travel"])
-        self._handed = int(state["handed"])
-        step = int(state.get("step", self._source.steps))
+        self._handed, step = int(state["handed"]), int(state.get("step", self._source.steps))
         self._rewind(step)
         self._losses.rewind(step, state["loss"], int(state["bad_losses"]))
         self._epochs = [dict(epoch) for epoch in state.get("epochs", ())]
