@@ -157,14 +157,17 @@ def _law(args: argparse.Namespace) -> None:
 
 
 def _choose(args: argparse.Namespace) -> None:
-    reference = reference_rows(list(read_rows(args.out / "rows.jsonl")), SEEDS[:1])
-    variants = {}
+    """Choose by the first seed, report all seeds that were run."""
+    reference = reference_rows(list(read_rows(args.out / "rows.jsonl")))
+    first, all_seeds = {}, {}
     for name in args.names:
         rows = list(read_rows(args.laws / f"{name}.jsonl"))
         if not rows:
             sys.exit(f"{args.laws / name}.jsonl has no rows: run `law {name}` first")
-        variants[name] = ratios(reported(rows, name, args.told == "yes", SEEDS[:1]), reference)
-    print(choice_table(variants))
+        told = args.told == "yes"
+        first[name] = ratios(reported(rows, name, told, SEEDS[:1]), reference)
+        all_seeds[name] = ratios(reported(rows, name, told), reference)
+    print(choice_table(first, all_seeds))
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -125,11 +125,14 @@ def by_family(values: Ratios) -> dict[str, float]:
     return {name: geometric_mean(group) for name, group in groups.items()}
 
 
-def leave_family_out(variants: Mapping[str, Ratios]) -> tuple[dict[str, str], Ratios]:
+def leave_family_out(
+    variants: Mapping[str, Ratios], judged_by: Mapping[str, Ratios] | None = None
+) -> tuple[dict[str, str], Ratios]:
     """Choose a variant for each family by its geometric mean over all other families' workloads.
 
     Args:
-        variants: ratios of each variant; cells that not all of them have are left out.
+        variants: ratios of each variant to choose by; cells that not all of them have are left out.
+        judged_by: ratios that are reported, of more seeds than one chooses by; None is ``variants``.
 
     Returns:
         The variant chosen for each family, and the ratios that the families left out have with it.
@@ -148,7 +151,7 @@ def leave_family_out(variants: Mapping[str, Ratios]) -> tuple[dict[str, str], Ra
         chosen[name] = min(variants, key=lambda v: geometric_mean(variants[v][cell] for cell in others))
         for cell in _in_order(shared, variants):
             if family(cell[0]) == name:
-                judged[cell] = variants[chosen[name]][cell]
+                judged[cell] = (judged_by or variants)[chosen[name]][cell]
     return chosen, judged
 
 

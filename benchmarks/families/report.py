@@ -48,9 +48,14 @@ def law_table(by_told: Mapping[bool, Ratios]) -> str:
     return "\n".join(lines)
 
 
-def choice_table(variants: Mapping[str, Ratios]) -> str:
-    """Lay out which variant each family gets that has no say in it, and what it has there."""
-    chosen, judged = leave_family_out(variants)
+def choice_table(variants: Mapping[str, Ratios], judged_by: Mapping[str, Ratios] | None = None) -> str:
+    """Lay out which variant each family gets that has no say in it, and what it has there.
+
+    Args:
+        variants: ratios to choose by.
+        judged_by: ratios that are reported; None is ``variants``.
+    """
+    chosen, judged = leave_family_out(variants, judged_by)
     lines = _head(["family left out", "chosen on the others"], ["geometric mean", "worst"])
     for name, variant in chosen.items():
         own = [value for cell, value in judged.items() if family(cell[0]) == name]
@@ -61,7 +66,7 @@ def choice_table(variants: Mapping[str, Ratios]) -> str:
         "",
         *_head(["variant"], ["geometric mean", "worst"]),
     ]
-    for variant, values in variants.items():
+    for variant, values in (judged_by or variants).items():
         short = summary({cell: values[cell] for cell in judged})
         lines.append(_line([variant], [short.mean, short.worst]))
     return "\n".join(lines)

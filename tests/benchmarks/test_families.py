@@ -84,6 +84,10 @@ def test_the_variant_that_a_family_gets_is_chosen_on_the_others():
     table = choice_table(variants)
     assert f"| small tables | b | {math.sqrt(6):.3f} | 3.000 |" in table
     assert f"| **all** |  | {(2 * 3 * 1.5**2) ** 0.25:.3f} | 3.000 |" in table
+    later = {name: {cell: 10 * x for cell, x in own.items()} for name, own in variants.items()}
+    again, reported_later = leave_family_out(variants, later)
+    assert again == chosen
+    assert reported_later[wine] == 20.0
     with pytest.raises(ValueError, match="at least 2 families, got 1"):
         leave_family_out({"a": {wine: 1.0, cancer: 1.0}})
     with pytest.raises(ValueError, match="at least 2 families, got 0"):
