@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -56,11 +57,28 @@ def _inspect(args: argparse.Namespace) -> int:
     from thermoopt.inspection import inspect_run
 
     try:
-        inspect_run(args.run, args.out, args.html, args.actions)
+        if args.follow:
+            _follow(args)
+        else:
+            run = args.run[0] if len(args.run) == 1 else args.run
+            inspect_run(run, args.out, args.html, args.actions, since=args.since, layers=args.layers)
     except InputError as e:
         name = "RUN" if e.argument == "run" else f"--{e.argument}"
         args.parser.error(f"argument {name}: {str(e.value)!r}: {e.why}")
     return 0
+
+
+def _follow(args: argparse.Namespace) -> None:
+    """Follow the run that is given; pictures and pages are for runs that are over."""
+    from thermoopt.inspection import follow_run
+
+    for name in ("out", "html", "actions"):
+        if getattr(args, name) is not None:
+            args.parser.error(f"argument --follow: goes without --{name}")
+    if len(args.run) > 1 or args.run[0].is_dir():
+        args.parser.error("argument --follow: takes one record")
+    size = shutil.get_terminal_size((120, 40))
+    follow_run(args.run[0], since=args.since, layers=args.layers, width=size.columns, height=size.lines - 1)
 
 
 def _doctor(args: argparse.Namespace) -> int:
@@ -106,12 +124,15 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser(
         "inspect",
-        help="show a saved run: tables, what is wrong with it, pictures, one HTML page",
-        description="Show a run that JSONLSink or export_jsonl saved: tables of its last reading and of the "
-        "course before it, what is wrong with it and how sure that is, pictures, and with --html one page of "
-        "it all. Of the demo's history.jsonl it also reads the losses and actions beside it.",
+        help="show saved runs: tables, what is wrong with them, pictures, one HTML page",
+        description="Show a run that JSONLSink, ParquetSink or export_jsonl saved: tables of its last "
+        "reading and of the course before it, what is wrong with it and how sure that is, pictures, and with "
+        "--html one page of it all. Several runs, or a folder of them, are shown side by side. Of the demo's "
+        "history.jsonl it also reads the losses and actions beside it.",
     )
-    inspect.add_argument("run", type=Path, metavar="RUN", help="a JSONL of readings")
+    inspect.add_argument(
+        "run", type=Path, nargs="+", metavar="RUN", help="a record (.jsonl, .jsonl.gz, .parquet) or a folder"
+    )
     inspect.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
     inspect.add_argument(
         "--out",
@@ -121,6 +142,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument(
         "--actions", type=Path, metavar="FILE", help="a JSONL of a controller's actions, one to_dict() a line"
+    )
+    inspect.add_argument("--since", type=_step, metavar="STEP", help="leave out readings before this step")
+    inspect.add_argument(
+        "--layers",
+        metavar="PATTERN",
+        help="only these layers: * and ? as in a shell, patterns by commas",
+    )
+    inspect.add_argument(
+        "--follow", action="store_true", help="draw a view again as the record of a going run grows"
     )
     inspect.set_defaults(parser=inspect)
 
@@ -136,6 +166,12 @@ def _parser() -> argparse.ArgumentParser:
 def _steps(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of at least 1")
+    return int(text)
+
+
+def _step(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number of at least 0")
     return int(text)
 
 

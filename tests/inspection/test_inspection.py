@@ -130,6 +130,7 @@ def test_writes_pictures_beside_the_run_and_nothing_else(done):
     assert all(png_size(path)[0] == 1600 for path in folder.iterdir())
     assert {path.name for path in done.folder.iterdir()} == {
         "run.jsonl",
+        "run.layers.jsonl",
         "moves.jsonl",
         "run_inspect",
         "deep",
@@ -160,7 +161,7 @@ def test_findings_are_cards(done, tmp_path, monkeypatch):
     )
     follows = Finding("other", "LOW", "m", "a", "r", 0.1, 1.0, follows_from="too_hot")
     report = done.result.report.__class__((found, follows), {"steps": 24, "readings": 24})
-    monkeypatch.setattr("thermoopt.inspection.command.diagnose", lambda run: report)
+    monkeypatch.setattr("thermoopt.inspection.sources.diagnose", lambda run: report)
     monkeypatch.setattr("thermoopt.inspection.command._draw", lambda *arguments: [])
     html = tmp_path / "page.html"
     inspect_run(done.folder / "run.jsonl", tmp_path / "out", html, say=lambda line: None)
@@ -203,12 +204,12 @@ def test_torn_lines_and_skipped_steps_are_noted(done, tmp_path, monkeypatch):
     path = tmp_path / "run.jsonl"
     lines = (done.folder / "run.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
-    last["skipped"]["nonfinite"] = 4
+    last["skipped"][0] = 4
     path.write_text("\n".join([*lines[:-1], json.dumps(last), '{"step": 25, "to']))
     said: list[str] = []
     inspect_run(path, html=tmp_path / "page.html", say=said.append)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
-    for note in ("line 25 is torn: passed over", "measurements skipped: 4 × nonfinite"):
+    for note in ("line 26 is torn: passed over", "measurements skipped: 4 × nonfinite"):
         assert f"            {note}" in said
         assert note in page
 
@@ -291,17 +292,25 @@ def test_other_arguments_that_cannot_be_used(capsys, done, tmp_path):
     assert sorted(done.folder.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["a", "b"]])
+@pytest.mark.parametrize("arguments", [[], ["a", "--since", "-1"], ["a", "--follow", "--html", "b"]])
 def test_bad_calls(capsys, arguments):
     refused(capsys, *arguments)
 
 
 def test_arguments_arrive(monkeypatch):
     got = []
-    monkeypatch.setattr("thermoopt.inspection.inspect_run", lambda *arguments: got.append(arguments))
+    monkeypatch.setattr(
+        "thermoopt.inspection.inspect_run", lambda *given, **options: got.append((given, options))
+    )
     assert cli.main(["inspect", "r", "--html", "h", "--out", "o", "--actions", "a"]) == 0
     assert cli.main(["inspect", "r"]) == 0
-    assert got == [(Path("r"), Path("o"), Path("h"), Path("a")), (Path("r"), None, None, None)]
+    assert cli.main(["inspect", "r", "s", "--since", "40", "--layers", "*.attn.*"]) == 0
+    everything = {"since": None, "layers": None}
+    assert got == [
+        ((Path("r"), Path("o"), Path("h"), Path("a")), everything),
+        ((Path("r"), None, None, None), everything),
+        (([Path("r"), Path("s")], None, None, None), {"since": 40, "layers": "*.attn.*"}),
+    ]
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.support.saved_runs import record
-from thermoopt.account.saved import SavedRun
 from thermoopt.inspection.run_tables import layer_table, total_table, type_table
 from thermoopt.inspection.tables import FLAT, Table, course
+from thermoopt.record import SavedRun
 
 
 def test_lines_are_aligned():
@@ -62,7 +62,7 @@ def test_a_course_takes_medians():
 def run(tmp_path_factory) -> tuple[SavedRun, dict]:
     """A run of 24 steps, and its last line as JSON has it."""
     path = tmp_path_factory.mktemp("tables") / "run.jsonl"
-    record(path, 24)
+    record(path.with_name("sink.jsonl"), 24).history.export_jsonl(path)
     return SavedRun.read(path), json.loads(path.read_text().splitlines()[-1])
 
 

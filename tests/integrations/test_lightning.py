@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tests.support.processes import run_python
 from thermoopt import Observer, ThermoAdamW, ThermoScheduler, autotune, make_param_groups
-from thermoopt.account.saved import SavedRun
 from thermoopt.integrations.artifacts import write_artifacts
 from thermoopt.integrations.scalars import LAYER_SCALARS, SCALARS, run_scalars
+from thermoopt.record import SavedRun
 
 with warnings.catch_warnings():  # at import: torch's and lightning's own deprecations
     warnings.simplefilter("ignore")

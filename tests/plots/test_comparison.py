@@ -104,10 +104,10 @@ def test_without_one_usable_number_it_still_draws(fill):
 
 
 def test_bad_runs_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="runs holds 0 runs; allowed are 1 to 4"):
+    with pytest.raises(ValueError, match="runs holds 0 runs; allowed are 1 to 8"):
         plot_comparison([], path=tmp_path / "c.png")
-    with pytest.raises(ValueError, match="runs holds 5 runs"):
-        plot_comparison(three()[:1] * 5, path=tmp_path / "c.png")
+    with pytest.raises(ValueError, match="runs holds 9 runs"):
+        plot_comparison(three()[:1] * 9, path=tmp_path / "c.png")
     short = ComparedRun("short", GroupedHistory(1), losses())
     with pytest.raises(ValueError, match="at least 2 readings, got 1 of 'short'"):
         plot_comparison([*three(), short], path=tmp_path / "c.png")

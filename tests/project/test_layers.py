@@ -22,7 +22,7 @@ LAYERS = (
     ("observer", "irreversibility"),
     ("adamw", "plots"),
     ("sinks", "controllers"),
-    ("account",),
+    ("account", "record"),
     ("tensors",),
     ("kernels",),
     ("physics", "landscape", "param_groups", "lazy", "uncompiled"),

@@ -30,9 +30,10 @@ def record(
     *,
     layers: bool = True,
     each: Callable[[int, ThermoAdamW], None] = lambda step, optimizer: None,
+    state: dict | None = None,
     **options,
 ) -> ThermoAdamW:
-    """Train a Net on noise, with every step measured into ``path`` as it is."""
+    """Train a Net on noise, with every step measured into ``path`` as it is, from a state dict on."""
     torch.manual_seed(0)
     net = Net()
     decayed = [(n, p) for n, p in net.named_parameters() if p.ndim > 1]
@@ -40,10 +41,13 @@ def record(
     groups = [{"params": decayed, "name": "decay"}, {"params": plain, "name": "plain", "weight_decay": 0.0}]
     settings = {"lr": 1e-2, "weight_decay": 0.1, "measure_every": 1, "ema_steps": 1, **options}
     optimizer = ThermoAdamW(groups, sinks=[JSONLSink(path, layers=layers)], **settings)
+    if state is not None:
+        optimizer.load_state_dict(state)
     for step in range(1, steps + 1):
         x = torch.randint(11, (8,))
         torch.nn.functional.cross_entropy(net(x), (x + 1) % 11).backward()
         optimizer.step()
         optimizer.zero_grad()
         each(step, optimizer)
+    optimizer.sinks.flush()
     return optimizer

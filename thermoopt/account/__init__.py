@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from thermoopt.account.reading import SKIP_CAUSES as SKIP_CAUSES
     from thermoopt.account.reading import Quantities as Quantities
     from thermoopt.account.reading import Reading as Reading
-    from thermoopt.account.saved import SavedLosses as SavedLosses
-    from thermoopt.account.saved import SavedRun as SavedRun
     from thermoopt.account.summary import epoch_record as epoch_record
     from thermoopt.account.summary import mean as mean
     from thermoopt.account.summary import run_summary as run_summary
@@ -60,10 +58,6 @@ __getattr__, __dir__ = lazy_face(
             "Reading",
             "SKIP_CAUSES",
         ),
-        "thermoopt.account.saved": (
-            "SavedLosses",
-            "SavedRun",
-        ),
         "thermoopt.account.summary": (
             "epoch_record",
             "mean",
@@ -84,8 +78,6 @@ __all__ = [
     "PendingSums",
     "Quantities",
     "Reading",
-    "SavedLosses",
-    "SavedRun",
     "add_to_meter",
     "as_leaf",
     "as_loss",

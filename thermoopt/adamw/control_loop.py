@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from thermoopt.account import Meter
 from thermoopt.account.reading import Reading
 from thermoopt.adamw.rates import Rates
-from thermoopt.controllers import Controller, Scales, Start
+from thermoopt.controllers import Action, Controller, Scales, Start
 from thermoopt.physics.travel import Travel
 from thermoopt.tensors import Fetch, PendingTravel, Sharding, TravelProbe
 
@@ -51,6 +51,7 @@ class ControlLoop:
         self._scales = Scales()
         self._waiting: list[tuple[Reading, PendingTravel | Travel | None, Fetch | float | None]] = []
         self._loss: Fetch | float | None = None
+        self._told = -1
 
     # -------------------------------------------------------------- before a step
 
@@ -139,6 +140,14 @@ class ControlLoop:
         came = travel.travel() if isinstance(travel, PendingTravel) else travel
         whole = replace(reading, travel=came, loss=_finite(loss))
         return whole if self._group is None else _of_first_rank(whole, self._group)
+
+    def new_actions(self, step: int) -> list[Action]:
+        """Return the actions since the last call, for the record that holds a reading of this step."""
+        if self._told > step + 1:  # a checkpoint was loaded
+            self._told = step
+        new = [action for action in self.controller.log if action.step > self._told]
+        self._told = max((action.step for action in new), default=self._told)
+        return new
 
     # -------------------------------------------------------------- state
 

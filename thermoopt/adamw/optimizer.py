@@ -63,7 +63,7 @@ class ThermoAdamW(torch.optim.AdamW):
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
             (one pass on CPU) or ``"triton"`` (one pass on CUDA, not run on a GPU yet). ``"auto"`` takes the
             native kernel for the tensors it can take unless ``fused`` or ``foreach`` is given.
-        sinks: what receives readings on the way: those of :mod:`thermoopt.sinks.files`, a SummaryWriter,
+        sinks: what receives readings on the way: those of :mod:`thermoopt.sinks`, a SummaryWriter,
             ``wandb.run``, ``mlflow``, ``trackio``, any object with ``write(reading)``, ``log(dict, step)`` or
             ``log_metrics(dict, step)``. Copies and pickles of the optimizer go without them.
         process_group: a ``torch.distributed`` group whose ranks are to take the same decisions: the readings
@@ -348,6 +348,8 @@ class ThermoAdamW(torch.optim.AdamW):
             if self._loop is not None:
                 self._loop.offer(reading, pending.travel)
             if self._sinks:
+                for action in self._loop.new_actions(reading.step) if self._loop is not None else ():
+                    self._sinks.mark("action", **action.to_dict())
                 self._sinks.write(reading)
 
     def _record_due(self, step: int) -> bool:
@@ -474,6 +476,7 @@ class ThermoAdamW(torch.optim.AdamW):
         """Return torch's state dict; every group carries a snapshot of scales and averages as ``thermo``."""
         live = [group["thermo"] for group in self.param_groups]
         snapshots = self._snapshots()
+        self._sinks.flush()
         try:
             # torch's state dict refers to what a group holds, and hooks may read and edit it
             for group, snapshot in zip(self.param_groups, snapshots, strict=True):

@@ -135,6 +135,8 @@ class Evidence:
 
     def relative_rate(self) -> float:
         """Peak learning rate over rms at the start, of the median matrix: an Adam step over a weight."""
+        if not len(self.layer_steps):  # a record without layers
+            return math.nan
         rms = self.start / np.sqrt(self.layers("numel")[-1])
         with np.errstate(divide="ignore", invalid="ignore"):
             return median((np.fmax.reduce(self.layers("lr_eff"), axis=0) / rms)[self.matrix])

@@ -1,6 +1,7 @@
 """A saved run as tables, pictures and one page."""
 
 from thermoopt.inspection.command import inspect_run
+from thermoopt.inspection.follow import follow_run
 from thermoopt.inspection.input_error import InputError
 from thermoopt.inspection.page import Picture, document, html_picture, html_table
 from thermoopt.inspection.tables import Table
@@ -12,6 +13,7 @@ __all__ = [
     "Table",
     "actions_in_words",
     "document",
+    "follow_run",
     "html_picture",
     "html_table",
     "inspect_run",

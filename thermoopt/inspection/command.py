@@ -1,47 +1,53 @@
-"""``thermoopt inspect``: a saved run as tables, diagnosis, pictures and one page."""
+"""``thermoopt inspect``: saved runs as tables, diagnosis, pictures and one page."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from thermoopt.account import SavedLosses, SavedRun
 from thermoopt.controllers import Action
-from thermoopt.diagnosis import DiagnosticReport, diagnose
+from thermoopt.diagnosis import DiagnosticReport
 from thermoopt.inspection.input_error import InputError
-from thermoopt.inspection.page import Picture, page
+from thermoopt.inspection.page import Picture, page, page_of_several
 from thermoopt.inspection.run_tables import layer_table, total_table, type_table
+from thermoopt.inspection.side_by_side import (
+    InspectedRun,
+    compared,
+    findings_table,
+    runs_table,
+    short_names,
+)
+from thermoopt.inspection.sources import expanded, file_to_write, folder_to_write, read_run, stem
 from thermoopt.inspection.words import actions_in_words
 from thermoopt.plots import (
     LossCurve,
-    as_action,
     plot_actions,
+    plot_comparison,
     plot_dashboard,
     plot_entropy_split,
     plot_layer_maps,
 )
+from thermoopt.record import SavedRun
 
 __all__ = ["Inspection", "inspect_run"]
 
 Say = Callable[[str], None]
 
 MAX_LAYERS = 32
-"""Layers listed in a terminal; of more, those furthest from r = 1. The page lists all."""
+"""Layers listed in a terminal; of more, those furthest from r = 1."""
+
+PAGE_LAYERS = 2000
+"""Layers listed on a page, likewise: 500 bytes each, so that the page stays under 3 MB."""
 
 NAME = 32
 """Characters of a layer's name in a terminal; the end is kept, which tells layers of a block apart."""
 
-
-_ACTIONS = "must be a JSONL with one Action.to_dict() a line"
+MAX_COMPARED = 8
+"""Runs in one picture: colours that can be told apart. The table has all."""
 
 
 @dataclass
@@ -62,75 +68,126 @@ class Inspection:
 
 
 def inspect_run(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     html: str | Path | None = None,
     actions: str | Path | None = None,
     *,
+    since: int | None = None,
+    layers: str | None = None,
     say: Say = print,
     width: int | None = None,
-) -> Inspection:
+) -> Inspection | list[InspectedRun]:
     """Read a saved run; say what it did and what is wrong with it; draw it; make a page of it.
 
-    A file called ``history.jsonl`` is taken for one of the demo's, and ``loss.csv`` and ``actions.jsonl``
-    beside it for the run's own.
+    Several runs, or a folder that holds several, are shown side by side: a table, one picture, the findings
+    of each. A file called ``history.jsonl`` is taken for one of the demo's, and ``loss.csv`` and
+    ``actions.jsonl`` beside it for the run's own.
 
     Args:
-        run: a JSONL of readings.
-        out: folder for the pictures, made if missing; None for ``NAME_inspect`` beside ``NAME.jsonl``.
+        run: a record, a folder of records, or several of these.
+        out: folder for the pictures, made if missing; None for ``NAME_inspect`` beside ``NAME.jsonl``, and
+            for ``inspect`` in the folder that several runs share.
         html: where to write one self-contained page; None writes none.
-        actions: a JSONL of a controller's actions (``Action.to_dict``); None looks beside the run only.
+        actions: a JSONL of a controller's actions (``Action.to_dict``); None takes those on record, or looks
+            beside a run of the demo.
+        since: leave out readings before this step.
+        layers: leave out layers that do not match: ``*`` and ``?`` as in a shell, commas between patterns.
         say: takes every line.
         width: columns of the terminal; None asks it.
 
     Returns:
-        The :class:`Inspection`.
+        The :class:`Inspection`; of several runs what was found of each.
 
     Raises:
         InputError: an argument cannot be used; nothing was written.
     """
-    path = Path(run)
-    saved, notes = _read_run(path)
-    of_demo = path.name == "history.jsonl"
-    if actions is None and of_demo and (path.parent / "actions.jsonl").is_file():
-        actions = path.parent / "actions.jsonl"
-    moves = [] if actions is None else _read_actions(Path(actions))
-    losses = LossCurve(saved.losses.steps.tolist(), saved.losses.values.tolist(), unit="")
-    if of_demo and not losses.train and (path.parent / "loss.csv").is_file():
-        losses = _read_losses(path.parent / "loss.csv")
-        saved.losses = SavedLosses(np.array(losses.train_steps, dtype=np.int64), np.array(losses.train))
-    target = None if html is None else _file(Path(html))
-    folder = _folder(path.parent / f"{path.stem}_inspect" if out is None else Path(out))
-    report = diagnose(saved)
+    width = shutil.get_terminal_size((120, 24)).columns if width is None else width
+    given = [Path(run)] if isinstance(run, (str, Path)) else [Path(path) for path in run]
+    paths = expanded(given)
+    if len(paths) > 1:
+        if actions is not None:
+            raise InputError("actions", Path(actions), "belongs to one run, but several are given")
+        return _inspect_several(paths, out, html, since, layers, say, width)
+    path = paths[0]
+    one, notes = read_run(path, actions, since, layers)
+    saved, report = one.run, one.report
+    target = None if html is None else file_to_write(Path(html))
+    folder = folder_to_write(path.parent / f"{stem(path)}_inspect" if out is None else Path(out))
 
     about = _about(saved)
-    for line in (
-        f"run         {path}",
-        f"            {about}",
-        *(f"            {note}" for note in notes),
-        "",
-    ):
+    for line in (f"run         {path}", *(f"            {words}" for words in (about, *notes)), ""):
         say(line)
-    pictures = _draw(saved, losses, moves, folder, say)
+    pictures = _draw(saved, one.losses, one.actions, folder, say)
     total, types = total_table(saved), type_table(saved)
     if target is not None:
-        name, tables = "/".join(path.parts[-2:]), [total, types, layer_table(saved)]
-        target.write_text(page(name, about, report, tables, pictures, moves, notes), encoding="utf-8")
-    width = shutil.get_terminal_size((120, 24)).columns if width is None else width
+        name, tables = "/".join(path.parts[-2:]), [total, types, layer_table(saved, PAGE_LAYERS)]
+        target.write_text(page(name, about, report, tables, pictures, one.actions, notes), encoding="utf-8")
     for lines in (
         total.lines(width),
         types.lines(width),
         layer_table(saved, MAX_LAYERS, NAME).lines(width),
         [str(report)],
-        actions_in_words(moves) if moves else [],
+        actions_in_words(one.actions) if one.actions else [],
     ):
         for line in [*lines, ""] if lines else []:
             say(line)
+    _say_files(folder, pictures, target, say)
+    return Inspection(saved, report, [p.path for p in pictures], target)
+
+
+def _inspect_several(
+    paths: Sequence[Path],
+    out: str | Path | None,
+    html: str | Path | None,
+    since: int | None,
+    layers: str | None,
+    say: Say,
+    width: int,
+) -> list[InspectedRun]:
+    runs, told = [], []
+    for name, path in zip(short_names(paths), paths, strict=True):
+        try:
+            one, notes = read_run(path, None, since, layers)
+        except InputError as error:
+            told.append(f"{path}: left out: {error.why}")
+            continue
+        runs.append(replace(one, name=name))
+        told += [f"{name}: {note}" for note in notes]
+    if not runs:
+        raise InputError("run", paths[0], f"none of {len(paths)} files holds a run; {told[0]}")
+    target = None if html is None else file_to_write(Path(html))
+    shared = Path(os.path.commonpath([path.parent for path in paths]))
+    folder = folder_to_write(shared / "inspect" if out is None else Path(out))
+    for line in (f"runs        {len(runs)} in {shared}", *(f"            {note}" for note in told), ""):
+        say(line)
+    pictures = []
+    shown = runs[:MAX_COMPARED]
+    title = f"{len(runs)} runs" if shown == runs else f"{MAX_COMPARED} of {len(runs)} runs"
+    try:
+        plot_comparison(list(compared(shown)), path=folder / "comparison.png", title=title)
+    except (ImportError, ValueError) as error:
+        say(f"no comparison.png: {error}")
+    else:
+        alt = f"Losses, learning rates, r and actions of {title}, each in its own colour and line."
+        pictures.append(Picture(folder / "comparison.png", "Side by side", alt))
+    tables = [runs_table(runs), findings_table(runs)]
+    for table in tables:
+        for line in [*table.lines(width), ""]:
+            say(line)
+    if target is not None:
+        sections = [(one.name, _about(one.run), one.report) for one in runs]
+        text = page_of_several(f"{len(runs)} runs in {shared}", told, tables, pictures, sections)
+        target.write_text(text, encoding="utf-8")
+    _say_files(folder, pictures, target, say)
+    return runs
+
+
+def _say_files(folder: Path, pictures: Sequence[Picture], target: Path | None, say: Say) -> None:
     if pictures:
         say(f"pictures lie in {folder}/: {', '.join(p.path.name for p in pictures)}")
     if target is not None:
         say(f"page        {target}")
-    return Inspection(saved, report, [p.path for p in pictures], target)
 
 
 def _about(run: SavedRun) -> str:
@@ -144,11 +201,8 @@ def _about(run: SavedRun) -> str:
     return f"{readings} of {layers} in {groups}, steps {history.steps[0]} to {history.steps[-1]}"
 
 
-# -------------------------------------------------------------------- pictures
-
-
 def _draw(run: SavedRun, losses: LossCurve, moves: Sequence[Action], folder: Path, say: Say) -> list[Picture]:
-    history = run.history
+    history = run.history.with_events()
     r = history.total("r")
     went = f"r of all parameters goes from {r[0]:.2f} to {r[-1]:.2f}"
     drawn = []
@@ -189,75 +243,3 @@ def _draw(run: SavedRun, losses: LossCurve, moves: Sequence[Action], folder: Pat
             continue
         drawn.append(Picture(folder / name, title, alt))
     return drawn
-
-
-# -------------------------------------------------------------------- files
-
-
-def _read_run(path: Path) -> tuple[SavedRun, list[str]]:
-    """Read the run; what there is to note about it comes with it."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RuntimeWarning)
-        try:
-            run = SavedRun.read(path)
-        except OSError as e:
-            raise InputError("run", path, f"{e.strerror or e}; must be a JSONL of readings") from e
-        except ValueError as e:
-            raise InputError("run", path, str(e).removeprefix(str(path)).lstrip(":, ")) from e
-    notes = [str(warning.message).removeprefix(f"{path}: ") for warning in caught]
-    causes = [f"{count} × {cause}" for cause, count in run.skipped.items() if count]
-    return run, [*notes, *(["measurements skipped: " + ", ".join(causes)] if causes else [])]
-
-
-def _read_actions(path: Path) -> list[Action]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as e:
-        raise InputError("actions", path, f"{getattr(e, 'strerror', None) or e}; {_ACTIONS}") from e
-    moves = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                moves.append(as_action(json.loads(line)))
-            except ValueError as e:
-                raise InputError("actions", path, f"line {number} is no action; {_ACTIONS}") from e
-    return moves
-
-
-def _read_losses(path: Path) -> LossCurve:
-    """Read the demo's table of losses: step, train, valid."""
-    losses = LossCurve()
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for kind, steps, values in (
-                    ("train", losses.train_steps, losses.train),
-                    ("valid", losses.valid_steps, losses.valid),
-                ):
-                    if row[kind]:
-                        steps.append(int(row["step"]))
-                        values.append(float(row[kind]))
-    except (OSError, ValueError, KeyError) as e:
-        raise InputError("run", path, f"{e!r}; must be the demo's table of step, train and valid") from e
-    return losses
-
-
-def _folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError("out", folder, f"{e.strerror}; must be a folder that can be made") from e
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError("out", folder, "must be a folder that can be written")
-    return folder
-
-
-def _file(path: Path) -> Path:
-    if path.is_dir():
-        raise InputError("html", path, "is a folder; must be a file that can be written")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
-    except OSError as e:
-        raise InputError("html", path, f"{e.strerror}; must be a file that can be written") from e
-    return path

@@ -13,7 +13,7 @@ from thermoopt.diagnosis import DiagnosticReport
 from thermoopt.inspection.tables import NOTHING, Table
 from thermoopt.plots import caption
 
-__all__ = ["Picture", "document", "html_picture", "html_table", "page"]
+__all__ = ["Picture", "document", "html_picture", "html_table", "page", "page_of_several"]
 
 MAX_NAMES = 8
 """Layers named in a finding; the number of the others is given."""
@@ -101,6 +101,36 @@ def page(
             f"<details><summary>Actions in words: {len(actions)}</summary><ol>{items}</ol></details>"
         )
     parts.append(f"<details open><summary>{escape(folded.title)}</summary>{html_table(folded)}</details>")
+    return document(f"{name}: thermoopt inspect", header, parts)
+
+
+def page_of_several(
+    name: str,
+    notes: Sequence[str],
+    tables: Sequence[Table],
+    pictures: Sequence[Picture],
+    sections: Sequence[tuple[str, str, DiagnosticReport]],
+) -> str:
+    """Return the page of runs side by side.
+
+    Args:
+        name: of them all.
+        notes: lines below it.
+        tables: shown first.
+        pictures: shown next.
+        sections: name, size and diagnosis of each run.
+    """
+    header = [
+        f"<h1>{escape(name)}</h1>",
+        *(f'<p class="soft">{escape(note)}</p>' for note in notes),
+    ]
+    parts = [
+        *(f"<h2>{escape(t.title)}</h2>{html_table(t)}" for t in tables),
+        *(f"<h2>{escape(p.title)}</h2>{html_picture(p)}" for p in pictures),
+    ]
+    for title, about, report in sections:
+        parts.append(f'<h2>{escape(title)}</h2><p class="soft">{escape(about)}</p>')
+        parts += _findings(report)
     return document(f"{name}: thermoopt inspect", header, parts)
 
 

@@ -7,9 +7,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoopt.account import SavedRun
 from thermoopt.inspection.tables import Table, course
 from thermoopt.param_groups import LAYER_TYPES
+from thermoopt.record import SavedRun
 
 __all__ = ["layer_table", "total_table", "type_table"]
 

@@ -139,6 +139,11 @@ class Observer(RunReports):
         return self._optimizer
 
     @property
+    def sinks(self) -> SinkQueue:
+        """The sinks' queue: ``flush()`` brings to file what waits, ``mark()`` notes what happened."""
+        return self._source.sinks
+
+    @property
     def steps(self) -> int:
         """Optimizer steps taken, as :attr:`Reading.step` counts them."""
         return self._source.steps

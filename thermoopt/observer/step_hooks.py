@@ -186,6 +186,12 @@ class StepHooks:
         return self._meter.run.step
 
     @property
+    def sinks(self) -> SinkQueue:
+        """The sinks' queue."""
+        self._collect(wait=True)
+        return self._sinks
+
+    @property
     def measure_every(self) -> int:
         """Every so many steps one is measured."""
         return self._measure_every
@@ -234,6 +240,7 @@ class StepHooks:
         """Return averages and counters of every group."""
         self._follow_groups()
         self._collect(wait=True)
+        self._sinks.flush()
         groups = [self._meter.export_group(i) for i in range(len(self._sizes))]
         return {"by_moments": self._by_moments, "groups": groups}
 

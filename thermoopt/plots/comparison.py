@@ -17,9 +17,11 @@ from thermoopt.plots.dashboard import LossCurve
 from thermoopt.plots.panels import (
     BLUE,
     GREEN,
+    GREY,
     ORANGE,
     PURPLE,
     RED,
+    SKY,
     Array,
     blank,
     decades,
@@ -28,6 +30,7 @@ from thermoopt.plots.panels import (
     headroom,
     layer_band,
     legend,
+    line,
     smooth,
     words,
 )
@@ -47,7 +50,7 @@ _SAME = 1.01
 
 class _Style(NamedTuple):
     color: str
-    line: str
+    line: Any
     marker: str
 
 
@@ -57,6 +60,10 @@ _STYLES = (
     _Style(PURPLE, "-.", "^"),
     _Style(BLUE, "-", "o"),
     _Style(GREEN, ":", "D"),
+    _Style(RED, (0, (5, 1)), "v"),
+    _Style(SKY, (0, (3, 1, 1, 1)), "P"),
+    _Style(GREY, (0, (1, 1)), "X"),
+    _Style("black", (0, (8, 2)), "*"),
 )
 _GROUP_LINES = ("-", "--", ":", "-.")
 
@@ -98,7 +105,7 @@ def plot_comparison(
     lower edge. Undefined values are gaps. No display is needed.
 
     Args:
-        runs: 1 to 4 of them, the emphasised one last.
+        runs: 1 to 8 of them; of up to 4 the emphasised one last.
         path: where to write the picture; the suffix chooses the format (.png, .pdf, .svg).
         title: a line above the panels.
 
@@ -107,7 +114,7 @@ def plot_comparison(
 
     Raises:
         ImportError: matplotlib is missing.
-        ValueError: no runs, more than 4, or a history of fewer than two readings.
+        ValueError: no runs, more than 8, or a history of fewer than two readings.
     """
     if not 1 <= len(runs) <= len(_STYLES):
         raise ValueError(f"runs holds {len(runs)} runs; allowed are 1 to {len(_STYLES)}")
@@ -138,16 +145,25 @@ _Drawn = Sequence[tuple[ComparedRun, _Style]]
 
 
 def _losses(ax: Axes, drawn: _Drawn) -> None:
-    frame(ax, f"Loss  [{drawn[0][0].losses.unit}]: validation (marked), training (thin)")
+    unit = drawn[0][0].losses.unit
+    validated = any(run.losses.valid for run, _ in drawn)
+    what = "validation (marked), training (thin)" if validated else "training"
+    frame(ax, f"Loss{f'  [{unit}]' if unit else ''}: {what}")
+    if not any(run.losses.valid or run.losses.train for run, _ in drawn):
+        words(ax, "no losses on record")
+        return
     settled: list[float] = []
     for run, style in drawn:
         losses = run.losses
         train, x = np.asarray(losses.train, dtype=float), np.asarray(losses.train_steps, dtype=float)
         if len(train):
             width = max(1, len(train) // 50)
-            ax.plot(smooth(x, width), smooth(train, width), color=style.color, lw=1, alpha=0.6)
+            label = None if validated else f"{run.name}: {train[-width:].mean():.3f}"
+            line(ax, smooth(x, width), smooth(train, width), color=style.color, lw=1, alpha=0.6, label=label)
             # the first steps fall steeply; they may leave the picture, so that the rest can be read
             settled += losses.train[len(train) // 20 :]
+        if not validated:
+            continue
         last = f": {losses.valid[-1]:.3f}" if losses.valid else ""
         ax.plot(
             losses.valid_steps,
@@ -164,7 +180,8 @@ def _losses(ax: Axes, drawn: _Drawn) -> None:
     low, high = ax.get_ylim()
     if top > low:
         ax.set_ylim(low, min(high, low + 1.05 * (top - low)))
-    legend(ax, loc="upper right", title="final validation", title_fontsize=11)
+    title = "final validation" if validated else "last fiftieth"
+    legend(ax, loc="upper right", title=title, title_fontsize=11)
 
 
 def _rates(ax: Axes, drawn: _Drawn) -> None:
@@ -181,8 +198,8 @@ def _rates(ax: Axes, drawn: _Drawn) -> None:
             values = np.where(values > 0, values, np.nan)
             top = max(top, float(np.nan_to_num(values).max()))
             label = f"{run.name}, {run.groups[index]}" if count > 1 else run.name
-            line = _GROUP_LINES[index % len(_GROUP_LINES)] if count > 1 else style.line
-            ax.plot(run.history.steps, values, color=style.color, ls=line, lw=2, label=label)
+            dashes = _GROUP_LINES[index % len(_GROUP_LINES)] if count > 1 else style.line
+            line(ax, run.history.steps, values, color=style.color, ls=dashes, lw=2, label=label)
     if top > 0:
         ax.set_yscale("log")
         low, high = ax.get_ylim()
@@ -199,7 +216,7 @@ def _equilibrium(ax: Axes, drawn: _Drawn) -> None:
         r = gaps(run.history.total("r"))
         r = np.where(r > 0, r, np.nan)
         any_drawn = any_drawn or bool(np.isfinite(r).any())
-        ax.plot(run.history.steps, r, color=style.color, ls=style.line, lw=2, label=run.name)
+        line(ax, run.history.steps, r, color=style.color, ls=style.line, lw=2, label=run.name)
     ax.axhline(1, color="black", ls="--", lw=1.2, label="1: equilibrium; above: drift")
     if any_drawn:
         ax.set_yscale("log")

@@ -28,6 +28,7 @@ from thermoopt.plots.panels import (
     headroom,
     layer_band,
     legend,
+    line,
     smooth,
     words,
 )
@@ -116,11 +117,11 @@ def _loss(ax: Axes, losses: LossCurve | None) -> None:
     frame(ax, f"Loss  [{losses.unit}]" if losses.unit else "Loss")
     if losses.train:
         train = np.asarray(losses.train, dtype=float)
-        ax.plot(losses.train_steps, train, color=BLUE, alpha=0.25, lw=0.8)
+        line(ax, np.asarray(losses.train_steps), train, color=BLUE, alpha=0.25, lw=0.8)
         width = max(1, len(train) // 50)
         x = np.asarray(losses.train_steps, dtype=float)
         label = f"training (mean of {width})" if width > 1 else "training"
-        ax.plot(smooth(x, width), smooth(train, width), color=BLUE, lw=2, label=label)
+        line(ax, smooth(x, width), smooth(train, width), color=BLUE, lw=2, label=label)
     if losses.valid:
         ax.plot(losses.valid_steps, losses.valid, "o-", color=RED, ms=4, lw=1.5, label="validation")
         last = losses.valid[-1]
@@ -156,7 +157,7 @@ def _balance(ax: Axes, history: HistoryLike) -> None:
         _empty(ax, "undefined: no weight decay")
         return
     layer_band(ax, history.layer_steps, layers)
-    ax.plot(history.steps, total, color=BLUE, lw=2, label="all parameters")
+    line(ax, history.steps, total, color=BLUE, lw=2, label="all parameters")
     ax.axhline(1, color="black", ls="--", lw=1.2, label="1: norm stays")
     ax.set_yscale("log")
     headroom(ax, _LEGEND)
@@ -171,7 +172,7 @@ def _gaussianity(ax: Axes, history: HistoryLike) -> None:
         _empty(ax, "undefined: it needs Adam's moments")
         return
     layer_band(ax, history.layer_steps, layers)
-    ax.plot(history.steps, total, color=BLUE, lw=2, label="all parameters")
+    line(ax, history.steps, total, color=BLUE, lw=2, label="all parameters")
     ax.axhline(GAUSSIAN, color="black", ls="--", lw=1.2, label=f"{GAUSSIAN:.3f}: Gaussian")
     ax.set_ylim(bottom=0)
     headroom(ax, _LEGEND)
@@ -186,7 +187,7 @@ def _pace(ax: Axes, history: HistoryLike) -> None:
         ("angular_step", BLUE, "-", "angular step η‖U‖/‖θ‖"),
     ):
         y = gaps(history.total(name))
-        ax.plot(steps, np.where(y > 0, y, np.nan), style, color=color, lw=2, label=label)
+        line(ax, steps, np.where(y > 0, y, np.nan), style, color=color, lw=2, label=label)
     ax.set_yscale("log")
     headroom(ax, _LEGEND)
     decades(ax)

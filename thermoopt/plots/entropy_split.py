@@ -10,17 +10,20 @@ import numpy as np
 from thermoopt.account import HistoryLike
 from thermoopt.plots.layer_maps import WIDE_FOLD, by_depth, heat_map, label_depth, map_height
 from thermoopt.plots.panels import (
+    BINS,
     GREEN,
     GREY,
     ORANGE,
     PURPLE,
     Array,
+    binned,
     blank,
     check_length,
     finish,
     frame,
     gaps,
     legend,
+    line,
     words,
 )
 
@@ -82,18 +85,22 @@ def plot_entropy_split(
 def stack_parts(ax: Axes, history: HistoryLike) -> None:
     """Stack the parts of the total: what lies above 0 is produced, what lies below is taken back."""
     frame(ax, "Entropy production σ and its parts  [loss units per step]")
-    steps = history.steps
+    steps = np.asarray(history.steps)
+    sigma = gaps(history.total("sigma"))
+    line(ax, steps, sigma, color="black", lw=1.8, label="σ", zorder=3)
+    parts = {name: gaps(history.total(name)) for name, *_ in _PARTS}
+    if len(steps) > 2 * BINS:
+        parts = {name: binned(steps, part)[2] for name, part in parts.items()}
+        steps, _, sigma, _ = binned(steps, sigma)
     up, down = np.zeros(len(steps)), np.zeros(len(steps))
     for name, color, label in _PARTS:
-        part = gaps(history.total(name))
+        part = parts[name]
         if np.isnan(part).all():
             continue  # an optimizer without Adam's moments
         above, below = np.maximum(part, 0), np.minimum(part, 0)
         ax.fill_between(steps, up, up + above, color=color, alpha=0.75, lw=0, label=label)
         ax.fill_between(steps, down, down + below, color=color, alpha=0.75, lw=0)
         up, down = up + np.nan_to_num(above), down + np.nan_to_num(below)
-    sigma = gaps(history.total("sigma"))
-    ax.plot(steps, sigma, color="black", lw=1.8, label="σ")
     ax.axhline(0, color="black", lw=0.6)
     # where the first readings dwarf the rest of the run, they leave the picture
     settled = slice(len(steps) // 20, None)

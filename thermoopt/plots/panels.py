@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "BINS",
     "BLUE",
     "GREEN",
     "GREY",
@@ -23,6 +24,7 @@ __all__ = [
     "RED",
     "SKY",
     "Array",
+    "binned",
     "blank",
     "check_length",
     "decades",
@@ -32,11 +34,15 @@ __all__ = [
     "headroom",
     "layer_band",
     "legend",
+    "line",
     "smooth",
     "words",
 ]
 
 Array = NDArray[np.float64]
+
+BINS = 500
+"""Parts of a series that are told apart: the pixels of half a page, two for each."""
 
 # Okabe and Ito's palette: told apart under every common colour blindness and in grey.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -108,6 +114,54 @@ def frame(ax: Axes, title: str, grid: bool = True) -> None:
 def legend(ax: Axes, **options: Any) -> None:
     """Add a legend in the look that all panels share."""
     ax.legend(framealpha=0.85, edgecolor="none", fontsize=11, **options)
+
+
+def binned(steps: NDArray[Any], values: Array, bins: int = BINS) -> tuple[Array, Array, Array, Array]:
+    """Reduce a series to what a panel has pixels for: step, least, mean and largest value of each part.
+
+    Parts are equally wide in steps; what is not finite is left out, and a part without anything is NaN.
+
+    Args:
+        steps: ``[n]``, ascending.
+        values: ``[n]``.
+        bins: parts.
+
+    Returns:
+        Four arrays of as many parts as hold a reading.
+    """
+    x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    width = (x[-1] - x[0]) / bins or 1.0
+    part = np.minimum(((x - x[0]) / width).astype(np.int64), bins - 1)
+    starts = np.flatnonzero(np.diff(part, prepend=-1))
+    known = np.isfinite(y)
+    count = np.add.reduceat(known.astype(float), starts)
+    none = count == 0
+
+    def reduced(of: np.ufunc, fill: float) -> Array:
+        return np.where(none, np.nan, of.reduceat(np.where(known, y, fill), starts))
+
+    mean = np.divide(reduced(np.add, 0.0), count, out=np.full(len(starts), np.nan), where=~none)
+    middle = np.add.reduceat(x, starts) / np.diff(np.append(starts, len(x)))
+    return middle, reduced(np.minimum, np.inf), mean, reduced(np.maximum, -np.inf)
+
+
+def line(ax: Axes, steps: NDArray[Any], values: Array, *style: str, **options: Any) -> None:
+    """Draw a series: as it is where a panel has the pixels, else means with a band from least to largest.
+
+    One reading that stands out is a spike of the band, however many readings there are.
+
+    Args:
+        ax: the panel.
+        steps, values: ``[n]``.
+        style: of the line, in matplotlib's short form.
+        options: as matplotlib's ``plot`` takes them.
+    """
+    if len(steps) <= 2 * BINS:
+        ax.plot(steps, values, *style, **options)
+        return
+    x, low, mean, high = binned(steps, values)
+    (drawn,) = ax.plot(x, mean, *style, **options)
+    ax.fill_between(x, low, high, color=drawn.get_color(), alpha=0.3, lw=0.5)
 
 
 def layer_band(ax: Axes, steps: NDArray[Any], values: Array, color: str = BLUE) -> None:

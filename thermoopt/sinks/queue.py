@@ -1,4 +1,4 @@
-"""The queue that feeds readings to sinks without ever stopping the training."""
+"""Where readings go while a run is on: files, and the queue that feeds them and all other sinks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from thermoopt.account.reading import Reading
+from thermoopt.sinks.jsonl import FileSink
 from thermoopt.sinks.trackers import LogSink, MLflowSink, TensorBoardSink, WandbSink, has_method
 
 __all__ = ["MAX_UNSENT", "Sink", "SinkQueue"]
@@ -28,8 +29,10 @@ class Sink(Protocol):
 class SinkQueue:
     """Feeds readings to sinks without ever stopping the training.
 
-    A sink that raises is warned of once; its readings wait and are offered again, in order, with the
-    next one. ``unsent`` tells what still waits, ``dropped`` what was given up when the wait got too long.
+    Sinks that write files take a reading at once and write it beside training; all others get it in the
+    training thread, in which trackers look up their active run. A sink that raises is warned of once; its
+    readings wait and are offered again, in order, with the next one. ``unsent`` tells what still waits,
+    ``dropped`` what was given up when the wait got too long.
 
     Args:
         sinks: :class:`Sink` objects, or what one is made of: a TensorBoard ``SummaryWriter``, a W&B run or
@@ -46,24 +49,43 @@ class SinkQueue:
         self._sinks = [_as_sink(sink) for sink in sinks]
         self._waiting: list[deque[Reading]] = [deque() for _ in self._sinks]
         self._warned = [False for _ in self._sinks]
-        self.dropped = 0
+        self._dropped = 0
 
     def __bool__(self) -> bool:
         return bool(self._sinks)
 
     @property
     def unsent(self) -> int:
-        """Readings that wait for a sink that failed."""
-        return sum(len(queue) for queue in self._waiting)
+        """Readings that wait: for a sink that failed, or to be written to a file."""
+        return sum(len(queue) for queue in self._waiting) + sum(sink.unsent for sink in self._files)
+
+    @property
+    def dropped(self) -> int:
+        """Readings given up, the oldest first, because a sink failed for too long."""
+        return self._dropped + sum(sink.dropped for sink in self._files)
+
+    @property
+    def _files(self) -> list[FileSink]:
+        return [sink for sink in self._sinks if isinstance(sink, FileSink)]
+
+    def mark(self, kind: str, /, **fields: Any) -> None:
+        """Note in the records that something happened (:meth:`FileSink.mark`)."""
+        for sink in self._files:
+            sink.mark(kind, **fields)
 
     def write(self, reading: Reading) -> None:
         """Offer one reading, after those that wait, to every sink."""
         for queue in self._waiting:
             queue.append(reading)
-        self.flush()
+        self._offer()
 
     def flush(self) -> None:
-        """Offer everything that waits once more."""
+        """Offer everything that waits once more, and wait until files hold all of it."""
+        self._offer()
+        for sink in self._files:
+            sink.flush()
+
+    def _offer(self) -> None:
         for i, (sink, queue) in enumerate(zip(self._sinks, self._waiting, strict=True)):
             while queue:
                 try:
@@ -81,7 +103,7 @@ class SinkQueue:
                 queue.popleft()
             while len(queue) > MAX_UNSENT:
                 queue.popleft()
-                self.dropped += 1
+                self._dropped += 1
 
 
 def _as_sink(sink: Any) -> Sink:
@@ -92,7 +114,7 @@ def _as_sink(sink: Any) -> Sink:
             return kind(sink)
     raise TypeError(
         f"sinks holds {sink!r}; allowed are objects with write(reading) or log(dict, step), such as those of "
-        f"thermoopt.sinks.files, a SummaryWriter, a W&B run, mlflow and trackio{_hint(sink)}"
+        f"thermoopt.sinks, a SummaryWriter, a W&B run, mlflow and trackio{_hint(sink)}"
     )
 
 

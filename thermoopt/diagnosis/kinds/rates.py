@@ -163,7 +163,7 @@ def momentum_overdamped(run: Evidence) -> Finding | None:
     are equal in the moment is :math:`(1+x)/(2x)`, and longer ones only answer later. HIGH above
     :data:`LONG_MEMORY` steps with coherence above :data:`DRIFT`.
     """
-    if not run.enough:
+    if not run.enough or not len(run.layer_steps):
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         shares = 4 * run.layers("phi_star")[-1] / (run.layers("lr_eff")[-1] * run.layers("numel")[-1])

@@ -1,0 +1,99 @@
+"""``thermoopt inspect --follow``: a view of a run that is still going, drawn again as its record grows."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+
+from thermoopt.diagnosis import diagnose
+from thermoopt.inspection.run_tables import layer_table, total_table
+from thermoopt.record import SavedRun
+
+__all__ = ["follow_run"]
+
+EVERY = 2.0
+"""Seconds between looks at the file, as often as a record is written."""
+
+PATIENCE = 4.0
+"""Times the reading of the record that lie between two readings of it, at least."""
+
+LAYERS = 8
+"""Layers in the view: those furthest from r = 1."""
+
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+def follow_run(
+    path: Path,
+    *,
+    since: int | None = None,
+    layers: str | None = None,
+    say: Callable[[str], None] = print,
+    width: int = 120,
+    height: int = 40,
+    views: int | None = None,
+) -> None:
+    """Show a run as it goes on, until interrupted.
+
+    On a terminal the view is drawn again in its place, elsewhere one below the other. A file that is not
+    there yet is waited for.
+
+    Args:
+        path: of the record.
+        since: leave out readings before this step.
+        layers: patterns of layers to show, as for :meth:`SavedRun.read`.
+        say: takes a view as one text.
+        width, height: of the terminal.
+        views: end after so many; None goes on.
+    """
+    seen: tuple[int, float] | None = None
+    shown = 0
+    while views is None or shown < views:
+        try:
+            found = os.stat(path)
+            now = (found.st_size, found.st_mtime)
+        except FileNotFoundError:
+            now = None
+        if now is not None and now == seen:
+            time.sleep(EVERY)
+            continue
+        seen = now
+        began = time.monotonic()
+        lines = _view(path, since, layers, width) if now is not None else [f"waiting for {path}"]
+        took = time.monotonic() - began
+        clear = _CLEAR if sys.stdout.isatty() else ""
+        say(clear + "\n".join(lines[:height] if clear else lines))
+        shown += 1
+        if views is None or shown < views:
+            time.sleep(max(EVERY, PATIENCE * took))
+
+
+def _view(path: Path, since: int | None, layers: str | None, width: int) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        try:
+            run = SavedRun.read(path, since=since, layers=layers)
+        except ValueError as error:
+            return [f"{error}", "waiting for the next reading"]
+    history = run.history
+    loss = f", loss {run.losses.values[-1]:.4g}" if len(run.losses.values) else ""
+    report = diagnose(run)
+    lines = [
+        f"{path}: {len(history)} readings to step {run.steps}{loss}; {datetime.now():%H:%M:%S} (Ctrl-C ends)",
+        *(str(warning.message).removeprefix(f"{path}: ") for warning in caught),
+        "",
+        *total_table(run).lines(width),
+        "",
+        *(f"{f.confidence:6} {f.kind.replace('_', ' ')}: {f.message}" for f in report.findings[:6]),
+        *([] if report.findings else [report.summary]),
+    ]
+    if run.notes:
+        lines += ["", "noted: " + ", ".join(f"{n['note']} at step {n['step']}" for n in run.notes[-4:])]
+    if history.layer_names:
+        lines += ["", *layer_table(run, LAYERS, 32).lines(width)]
+    return lines

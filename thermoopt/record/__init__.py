@@ -1,0 +1,47 @@
+"""The record of a run on file: its form, and the run read back from it."""
+
+from thermoopt.record.columns import CLOSED, META, layer_table, pyarrow, tables_of
+from thermoopt.record.form import (
+    LAST,
+    head_line,
+    journal_path,
+    layer_path,
+    layout_line,
+    layout_of,
+    note_line,
+    pack_terms,
+    reading_lines,
+    row_line,
+    scope_values,
+)
+from thermoopt.record.history import SavedHistory, Trajectory
+from thermoopt.record.lines import lines, pieces
+from thermoopt.record.reader import Reader, layer_rows
+from thermoopt.record.saved import SavedLosses, SavedRun
+
+__all__ = [
+    "CLOSED",
+    "LAST",
+    "META",
+    "Reader",
+    "SavedHistory",
+    "SavedLosses",
+    "SavedRun",
+    "Trajectory",
+    "head_line",
+    "journal_path",
+    "layer_path",
+    "layer_rows",
+    "layer_table",
+    "layout_line",
+    "layout_of",
+    "lines",
+    "note_line",
+    "pack_terms",
+    "pieces",
+    "pyarrow",
+    "reading_lines",
+    "row_line",
+    "scope_values",
+    "tables_of",
+]

@@ -1,0 +1,157 @@
+"""Columns of a record in Parquet (extra ``record``): one row a reading and scope."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.physics import QUANTITIES
+from thermoopt.record.form import EXACTLY, journal_path, rounded
+from thermoopt.record.history import COLUMN, LayerRow, Trajectory
+from thermoopt.record.lines import lines
+from thermoopt.record.reader import Reader
+
+__all__ = ["CLOSED", "META", "pyarrow", "read_parquet", "tables_of"]
+
+META = b"thermoopt"
+"""Key of the metadata in the file's footer: JSON with what columns do not hold."""
+
+CLOSED = "closed"
+"""In it: the journal whose readings have all become row groups."""
+
+
+def pyarrow() -> tuple[Any, Any]:
+    """Return pyarrow and pyarrow.parquet.
+
+    Raises:
+        ImportError: saying what to install.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError("Parquet needs pyarrow: pip install thermoopt[record]") from error
+    return pa, pq
+
+
+def tables_of(readings: Trajectory) -> Any:
+    """Return readings as a table: step, scope, loss, and a column a quantity.
+
+    Quantities are float32, averages rounded as those of layers are, so that columns compress; numbers of
+    elements are exact.
+    """
+    pa, _ = pyarrow()
+    parts = []
+    for segment in readings.segments:
+        values = segment.values()
+        n, scopes, _ = values.shape
+        flat = values.reshape(n * scopes, -1)
+        columns: dict[str, Any] = {
+            "step": pa.array(np.repeat(np.array(segment.steps, np.int64), scopes)),
+            "scope": pa.DictionaryArray.from_arrays(
+                np.tile(np.arange(scopes, dtype=np.int32), n), list(segment.scopes)
+            ),
+            "loss": pa.array(np.repeat(np.array(segment.losses), scopes)),
+        }
+        for name in QUANTITIES:
+            column = flat[:, COLUMN[name]]
+            columns[name] = pa.array(column.astype(np.int64) if name == "numel" else _float32(name, column))
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts) if parts else None
+
+
+def _float32(name: str, values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return a column as it is stored."""
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        return values.astype(np.float32) if name in EXACTLY else rounded(values)
+
+
+def read_parquet(
+    path: Path, progress: Callable[[int, int], None] | None
+) -> tuple[Trajectory, dict[str, int], list[dict[str, Any]], list[LayerRow], list[str]]:
+    """Read row groups and the journal of what is not in one yet.
+
+    Returns:
+        Readings, steps skipped by cause, notes, rows of layers (none), what there is to say of the file.
+
+    Raises:
+        ImportError: without pyarrow.
+        ValueError: if the file is no record, or nothing of it can be read.
+    """
+    pa, pq = pyarrow()
+    told: list[str] = []
+    whole = Trajectory("parquet")
+    try:
+        file = pq.ParquetFile(path)
+        meta = json.loads((file.metadata.metadata or {}).get(META, b"null"))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: not whole, or no Parquet ({error})") from error
+    if not isinstance(meta, Mapping) or "step" not in file.schema_arrow.names:
+        raise ValueError(f"{path}: a Parquet file, but not one of readings (ParquetSink writes them)")
+    for i in range(file.num_row_groups):
+        try:
+            table = file.read_row_group(i)
+        except (pa.ArrowException, OSError) as error:
+            told.append(f"row group {i + 1} of {file.num_row_groups} is damaged ({error}): passed over")
+            continue
+        _take(whole, table)
+        if progress is not None:
+            progress(i + 1, file.num_row_groups)
+    skipped, notes = dict(meta.get("skipped", {})), list(meta.get("notes", []))
+    journal = journal_path(path)
+    if journal.exists() and journal.stat().st_size:
+        reader = Reader(str(journal))
+        for line in lines(journal):
+            reader.take(line)
+        readings, more, new, said = reader.finish()
+        told += [f"{journal.name}: {what}" for what in said]
+        names = [n.get("id") for n in new if n.get("note") == "journal"]
+        if meta.get(CLOSED) not in names:
+            whole.follow(readings)
+            skipped.update(more)
+            notes += [note for note in new if note.get("note") != "journal"]
+    for segment in whole.segments:
+        segment.session = ""
+    if not whole.segments:
+        raise ValueError(f"{path}: it holds no reading")
+    return whole, skipped, notes, [], told
+
+
+def _take(whole: Trajectory, table: Any) -> None:
+    """Append the readings of a row group, those with the same scopes at once."""
+    steps = table["step"].to_numpy()
+    scopes = np.array(table["scope"].to_pylist(), dtype=object)
+    losses = table["loss"].to_numpy()
+    values = np.full((len(steps), len(QUANTITIES)), np.nan)
+    for name in QUANTITIES:
+        if name in table.column_names:
+            values[:, COLUMN[name]] = table[name].to_numpy().astype(np.float64)
+    starts = np.flatnonzero(scopes == "total")
+    ends = np.append(starts[1:], len(steps))
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        loss = float(losses[start])
+        whole.append(int(steps[start]), loss, tuple(scopes[start:end].tolist()), values[start:end])
+
+
+def layer_table(rows: Sequence[LayerRow]) -> Any:
+    """Return rows of layers as a table: step, layer, why, and a column a quantity."""
+    pa, _ = pyarrow()
+    parts = []
+    for row in rows:
+        values = row.formed().values
+        assert isinstance(values, np.ndarray)
+        n = len(row.names)
+        columns: dict[str, Any] = {
+            "step": pa.array(np.full(n, row.step, np.int64)),
+            "layer": pa.array(list(row.names)).dictionary_encode(),
+            "why": pa.array([row.why] * n).dictionary_encode(),
+        }
+        for name in QUANTITIES:
+            columns[name] = pa.array(_float32(name, values[:, COLUMN[name]]))
+        parts.append(pa.table(columns))
+    return pa.concat_tables(parts).unify_dictionaries() if parts else None

@@ -1,0 +1,294 @@
+"""Columns of a run on file, as the run itself had them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.physics import QUANTITIES, check_quantity
+
+__all__ = ["LayerRow", "SavedHistory", "Trajectory"]
+
+Array = NDArray[np.float64]
+
+COLUMN = {name: i for i, name in enumerate(QUANTITIES)}
+_BALANCE, _FALL = COLUMN["wd_balance"], COLUMN["free_fall"]
+_PACK = 1024
+
+MAX_LAYER_ROWS = 256
+"""Rows of layers kept of a file that has more, as many as a history keeps."""
+
+
+def restore_infinity(values: Array) -> Array:
+    """Put back what JSON has no word for, in place: ``[..., len(QUANTITIES)]``.
+
+    Decay that pulls with no source to hold against it is a free fall of 1 or more, and an infinite balance.
+    """
+    balance, fall = values[..., _BALANCE], values[..., _FALL]
+    with np.errstate(invalid="ignore"):
+        balance[np.isnan(balance) & (fall >= 1)] = math.inf
+    return values
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """Quantities of all layers at one step: ``values[i]`` are those of ``names[i]``, formed when asked for.
+
+    Attributes:
+        step: of the reading.
+        names: of the layers.
+        values: ``[n_layers, len(QUANTITIES)]``, or what forms them.
+        why: what happened at that reading; empty for rows of the schedule.
+        session: who wrote it; empty in files that do not say.
+    """
+
+    step: int
+    names: tuple[str, ...]
+    values: Array | Callable[[], Array]
+    why: str = ""
+    session: str = ""
+
+    def formed(self) -> LayerRow:
+        """Return the row with its values formed."""
+        return self if isinstance(self.values, np.ndarray) else replace(self, values=self.values())
+
+
+@dataclass
+class _Segment:
+    """Readings that have the same scopes."""
+
+    scopes: tuple[str, ...]
+    session: str
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    pending: list[Any] = field(default_factory=list)
+    blocks: list[Array] = field(default_factory=list)
+
+    def pack(self) -> None:
+        if self.pending:
+            block = np.array(self.pending, dtype=np.float64).reshape(-1, len(self.scopes), len(QUANTITIES))
+            self.blocks.append(restore_infinity(block))
+            self.pending = []
+
+    def values(self) -> Array:
+        """Of all readings, ``[n, n_scopes, len(QUANTITIES)]``."""
+        self.pack()
+        if len(self.blocks) != 1:
+            empty = np.zeros((0, len(self.scopes), len(QUANTITIES)))
+            self.blocks = [np.concatenate(self.blocks) if self.blocks else empty]
+        return self.blocks[0]
+
+    def keep(self, part: slice) -> None:
+        self.blocks = [self.values()[part]]
+        self.steps, self.losses = self.steps[part], self.losses[part]
+
+
+class Trajectory:
+    """Readings of one session in the order of its file; where steps go back, what came after is forgotten."""
+
+    def __init__(self, session: str = "") -> None:
+        self.session = session
+        self.segments: list[_Segment] = []
+        self.newest = -1
+        self.backs = 0
+        self.count = 0
+
+    def append(self, step: int, loss: float | None, scopes: tuple[str, ...], values: Any) -> None:
+        """Take in a reading, its values ``[n_scopes, len(QUANTITIES)]`` as lists or an array."""
+        if step <= self.newest:
+            self.rewind(step - 1)
+            self.backs += 1
+        if not self.segments or self.segments[-1].scopes != scopes:
+            self.segments.append(_Segment(scopes, self.session))
+        segment = self.segments[-1]
+        segment.steps.append(step)
+        segment.losses.append(math.nan if loss is None else loss)
+        segment.pending.append(values)
+        if len(segment.pending) >= _PACK:
+            segment.pack()
+        self.newest = step
+        self.count += 1
+
+    def rewind(self, step: int) -> None:
+        """Forget readings after a step."""
+        while self.segments and self.segments[-1].steps and self.segments[-1].steps[-1] > step:
+            segment = self.segments[-1]
+            segment.keep(slice(0, int(np.searchsorted(segment.steps, step, side="right"))))
+            if not segment.steps:
+                self.segments.pop()
+        self.newest = self.segments[-1].steps[-1] if self.segments else -1
+
+    def follow(self, other: Trajectory) -> None:
+        """Go on with another session, from its first step on."""
+        if other.segments:
+            self.rewind(other.segments[0].steps[0] - 1)
+            self.segments += other.segments
+            self.newest = self.segments[-1].steps[-1]
+
+    def since(self, step: int) -> None:
+        """Forget readings before a step."""
+        for segment in self.segments:
+            segment.keep(slice(int(np.searchsorted(segment.steps, step)), None))
+        self.segments = [segment for segment in self.segments if segment.steps]
+
+
+class SavedHistory:
+    """Columns of a run on file, as :class:`thermoopt.History` has them.
+
+    Quantities that a file does not hold, being older than they are, are NaN. Rows of layers are those of the
+    schedule and the newest one; :meth:`with_events` adds those of readings at which something happened.
+
+    Args:
+        readings: of the run.
+        rows: of layers, in the order of the file; those that belong to no reading are left out.
+    """
+
+    def __init__(self, readings: Trajectory, rows: Sequence[LayerRow] = ()) -> None:
+        self._segments = readings.segments
+        valid = {s: segment.session for segment in self._segments for s in segment.steps}
+        rows = [row for row in rows if valid.get(row.step, None) in (row.session, "")]
+        self._layers, self._events = _sorted_rows(rows)
+        self._kept: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return sum(len(segment.steps) for segment in self._segments)
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Optimizer steps of the readings, ``[n]``."""
+        return np.array([s for segment in self._segments for s in segment.steps], dtype=np.int64)
+
+    @property
+    def losses(self) -> Array:
+        """Loss of the readings, ``[n]``, NaN where none was reported."""
+        return np.array([x for segment in self._segments for x in segment.losses], dtype=np.float64)
+
+    def total(self, name: str) -> Array:
+        """One quantity of the whole optimizer over time, ``[n]``."""
+        return self._scope(0, name)
+
+    @property
+    def group_names(self) -> list[str]:
+        """Groups of the newest reading."""
+        return list(self._segments[-1].scopes[1:]) if self._segments else []
+
+    def group(self, index: int, name: str) -> Array:
+        """One quantity of one group over time, ``[n]``, NaN before the group was added.
+
+        Raises:
+            IndexError: if no reading has that group.
+        """
+        check_quantity(name)
+        count = max((len(segment.scopes) - 1 for segment in self._segments), default=0)
+        if not 0 <= index < count:
+            raise IndexError(f"group is {index}; the history holds {count} groups, counted from 0")
+        return self._scope(index + 1, name)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Layers of the newest reading that holds layers."""
+        return list(self._layers[-1].names) if self._layers else []
+
+    @property
+    def layer_steps(self) -> NDArray[np.int64]:
+        """Steps of the layers' rows, ``[m]``."""
+        return np.array([row.step for row in self._layers], dtype=np.int64)
+
+    def layers(self, name: str) -> Array:
+        """One quantity of every layer over time, ``[m, n_layers]``, NaN where there is none."""
+        check_quantity(name)
+        self._layers = [row.formed() for row in self._layers]
+        names = self.layer_names
+        out = np.full((len(self._layers), len(names)), np.nan)
+        column = COLUMN[name]
+        for i, row in enumerate(self._layers):
+            assert isinstance(row.values, np.ndarray)
+            if row.names == tuple(names):
+                out[i] = row.values[:, column]
+                continue
+            place = {layer: j for j, layer in enumerate(row.names)}
+            out[i] = [row.values[place[layer], column] if layer in place else np.nan for layer in names]
+        return out
+
+    @property
+    def events(self) -> list[tuple[int, str]]:
+        """Steps of the rows that are kept because something happened, and what it was."""
+        return [(row.step, row.why) for row in self._events]
+
+    def with_events(self) -> SavedHistory:
+        """Return the history with the rows of events among those of the schedule."""
+        both = {row.step: row for row in [*self._events, *self._layers]}
+        out = SavedHistory(Trajectory())
+        out._segments, out._events = self._segments, self._events
+        out._layers = [both[step] for step in sorted(both)]
+        return out
+
+    def only(self, names: Sequence[str]) -> SavedHistory:
+        """Return the history with these layers alone."""
+        out = SavedHistory(Trajectory())
+        out._segments = self._segments
+        out._layers = [_only(row, set(names)) for row in self._layers]
+        out._events = [_only(row, set(names)) for row in self._events]
+        return out
+
+    def start_norms(self) -> dict[str, float]:
+        """Squared norm of every layer in the first row that has it."""
+        norms: dict[str, float] = {}
+        column = COLUMN["param_norm"]
+        for row in self._layers:
+            if all(name in norms for name in row.names):
+                continue
+            values = row.formed().values
+            assert isinstance(values, np.ndarray)
+            for name, norm in zip(row.names, values[:, column].tolist(), strict=True):
+                if not math.isnan(norm):
+                    norms.setdefault(name, norm**2)
+        return norms
+
+    def _scope(self, index: int, name: str) -> Array:
+        check_quantity(name)
+        parts = [
+            segment.values()[:, index, COLUMN[name]]
+            if index < len(segment.scopes)
+            else np.full(len(segment.steps), np.nan)
+            for segment in self._segments
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _sorted_rows(rows: Sequence[LayerRow]) -> tuple[list[LayerRow], list[LayerRow]]:
+    """Rows of the schedule with the newest of all, and those of events; of one step the later is valid."""
+    schedule = {row.step: row for row in rows if row.why == ""}
+    events = {row.step: row for row in rows if row.why not in ("", "last")}
+    newest = max(rows, key=lambda row: row.step, default=None)
+    if newest is not None:
+        schedule.setdefault(newest.step, newest)
+    return [schedule[s] for s in sorted(schedule)], [events[s] for s in sorted(events)]
+
+
+def _only(row: LayerRow, names: set[str]) -> LayerRow:
+    row = row.formed()
+    assert isinstance(row.values, np.ndarray)
+    index = [i for i, name in enumerate(row.names) if name in names]
+    return replace(row, names=tuple(row.names[i] for i in index), values=row.values[index])
+
+
+def thinned(rows: list[Any], stride: int) -> tuple[list[Any], int]:
+    """Halve rows where there are as many as a history keeps; return them and the distance between them."""
+    return (rows[::2], 2 * stride) if len(rows) >= MAX_LAYER_ROWS else (rows, stride)
+
+
+def values_of(scopes: Mapping[str, Mapping[str, Any]]) -> Array:
+    """Quantities of scopes that name each of them, ``[n_scopes, len(QUANTITIES)]``."""
+    values = np.full((len(scopes), len(QUANTITIES)), np.nan)
+    for row, held in zip(values, scopes.values(), strict=True):
+        for name, value in held.items():
+            column = COLUMN.get(name)
+            if column is not None and value is not None:
+                row[column] = value
+    return values

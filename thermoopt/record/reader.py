@@ -1,0 +1,278 @@
+"""Reads a record: lines of every version, sessions that went on or wrote at once, rows of layers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.physics import QUANTITIES, Term, quantities
+from thermoopt.record.form import VERSION, unpack_terms
+from thermoopt.record.history import COLUMN, LayerRow, Trajectory, thinned, values_of
+from thermoopt.record.lines import Line
+
+__all__ = ["Reader", "layer_rows"]
+
+WRITERS = "JSONLSink, ParquetSink and export_jsonl write them"
+
+
+@dataclass
+class _Session:
+    readings: Trajectory
+    started: str
+    first: int
+    last: int
+    skipped: dict[str, int] = field(default_factory=dict)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Reader:
+    """Takes in lines one by one.
+
+    Args:
+        where: the file, for messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._sessions: dict[str, _Session] = {}
+        self._now: _Session | None = None
+        self._head: Mapping[str, Any] = {}
+        self._scopes: tuple[str, ...] = ()
+        self._columns: list[int] | None = None
+        self.torn: list[int] = []
+        self.lines = 0
+        self._rows: list[LayerRow] = []
+        self._stride, self._count = 1, 0
+        self._newest_row: LayerRow | None = None
+
+    def take(self, line: Line) -> None:
+        """Take in a line.
+
+        Raises:
+            ValueError: for JSON that is no reading, and for versions that are not known.
+        """
+        self.lines += 1
+        try:
+            record = json.loads(line.text) if line.whole else None
+        except ValueError:  # no JSON, or no UTF-8
+            record = None
+            line = line._replace(whole=False)
+        if not line.whole:
+            self.torn.append(line.number)
+        elif isinstance(record, dict) and "values" in record and self._now is not None:
+            self._reading(record, line.number)
+        elif isinstance(record, dict) and "thermoopt" in record:
+            self._begin(record, line.number)
+        elif isinstance(record, dict) and "note" in record:
+            if self._now is not None:
+                self._now.notes.append(record)
+        else:
+            self._named(record, line.number)
+
+    def finish(self) -> tuple[Trajectory, dict[str, int], list[dict[str, Any]], list[str]]:
+        """Return the readings, steps skipped by cause, notes, and what there is to say of the file."""
+        told: list[str] = []
+        whole = Trajectory()
+        skipped: dict[str, int] = {}
+        notes: list[dict[str, Any]] = []
+        for session in _one_at_a_time(list(self._sessions.values()), told):
+            readings = session.readings
+            if readings.segments:
+                begun = readings.segments[0].steps[0]
+                notes = [note for note in notes if note.get("step", 0) < begun]
+            whole.follow(readings)
+            skipped.update(session.skipped)
+            notes += session.notes
+            # a run goes on from a checkpoint now and then; two that share a file go back at every other line
+            if readings.backs > 2 and readings.count < 4 * readings.backs:
+                told.append(
+                    f"steps occur twice: they go back {readings.backs} times in {readings.count} readings, "
+                    "as when two processes write to one file; of each step the later reading is shown"
+                )
+        return whole, skipped, notes, told
+
+    @property
+    def rows(self) -> list[LayerRow]:
+        """Rows of layers that lines of version 1 held, thinned, and the newest."""
+        newest = self._newest_row
+        return [*self._rows, *([newest] if newest is not None else [])]
+
+    # ---------------------------------------------------------------- kinds of lines
+
+    def _begin(self, head: Mapping[str, Any], number: int) -> None:
+        version = head["thermoopt"]
+        if version != VERSION:
+            raise ValueError(
+                f"{self._where}, line {number}: a record of version {version!r}; this thermoopt reads 1 and "
+                f"{VERSION}: update it"
+            )
+        try:
+            self._scopes = tuple(map(str, head["scopes"]))
+            self._columns = [COLUMN.get(name, -1) for name in head["quantities"]]
+            session, skips = str(head["session"]), list(head["skips"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self._where}, line {number}: a head without {error}") from error
+        if self._columns == list(range(len(QUANTITIES))):
+            self._columns = None
+        self._head = {"skips": skips}
+        held = self._sessions.get(session)
+        if held is None:
+            held = _Session(Trajectory(session), str(head.get("started", "")), number, number)
+            self._sessions[session] = held
+        self._now = held
+
+    def _reading(self, record: Mapping[str, Any], number: int) -> None:
+        now = self._now
+        assert now is not None
+        step, values = record.get("step"), record["values"]
+        wrong = None
+        if type(step) is not int or step < 0:
+            wrong = f"step is {short(step)}"
+        elif not isinstance(values, list) or len(values) != len(self._scopes):
+            wrong = f"values are not those of {len(self._scopes)} scopes"
+        else:
+            width = len(QUANTITIES) if self._columns is None else len(self._columns)
+            for row in values:
+                if not isinstance(row, list) or len(row) != width or not _KINDS.issuperset(map(type, row)):
+                    wrong = f"values hold {short(row)}"
+        if wrong is not None:
+            raise ValueError(f"{self._where}, line {number}: {wrong}, so it is no reading ({WRITERS})")
+        if self._columns is not None:
+            values = self._placed(values)
+        now.readings.append(step, record.get("loss"), self._scopes, values)
+        now.last = number
+        counts = record.get("skipped")
+        if counts:
+            now.skipped = dict(zip(self._head["skips"], counts, strict=False))
+
+    def _placed(self, values: list[list[Any]]) -> NDArray[np.float64]:
+        assert self._columns is not None
+        out = np.full((len(values), len(QUANTITIES) + 1), np.nan)
+        out[:, self._columns] = np.array(values, dtype=np.float64)
+        return out[:, :-1]  # what is not known here went into the last column
+
+    def _named(self, record: Any, number: int) -> None:
+        """A line of version 1, which names every quantity."""
+        what = flaw(record)
+        if what is not None:
+            raise ValueError(f"{self._where}, line {number}: {what}, so it is no reading ({WRITERS})")
+        if "" not in self._sessions:
+            self._sessions[""] = _Session(Trajectory(), "", number, number)
+        now = self._now = self._sessions[""]
+        step = record["step"]
+        if step <= now.readings.newest:
+            self._rows = [row for row in self._rows if row.step < step]
+            if self._newest_row is not None and self._newest_row.step >= step:
+                self._newest_row = None
+        scopes = {"total": record["total"], **record["groups"]}
+        now.readings.append(step, record.get("loss"), tuple(scopes), values_of(scopes))
+        now.last = number
+        now.skipped.update(record.get("skipped", {}))
+        layers = record.get("layers")
+        if layers is not None:
+            row = LayerRow(step, tuple(layers), partial(_named_layers, layers))
+            if self._count % self._stride == 0:
+                self._rows.append(row.formed())
+                self._rows, self._stride = thinned(self._rows, self._stride)
+            self._newest_row = row
+            self._count += 1
+
+
+_KINDS = {int, float, type(None)}
+
+
+def _named_layers(layers: Mapping[str, Mapping[str, Any]]) -> NDArray[np.float64]:
+    from thermoopt.record.history import restore_infinity
+
+    return restore_infinity(values_of(layers))
+
+
+def _one_at_a_time(sessions: list[_Session], told: list[str]) -> list[_Session]:
+    """Sessions in their order; of those that wrote at the same time the one with the most readings."""
+    out: list[_Session] = []
+    for session in sorted((s for s in sessions if s.readings.count), key=lambda s: s.first):
+        if out and session.first < out[-1].last:
+            kept, gone = sorted((out[-1], session), key=lambda s: -s.readings.count)
+            out[-1] = kept
+            told.append(
+                f"steps occur twice: two processes wrote at once (sessions {kept.readings.session}, begun "
+                f"{kept.started}, and {gone.readings.session}, begun {gone.started}); shown is the first, "
+                f"which has {kept.readings.count} readings, the other {gone.readings.count}"
+            )
+        else:
+            out.append(session)
+    return out
+
+
+def layer_rows(lines: Iterable[Line], torn: list[int]) -> list[LayerRow]:
+    """Read a file of rows; their quantities are formed when asked for."""
+    layouts: dict[str, tuple[tuple[str, ...], list[int]]] = {}
+    rows: list[LayerRow] = []
+    for line in lines:
+        try:
+            held = json.loads(line.text) if line.whole else None
+        except ValueError:
+            held = None
+        if not isinstance(held, dict):
+            torn.append(line.number)
+        elif "names" in held:
+            if held.get("thermoopt") != VERSION:
+                raise ValueError(f"rows of layers of version {held.get('thermoopt')!r}: update thermoopt")
+            known = {term.name: int(term) for term in Term}
+            layouts[held["layout"]] = (tuple(held["names"]), [known.get(t, -1) for t in held["terms"]])
+        elif held.get("layout") in layouts:
+            names, columns = layouts[held["layout"]]
+            form: Callable[[], NDArray[np.float64]] = partial(_form, held["packed"], len(names), columns)
+            rows.append(LayerRow(held["step"], names, form, held["why"], held["session"]))
+        else:
+            torn.append(line.number)
+    return rows
+
+
+def _form(packed: str, n_layers: int, columns: list[int]) -> NDArray[np.float64]:
+    """Quantities of all layers, ``[n_layers, len(QUANTITIES)]``."""
+    terms = np.full((len(Term) + 1, n_layers), np.nan)
+    terms[columns] = unpack_terms(packed, len(columns))
+    formed = quantities(terms[:-1])
+    return np.stack([formed[name] for name in QUANTITIES], axis=1)
+
+
+def flaw(record: Any) -> str | None:
+    """What a record of version 1 lacks or holds that a reading does not, or None."""
+    if not isinstance(record, dict):
+        return f"a {type(record).__name__}"
+    if "values" in record and "total" not in record:
+        return "a reading before any head"
+    step = record.get("step")
+    if type(step) is not int or step < 0:
+        return f"step is {short(step)}"
+    for part, needed in (("total", True), ("groups", True), ("layers", False), ("skipped", False)):
+        if (needed or part in record) and not isinstance(record.get(part), dict):
+            return f"{part} is {short(record.get(part))}"
+    scopes = {"total": record["total"], **record["groups"], **record.get("layers", {})}
+    for scope, values in scopes.items():
+        if not isinstance(values, dict):
+            return f"{scope} is {short(values)}"
+        for name, value in values.items():
+            if not number(value):
+                return f"{name} of {scope} is {short(value)}"
+    for name, value in {"loss": record.get("loss"), **record.get("skipped", {})}.items():
+        if not number(value):
+            return f"{name} is {short(value)}"
+    return None
+
+
+def number(value: object) -> bool:
+    """Whether a value is a number or null."""
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
+def short(value: object) -> str:
+    """A value in words, cut."""
+    return "missing" if value is None else repr(value)[:40]

@@ -1,0 +1,197 @@
+"""A run read back from its record: what diagnosis and pictures need, without the model."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.param_groups import detect_layer_type
+from thermoopt.record.form import layer_path
+from thermoopt.record.history import LayerRow, SavedHistory
+from thermoopt.record.lines import Line, lines
+from thermoopt.record.reader import WRITERS, Reader, layer_rows
+
+__all__ = ["SavedHistory", "SavedLosses", "SavedRun"]
+
+Array = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SavedLosses:
+    """Losses on record.
+
+    Attributes:
+        steps: ``[n]`` of the readings that hold one.
+        values: ``[n]`` losses.
+    """
+
+    steps: NDArray[np.int64]
+    values: Array
+
+
+@dataclass
+class SavedRun:
+    """What is on file of a run; :func:`thermoopt.diagnose` takes it as it takes an observer.
+
+    Attributes:
+        path: the file.
+        history: its readings.
+        losses: those on record, which may be replaced by a fuller list.
+        start_norms: squared norm of each layer in its first reading.
+        skipped: measured steps that moved no average, by cause, up to the last reading.
+        frozen, bad_losses: a file does not tell.
+        notes: what happened on the way: dicts with ``note`` (``action``, ``spike``, ``skip``, your own) and
+            ``step``.
+    """
+
+    path: Path
+    history: SavedHistory
+    losses: SavedLosses
+    start_norms: dict[str, float]
+    skipped: dict[str, int] = field(default_factory=dict)
+    frozen: frozenset[str] = frozenset()
+    bad_losses: int = 0
+    notes: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        *,
+        since: int | None = None,
+        layers: str | None = None,
+        progress: Progress | None = None,
+    ) -> SavedRun:
+        """Read what JSONLSink, ParquetSink or an export wrote.
+
+        Where steps go back, a run was resumed and goes on from there: what was recorded at or after that
+        step is forgotten. Rows of layers lie in a file beside (``run.layers.jsonl.gz`` for
+        ``run.jsonl.gz``) and are read with it; without it the run has no layers.
+
+        Args:
+            path: of the file.
+            since: leave out readings before this step; norms at the start stay those of the start.
+            layers: leave out layers whose name does not match; ``*`` and ``?`` as in a shell, several
+                patterns separated by commas.
+            progress: is called with bytes read and bytes in all.
+
+        Raises:
+            OSError: if it cannot be read.
+            ValueError: if it is empty, or a line holds JSON that is no reading; the message names the line.
+                If nothing is left of it by ``since`` or ``layers``.
+
+        Warns:
+            RuntimeWarning: naming lines that are torn (a crash cuts the one under way), which are passed
+                over; and two processes that wrote to one file.
+        """
+        path = Path(path)
+        reader = Reader(str(path))
+        told: list[str] = []
+        rows: list[LayerRow] = []
+        with path.open("rb") as file:
+            parquet = file.read(4) == b"PAR1"
+        if parquet:
+            from thermoopt.record.columns import read_parquet
+
+            readings, skipped, notes, rows, told = read_parquet(path, progress)
+        else:
+            for line in _watched(path, progress):
+                reader.take(line)
+            readings, skipped, notes, told = reader.finish()
+            rows = reader.rows
+            if not readings.count and not readings.segments:
+                why = f"none of {len(reader.torn)} lines is JSON" if reader.torn else "the file is empty"
+                if reader.lines > len(reader.torn):
+                    why = "it holds no reading yet"
+                raise ValueError(f"{path}: {why}; allowed is a file of readings ({WRITERS})")
+            if reader.torn:
+                told.append(_torn(reader.torn))
+        rows += _beside(path, told)
+        history = SavedHistory(readings, rows)
+        norms = history.start_norms()
+        if since is not None:
+            readings.since(since)
+            history = SavedHistory(readings, rows)
+            if not len(history):
+                raise ValueError(f"{path}: no reading since step {since}")
+        if layers is not None:
+            history = history.only(_matching(history.layer_names, layers, path))
+        for what in told:
+            warnings.warn(f"{path}: {what}", RuntimeWarning, stacklevel=2)
+        values = history.losses
+        known = np.isfinite(values)
+        return cls(
+            path,
+            history,
+            SavedLosses(history.steps[known], values[known]),
+            norms,
+            skipped,
+            notes=[n for n in notes if n.get("step", 0) >= (since or 0)],
+        )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps on record: that of the last reading."""
+        return int(self.history.steps[-1])
+
+    @cached_property
+    def layer_types(self) -> dict[str, str]:
+        """Type of each layer, by its name alone: the model is gone."""
+        return {name: detect_layer_type(name) for name in self.history.layer_names}
+
+    @cached_property
+    def matrices(self) -> frozenset[str]:
+        """Layers taken to have two or more dimensions: all but norms and what is called a bias."""
+        return frozenset(
+            name
+            for name, kind in self.layer_types.items()
+            if kind != "norm" and "bias" not in name.rpartition(".")[2]
+        )
+
+
+def _watched(path: Path, progress: Progress | None) -> Iterator[Line]:
+    """Lines of a file; progress is told now and then."""
+    size = os.stat(path).st_size
+    for i, line in enumerate(lines(path)):
+        if progress is not None and i % 64 == 0:
+            progress(line.at, size)
+        yield line
+    if progress is not None:
+        progress(size, size)
+
+
+def _beside(path: Path, told: list[str]) -> list[LayerRow]:
+    """Rows of layers in the file beside a record."""
+    beside = layer_path(path)
+    if beside == path or not beside.exists():
+        return []
+    torn: list[int] = []
+    rows = layer_rows(lines(beside), torn)
+    if torn:
+        told.append(f"{beside.name}: {_torn(torn)}")
+    return rows
+
+
+def _torn(numbers: list[int]) -> str:
+    some = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+    what = f"line {some} is torn" if len(numbers) == 1 else f"lines {some} are torn"
+    return f"{what}: passed over"
+
+
+def _matching(names: list[str], patterns: str, path: Path) -> list[str]:
+    wanted = [pattern.strip() for pattern in patterns.split(",")]
+    found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
+    if not found:
+        some = ", ".join(names[:3])
+        raise ValueError(f"{path}: no layer matches {patterns!r}; it has {len(names)}: {some}, …")
+    return found

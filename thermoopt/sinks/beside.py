@@ -1,0 +1,269 @@
+"""Writing beside training: a thread that encodes and writes what the training thread hands over."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import warnings
+from collections import deque
+from itertools import islice
+from typing import Any, Protocol
+
+__all__ = ["BLOCK", "CAPACITY", "SECONDS", "BlockWriter", "Pipe"]
+
+CAPACITY = 64
+"""Readings that may wait, those being written included: what a crash can cost at most."""
+
+BLOCK = CAPACITY // 2
+"""Readings that are written together as soon as there are so many: as many more may come meanwhile."""
+
+SECONDS = 2.0
+"""Age at which readings are written though they are fewer: with the write itself well under 5 seconds."""
+
+RETRY = 1.0
+"""Seconds between attempts while writing fails."""
+
+MAX_UNSENT = 10_000
+"""Readings kept while writing fails, as many as a history keeps; the oldest go first, and are counted."""
+
+
+class BlockWriter(Protocol):
+    """Writes items, all of them or none; called from one thread at a time."""
+
+    news: list[str]
+    """What is to be told to whoever hands over; the pipe empties it."""
+
+    def write(self, items: list[Any]) -> None:
+        """Write items, or raise: the same ones come again."""
+
+    def settle(self) -> None:
+        """Bring to file what was held back: everything written so far is then whole."""
+
+    def end(self) -> None:
+        """Nothing more comes, for now: at exit, and when the sink is closed."""
+
+    def restart(self) -> None:
+        """Begin anew in a process that was forked."""
+
+
+class Pipe:
+    """A bounded queue with a thread behind it, started when the first item comes.
+
+    A full queue makes :meth:`put` wait, and says so once. While the writer fails nothing waits: items are
+    kept, the writer is tried again, and a warning comes from :meth:`put` or :meth:`flush`. A forked child
+    has neither the parent's items nor its thread; what it puts itself is written by a thread of its own.
+
+    Args:
+        writer: does the work.
+        name: of the sink, for messages.
+    """
+
+    def __init__(self, writer: BlockWriter, name: str) -> None:
+        self._writer = writer
+        self._name = name
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._changed = threading.Condition()
+        self._items: deque[Any] = deque()
+        self._oldest = 0.0
+        self._thread: threading.Thread | None = None
+        self._asked = self._settled = 0  # flushes
+        self._attempts = 0
+        self._failure: Exception | None = None
+        self._closing = False
+        self._told = {"failure": False, "full": False, "dropped": False}
+        self._said: set[str] = set()
+        self.dropped = 0
+        self.waited = 0.0
+
+    @property
+    def unsent(self) -> int:
+        """Items that were not written yet."""
+        return len(self._items) if self._process == os.getpid() else 0
+
+    @property
+    def mine(self) -> bool:
+        """Whether this is the process that the waiting items belong to."""
+        return self._process == os.getpid()
+
+    def put(self, item: Any) -> None:
+        """Hand over one item."""
+        if self._process != os.getpid():
+            self._writer.restart()
+            self._begin()
+        with self._changed:
+            if len(self._items) >= CAPACITY and self._failure is None:
+                self._wait_for_room()
+            if not self._items:
+                self._oldest = time.monotonic()
+            self._items.append(item)
+            if len(self._items) > MAX_UNSENT:
+                self._items.popleft()
+                self.dropped += 1
+            count = len(self._items)
+            if count == 1 or count % BLOCK == 0:
+                self._changed.notify_all()
+            self._start()
+        self._tell()
+
+    def flush(self) -> None:
+        """Wait until everything handed over is on file, or an attempt to write it has failed."""
+        if self._process != os.getpid() or self._thread in (None, threading.current_thread()):
+            return
+        with self._changed:
+            self._asked += 1
+            asked, attempts = self._asked, self._attempts
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: (
+                    self._settled >= asked
+                    or (self._failure is not None and self._attempts > attempts)
+                    or not self._alive()
+                )
+            )
+        if not self._alive():
+            self._work_off()
+        self._tell()
+
+    def close(self) -> None:
+        """Flush and end the thread; at exit and when the sink is gone."""
+        if self._process != os.getpid():
+            return
+        if self._thread is threading.current_thread():  # it collected the garbage that the sink was part of
+            self._asked += 1
+            self._closing = True
+            return
+        self.flush()
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join(timeout=5.0)
+        if self._items:
+            print(
+                f"{self._name}: {len(self._items)} readings were not written ({self._failure!r})",
+                file=sys.stderr,
+            )
+
+    # ---------------------------------------------------------------- the training thread
+
+    def _wait_for_room(self) -> None:
+        began = time.monotonic()
+        self._changed.wait_for(
+            lambda: len(self._items) < CAPACITY or self._failure is not None or not self._alive()
+        )
+        self.waited += time.monotonic() - began
+
+    def _tell(self) -> None:
+        """Warn, once of each kind, of what the thread met: warnings belong to who handed over."""
+        failure, told = self._failure, self._told
+        while self._writer.news:
+            message = f"sink {self._name}: {self._writer.news.pop()}"
+            if message not in self._said:
+                self._said.add(message)
+                warnings.warn(message, RuntimeWarning, stacklevel=5)
+        if failure is not None and not told["failure"]:
+            told["failure"] = True
+            warnings.warn(
+                f"sink {self._name} raised {failure!r}; training goes on, its readings are kept and offered "
+                "again with the next one",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        if self.dropped and not told["dropped"]:
+            told["dropped"] = True
+            warnings.warn(
+                f"sink {self._name} has failed for {MAX_UNSENT} readings: the oldest are given up from here "
+                "on, and counted in .dropped",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        if self.waited and not told["full"]:
+            told["full"] = True
+            warnings.warn(
+                f"sink {self._name} writes more slowly than readings come: training waited "
+                f"{self.waited:.2g} s for it (the whole wait is counted in .waited). Measure less often "
+                "(measure_every, ema_steps), or write to a faster disk",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def _start(self) -> None:
+        if self._alive():
+            return
+        self._thread = threading.Thread(target=self._run, name=f"thermoopt {self._name}", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the interpreter is shutting down: no more threads
+            self._work_off()
+
+    def _alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def _work_off(self) -> None:
+        """Write here, where no thread can."""
+        try:
+            while self._items:
+                block = list(islice(self._items, CAPACITY))
+                self._writer.write(block)
+                for _ in block:
+                    self._items.popleft()
+            self._writer.settle()
+            if self._closing:
+                self._writer.end()
+        except Exception as error:  # told by those who asked
+            self._failure = error
+
+    # ---------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._due():
+                    left = self._oldest + SECONDS - time.monotonic() if self._items else None
+                    self._changed.wait(left if left is None else max(left, 0.0))
+                block = list(islice(self._items, CAPACITY))
+                settle = self._asked if len(block) == len(self._items) else 0
+                if self._closing and not block and settle <= self._settled:
+                    break
+            try:
+                if block:
+                    self._writer.write(block)
+                if settle > self._settled:
+                    self._writer.settle()
+            except Exception as error:  # disks fill and mounts vanish; training goes on
+                with self._changed:
+                    self._attempts += 1
+                    self._failure = error
+                    self._changed.notify_all()
+                    if self._closing:
+                        return
+                    asked = self._asked
+                    self._changed.wait_for(lambda: self._asked > asked or self._closing, RETRY)  # noqa: B023
+                continue
+            with self._changed:
+                self._attempts += 1
+                self._failure = None
+                written = set(map(id, block))  # while it failed, the oldest may have been given up
+                while self._items and id(self._items[0]) in written:
+                    self._items.popleft()
+                self._oldest = time.monotonic()
+                self._settled = max(self._settled, settle)
+                self._changed.notify_all()
+
+        try:
+            self._writer.end()
+        except Exception as error:  # as above
+            self._failure = error
+
+    def _due(self) -> bool:
+        return (
+            len(self._items) >= BLOCK
+            or self._asked > self._settled
+            or self._closing
+            or (bool(self._items) and time.monotonic() - self._oldest >= SECONDS)
+        )

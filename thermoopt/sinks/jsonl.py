@@ -1,0 +1,270 @@
+"""JSONLSink: the record of a run, small however long it gets, written beside training."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from thermoopt.account.reading import Reading
+from thermoopt.record import LAST, head_line, layer_path, note_line, reading_lines
+from thermoopt.sinks.append_file import AppendFile
+from thermoopt.sinks.beside import Pipe
+from thermoopt.sinks.layer_rows import MAX_EVENTS, MAX_ROWS, LayerFile, room
+from thermoopt.sinks.schedule import Item, Schedule
+
+__all__ = ["FileSink", "JSONLSink", "RecordWriter", "check_limits", "finish", "reopened"]
+
+
+class RecordWriter:
+    """Writes items to the file of readings and the file of layers.
+
+    Args:
+        path: of the readings.
+        owner: for messages.
+        layers: whether there is a file of layers.
+        max_rows, max_events: its rows.
+        beside: the file of layers; None derives it from the path.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        owner: str,
+        layers: bool,
+        max_rows: int,
+        max_events: int,
+        beside: Path | None = None,
+    ) -> None:
+        self._arguments = (path, owner, layers, max_rows, max_events, beside or layer_path(path))
+        self._most = (max_rows, max_events)
+        self.news: list[str] = []
+        self._open()
+
+    def _open(self) -> None:
+        path, owner, layers, _, _, beside = self._arguments
+        self._file = AppendFile(path, owner)
+        self.rows = LayerFile(beside, owner) if layers else None
+        self.session = uuid.uuid4().hex[:8]
+        self._started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        self._head: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._step = max((self.rows.newest if self.rows is not None else -1), -1)
+
+    def restart(self) -> None:
+        """Open the files again, as a session of this process."""
+        self._open()
+
+    def write(self, items: list[Item]) -> None:
+        """Write items; raises OSError where the file of readings cannot take them."""
+        readings = [item for item in items if not item.only_row]
+        if readings:
+            self._file.append(self._text(readings))
+        try:
+            self._write_rows(items)
+        except OSError as error:
+            self.news.append(f"rows of layers could not be written ({error}); readings go on")
+        self._step = items[-1].step
+
+    def settle(self) -> None:
+        """Close the gzip member."""
+        self._file.settle()
+
+    def end(self) -> None:
+        """Nothing more comes, for now."""
+
+    def _text(self, items: list[Item]) -> str:
+        self._file.look()
+        if not self._file.alone and self._head is not None:
+            self._tell_of_others()
+        if self._file.fresh:
+            self._head = None
+        out: list[str] = []
+        for layout, block in _alike(items):
+            if layout != self._head:
+                out.append(head_line(self.session, self._started, *layout))
+                self._head = layout
+            for item in block:
+                out += [note_line(kind, item.step, fields) for kind, fields in item.happened]
+            out.append(
+                reading_lines(
+                    [item.step for item in block],
+                    [item.loss for item in block],
+                    [list(item.skipped.values()) for item in block],
+                    [item.group_terms for item in block],
+                )
+            )
+        return "".join(out)
+
+    def _write_rows(self, items: list[Item]) -> None:
+        if self.rows is None:
+            return
+        for item in items:
+            if item.step <= self._step and not item.only_row:  # a checkpoint was loaded
+                self.rows.rewind(item.step)
+            self._step = item.step
+            if item.terms is None:
+                continue
+            rows = [(item.step, why, item.gap, item.terms) for why in item.whys]
+            self.rows.append(item.names, self.session, rows)
+            for why in item.whys:
+                self._keep_to_limits(self.rows, why, len(item.names))
+        if not self.rows.alone:
+            self._tell_of_others()
+            self.rows = None
+
+    def _keep_to_limits(self, rows: LayerFile, why: str, n_layers: int) -> None:
+        events = why != ""
+        if why == LAST:
+            rows.tidy()
+        elif len(rows.steps(events)) >= room(self._most[events], n_layers):
+            rows.halve(events)
+
+    def _tell_of_others(self) -> None:
+        self.news.append(
+            f"another process writes to {self._file.path}: steps will occur twice in it; give each run a "
+            "file of its own (on one rank only, where there are several)"
+        )
+
+
+def _alike(items: Sequence[Item]) -> list[tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Item]]]:
+    """Split items into runs of the same groups and causes to skip."""
+    out: list[tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Item]]] = []
+    for item in items:
+        layout = (item.groups, tuple(item.skipped))
+        if not out or out[-1][0] != layout:
+            out.append((layout, []))
+        out[-1][1].append(item)
+    return out
+
+
+class FileSink:
+    """What sinks that write files share: a thread that writes, what it has not written yet, flush and close.
+
+    Subclasses set ``_pipe`` and ``_schedule``.
+    """
+
+    _pipe: Pipe
+    _schedule: Schedule
+
+    def write(self, reading: Reading) -> None:
+        """Hand over one reading; it is on file after 2 seconds, 32 readings or :meth:`flush`."""
+        self._pipe.put(self._schedule.item(reading))
+
+    def mark(self, kind: str, /, **fields: Any) -> None:
+        """Note that something happened: it stands in the record, and the next reading keeps its layers.
+
+        Args:
+            kind: in a word: ``action``, ``finding``, ``restart``, your own.
+            fields: plain data to go with it.
+
+        Raises:
+            ValueError: for a kind that is empty or means something else in the file.
+        """
+        if not kind or kind == LAST:
+            raise ValueError(f"kind must be a word other than {LAST!r}, got {kind!r}")
+        self._schedule.mark(kind, fields)
+
+    def flush(self) -> None:
+        """Wait until every reading is on file, the newest with its layers."""
+        flush(self._pipe, self._schedule)
+
+    def close(self) -> None:
+        """Flush and end the thread, which also happens at exit; a later reading starts another one."""
+        finish(self._pipe, self._schedule)
+
+    @property
+    def unsent(self) -> int:
+        """Readings that are not on file yet."""
+        return self._pipe.unsent
+
+    @property
+    def dropped(self) -> int:
+        """Readings given up because writing failed for too long."""
+        return self._pipe.dropped
+
+    @property
+    def waited(self) -> float:
+        """Seconds that training waited because writing was slower."""
+        return self._pipe.waited
+
+
+def flush(pipe: Pipe, schedule: Schedule) -> None:
+    """Bring a sink's readings to file, the newest with its layers."""
+    row = schedule.last_row() if pipe.mine else None
+    if row is not None:
+        pipe.put(row)
+    pipe.flush()
+
+
+def finish(pipe: Pipe, schedule: Schedule) -> None:
+    """Flush, and end the thread."""
+    flush(pipe, schedule)
+    pipe.close()
+
+
+class JSONLSink(FileSink):
+    """Keeps the record of a run in files that stay small, written beside training.
+
+    Readings of total and groups are appended to ``path``, all of them, at the digits they deserve. Layers go
+    to a file beside it (``run.layers.jsonl.gz`` for ``run.jsonl.gz``): at every reading at first, and when
+    ``max_rows`` rows are there every second is dropped and the distance between them doubles, so that a run
+    of any length has a bounded number of them. Readings at which something happened (a spike of the loss or
+    the gradient, a skipped step, a controller's action, what :meth:`mark` notes) keep their layers in
+    ``max_events`` rows of their own. :class:`thermoopt.SavedRun` and ``thermoopt inspect`` read both; the
+    form is that of :mod:`thermoopt.record_format`.
+
+    A thread encodes and writes, 32 readings or 2 seconds at a time. A crash costs at most 64 readings or 5
+    seconds; all that was recorded before a ``state_dict()`` is on file. A resumed run appends to the same
+    file; where steps repeat, the later line is the valid one.
+
+    Args:
+        path: the file; folders are made. With ``.gz`` at its end it is compressed, to a quarter.
+        layers: whether layers are kept.
+        max_rows: rows of layers on the schedule, at least 2.
+        max_events: rows of layers of readings at which something happened, at least 2.
+
+    Raises:
+        OSError: if the path cannot be written, at construction.
+        TypeError, ValueError: for limits that are no integers from 2.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        layers: bool = True,
+        max_rows: int = MAX_ROWS,
+        max_events: int = MAX_EVENTS,
+    ) -> None:
+        check_limits("JSONLSink", max_rows=max_rows, max_events=max_events)
+        self._arguments: dict[str, Any] = {
+            "path": Path(path),
+            "layers": layers,
+            "max_rows": max_rows,
+            "max_events": max_events,
+        }
+        writer = RecordWriter(Path(path), "JSONLSink", layers, max_rows, max_events)
+        self._schedule = Schedule(writer.rows, max_rows, max_events)
+        self._pipe = Pipe(writer, f"JSONLSink({str(path)!r})")
+        self._finish = weakref.finalize(self, finish, self._pipe, self._schedule)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy by opening the file again: what waits to be written stays with the original."""
+        return reopened, (type(self), self._arguments)
+
+
+def reopened(cls: type[Any], arguments: dict[str, Any]) -> Any:
+    """Make a sink with these arguments: what pickle calls."""
+    return cls(**arguments)
+
+
+def check_limits(owner: str, **limits: int) -> None:
+    """Raise unless limits are integers from 2."""
+    for name, value in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{owner}: {name} must be an integer >= 2, got {value!r}")
+        if value < 2:
+            raise ValueError(f"{owner}: {name} must be an integer >= 2, got {value}")
