@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from record_killed import killed
 
 PARTS = ("cost", "layers", "bytes", "inspect", "kill")
 
@@ -342,6 +341,8 @@ def main() -> None:
         if "inspect" in args.parts:
             section("thermoopt inspect, with its page", inspect(args.old, place))
         if "kill" in args.parts:
+            from thermoopt.benchmarks.overhead.record_killed import killed
+
             section("Killed and resumed", killed(place, args.kills))
 
 
