@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from thermoopt.account import Meter
 from thermoopt.account.reading import Reading
 from thermoopt.adamw.rates import Rates
-from thermoopt.controllers import Action, Controller, Scales, Start
+from thermoopt.controllers import Controller, Scales, Start
 from thermoopt.physics.travel import Travel
+from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import Fetch, PendingTravel, Sharding, TravelProbe
 
 __all__ = ["ControlLoop", "reading_lag", "start_of"]
@@ -130,8 +131,15 @@ class ControlLoop:
 
     # -------------------------------------------------------------- after a step
 
-    def offer(self, reading: Reading, travel: PendingTravel | None) -> None:
-        """Keep a recorded reading for the controller."""
+    def offer(self, reading: Reading, travel: PendingTravel | None, sinks: SinkQueue) -> None:
+        """Keep a recorded reading for the controller, and note in the records what it did since the last."""
+        if sinks:
+            if self._told > reading.step + 1:  # a checkpoint was loaded
+                self._told = reading.step
+            new = [action for action in self.controller.log if action.step > self._told]
+            self._told = max((action.step for action in new), default=self._told)
+            for action in new:
+                sinks.mark("action", **action.to_dict())
         self._waiting.append((reading, travel, self._loss))
 
     def _whole(
@@ -140,14 +148,6 @@ class ControlLoop:
         came = travel.travel() if isinstance(travel, PendingTravel) else travel
         whole = replace(reading, travel=came, loss=_finite(loss))
         return whole if self._group is None else _of_first_rank(whole, self._group)
-
-    def new_actions(self, step: int) -> list[Action]:
-        """Return the actions since the last call, for the record that holds a reading of this step."""
-        if self._told > step + 1:  # a checkpoint was loaded
-            self._told = step
-        new = [action for action in self.controller.log if action.step > self._told]
-        self._told = max((action.step for action in new), default=self._told)
-        return new
 
     # -------------------------------------------------------------- state
 

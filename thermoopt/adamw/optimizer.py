@@ -346,10 +346,8 @@ class ThermoAdamW(torch.optim.AdamW):
             self._recorded.append(reading)
             self._history.append(reading)
             if self._loop is not None:
-                self._loop.offer(reading, pending.travel)
+                self._loop.offer(reading, pending.travel, self._sinks)
             if self._sinks:
-                for action in self._loop.new_actions(reading.step) if self._loop is not None else ():
-                    self._sinks.mark("action", **action.to_dict())
                 self._sinks.write(reading)
 
     def _record_due(self, step: int) -> bool:
