@@ -347,8 +347,7 @@ class ThermoAdamW(torch.optim.AdamW):
             self._history.append(reading)
             if self._loop is not None:
                 self._loop.offer(reading, pending.travel, self._sinks)
-            if self._sinks:
-                self._sinks.write(reading)
+            self._sinks.write(reading)
 
     def _record_due(self, step: int) -> bool:
         last = self._meter.run.recorded
