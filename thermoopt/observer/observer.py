@@ -102,6 +102,7 @@ class Observer(RunReports):
             raise ValueError(f"sinks is {sinks!r}; allowed is () here: give sinks to the ThermoAdamW itself")
         self._model = model
         self._optimizer = optimizer
+        self.sinks = optimizer.sinks if isinstance(optimizer, ThermoAdamW) else queue
         names: dict[Tensor, str] = {}
         if model is not None and not isinstance(optimizer, ThermoAdamW):
             names.update((p, name) for name, p in model.named_parameters())
@@ -137,11 +138,6 @@ class Observer(RunReports):
     def optimizer(self) -> Optimizer:
         """The optimizer observed."""
         return self._optimizer
-
-    @property
-    def sinks(self) -> SinkQueue:
-        """The sinks' queue: ``flush()`` brings to file what waits, ``mark()`` notes what happened."""
-        return self._source.sinks
 
     @property
     def steps(self) -> int:
