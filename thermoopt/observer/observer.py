@@ -100,8 +100,7 @@ class Observer(RunReports):
         queue = SinkQueue(sinks)
         if queue and isinstance(optimizer, ThermoAdamW):
             raise ValueError(f"sinks is {sinks!r}; allowed is () here: give sinks to the ThermoAdamW itself")
-        self._model = model
-        self._optimizer = optimizer
+        self._model, self._optimizer = model, optimizer
         self.sinks = optimizer.sinks if isinstance(optimizer, ThermoAdamW) else queue
         names: dict[Tensor, str] = {}
         if model is not None and not isinstance(optimizer, ThermoAdamW):
