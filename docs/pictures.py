@@ -56,7 +56,7 @@ def noisy(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 def fast_layer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Let one layer run at 300 times the rate."""
-    group = next(g for g in optimizer.param_groups if "blocks.1.mlp.down.weight" in str(g["name"]))
+    group = next(g for g in optimizer.param_groups if "blocks.1.mlp.down" in str(g["name"]))
     group["lr"] *= 300
 
 

@@ -24,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None reads the command line's.
 
     Returns:
-        Exit status: 0 done, 130 stopped by the keyboard, 141 nobody reads the output any more.
+        Exit status: 0 done, 1 a kernel fails the doctor's test, 130 stopped by the keyboard, 141 nobody
+            reads the output any more.
 
     Raises:
         SystemExit: with status 2, for arguments that cannot be used; with 0, after help or version.
@@ -82,10 +83,9 @@ def _follow(args: argparse.Namespace) -> None:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from thermoopt.kernels import report
+    from thermoopt.doctor import report
 
-    print(report())
-    return 0
+    return 0 if report(say=lambda line: print(line, flush=True)) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -157,8 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     add_bench(commands)
     commands.add_parser(
         "doctor",
-        help="say which kernels this machine can run, and why the others cannot",
-        description="Say which kernels this machine can run, and why the others cannot.",
+        help="print what a bug report needs, and test every kernel that runs here (some seconds)",
+        description="Print versions, machine, devices, packages and settings, which kernels this machine can "
+        "run and why the others cannot, and of each that runs its distance from the float64 reference and its "
+        "time beside torch's fused AdamW. Status 1 where a kernel is wrong.",
     )
     return parser
 

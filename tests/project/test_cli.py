@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from thermoopt import cli
+from thermoopt import cli, doctor
 
 
 @pytest.fixture
@@ -99,11 +99,11 @@ def test_stopped_by_the_keyboard(monkeypatch, capsys):
     assert capsys.readouterr().err == "stopped\n"
 
 
-def test_doctor_prints_its_report(monkeypatch, capsys):
-    doctor = pytest.importorskip("thermoopt.kernels.doctor")
-    monkeypatch.setattr(doctor, "report", lambda: "all well")
-    assert cli.main(["doctor"]) == 0
-    assert capsys.readouterr().out == "all well\n"
+@pytest.mark.parametrize(("well", "status"), [(True, 0), (False, 1)])
+def test_doctor_prints_its_report(monkeypatch, capsys, well, status):
+    monkeypatch.setattr(doctor, "report", lambda say: say("seen") or well)
+    assert cli.main(["doctor"]) == status
+    assert capsys.readouterr().out == "seen\n"
 
 
 def test_as_a_module(text, tmp_path):

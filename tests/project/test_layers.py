@@ -17,7 +17,7 @@ LAYERS = (
     ("cli",),
     ("benchmarks",),
     ("demo",),
-    ("integrations", "inspection"),
+    ("integrations", "inspection", "doctor"),
     ("scheduler", "diagnosis"),
     ("observer", "irreversibility"),
     ("adamw", "plots"),
