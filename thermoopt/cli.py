@@ -159,8 +159,8 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="print what a bug report needs, and test every kernel that runs here (some seconds)",
         description="Print versions, machine, devices, packages and settings, which kernels this machine can "
-        "run and why the others cannot, and of each that runs its distance from the float64 reference and its "
-        "time beside torch's fused AdamW. Status 1 where a kernel is wrong.",
+        "run and why the others cannot; of each that runs, how far it is from the float64 reference and how "
+        "long a step takes beside torch's fused AdamW. Status 1 where a kernel is wrong.",
     )
     return parser
 
