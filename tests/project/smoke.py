@@ -1,4 +1,4 @@
-"""Of an installed wheel, with torch only: README's first block gives a reading, and the native kernel is right.
+"""Of an installed wheel, torch only: README's first block gives a reading, and the native kernel is right.
 
 ``python tests/project/smoke.py``; cibuildwheel runs it (pyproject.toml).
 """
