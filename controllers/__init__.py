@@ -1,7 +1,8 @@
 """Controllers close the loop from readings to scales."""
 
 from thermoopt.controllers.barostat import Barostat
-from thermoopt.controllers.base import Action, Controller, Scales, Start
+from thermoopt.controllers.base import Action, Controller, Scales, Start, check_claim, claim
+from thermoopt.controllers.cohorts import Standing
 from thermoopt.controllers.cooling import SHAPES, Cooling, cooling_factor
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.presets import autotune
@@ -24,9 +25,12 @@ __all__ = [
     "Replay",
     "Scales",
     "Signals",
+    "Standing",
     "Start",
     "Thermostat",
     "Wanted",
     "autotune",
+    "check_claim",
+    "claim",
     "cooling_factor",
 ]

@@ -125,6 +125,11 @@ class Barostat(Controller):
         self._norm2: dict[str, float] = {}
         self._log: list[Action] = []
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has seen a reading."""
+        return bool(self._norm2)
+
     def attach(self, start: Start) -> None:
         """Take in layers and groups; from its first reading on, what it knows of one by name it keeps."""
         if not self._norm2:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from thermoopt.account.reading import Reading
 from thermoopt.physics.travel import Weights
 
-__all__ = ["Action", "Controller", "Scales", "Start"]
+__all__ = ["Action", "Controller", "Scales", "Start", "check_claim", "claim"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Start:
         numel: real elements of each layer.
         ndim: dimensions of each layer's tensor; below 2 it is a bias, a norm's gain or a scalar.
         rms: root mean square of each layer's parameters before the first step; 0 for zero-initialised ones.
+        fan_in: real elements that feed one output of each layer, ``numel / shape[0]``; 1 for vectors.
         lr: ``group["lr"]`` of each group when the controller was attached: a law that yields an absolute
             rate is divided by it, so that an outside schedule still multiplies.
         wd: likewise ``group["weight_decay"]``.
@@ -83,6 +85,7 @@ class Start:
     numel: tuple[int, ...]
     ndim: tuple[int, ...]
     rms: tuple[float, ...]
+    fan_in: tuple[int, ...]
     lr: tuple[float, ...]
     wd: tuple[float, ...]
     beta1: tuple[float, ...]
@@ -141,8 +144,20 @@ class Controller(ABC):
         """Steps between two readings it wants; None leaves them to the measuring side."""
         return None
 
+    @property
+    def begun(self) -> bool:
+        """Whether it holds anything of a run: then it serves no other before :meth:`reset`."""
+        return False
+
     def attach(self, start: Start) -> None:  # noqa: B027 - most controllers have no use for it
         """Be told of the parameters; called before the first update and again whenever a group was added."""
+
+    def see_lr(self, lr: Sequence[float]) -> None:  # noqa: B027 - most controllers have no use for it
+        """Be told, before an update, each group's ``group["lr"]`` as it now is; NaN where a device has it.
+
+        Called only where somebody else may write it: :class:`thermoopt.ThermoAdamW`, not a ThermoScheduler,
+        which owns it.
+        """
 
     @abstractmethod
     def update(self, reading: Reading | None, step: int) -> Scales:
@@ -173,3 +188,54 @@ class Controller(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget the run."""
+
+
+_OWNERS: weakref.WeakKeyDictionary[Controller, weakref.ref[object]] = weakref.WeakKeyDictionary()
+"""Which optimizer or scheduler each controller serves: one at a time."""
+
+
+def claim(controller: Controller, owner: object) -> None:
+    """Let a controller and its parts serve an owner from now on.
+
+    A copy of a controller that has run belongs to nobody yet and may be claimed.
+
+    Args:
+        controller: to be claimed.
+        owner: what drives it; only a weak reference is kept.
+
+    Raises:
+        ValueError: if one of them holds a run of another owner. Nothing has changed then.
+    """
+    parts = list(_parts(controller))
+    for part in parts:
+        known = _OWNERS.get(part)
+        if known is not None and known() is not owner and part.begun:
+            raise ValueError(
+                f"controller {type(part).__name__} holds another optimizer's run: two optimizers would share "
+                "its state. Make one controller for each, or call controller.reset() before a new run"
+            )
+    for part in parts:
+        _OWNERS[part] = weakref.ref(owner)
+
+
+def check_claim(controller: Controller, owner: object) -> None:
+    """Check that a controller still serves an owner.
+
+    Raises:
+        ValueError: if another has claimed it since.
+    """
+    known = _OWNERS.get(controller)
+    if known is not None and known() is not owner:
+        raise ValueError(
+            f"controller {type(controller).__name__} was given to another optimizer since: the two would "
+            "share its state. Make one controller for each"
+        )
+
+
+def _parts(controller: Controller) -> Iterator[Controller]:
+    yield controller
+    for part in getattr(controller, "controllers", ()):
+        yield from _parts(part)
+    inner = getattr(controller, "controller", None)
+    if isinstance(inner, Controller):
+        yield from _parts(inner)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from thermoopt.account.reading import Reading
-from thermoopt.controllers.base import Controller, Scales
+from thermoopt.controllers.base import Controller, Scales, Start
 
 __all__ = ["SHAPES", "Cooling", "cooling_factor"]
+
+OUTSIDE = 0.02
+"""Relative change of a group's lr from which somebody else schedules it: above rounding."""
 
 TAIL = 0.2
 """Share of the run that the ``wsd`` tail takes, the length most used with 1 - sqrt (arXiv 2405.18392)."""
@@ -64,6 +68,21 @@ def cooling_factor(
     return floor + (1 - floor) * s
 
 
+def check_total_steps(total_steps: object) -> None:
+    """Refuse what is no length of a run.
+
+    Raises:
+        TypeError, ValueError: naming ``total_steps``, for all but None and whole numbers from 1.
+    """
+    if total_steps is None:
+        return
+    if not isinstance(total_steps, (int, float)):
+        raise TypeError(f"total_steps must be None or an integer >= 1, got {total_steps!r}")
+    whole = math.isfinite(total_steps) and total_steps % 1 == 0 and not isinstance(total_steps, bool)
+    if not whole or total_steps < 1:
+        raise ValueError(f"total_steps must be None or an integer >= 1, got {total_steps!r}")
+
+
 class Cooling(Controller):
     """Gives every group's lr_scale a shape over the run; the amplitude is another controller's or the user's.
 
@@ -95,8 +114,7 @@ class Cooling(Controller):
         names = [*SHAPES, "inverse_time"]
         if shape not in names:
             raise ValueError(f"shape is {shape!r}; allowed are {', '.join(map(repr, names))}")
-        if total_steps is not None and (isinstance(total_steps, bool) or total_steps < 1):
-            raise ValueError(f"total_steps is {total_steps!r}; allowed is None or a whole number from 1")
+        check_total_steps(total_steps)
         if not 0 <= floor <= 1:
             raise ValueError(f"floor is {floor!r}; allowed are numbers from 0 to 1")
         if (shape == "inverse_time") != (rate is not None) or (rate is not None and not rate > 0):
@@ -110,6 +128,7 @@ class Cooling(Controller):
             raise ValueError(
                 f"warmup is {warmup!r}; allowed are whole numbers of steps, or a share of total_steps below 1"
             )
+        # of a run of a few steps the first must move already
         warmup_steps = round(warmup * total_steps) if share and total_steps is not None else int(warmup)
         if total_steps is not None and warmup_steps > total_steps:
             raise ValueError(f"warmup is {warmup!r}; allowed are at most total_steps = {total_steps}")
@@ -120,13 +139,47 @@ class Cooling(Controller):
             "floor": floor,
             "rate": rate or 0.0,
         }
-        self._step = 0
-        self._quench_from = 0
-        self._quench_steps = 0
+        self._lr: tuple[float, ...] = ()
+        self._step = self._quench_from = self._quench_steps = 0
+        self._outside = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was asked for a step's factor."""
+        return self._step > 0
+
+    def attach(self, start: Start) -> None:
+        """Keep the groups' lr, to tell when somebody else schedules it too."""
+        self._lr = start.lr
+
+    def see_lr(self, lr: Sequence[float]) -> None:
+        """Warn, once a run, where an outside schedule moves the lr: the two multiply."""
+        if self._fixed["shape"] == "constant" or self._outside or len(lr) != len(self._lr):
+            return
+        for now, base in zip(lr, self._lr, strict=True):
+            if math.isfinite(now) and abs(now - base) > OUTSIDE * base:
+                self._outside = True
+                warnings.warn(
+                    f"group['lr'] went from {base:g} to {now:g}: a schedule outside of the controller and "
+                    f"its cooling ({self._fixed['shape']!r}) multiply. Leave the scheduler out, or give the "
+                    "controller shape='constant'",
+                    UserWarning,
+                    stacklevel=2,
+                )
+                return
 
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the factor of the coming step for all groups; readings are not looked at."""
         self._step = step
+        total = self._fixed["total_steps"]
+        if total is not None and step == total + 2 and self._fixed["shape"] != "constant":
+            end = self._fixed["floor"]
+            warnings.warn(
+                f"step {step - 1} lay beyond total_steps = {total}: the cooling has ended, and lr stays at "
+                f"{end:g} times its amplitude. Make the controller with the length of the whole run",
+                UserWarning,
+                stacklevel=2,
+            )
         factor = cooling_factor(step, **self._fixed)
         if self._quench_steps:
             done = min(1.0, (step - self._quench_from) / self._quench_steps)
@@ -157,3 +210,4 @@ class Cooling(Controller):
     def reset(self) -> None:
         """Forget the run."""
         self._step = self._quench_from = self._quench_steps = 0
+        self._outside = False

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoopt.account.reading import Quantities, Reading
+from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
+from thermoopt.controllers.cohorts import Cohort, Standing, bounded, cohort_signals, lowered, turning
+from thermoopt.controllers.cooling import check_total_steps
 from thermoopt.controllers.lever import Bounds, Lever
-from thermoopt.controllers.setpoints import LAWS, Law, Signals, Wanted
-from thermoopt.controllers.units import layer_units
+from thermoopt.controllers.setpoints import ANYTIME_STEPS, LAWS, Law, Signals, Wanted
+from thermoopt.controllers.units import GroupRates, layer_units
 from thermoopt.physics.travel import Weights
 
 __all__ = ["Thermostat"]
@@ -27,8 +30,12 @@ EFOLDS = 100.0
 TOLERANCE = 0.01
 """Relative change of a target below which nothing is done: far below what a loss can tell."""
 
-EQUILIBRIUM_RMS = math.sqrt((1 - 0.9) / (1 + 0.9))
-"""Rms of Adam's update in pure noise at beta1 = 0.9: what a foreign optimizer's update is compared with."""
+FORGET = 0.999
+"""Stands in for beta2 where an optimizer has none: Adam's default."""
+
+LATE_WARMUP = 0.1
+"""Share of the run over which layers that join in mid-run warm up: what the presets give those of the
+start."""
 
 
 class Thermostat(Controller):
@@ -38,9 +45,20 @@ class Thermostat(Controller):
     at beta1 = 0.9). For an optimizer without Adam's moments lr is divided by the measured size of its update
     over that: the same displacement a step. That is normalised descent, and needs a cooling to come to rest.
 
+    *Newcomers.* Layers that join in mid-run (added, unfrozen, enlarged, without a gradient until then) have a
+    rate of their own: the law's start, their own time, units and a warm-up over a tenth of the run. Layers
+    that were never seen with a gradient stand at the first step of that warm-up.
+
+    *Reverse gear.* A rate comes down when gradient noise leaps, when half of what the loss had gained is lost
+    again (where a loss is reported), and when a layer moves by more than a quarter of max(its rms, its unit)
+    a step (:mod:`thermoopt.controllers.gear`); the law's set-point comes down with it.
+
+    *Outside schedules* multiply. Where one raises ``group["lr"]`` above what it was at the start, an absolute
+    rate is divided by the highest factor so far: what others schedule can lower a rate, not overheat it.
+
     Args:
-        setpoint: a name of :data:`thermoopt.controllers.setpoints.LAWS` (``"diffusion"``, ``"angular"``,
-            ``"distance"``, ``"coherence"``, ``"polyak"``) or a function of
+        setpoint: a name of :data:`thermoopt.controllers.setpoints.LAWS` (``"bounded_diffusion"``,
+            ``"diffusion"``, ``"angular"``, ``"distance"``, ``"coherence"``, ``"polyak"``) or a function of
             :class:`~thermoopt.controllers.setpoints.Signals` that returns the factor on ``group["lr"]`` it
             wants, a :class:`~thermoopt.controllers.setpoints.Wanted`, or None for no change.
         total_steps: length of the run; None where it is not known.
@@ -50,7 +68,8 @@ class Thermostat(Controller):
         bounds: of the rate itself, in the law's metric, with slew limits, minimum number of readings and
             hold-off; None takes the default: any rate, growth by e in T/100 steps, as fast down, from the
             first reading, no hold-off.
-        options: passed to the law: ``kappa``, ``k``, ``f_star``, ``r_min``.
+        reverse: whether the reverse gear works; it is there for laws in metric ``"rms"``.
+        options: passed to the law: ``kappa``, ``lead``, ``k``, ``f_star``, ``r_min``.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -59,13 +78,14 @@ class Thermostat(Controller):
 
     def __init__(
         self,
-        setpoint: str | Callable[[Signals], Any] = "diffusion",
+        setpoint: str | Callable[[Signals], Any] = "bounded_diffusion",
         *,
         total_steps: int | None = None,
         per: str = "run",
         layers: bool = True,
         lr_scale: tuple[float, float] = (0.0, math.inf),
         bounds: Bounds | None = None,
+        reverse: bool = True,
         **options: float,
     ) -> None:
         if isinstance(setpoint, str) and setpoint not in LAWS:
@@ -76,10 +96,7 @@ class Thermostat(Controller):
             raise TypeError(
                 f"setpoint is {setpoint!r}; allowed are {', '.join(map(repr, LAWS))} or a function"
             )
-        if total_steps is not None and (
-            isinstance(total_steps, bool) or not (total_steps >= 1 and total_steps % 1 == 0)
-        ):
-            raise ValueError(f"total_steps is {total_steps!r}; allowed is None or a whole number from 1")
+        check_total_steps(total_steps)
         if per not in ("run", "group"):
             raise ValueError(f"per is {per!r}; allowed are 'run' and 'group'")
         if not 0 <= lr_scale[0] <= lr_scale[1]:
@@ -94,19 +111,23 @@ class Thermostat(Controller):
         self._total_steps = total_steps
         self._floor = self._law.start(total_steps, **options)
         self._per, self._layers, self._lr_scale = per, layers, (float(lr_scale[0]), float(lr_scale[1]))
-        slew = math.exp(EFOLDS / max(total_steps or 10_000, EFOLDS))
+        self._reverse = bool(reverse) and self._law.metric == "rms"
+        slew = math.exp(EFOLDS / max(total_steps or ANYTIME_STEPS, EFOLDS))
         self._bounds = bounds or Bounds(slew_up=slew, slew_down=slew)
         self._start: Start | None = None
         self._forget()
 
     def _forget(self) -> None:
         self._begun = 0
-        self._known: dict[str, float] = {}
-        self._levers: dict[str, Lever] = {}
-        self._spread: dict[str, tuple[float, float]] = {}
-        self._sizes: dict[str, float] = {}
+        self._readings = 0
+        self._known: dict[str, tuple[float, int]] = {}  # unit and elements of each layer
+        self._cohorts: dict[str, Cohort] = {}
+        self._member: dict[str, str] = {}  # cohort of each layer that joined late
+        self._waiting: set[str] = set()  # layers that never had a gradient
+        self._rates = GroupRates(self._law.metric, self._lr_scale)
+        self._standing: dict[str, Standing] = {}
         self._log: list[Action] = []
-        self._asked: tuple[tuple[float, ...], ...] = ()
+        self._asked: tuple[Any, ...] = ()
         self._answer = Scales()
 
     # -------------------------------------------------------------- what the measuring side asks
@@ -131,6 +152,16 @@ class Thermostat(Controller):
         """Every action so far."""
         return list(self._log)
 
+    @property
+    def standing(self) -> dict[str, Standing]:
+        """Where each rate stands: wanted, held, and what equilibrium says of it, as of the last reading."""
+        return dict(self._standing)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was asked for a step's scales."""
+        return self._begun > 0
+
     # -------------------------------------------------------------- the loop
 
     def attach(self, start: Start) -> None:
@@ -139,158 +170,156 @@ class Thermostat(Controller):
         Raises:
             ValueError: if a group's lr is 0 and the law yields an absolute rate.
         """
-        if self._law.metric == "rms":
-            for name, lr in zip(start.group_names, start.lr, strict=True):
-                if not lr > 0:
-                    raise ValueError(
-                        f"lr of group {name!r} is {lr!r} where a thermostat was attached; allowed are "
-                        "numbers > 0, since an absolute rate is expressed as a factor on it"
-                    )
-        self._start, self._units = start, layer_units(start, self._known)
-        self._known = dict(zip(start.names, self._units.layer.tolist(), strict=True))
+        same = {
+            name: self._known[name][0]
+            for name, numel in zip(start.names, start.numel, strict=True)
+            if name in self._known and self._known[name][1] == numel
+        }
+        if self._readings and self._law.metric == "rms":
+            fresh = [name for name in start.names if name not in same]
+            self._waiting.update(fresh)  # until their first gradient
+            for name in fresh:
+                self._member.pop(name, None)
+        units = layer_units(start, same)
+        self._rates.attach(start, units)
+        self._start, self._units = start, units
+        layers = zip(start.names, self._units.layer.tolist(), start.numel, strict=True)
+        self._known = {name: (unit, numel) for name, unit, numel in layers}
         self._asked = ()
-        self._add_levers(start)
+        for name in self._bases(start):
+            if name not in self._cohorts:
+                self._cohorts[name] = Cohort(Lever(self._bounds, self._floor), name)
 
-    def _add_levers(self, start: Start) -> None:
-        for name in start.group_names if self._per == "group" else ("all",):
-            if name not in self._levers:
-                self._levers[name] = Lever(self._bounds, self._floor)
+    def _bases(self, start: Start) -> tuple[str, ...]:
+        return start.group_names if self._per == "group" else ("all",)
+
+    def _base(self, group: int) -> str:
+        """The rate that a group's layers have unless they joined late."""
+        assert self._start is not None
+        return self._start.group_names[group] if self._per == "group" else "all"
+
+    def see_lr(self, lr: Sequence[float]) -> None:
+        """Take in what an outside schedule makes of each group's lr."""
+        self._rates.see_lr(lr)
 
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the scales of the coming step, having looked at the reading if there is one."""
         if self._start is None:
             return Scales()
-        self._begun = self._begun or step
+        if not self._begun:
+            self._begun = step
+            for cohort in self._cohorts.values():
+                cohort.begun = cohort.begun or step
         if reading is not None:
-            self._size_up(reading)
-            for name, lever in self._levers.items():
-                self._look(name, lever, reading, step)
-        rates = {name: lever.move() for name, lever in self._levers.items()}
-        per_group = [
-            rates.get("all", math.nan) if self._per == "run" else rates[n] for n in self._start.group_names
-        ]
-        return self._scales(per_group, step)
+            self._readings += 1
+            self._rates.size_up(reading)
+            if self._law.metric == "rms":
+                self._admit(reading, step)
+            for name, cohort in self._cohorts.items():
+                self._look(name, cohort, reading, step)
+        for cohort in self._cohorts.values():
+            cohort.lever.move()
+        return self._scales(step)
 
-    def _look(self, name: str, lever: Lever, reading: Reading, step: int) -> None:
-        mask = self._mask(name, reading)
+    def _admit(self, reading: Reading, step: int) -> None:
+        """Let layers wait that had no gradient when others had, and take in those that now have one."""
+        for i, name in enumerate(reading.names):
+            if self._readings == 1 and not reading.seen[i]:
+                self._waiting.add(name)
+            elif name in self._waiting and reading.seen[i]:
+                self._waiting.remove(name)
+                base = self._base(int(reading.group_of[i]))
+                joined = f"{base}@{step}"
+                if joined not in self._cohorts:
+                    lever = Lever(self._bounds, self._floor)
+                    self._cohorts[joined] = Cohort(lever, base, step, late=True, walked=reading.step)
+                self._member[name] = joined
+
+    def _look(self, name: str, cohort: Cohort, reading: Reading, step: int) -> None:
+        mask = self._mask(name, cohort, reading)
         if not mask.any():
             return
-        lever.readings += 1
-        signals = self._signals(name, lever, reading, mask, step)
-        wanted = self._law.want(signals, **self._options)
-        if wanted is None:
-            return
-        rate, (lo, hi) = wanted.rate, self._reach(name)
-        action = lever.aim(
-            min(max(rate, lo), hi) if math.isfinite(rate) else rate,
-            step,
-            controller=f"Thermostat({self._name})",
-            group=name,
-            kind="lr",
-            evidence=wanted.evidence,
-            reason=wanted.reason,
-            tolerance=TOLERANCE,
-        )
-        if action is not None:
-            self._log.append(action)
-
-    def _reach(self, name: str) -> tuple[float, float]:
-        """Rates that ``lr_scale`` lets through: a target beyond them would only wind up."""
-        assert self._start is not None
-        lo, hi = self._lr_scale
-        if self._law.metric == "lr":
-            return lo, hi
-        rows = zip(self._start.group_names, self._start.lr, self._start.beta2, self._units.group, strict=True)
-        ones = [
-            lr * (1.0 if beta2 > 0 else self._sizes.get(group, math.nan)) / unit  # the rate at lr_scale 1
-            for group, lr, beta2, unit in rows
-            if name in ("all", group)
-        ]
-        return (lo * min(ones), hi * max(ones)) if all(map(math.isfinite, ones)) else (0.0, math.inf)
-
-    def _size_up(self, reading: Reading) -> None:
-        """Compare updates of groups without Adam's moments with Adam's: a law means steps of unit size."""
-        assert self._start is not None
-        for group, beta2 in enumerate(self._start.beta2):
-            if beta2 == 0 and group < len(reading.groups):
-                q = reading.groups[group]
-                size = q.update_norm / math.sqrt(max(1, q.numel)) / EQUILIBRIUM_RMS
-                if math.isfinite(size) and size > 0:
-                    self._sizes[self._start.group_names[group]] = size
-
-    def _mask(self, name: str, reading: Reading) -> NDArray[np.bool_]:
-        assert self._start is not None
-        own = np.ones(len(reading.names), dtype=bool)
-        if name != "all":
-            own = reading.group_of == self._start.group_names.index(name)
-        return own & reading.seen
-
-    def _signals(
-        self, name: str, lever: Lever, reading: Reading, mask: NDArray[np.bool_], step: int
-    ) -> Signals:
-        assert self._start is not None
-        q = Quantities.of(reading.terms[:, mask].sum(axis=1))
-        # a reading may be of a time before the last layers were added
         units = self._units.layer[: len(mask)][mask]
-        extra: dict[str, float] = {}
-        if reading.travel is not None:
-            n = np.asarray(self._start.numel[: len(mask)], dtype=np.float64)[mask]
-            extra["distance"] = math.sqrt((reading.travel.distance2[mask] / units**2).sum() / n.sum())
-            extra["work"] = float((reading.travel.work[mask] / units).sum())
-            extra["impulse"] = float(reading.travel.impulse[mask].sum())
-        return Signals(
-            t=step - self._begun + 1,
-            total_steps=self._total_steps,
-            rate=lever.value,
-            floor=self._floor,
-            r=q.r,
-            r_error=self._error(name, q.r),
-            coherence=q.coherence,
-            energy_ratio=q.energy_ratio,
-            gaussianity=q.gaussianity,
-            sigma=q.sigma,
-            lr_eff=q.lr_eff,
-            loss=math.nan if reading.loss is None else reading.loss,
-            **extra,
+        signals = cohort_signals(
+            cohort, reading, mask, units, step=step, total_steps=self._total_steps, floor=self._floor
         )
+        lever = cohort.lever
+        lever.readings += 1
+        wanted = self._law.want(signals, **self._options)
+        asked = math.nan if wanted is None else wanted.rate * cohort.gear.cut
+        why = "no signal" if wanted is None else wanted.reason
+        if self._reverse:
+            total = self._total_steps or ANYTIME_STEPS // 10
+            wanted = lowered(cohort, wanted, signals, step, total)
+            wanted = bounded(cohort.lever.value, wanted, *turning(reading, mask, units))
+        if wanted is not None:
+            rate, (lo, hi) = wanted.rate, self._rates.reach(cohort.base)
+            check = {
+                "rate_wanted": (asked, math.nan),
+                "rate_held": (lever.value, 0.0),
+                "phi": (signals.phi, math.nan),
+                "phi_star": (signals.phi_star, 0.0),
+            }
+            action = lever.aim(
+                min(max(rate, lo), hi) if math.isfinite(rate) else rate,
+                step,
+                controller=f"Thermostat({self._name})",
+                group=name,
+                kind="lr",
+                evidence={**wanted.evidence, **{k: v for k, v in check.items() if k not in wanted.evidence}},
+                reason=wanted.reason,
+                tolerance=TOLERANCE,
+            )
+            self._log += [action] if action is not None else []
+            why = wanted.reason
+        self._standing[name] = Standing(step, asked, lever.value, signals.phi, signals.phi_star, why)
 
-    def _error(self, name: str, r: float) -> float:
-        """Spread of the last readings of r: rms change from one to the next, over root 2."""
-        last, square = self._spread.get(name, (r, 0.0))
-        if math.isfinite(r) and math.isfinite(last):
-            square = 0.8 * square + 0.2 * (r - last) ** 2
-        self._spread[name] = (r if math.isfinite(r) else last, square)
-        return math.sqrt(square / 2)
-
-    def _scales(self, rates: list[float], step: int) -> Scales:
+    def _mask(self, name: str, cohort: Cohort, reading: Reading) -> NDArray[np.bool_]:
         assert self._start is not None
-        state = (tuple(rates), tuple(self._sizes.values()))
-        if state == self._asked and "impulse" not in self.needs:
-            return self._answer  # nothing moved: most steps of a long run
-        self._asked, self._answer = state, self._fresh_scales(rates, step)
-        return self._answer
+        own = reading.seen.copy()
+        if cohort.late or self._member or self._waiting:
+            for i, layer in enumerate(reading.names):
+                of = "" if layer in self._waiting else self._member.get(layer, cohort.base)
+                own[i] &= of == name
+        if cohort.base != "all":
+            own &= reading.group_of == self._start.group_names.index(cohort.base)
+        return own
 
-    def _fresh_scales(self, rates: list[float], step: int) -> Scales:
+    def _scales(self, step: int) -> Scales:
         assert self._start is not None
-        lo, hi = self._lr_scale
-        if self._law.metric == "lr":
-            return Scales(lr=[min(max(rate, lo), hi) for rate in rates])
-        rows = zip(
-            rates, self._units.group, self._start.lr, self._start.beta2, self._start.group_names, strict=True
+        warmup = LATE_WARMUP * (self._total_steps or ANYTIME_STEPS // 10)
+        rates = {n: c.lever.value * c.warmth(step, warmup) for n, c in self._cohorts.items()}
+        state = (
+            *rates.values(),
+            *self._rates.sizes.values(),
+            *self._rates.peaks.values(),
+            len(self._waiting),
         )
-        lrs = []
-        for rate, unit, lr, beta2, name in rows:
-            # without Adam's moments the size of an update is known from the first reading on
-            size = 1.0 if beta2 > 0 else self._sizes.get(name, math.nan)
-            scale = rate * unit / (lr * size)
-            lrs.append(min(max(scale, lo), hi) if math.isfinite(scale) else 1.0)
-        weights = self._weights(rates[0], step) if "impulse" in self.needs else None
-        return Scales(lr=lrs, layers=self._units.factor if self._layers else {}, weights=weights)
+        if state != self._asked:  # else nothing moved: most steps of a long run
+            self._asked, self._answer = state, self._fresh_scales(rates, self._floor / max(1.0, warmup))
+        if "impulse" not in self.needs:
+            return self._answer
+        main = next(c for c in self._cohorts.values() if not c.late)
+        return replace(self._answer, weights=self._weights(main.lever.value, step))
+
+    def _fresh_scales(self, rates: Mapping[str, float], waiting: float) -> Scales:
+        assert self._start is not None
+        main = [rates[self._base(g)] for g in range(len(self._start.group_names))]
+        lrs = [self._rates.scale(g, rate) for g, rate in enumerate(main)]
+        layers = self._units.factor if self._layers and self._law.metric == "rms" else {}
+        if self._member or self._waiting:
+            layers = dict(layers)
+            for name, group in zip(self._start.names, self._start.group_of, strict=True):
+                own = rates[self._member[name]] if name in self._member else waiting
+                if (name in self._member or name in self._waiting) and lrs[group] > 0:
+                    factor = self._rates.scale(group, own) / lrs[group]
+                    layers[name] = layers.get(name, 1.0) * factor
+        return Scales(lr=lrs, layers=layers)
 
     def _weights(self, rate: float, step: int) -> Weights:
         """Prodigy's: both sums forget like v, and weigh a step by how much the estimate has grown."""
         assert self._start is not None
-        beta1, beta2 = self._start.beta1[0], self._start.beta2[0]
+        beta1, beta2 = self._start.beta1[0], self._start.beta2[0] or FORGET
         t = step - self._begun + 1
         bias = math.sqrt(1 - beta2**t) / (1 - beta1**t)
         grown = rate / self._floor
@@ -299,30 +328,46 @@ class Thermostat(Controller):
     # -------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return levers, log and counters."""
+        """Return rates, gears, units, log and counters."""
         return {
+            "law": self._name,
             "begun": self._begun,
-            "units": dict(self._known),
-            "levers": {name: lever.state_dict() for name, lever in self._levers.items()},
-            "spread": {name: list(pair) for name, pair in self._spread.items()},
-            "sizes": dict(self._sizes),
+            "readings": self._readings,
+            "units": {name: [unit, numel] for name, (unit, numel) in self._known.items()},
+            "cohorts": {name: cohort.state_dict() for name, cohort in self._cohorts.items()},
+            "member": dict(self._member),
+            "waiting": sorted(self._waiting),
+            "sizes": dict(self._rates.sizes),
+            "peaks": dict(self._rates.peaks),
             "log": [action.to_dict() for action in self._log],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Take up what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: if it is of a thermostat with another law; nothing has changed then.
+        """
+        if state.get("law") != self._name:
+            of = f"Thermostat({state['law']!r})" if "law" in state else "thermostat of before 0.2"
+            raise ValueError(
+                f"the controller's state is of a {of}, this is a Thermostat({self._name!r}): their rates "
+                "mean different things. Go on with the law it was saved with, or load the optimizer's state "
+                "without its controller: delete 'controller' from state['param_groups'][0]['thermo']"
+            )
         self._forget()
-        self._begun = int(state["begun"])
-        self._known.update((name, float(unit)) for name, unit in state["units"].items())
-        for name, saved in state["levers"].items():
-            self._levers[name] = Lever(self._bounds, self._floor)
-            self._levers[name].load_state_dict(saved)
-        self._spread.update((name, (float(a), float(b))) for name, (a, b) in state["spread"].items())
-        self._sizes.update((name, float(size)) for name, size in state["sizes"].items())
+        self._begun, self._readings = int(state["begun"]), int(state["readings"])
+        self._known.update((name, (float(u), int(n))) for name, (u, n) in state["units"].items())
+        for name, saved in state["cohorts"].items():
+            self._cohorts[name] = Cohort.of(saved, self._bounds, self._floor)
+        self._member.update(state["member"])
+        self._waiting.update(state["waiting"])
+        self._rates.sizes.update((name, float(size)) for name, size in state["sizes"].items())
+        self._rates.peaks.update((name, float(peak)) for name, peak in state["peaks"].items())
         self._log.extend(Action.from_dict(saved) for saved in state["log"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles keep: all but the law, which its name or function gives back."""
+        """Return all but the law, which its name or function gives back."""
         return {key: value for key, value in vars(self).items() if key != "_law"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -331,10 +376,11 @@ class Thermostat(Controller):
         self._law = _law_of(self._setpoint)
 
     def reset(self) -> None:
-        """Forget the run; units stay until the next :meth:`attach`."""
+        """Forget the run; the next :meth:`attach` tells of another, until then it is of the same layers."""
         self._forget()
         if self._start is not None:
-            self._add_levers(self._start)
+            self.attach(self._start)
+            self._known.clear()
 
 
 def _law_of(setpoint: str | Callable[..., Any]) -> Law:

@@ -69,10 +69,20 @@ class Chain(Controller):
         """The shortest interval that one of them wants."""
         return min((c.every for c in self.controllers if c.every is not None), default=None)
 
+    @property
+    def begun(self) -> bool:
+        """Whether any of them has."""
+        return any(c.begun for c in self.controllers)
+
     def attach(self, start: Start) -> None:
         """Tell all of them."""
         for controller in self.controllers:
             controller.attach(start)
+
+    def see_lr(self, lr: Sequence[float]) -> None:
+        """Tell all of them."""
+        for controller in self.controllers:
+            controller.see_lr(lr)
 
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the product of their scales, and the weights of the one that gives some.
@@ -177,9 +187,18 @@ class Wrapper(Controller):
         """What the controller wants."""
         return self.controller.every
 
+    @property
+    def begun(self) -> bool:
+        """Whether the controller has."""
+        return self.controller.begun
+
     def attach(self, start: Start) -> None:
         """Tell the controller."""
         self.controller.attach(start)
+
+    def see_lr(self, lr: Sequence[float]) -> None:
+        """Tell the controller."""
+        self.controller.see_lr(lr)
 
     @property
     def log(self) -> list[Action]:

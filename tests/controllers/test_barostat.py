@@ -56,6 +56,7 @@ def start(layers, beta2=0.999):
         numel=(NUMEL,) * len(layers),
         ndim=tuple(layer.ndim for layer in layers),
         rms=tuple(math.sqrt(layer.norm2 / NUMEL) for layer in layers),
+        fan_in=(1,) * len(layers),
         lr=(LR,) * len(groups),
         wd=tuple(wd[g] for g in groups),
         beta1=(0.9,) * len(groups),

@@ -9,8 +9,8 @@ from thermoopt.controllers.base import Start
 from thermoopt.controllers.units import FALLBACK, layer_units
 
 
-def start_of(layers, groups=None, n_groups=None):
-    """A start of layers given as (ndim, rms)."""
+def start_of(layers, groups=None, n_groups=None, fan_in=64):
+    """A start of layers given as (ndim, rms), or (ndim, rms, fan_in)."""
     groups = groups or [0] * len(layers)
     n_groups = n_groups or max(groups, default=0) + 1
     return Start(
@@ -18,8 +18,9 @@ def start_of(layers, groups=None, n_groups=None):
         group_of=tuple(groups),
         group_names=tuple(f"g{i}" for i in range(n_groups)),
         numel=tuple(10 * (i + 1) for i in range(len(layers))),
-        ndim=tuple(ndim for ndim, _ in layers),
-        rms=tuple(rms for _, rms in layers),
+        ndim=tuple(layer[0] for layer in layers),
+        rms=tuple(layer[1] for layer in layers),
+        fan_in=tuple(layer[2] if len(layer) > 2 else fan_in if layer[0] >= 2 else 1 for layer in layers),
         lr=(1e-3,) * n_groups,
         wd=(0.0,) * n_groups,
         beta1=(0.9,) * n_groups,
@@ -27,17 +28,44 @@ def start_of(layers, groups=None, n_groups=None):
     )
 
 
-def test_a_matrix_is_measured_in_its_own_rms():
-    units = layer_units(start_of([(2, 0.3), (4, 0.002), (3, 7.0)]))
-    assert units.layer.tolist() == [0.3, 0.002, 7.0]
+def default_rms(fan_in):
+    """Torch's linear and convolution layers: uniform within 1 / sqrt(fan_in)."""
+    return 1 / math.sqrt(3 * fan_in)
 
 
-def test_vectors_and_zero_matrices_take_the_geometric_mean_of_matrices():
-    """Gains at 1, biases at 0, scalars and LoRA's B say nothing of how far they are to go."""
-    layers = [(2, 0.1), (1, 1.0), (2, 0.9), (1, 0.0), (0, 5.0), (2, 0.0), (4, 0.4)]
+def test_torchs_default_layers_share_one_unit_whatever_their_width():
+    layers = [(2, default_rms(n), n) for n in (10, 64, 64, 400)] + [(1, 0.05)]
     units = layer_units(start_of(layers))
-    mean = (0.1 * 0.9 * 0.4) ** (1 / 3)
-    assert units.layer == pytest.approx([0.1, mean, 0.9, mean, mean, mean, 0.4])
+    mean = sum(default_rms(n) for n in (10, 64, 64, 400)) / 4
+    assert units.layer == pytest.approx([mean] * 5)
+    assert set(units.factor.values()) == {1.0}
+
+
+def test_a_layer_is_measured_by_how_its_gain_compares_with_the_median():
+    """Residual outputs that start smaller move less, down to half."""
+    layers = [(2, 0.02, 64)] * 3 + [(2, 0.014, 64), (2, 0.005, 64), (2, 0.06, 64)]
+    units = layer_units(start_of(layers))
+    mean = (3 * 0.02 + 0.014 + 0.005 + 0.06) / 6
+    ratios = [1.0, 1.0, 1.0, 0.7, 0.5, 2.0]
+    assert units.layer == pytest.approx([mean * ratio for ratio in ratios])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [(2, 1.0, 64), (2, 1e-6, 64), (2, 0.0, 64), (3, 1e-5, 64), (1, 1.0), (1, 0.0)],
+    ids=["look-up table", "near zero", "zero", "layer scale", "gain", "bias"],
+)
+def test_what_is_no_scale_takes_the_typical_unit(odd):
+    layers = [(2, default_rms(64), 64)] * 4
+    units = layer_units(start_of([*layers, odd]))
+    assert units.layer == pytest.approx([default_rms(64)] * 5)
+
+
+@pytest.mark.parametrize("times", [1.0, 10.0, 1000.0])
+def test_a_network_that_starts_too_large_moves_in_hes_units(times):
+    units = layer_units(start_of([(2, times * default_rms(64), 64)] * 3))
+    gain = times / math.sqrt(3)
+    assert units.layer == pytest.approx([min(gain, math.sqrt(2)) / 8] * 3)
 
 
 def test_lora_measures_b_like_a():
@@ -63,15 +91,15 @@ def test_a_model_of_zeros_falls_back():
 
 
 def test_the_unit_of_a_group_is_the_geometric_mean_of_its_layers():
-    units = layer_units(start_of([(2, 0.1), (2, 0.4), (2, 9.0), (1, 0.0)], groups=[0, 0, 1, 1]))
-    typical = (0.1 * 0.4 * 9.0) ** (1 / 3)
-    assert units.group == pytest.approx((0.2, math.sqrt(9.0 * typical)))
+    layers = [(2, 0.1, 16), (2, 0.1, 36), (2, 0.1, 25), (1, 0.0)]  # gains 0.4, 0.6, 0.5
+    units = layer_units(start_of(layers, groups=[0, 0, 1, 1]))
+    assert units.group == pytest.approx((0.1 * math.sqrt(0.8 * 1.2), 0.1))
 
 
 def test_group_unit_times_factor_gives_the_layers_unit_back():
     """Within half a step of the rounding: 2**(1/16)."""
     rng = torch.Generator().manual_seed(3)
-    rms = (10 ** (4 * torch.rand(300, generator=rng, dtype=torch.float64) - 3)).tolist()
+    rms = (0.05 * 10 ** (torch.rand(300, generator=rng, dtype=torch.float64) - 0.5)).tolist()
     groups = [i % 3 for i in range(300)]
     start = start_of([(2 if i % 5 else 1, r) for i, r in enumerate(rms)], groups)
     units = layer_units(start)
@@ -99,16 +127,16 @@ def test_units_told_before_stay_when_layers_join():
     before = start_of([(2, 0.1), (1, 0.0)])
     units = layer_units(before)
     known = dict(zip(before.names, units.layer.tolist(), strict=True))
-    after = start_of([(2, 0.1), (1, 0.0), (2, 10.0), (1, 0.0)], groups=[0, 0, 1, 1])
+    after = start_of([(2, 0.1), (1, 0.0), (2, 0.14), (1, 0.0)], groups=[0, 0, 1, 1])
     joined = layer_units(after, known)
-    assert joined.layer == pytest.approx([0.1, 0.1, 10.0, 1.0])
+    assert joined.layer == pytest.approx([0.1, 0.1, 0.12 * 0.14 / 0.12, 0.12])
     assert joined.group[0] == units.group[0]
     assert {name: joined.factor[name] for name in known} == units.factor
 
 
 def test_a_group_without_layers_has_the_typical_unit():
-    units = layer_units(start_of([(2, 0.1), (2, 0.4)], groups=[0, 0], n_groups=2))
-    assert units.group == pytest.approx((0.2, 0.2))
+    units = layer_units(start_of([(2, 0.1), (2, 0.1)], groups=[0, 0], n_groups=2))
+    assert units.group == pytest.approx((0.1, 0.1))
 
 
 def test_no_layers_at_all():

@@ -14,7 +14,7 @@ from thermoopt.controllers.replay import Recorder, Replay
 from thermoopt.controllers.wrappers import Chain, DryRun
 from thermoopt.physics.travel import Weights
 
-START = Start(("w",), (0,), ("g",), (4,), (2,), (1.0,), (1e-3,), (0.1,), (0.9,), (0.999,))
+START = Start(("w",), (0,), ("g",), (4,), (2,), (1.0,), (2,), (1e-3,), (0.1,), (0.9,), (0.999,))
 
 
 class Script(Controller):

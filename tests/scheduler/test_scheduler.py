@@ -488,11 +488,11 @@ def test_autotune_on_adamw_gives_the_rates_of_thermoadamw(total):
 
 def test_a_group_of_many_layers_has_one_rate():
     """D times the geometric mean of its layers' units, weighted by elements."""
-    a, b = torch.nn.Parameter(torch.full((30, 10), 0.5)), torch.nn.Parameter(torch.full((10, 10), 8.0))
+    a, b = torch.nn.Parameter(torch.full((30, 10), 0.2)), torch.nn.Parameter(torch.full((10, 10), 0.3))
     opt = torch.optim.AdamW([{"params": [a, b]}], lr=0.7)
     ThermoScheduler(opt, 300, shape="constant", controller=Thermostat("angular", total_steps=300, kappa=1.2))
     assert opt.param_groups[0]["lr"] == pytest.approx(
-        1.2 * math.sqrt(3 / 300) * 0.5 ** (3 / 4) * 8 ** (1 / 4)
+        1.2 * math.sqrt(3 / 300) * 0.2 ** (3 / 4) * 0.3 ** (1 / 4), rel=2 ** (1 / 16) - 1
     )
 
 
@@ -505,7 +505,7 @@ def test_angular_moves_sgd_as_far_as_adam_in_noise(momentum):
     """
     total, kappa = 300, 1.2
     for lr in (1e-3, 1.0):
-        p = torch.nn.Parameter(0.3 * torch.randn(80, 50, generator=torch.Generator().manual_seed(0)))
+        p = torch.nn.Parameter(0.15 * torch.randn(80, 50, generator=torch.Generator().manual_seed(0)))
         rms = float(p.detach().square().mean().sqrt())
         opt = torch.optim.SGD([p], lr=lr, momentum=momentum)
         thermostat = Thermostat("angular", total_steps=total, kappa=kappa)
@@ -518,7 +518,7 @@ def test_angular_moves_sgd_as_far_as_adam_in_noise(momentum):
             scheduler.step()
             moved.append(float((p.detach() - before).square().mean().sqrt()))
         wanted = kappa * math.sqrt(3 / total) * rms * math.sqrt(0.1 / 1.9)
-        settled = moved[1:] if momentum == 0 else moved[50:]
+        settled = moved[2:] if momentum == 0 else moved[50:]
         assert settled == pytest.approx([wanted] * len(settled), rel=0.1 if momentum else 0.05)
         assert sum(settled) / len(settled) == pytest.approx(wanted, rel=0.02)
 
@@ -752,10 +752,6 @@ class Parts(Fixed):
         self.controllers = controllers
 
 
-class Hungry(Fixed):
-    needs = frozenset({"impulse"})
-
-
 @pytest.mark.parametrize(
     ("kwargs", "error", "words"),
     [
@@ -776,8 +772,6 @@ class Hungry(Fixed):
         ({"controller": 3}, TypeError, ["controller", "3"]),
         ({"controller": Cooling(10)}, ValueError, ["shape", "'cosine'", "controller", "'constant'"]),
         ({"controller": Parts(Fixed(), Parts(Cooling(10)))}, ValueError, ["shape", "controller"]),
-        ({"controller": Hungry()}, ValueError, ["controller", "impulse", "'distance'", "ThermoAdamW"]),
-        ({"controller": Thermostat("distance")}, ValueError, ["controller", "impulse", "ThermoAdamW"]),
         ({"observer": "me"}, TypeError, ["observer", "'me'"]),
     ],
 )

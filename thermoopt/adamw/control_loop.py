@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from thermoopt.account import Meter
 from thermoopt.account.reading import Reading
 from thermoopt.adamw.rates import Rates
-from thermoopt.controllers import Controller, Scales, Start
+from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
 from thermoopt.physics.travel import Travel
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import Fetch, PendingTravel, Sharding, TravelProbe
@@ -41,10 +41,11 @@ class ControlLoop:
         process_group: a ``torch.distributed`` group whose first rank's readings all its ranks decide on.
 
     Raises:
-        ValueError: if the controller names sums that nobody measures.
+        ValueError: if the controller names sums that nobody measures, or holds another optimizer's run.
     """
 
     def __init__(self, controller: Controller, process_group: Any = None) -> None:
+        claim(controller, self)
         self.controller = controller
         self.probe = TravelProbe(controller.needs) if controller.needs else None
         self._group = process_group
@@ -82,17 +83,21 @@ class ControlLoop:
             if self.probe is not None:
                 self.probe.forget()
 
-    def decide(self, step: int, lag: int) -> Scales:
+    def decide(self, step: int, lag: int, groups: Sequence[Mapping[str, Any]] = ()) -> Scales:
         """Return the scales of the coming step.
 
         Args:
             step: its number.
+            groups: whose lr the controller is told; one on a device is not waited for.
             lag: a reading of step s is handed over from step s + 1 + lag on.
         """
+        check_claim(self.controller, self)
         reading = None
         while self._waiting and self._waiting[0][0].step + lag < step:
             taken = self._waiting.pop(0)
             reading = self._whole(*taken)
+        if groups:
+            self.controller.see_lr([_host_lr(group["lr"]) for group in groups])
         with np.errstate(all="ignore"):  # a law may add up what a diverging run reads
             self._scales = self.controller.update(reading, step)
         return self._scales
@@ -198,6 +203,11 @@ class ControlLoop:
             self._waiting.append((meter.reading, travel, saved[0].get("loss_unseen") if saved else None))
 
 
+def _host_lr(lr: float | Tensor) -> float:
+    """An lr as a number, NaN where it would have to be waited for."""
+    return math.nan if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
+
+
 def _finite(loss: Fetch | float | None) -> float | None:
     """A loss that says something, or None."""
     value = float(loss.numpy()) if isinstance(loss, Fetch) else loss
@@ -228,6 +238,10 @@ def start_of(
         numel=tuple(int(n) for n in meter.numel),
         ndim=tuple(p.ndim for p in params),
         rms=tuple(rms),
+        fan_in=tuple(
+            int(n) // p.shape[0] if p.ndim >= 2 and p.shape[0] else 1
+            for n, p in zip(meter.numel, params, strict=True)
+        ),
         lr=tuple(lr),
         wd=tuple(wd),
         beta1=tuple(float(b[0]) for b in betas),

@@ -363,7 +363,7 @@ class ThermoAdamW(torch.optim.AdamW):
         self._collect_before(coming - lag)
         if not loop.attached:
             self._attach(loop)
-        self._apply(loop.decide(coming, lag))
+        self._apply(loop.decide(coming, lag, self.param_groups))
         self._meter.run.unseen = int(loop.waiting)
 
     def _attach(self, loop: ControlLoop) -> None:

@@ -1,7 +1,15 @@
 """Observer: the account that ThermoAdamW keeps of itself, of any torch optimizer."""
 
+from thermoopt.observer.carried_start import CarriedTravel
 from thermoopt.observer.observer import LOG_EVERY, Observer
 from thermoopt.observer.step_hooks import closure_of, is_dry
 from thermoopt.observer.tracker import TRACKABLE
 
-__all__ = ["LOG_EVERY", "TRACKABLE", "Observer", "closure_of", "is_dry"]
+__all__ = [
+    "LOG_EVERY",
+    "TRACKABLE",
+    "CarriedTravel",
+    "Observer",
+    "closure_of",
+    "is_dry",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,7 +14,8 @@ from torch.optim import Optimizer
 
 from thermoopt.account import MAX_PENDING
 from thermoopt.kernels import real_elements
-from thermoopt.physics.travel import Travel
+from thermoopt.observer.step_hooks import when_gradients_are_there
+from thermoopt.physics.travel import Travel, Weights
 from thermoopt.tensors import PendingTravel, Sharding, TravelProbe
 
 __all__ = ["KEY", "CarriedTravel"]
@@ -35,9 +37,12 @@ class CarriedTravel:
     state was loaded first. A group that should hold a sample and holds none of its layout starts where it is
     now, with a warning.
 
+    ``weights`` tells how the coming step enters work and impulse; None lets it not enter.
+
     Args:
         optimizer: any torch optimizer.
-        needs: sums to measure, of :data:`thermoopt.physics.TRAVEL_SUMS`; only ``"distance"`` is carried.
+        needs: sums to measure, of :data:`thermoopt.physics.TRAVEL_SUMS`. Work and impulse, which change with
+            every step, are put into the groups when the optimizer's ``state_dict`` is called.
     """
 
     def __init__(self, optimizer: Optimizer, needs: Iterable[str]) -> None:
@@ -51,6 +56,16 @@ class CarriedTravel:
         if bare:
             self._probe.start(self._params())
             self._placed = self._put(bare)
+        self.weights: Weights | None = None
+        self._handle: Any = None
+        if "impulse" in self._probe.needs:
+            own = weakref.ref(self)
+            self._handle = optimizer.register_state_dict_pre_hook(lambda _: _refreshed(own()))
+
+    def remove(self) -> None:
+        """Carry no more."""
+        if self._handle is not None:
+            self._handle.remove()
 
     # ---------------------------------------------------------------- measuring
 
@@ -66,6 +81,41 @@ class CarriedTravel:
         self._probe.start(self._params())
         self._known, self._placed = self._put(range(len(held))), []
         self._begun = len(held)
+
+    def read(self, args: Any, kwargs: Any, step: int | None) -> tuple[Any, Any] | None:
+        """Follow the parameters, and take in the coming step's forces once they are there.
+
+        Args:
+            args, kwargs: of the step, as its hooks are handed them.
+            step: its number where its sums are to be formed, else None.
+
+        Returns:
+            What the hook is to return.
+        """
+        self.follow()
+        if self.weights is not None:
+            return when_gradients_are_there(args, kwargs, lambda times: self._enter(times, step))
+        if step is not None:
+            self.measure(step)
+        return None
+
+    def _enter(self, times: int, step: int | None) -> None:
+        """Let the forces enter, once: a closure called again is the same step; then form the sums."""
+        if times > 1 or self.weights is None:
+            return
+        lrs = []
+        for group in self._optimizer.param_groups:
+            lr, sign = group.get("lr"), -1.0 if group.get("maximize") else 1.0
+            lrs += [sign * (1.0 if lr is None else lr)] * len(group["params"])
+        scaler = {key: getattr(self._optimizer, key, None) for key in ("grad_scale", "found_inf")}
+        self._probe.push(lrs, self.weights, **scaler)
+        if step is not None:
+            self.measure(step)
+
+    def refresh(self) -> None:
+        """Put work and impulse as they are into the groups that have a start."""
+        if self._begun and self._known is not None:
+            self._known[: self._begun] = self._put(range(self._begun))
 
     def measure(self, step: int) -> None:
         """Start forming the sums of a step about to be taken; the parameters must have been followed."""
@@ -125,16 +175,23 @@ class CarriedTravel:
 
     def state_dict(self) -> dict[str, Any]:
         """Return how many groups have a start and the sums not handed over yet: ints and floats."""
-        rows = [[step, _arrived(travel).distance2.tolist()] for step, travel in self._measured]
+        rows = []
+        for step, travel in self._measured:
+            t = _arrived(travel)
+            rows.append([step, [t.distance2.tolist(), t.work.tolist(), t.impulse.tolist()]])
         return {"groups": self._begun, "measured": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave; the start is what the groups hold by the next step."""
         self._begun, self._known = int(state["groups"]), None
         self._measured.clear()
-        for step, row in state["measured"]:
-            zeros = np.zeros(len(row))
-            self._measured.append((int(step), Travel(np.array(row, dtype=np.float64), zeros, zeros)))
+        for step, rows in state["measured"]:
+            self._measured.append((int(step), Travel(*np.asarray(rows, dtype=np.float64))))
+
+
+def _refreshed(carried: CarriedTravel | None) -> None:
+    if carried is not None:
+        carried.refresh()
 
 
 def _same(a: list[Any], b: list[Any]) -> bool:

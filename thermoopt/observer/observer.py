@@ -294,16 +294,17 @@ class Observer(RunReports):
 
     # ---------------------------------------------------------------- for those who drive a controller
 
-    def serve(self, controller: Controller) -> None:
+    def serve(self, controller: Controller) -> CarriedTravel | None:
         """Let :meth:`fresh_reading` give what a controller wants, until :meth:`close`.
 
         Readings come every ``controller.every`` steps at most, and with the sums it needs of
-        :data:`thermoopt.physics.TRAVEL_SUMS`, measured just before the step (of these only ``"distance"``;
-        see :class:`~thermoopt.observer.CarriedTravel` for where their start is kept). A controller served
-        before is served no more.
+        :data:`thermoopt.physics.TRAVEL_SUMS`, measured just before the step (see
+        :class:`~thermoopt.observer.CarriedTravel`, which is returned and takes the steps' ``weights``). A
+        controller served before is served no more.
         """
-        if self._handle is not None:
-            self._handle.remove()
+        for old in (self._handle, self._carried):
+            if old is not None:
+                old.remove()
         self._handle = self._carried = None
         self._every = controller.every or 1
         if self._hooks is not None and controller.every is not None:
@@ -311,17 +312,16 @@ class Observer(RunReports):
         if controller.needs:
             self._carried = CarriedTravel(self._optimizer, controller.needs)
             self._handle = self._optimizer.register_step_pre_hook(self._before)
+        return self._carried
 
     @uncompiled
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        """Measure the distance from the start where the coming step's reading may be handed over."""
+    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        """Measure the way from the start where the coming step's reading may be handed over."""
         if capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):
-            return
-        assert self._carried is not None
-        self._carried.follow()
-        step = self._source.steps + 1
-        if step % self._source.measure_every == 0 and self._due(step):
-            self._carried.measure(step)
+            return None
+        step, carried = self._source.steps + 1, self._carried
+        due = step % self._source.measure_every == 0 and self._due(step)
+        return None if carried is None else carried.read(args, kwargs, step if due else None)
 
     def _due(self, step: int) -> bool:
         """Whether a reading of a step is far enough from the last one handed over."""

@@ -50,11 +50,12 @@ def check_control(
             f"shape is {shape!r} and controller cools too: the two would multiply; allowed is shape "
             "'constant', or a controller without Cooling"
         )
-    more = sorted(controller.needs - {"distance"})
-    if more:
+    if controller.needs and any("d" in group for group in optimizer.param_groups):
+        own = type(optimizer).__name__
         raise ValueError(
-            f"controller needs {', '.join(more)}, which only a ThermoAdamW measures inside its own step; "
-            "allowed are controllers that need nothing or 'distance', or ThermoAdamW(..., controller=...)"
+            f"controller sets absolute rates, and {own} finds its own step size (its groups hold 'd'): the "
+            "two would multiply. Use ThermoScheduler without a controller, or one without travel, such as "
+            "Thermostat('coherence')"
         )
     if isinstance(optimizer, ThermoAdamW) and optimizer.controller is not None:
         raise ValueError(

@@ -20,8 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from thermoopt.account import as_leaf, as_loss, from_leaf
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
-from thermoopt.controllers import Controller, Scales, Start
-from thermoopt.observer import LOG_EVERY, Observer, closure_of, is_dry
+from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
+from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer, closure_of, is_dry
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, geometric_mean, plain
 from thermoopt.uncompiled import uncompiled
@@ -98,8 +98,9 @@ class ThermoScheduler(LRScheduler):
     Raises:
         TypeError, ValueError: for arguments that are not what they should be; the message names the
             argument, its value and what is allowed. A controller that cools is refused with a shape other
-            than ``"constant"`` (the two would multiply), one that needs ``"impulse"``, which only ThermoAdamW
-            measures, and any for a ThermoAdamW that has one of its own. Nothing has changed then.
+            than ``"constant"`` (the two would multiply), one of absolute rates for an optimizer that finds
+            its own step size (Prodigy, D-Adaptation), and any for a ThermoAdamW that has one of its own.
+            Nothing has changed then.
         KeyError: torch's, for ``last_epoch`` from 0 without ``initial_lr``.
 
     References:
@@ -127,11 +128,14 @@ class ThermoScheduler(LRScheduler):
         if eta_min > max(lrs, default=math.inf):
             raise ValueError(f"eta_min is {eta_min!r}; allowed are at most the optimizer's lr, {max(lrs)!r}")
         check_control(optimizer, controller, observer, shape)
+        if controller is not None:
+            claim(controller, self)
         self._begun = False
         super().__init__(optimizer, last_epoch)
         self._begun = True
         self._controller = controller
         self._observer = observer
+        self._carried: CarriedTravel | None = None
         if controller is not None and observer is None:
             self._observer = Observer(
                 None,
@@ -141,7 +145,7 @@ class ThermoScheduler(LRScheduler):
             )
             weakref.finalize(self, self._observer.close)
         if controller is not None and self._observer is not None:
-            self._observer.serve(controller)
+            self._carried = self._observer.serve(controller)
         self._held: list[GroupSchedule] = []
         self._start: Start | None = None
         self._rms: dict[str, float] = {}
@@ -212,6 +216,7 @@ class ThermoScheduler(LRScheduler):
         self._take_in_groups()
         for epoch in range(self.last_epoch + 1, self._taken + 1):
             if self._controller is not None and self._observer is not None:
+                check_claim(self._controller, self)
                 reading = self._observer.fresh_reading() if epoch == self._taken else None
                 with np.errstate(all="ignore"):  # a law may add up what a diverging run reads
                     scales = self._controller.update(reading, epoch + 1)
@@ -247,6 +252,8 @@ class ThermoScheduler(LRScheduler):
 
     def _apply(self, scales: Scales) -> None:
         lrs, wds = scales.spread(len(self._held))
+        if self._carried is not None:
+            self._carried.weights = scales.weights
         if scales.layers is self._named:
             pass  # the same mapping again says nothing new
         elif isinstance(self.optimizer, ThermoAdamW):

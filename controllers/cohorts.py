@@ -1,0 +1,218 @@
+"""Cohorts: layers that joined a run together, with a rate, a time and a warm-up of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from thermoopt.account.reading import Quantities, Reading
+from thermoopt.controllers.gear import SHARE, Gear, largest_share
+from thermoopt.controllers.lever import Bounds, Lever
+from thermoopt.controllers.setpoints import Signals, Wanted
+from thermoopt.physics import Term
+
+__all__ = ["Cohort", "Standing", "bounded", "cohort_signals", "lowered", "turning"]
+
+Array = NDArray[np.float64]
+
+SLACK = 1.5
+"""A distance may exceed the length of the way by so much before it counts as caused by others: averages lag
+while a rate warms up, and distances come from a sample."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where one rate stands, for those who check whether a loop follows its set-point.
+
+    Attributes:
+        step: of the reading.
+        wanted: the rate that the law asks for; NaN where it asks for nothing.
+        held: the rate held.
+        phi, phi_star: entropy production of the updates and its equilibrium value, (eta/4)||U||^2 and
+            (eta/4) d n0(t): r = phi / phi_star judges a rate independently of the law that set it.
+        why: why the two rates differ, or that they do not.
+    """
+
+    step: int
+    wanted: float
+    held: float
+    phi: float
+    phi_star: float
+    why: str
+
+
+@dataclass
+class Cohort:
+    """One rate and what belongs to it.
+
+    Attributes:
+        lever: the rate.
+        base: what it is called without the step of joining: ``"all"``, or a group's name.
+        begun: step of its first update, 0 as long as there was none.
+        late: whether it joined in mid-run: then it warms up by itself.
+        gear: its reverse gear.
+        way: sum of its steps' lengths, in the layers' units; ``walked`` is the step up to which.
+        r_last, r_square: last r, and the mean square of its changes.
+    """
+
+    lever: Lever
+    base: str
+    begun: int = 0
+    late: bool = False
+    gear: Gear = field(default_factory=Gear)
+    way: float = 0.0
+    walked: int = 0
+    r_last: float = math.nan
+    r_square: float = 0.0
+
+    def warmth(self, step: int, warmup: float) -> float:
+        """Factor of its own warm-up, linear over ``warmup`` steps; 1 for those there from the start."""
+        return min(1.0, (step - self.begun + 1) / max(1.0, warmup)) if self.late else 1.0
+
+    def r_error(self, r: float) -> float:
+        """Spread of the last readings of r: rms change from one to the next, over root 2."""
+        if math.isfinite(r):
+            if math.isfinite(self.r_last):
+                self.r_square = 0.8 * self.r_square + 0.2 * (r - self.r_last) ** 2
+            self.r_last = r
+        return math.sqrt(self.r_square / 2)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything in plain data."""
+        return {
+            "lever": self.lever.state_dict(),
+            "base": self.base,
+            "begun": self.begun,
+            "late": self.late,
+            "gear": self.gear.state_dict(),
+            "way": self.way,
+            "walked": self.walked,
+            "r": [None if math.isnan(self.r_last) else self.r_last, self.r_square],
+        }
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any], bounds: Bounds, floor: float) -> Cohort:
+        """Return the cohort that :meth:`state_dict` was of."""
+        lever = Lever(bounds, floor)
+        lever.load_state_dict(state["lever"])
+        last, square = state["r"]
+        return cls(
+            lever,
+            str(state["base"]),
+            int(state["begun"]),
+            bool(state["late"]),
+            Gear.of(state["gear"]),
+            float(state["way"]),
+            int(state["walked"]),
+            math.nan if last is None else float(last),
+            float(square),
+        )
+
+
+def moving(terms: Array) -> Array:
+    """Elements of each layer that have ever had a gradient; all where the optimizer does not tell.
+
+    Rows of a table that are never looked up stand still: they must not dilute the distance of the others.
+    """
+    d, numel = terms[Term.D], terms[Term.NUMEL]
+    return np.where(np.isfinite(d) & (d > 0), d, numel)
+
+
+def turning(reading: Reading, mask: NDArray[np.bool_], units: Array) -> tuple[float, str]:
+    """Return the largest share of its size that a layer of the mask moves by in a step, and its name."""
+    t = reading.terms[:, mask]
+    share, i = largest_share(t[Term.STEP2], t[Term.TT], moving(t), t[Term.NUMEL], units)
+    return share, reading.names[int(np.flatnonzero(mask)[i])] if i >= 0 else ""
+
+
+def cohort_signals(
+    cohort: Cohort,
+    reading: Reading,
+    mask: NDArray[np.bool_],
+    units: Array,
+    *,
+    step: int,
+    total_steps: int | None,
+    floor: float,
+) -> Signals:
+    """Form what a law is told of a cohort's layers.
+
+    The distance is the root mean square over elements that move, and no longer than the cohort's own steps
+    add up to: what others did to the parameters (a checkpoint swapped in, an average copied back) is not
+    booked to the rate. The rate and the set-point a law sees are those before the reverse gear lowered them.
+
+    Args:
+        cohort: its way is carried on.
+        reading: the newest.
+        mask: the cohort's layers among the reading's.
+        units: of these.
+        step: of the coming step.
+        total_steps, floor: of the law.
+    """
+    terms = reading.terms[:, mask]
+    q = Quantities.of(terms.sum(axis=1))
+    n = moving(terms).sum()
+    stride = math.sqrt(max(0.0, float((terms[Term.STEP2] / units**2).sum())) / n) if n > 0 else math.nan
+    since = cohort.walked or cohort.begun - 1
+    if math.isfinite(stride):
+        cohort.way += stride * max(0, reading.step - since)
+    cohort.walked = max(since, reading.step)
+    extra: dict[str, float] = {}
+    if reading.travel is not None and n > 0:
+        far = math.sqrt((reading.travel.distance2[mask] / units**2).sum() / n)
+        extra["distance"] = min(far, SLACK * cohort.way) if cohort.way > 0 else far
+        extra["work"] = float((reading.travel.work[mask] / units).sum())
+        extra["impulse"] = float(reading.travel.impulse[mask].sum())
+    return Signals(
+        t=step - cohort.begun + 1,
+        total_steps=total_steps,
+        rate=min(cohort.lever.value, cohort.lever.target) / cohort.gear.cut,
+        floor=floor,
+        r=q.r,
+        r_error=cohort.r_error(q.r),
+        coherence=q.coherence,
+        energy_ratio=q.energy_ratio,
+        gaussianity=q.gaussianity,
+        sigma=q.sigma,
+        lr_eff=q.lr_eff,
+        loss=math.nan if reading.loss is None else reading.loss,
+        phi=q.phi,
+        phi_star=q.phi_star,
+        **extra,
+    )
+
+
+def lowered(
+    cohort: Cohort, wanted: Wanted | None, signals: Signals, step: int, total_steps: int
+) -> Wanted | None:
+    """Return what the reverse gear makes of a law's answer.
+
+    The law does not know that its rate was lowered: what it wants counts by what the gear has left of it.
+    """
+    gear, lever = cohort.gear, cohort.lever
+    shift = gear.look(step, signals.t, total_steps, signals.energy_ratio, signals.coherence, signals.loss)
+    if shift is not None:
+        return Wanted(min(lever.value, lever.target) * shift.factor, shift.evidence, shift.reason)
+    return None if wanted is None else wanted._replace(rate=wanted.rate * gear.cut)
+
+
+def bounded(rate: float, wanted: Wanted | None, share: float, layer: str) -> Wanted | None:
+    """Hold a rate to where no layer moves by more than :data:`SHARE` of its size a step.
+
+    Args:
+        rate: held now.
+        wanted: what is asked for; None holds the rate.
+        share: largest share that a layer moves by at the rate held.
+        layer: which.
+    """
+    asked = rate if wanted is None else wanted.rate
+    if not (share > 0 and asked * share > rate * SHARE):
+        return wanted
+    evidence = {"turning": (share, math.nan), "turning_bound": (SHARE, 0.0)}
+    reason = f"bound: {layer} would move by more than {SHARE:g} of its size a step"
+    return Wanted(rate * SHARE / share, evidence, reason)
