@@ -40,7 +40,7 @@ def begin() -> tuple[DeviceMesh, torch.device]:
     if kind == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if WINDOWS % dist.get_world_size():
-        raise SystemExit(f"{dist.get_world_size()} ranks; allowed are divisors of {WINDOWS}")
+        raise SystemExit(f"the number of ranks must divide {WINDOWS}, got {dist.get_world_size()}")
     return init_device_mesh(kind, (dist.get_world_size(),)), torch.device(kind)
 
 

@@ -453,16 +453,16 @@ def test_a_tensor_lr_stays_one():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        ({"by": "size"}, ValueError, ["by is 'size'", "'layer', 'type' or 'decay'"]),
-        ({"by": ["layer"]}, ValueError, ["by is ['layer']"]),
-        ({"lr": -1e-3}, ValueError, ["lr is -0.001", "from 0"]),
-        ({"lr": float("nan")}, ValueError, ["lr is nan"]),
-        ({"lr": torch.tensor(-1.0)}, ValueError, ["lr is tensor(-1.)"]),
-        ({"lr": "1e-3"}, TypeError, ["lr is '1e-3'"]),
-        ({"lr": torch.ones(2)}, TypeError, ["lr is tensor"]),
-        ({"lr": True}, TypeError, ["lr is True"]),
-        ({"weight_decay": -0.1}, ValueError, ["weight_decay is -0.1", "from 0"]),
-        ({"name": "all"}, TypeError, ["name is 'all'"]),
+        ({"by": "size"}, ValueError, ["by must be", "got 'size'", "'layer', 'type' or 'decay'"]),
+        ({"by": ["layer"]}, ValueError, ["by must be", "got ['layer']"]),
+        ({"lr": -1e-3}, ValueError, ["lr must be", "got -0.001", ">= 0"]),
+        ({"lr": float("nan")}, ValueError, ["lr must be", "got nan"]),
+        ({"lr": torch.tensor(-1.0)}, ValueError, ["lr must be", "got tensor(-1.)"]),
+        ({"lr": "1e-3"}, TypeError, ["lr must be", "got '1e-3'"]),
+        ({"lr": torch.ones(2)}, TypeError, ["lr must be", "got tensor"]),
+        ({"lr": True}, TypeError, ["lr must be", "got True"]),
+        ({"weight_decay": -0.1}, ValueError, ["weight_decay must be", "got -0.1", ">= 0"]),
+        ({"name": "all"}, TypeError, ["name must not be", "got 'all'"]),
     ],
 )
 def test_bad_arguments(arguments, error, words):
@@ -474,23 +474,23 @@ def test_bad_arguments(arguments, error, words):
 
 def test_nothing_to_train():
     for net in (model().requires_grad_(False), nn.Sequential(nn.Tanh())):
-        with pytest.raises(ValueError, match="Sequential without trainable parameters"):
+        with pytest.raises(ValueError, match="one parameter with requires_grad=True, got a Sequential"):
             make_param_groups(net)
 
 
 def test_not_a_model_or_a_name():
-    with pytest.raises(TypeError, match="model is 3"):
+    with pytest.raises(TypeError, match=r"model must be .*got 3"):
         layer_types(3)
-    with pytest.raises(TypeError, match="model is 'net'"):
+    with pytest.raises(TypeError, match=r"model must be .*got 'net'"):
         make_param_groups("net")
-    with pytest.raises(TypeError, match="name is None"):
+    with pytest.raises(TypeError, match=r"name must be .*got None"):
         detect_layer_type(None)
 
 
 def test_lazy_parameters_have_no_decay_yet():
     net = nn.Sequential(nn.LazyLinear(3))
     assert make_param_groups(net)[0]["param_names"] == ["0.weight", "0.bias"]
-    with pytest.raises(ValueError, match=r"'0\.weight' has no shape yet"):
+    with pytest.raises(ValueError, match=r"got '0\.weight' without one"):
         make_param_groups(net, by="decay")
     net(torch.ones(1, 2))
     assert [g["name"] for g in make_param_groups(net, by="decay")] == ["decay", "no_decay"]

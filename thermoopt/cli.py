@@ -24,15 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None reads the command line's.
 
     Returns:
-        Exit status: 0 done, 1 a kernel fails the doctor's test, 130 stopped by the keyboard, 141 nobody
-            reads the output any more.
+        Exit status: 0 for success, 1 if a kernel fails the doctor's test, 130 after an interrupt from the
+            keyboard, 141 if the output was closed.
 
     Raises:
-        SystemExit: with status 2, for arguments that cannot be used; with 0, after help or version.
+        SystemExit: with status 2 for invalid arguments; with 0 after help or version.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without σ shows "?" and goes on
+            stream.reconfigure(errors="replace")  # a terminal that cannot encode σ shows "?"
     parser = _parser()
     args = parser.parse_args(argv)
     try:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # the reader left, as `| head` does; what is still buffered must not raise once more at exit
+        # the reader has gone, as with `| head`; buffered output must not raise again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

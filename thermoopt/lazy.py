@@ -1,4 +1,4 @@
-"""Package faces that load what they offer when it is asked for (PEP 562)."""
+"""Package faces that load their names on first use (PEP 562)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["lazy_face"]
 def lazy_face(
     package: str, modules: Mapping[str, tuple[str, ...]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return ``__getattr__`` and ``__dir__`` for a package whose names come from modules not loaded yet.
+    """Return ``__getattr__`` and ``__dir__`` for a package that loads its modules on first use.
 
     Args:
         package: the package's ``__name__``.
-        modules: names offered, by the full name of the module that defines them.
+        modules: the names to offer, by the full name of the module that defines them.
     """
     home = {name: module for module, names in modules.items() for name in names}
 
@@ -25,7 +25,7 @@ def lazy_face(
         if name not in home:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(home[name]), name)
-        setattr(sys.modules[package], name, value)  # asked for once
+        setattr(sys.modules[package], name, value)  # next time without __getattr__
         return value
 
     def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Which part of a model a parameter belongs to, and parameter groups along these parts."""
+"""The part of a model that a parameter belongs to, and parameter groups by these parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 __all__ = ["LAYER_TYPES", "detect_layer_type", "layer_types", "make_param_groups"]
 
 LAYER_TYPES = ("embedding", "attention", "mlp", "norm", "head", "convolution", "recurrent", "other")
-"""The words for a layer's type, and the order of groups by type."""
+"""The names of layer types, in the order of groups by type."""
 
 # ---------------------------------------------------------------- torch's own classes
 
@@ -45,7 +45,7 @@ _TORCH: dict[str, tuple[type[nn.Module], ...]] = {
     "recurrent": (nn.RNNBase, nn.RNNCellBase),
     "attention": (nn.MultiheadAttention,),
     "head": (nn.AdaptiveLogSoftmaxWithLoss,),
-    "mlp": _TORCH_BLOCKS,  # what is left there beside attention and norms
+    "mlp": _TORCH_BLOCKS,  # their parameters other than attention and norms
 }
 
 # ---------------------------------------------------------------- other people's classes and names
@@ -98,7 +98,7 @@ def _words(component: str) -> list[str]:
 
 
 def _kind_of_component(component: str) -> str | None:
-    """Type told by one component of a dotted name: phrase, a norm anywhere, else its last telling word."""
+    """Return the type that one component of a name gives: a phrase, any norm, else its last known word."""
     phrase = _PHRASES.get(component.lower())
     if phrase is not None:
         return phrase
@@ -107,7 +107,7 @@ def _kind_of_component(component: str) -> str | None:
 
 
 def _kind_of_class(module: nn.Module) -> str | None:
-    """Type told by the end of a class name, which is its noun: ``BertSelfAttention``, ``T5LayerFF``."""
+    """Return the type given by the end of a class name, its noun: ``BertSelfAttention``, ``T5LayerFF``."""
     name = type(module).__name__
     return next((kind for kind, ending in _CLASSES.items() if ending.search(name)), None)
 
@@ -122,7 +122,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _innermost(kinds: Iterable[str | None]) -> str | None:
-    """First type told, from the inside out; a head inside an attention is one of its heads."""
+    """Return the first known type, from the inside out; a head inside an attention is one of its heads."""
     head = False
     for kind in kinds:
         if kind == "head":
@@ -133,20 +133,20 @@ def _innermost(kinds: Iterable[str | None]) -> str | None:
 
 
 def _is_weak(name: str) -> bool:
-    """Whether a word of the name is one that linear maps go by."""
+    """Whether a name contains a common word for a linear map."""
     return not _WEAK_WORDS.isdisjoint(_words(name))
 
 
 def detect_layer_type(name: str) -> str:
-    """Type of a layer by its name alone, for saved runs; :func:`layer_types` knows more where the model is.
+    """Return the type of a layer from its name alone, for saved runs; with a model use :func:`layer_types`.
 
-    The name is read from its last component to its first, in whole words (``"normal_fc"`` is no norm,
-    ``"headless"`` no head); of the words in a component the last decides, but a norm is a norm
-    (``"post_attention_layernorm"``, ``"norm_attn"``). A head inside an attention is attention. Where
-    nothing else tells, ``fc``, ``linear`` and ``dense`` are of an MLP.
+    The name is read from its last component to its first, in whole words (``"normal_fc"`` is not a norm,
+    ``"headless"`` not a head). The last word of a component decides, except that any norm makes it a norm
+    (``"post_attention_layernorm"``, ``"norm_attn"``). A head inside an attention is attention. In the absence
+    of other words, ``fc``, ``linear`` and ``dense`` mean an MLP.
 
     Args:
-        name: of a parameter or of a module, as ``named_parameters()`` and ``named_modules()`` give it.
+        name: name of a parameter or module, as in ``named_parameters()`` and ``named_modules()``.
 
     Returns:
         One of :data:`LAYER_TYPES`.
@@ -155,7 +155,7 @@ def detect_layer_type(name: str) -> str:
         TypeError: if the name is not a string.
     """
     if not isinstance(name, str):
-        raise TypeError(f"name is {name!r}; allowed is the name of a parameter or of a module")
+        raise TypeError(f"name must be the name of a parameter or of a module, got {name!r}")
     kind = _innermost(_kind_of_component(part) for part in reversed(name.split(".")))
     return kind or ("mlp" if _is_weak(name) else "other")
 
@@ -238,26 +238,26 @@ def layer_types(model: nn.Module) -> dict[str, str]:
        in whole words as :func:`detect_layer_type` reads them. So a norm is a norm wherever it stands, and an
        embedding an embedding (T5's table of relative positions); a linear map or a convolution in an
        attention block is attention, and the convolution that cuts a ViT's patches is embedding. Hidden
-       layers of a head are head, unless something further inside tells else; a head inside an attention is
-       attention. Linear maps and convolutions are never norms. The model itself and a module that holds all
-       its parameters (a wrapper) tell nothing, unless they are torch's own.
-    2. The last linear map of the model, where nothing but plain containers is around it, is the head, also
-       if step 1 says mlp.
-    3. Any other linear map is mlp, a convolution is convolution; the rest is mlp if its name has a word for
-       a linear map (``fc``, ``dense``), else other.
+       layers of a head are head, unless something further inside says otherwise; a head inside an attention
+       is attention. Linear maps and convolutions are never norms. The model itself and a module that holds
+       all its parameters (a wrapper) are ignored, unless they are torch's own classes.
+    2. The last linear map of the model is the head if only plain containers surround it, even if step 1 says
+       mlp.
+    3. Any other linear map is mlp, a convolution is convolution; the rest is mlp if its name contains a word
+       for a linear map (``fc``, ``dense``), else other.
 
     Args:
-        model: the model; nothing is run.
+        model: the model; it is not run.
 
     Returns:
-        Names as ``model.named_parameters()`` gives them, to one of :data:`LAYER_TYPES`. A shared parameter
-        comes once: an embedding if one of its places is (a tied head), else what it is at the first.
+        One of :data:`LAYER_TYPES` by name, as in ``model.named_parameters()``. A shared parameter appears
+        once: as embedding if any of its places is one (a tied head), else as the type of its first place.
 
     Raises:
-        TypeError: if the model is not a module.
+        TypeError: if ``model`` is not a module.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {model!r}; allowed is a torch.nn.Module")
+        raise TypeError(f"model must be a torch.nn.Module, got {model!r}")
     parts = _Parts(model)
     names = {p: name for name, p in model.named_parameters()}
     types: dict[str, str] = {}
@@ -281,26 +281,26 @@ def make_param_groups(
     """Divide a model's trainable parameters into named groups for any torch optimizer.
 
     Args:
-        model: whose parameters to take; frozen ones are left out, a shared one comes once.
-        lr: learning rate of every group, from 0; None leaves it to the optimizer.
-        weight_decay: likewise. With ``by="layer"`` and ``by="type"`` it holds for all groups, biases and
-            norms too.
-        by: ``"layer"``, a group for each module that owns parameters, by its name (the model's own under
-            the name of its class); ``"type"``, one for each of :data:`LAYER_TYPES` that occurs;
-            ``"decay"``, two: ``"decay"`` for whatever has two dimensions or more, embeddings included, and
-            ``"no_decay"``, with weight decay 0, for vectors, biases and norms.
-        options: further keys of every group, as ``betas``.
+        model: the model whose parameters to take; frozen ones are left out, shared ones appear once.
+        lr: learning rate of every group, >= 0; None leaves it to the optimizer.
+        weight_decay: likewise. With ``by="layer"`` and ``by="type"`` it applies to all groups, including
+            biases and norms.
+        by: ``"layer"``: one group per module that owns parameters, with the module's name (the class name
+            for the model itself). ``"type"``: one per type of :data:`LAYER_TYPES` that occurs.
+            ``"decay"``: two groups, ``"decay"`` for parameters of two or more dimensions, including
+            embeddings, and ``"no_decay"``, with weight decay 0, for vectors, biases and norms.
+        options: further keys for every group, such as ``betas``.
 
     Returns:
         Groups with ``params``, ``param_names`` (full names, which ThermoAdamW and Observer use), ``name``
-        and what was given.
+        and the given options.
 
     Raises:
-        TypeError: if the model is not a module, or lr or weight_decay not a number, or if options hold
-            ``params``, ``param_names`` or ``name``.
-        ValueError: for an unknown ``by``, for an lr or weight_decay that is negative or not finite, for a
-            model without trainable parameters, and for ``by="decay"`` on lazy parameters, whose shape is
-            not known yet.
+        TypeError: if ``model`` is not a module, ``lr`` or ``weight_decay`` is not a number, or ``options``
+            contain ``params``, ``param_names`` or ``name``.
+        ValueError: for an unknown ``by``, an lr or weight_decay that is negative or not finite, a model
+            without trainable parameters, or ``by="decay"`` with lazy parameters, whose shape is not known
+            yet.
 
     References:
         Decay of matrices only: Radford et al. 2018, "Improving language understanding by generative
@@ -308,17 +308,17 @@ def make_param_groups(
     """
     types = layer_types(model)
     if not isinstance(by, str) or by not in _ORDER:
-        raise ValueError(f"by is {by!r}; allowed is 'layer', 'type' or 'decay'")
+        raise ValueError(f"by must be 'layer', 'type' or 'decay', got {by!r}")
     _check_rate("lr", lr)
     _check_rate("weight_decay", weight_decay)
     for key in ("params", "param_names", "name"):
         if key in options:
-            raise TypeError(f"{key} is {options[key]!r}; allowed are only keys that groups do not get here")
+            raise TypeError(f"{key} must not be passed, got {options[key]!r}: the groups set it")
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ValueError(
-            f"model is a {type(model).__name__} without trainable parameters; allowed is a model with at "
-            "least one parameter that has requires_grad=True"
+            "model must have at least one parameter with requires_grad=True, got a "
+            f"{type(model).__name__} with none"
         )
     given = {key: value for key, value in (("lr", lr), ("weight_decay", weight_decay)) if value is not None}
     members: dict[str, list[str]] = {place: [] for place in _ORDER[by]}
@@ -347,8 +347,8 @@ def _place(model: nn.Module, name: str, p: Tensor, kind: str, by: str) -> str:
         return kind
     if is_lazy(p):
         raise ValueError(
-            f"by is 'decay' and {name!r} has no shape yet; allowed are parameters with a shape: run the "
-            "model forward once before"
+            f"by must not be 'decay' before all parameters have a shape, got {name!r} without "
+            "one: run the model forward once first"
         )
     return "decay" if p.ndim >= 2 and kind != "norm" and "bias" not in _words(leaf) else "no_decay"
 
@@ -359,6 +359,6 @@ def _check_rate(name: str, rate: object) -> None:
         return
     number = isinstance(rate, (int, float)) or (isinstance(rate, Tensor) and rate.numel() == 1)
     if not number or isinstance(rate, bool):
-        raise TypeError(f"{name} is {rate!r}; allowed is None or a number from 0")
+        raise TypeError(f"{name} must be None or a number >= 0, got {rate!r}")
     if not (math.isfinite(rate) and rate >= 0):  # type: ignore[arg-type, operator]
-        raise ValueError(f"{name} is {rate!r}; allowed is None or a number from 0")
+        raise ValueError(f"{name} must be None or a number >= 0, got {rate!r}")

@@ -339,12 +339,12 @@ def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/distributed"), help="folder for the results")
     args = parser.parse_args(words)
     if unknown := [name for name in args.models if name not in MODELS]:
-        parser.error(f"--models {unknown}: allowed are {list(MODELS)}")
+        parser.error(f"--models must be among {list(MODELS)}, got {unknown}")
     if wrong := [n for n in args.ranks if n < 1]:
-        parser.error(f"--ranks {wrong}: allowed are numbers from 1")
+        parser.error(f"--ranks must be >= 1, got {wrong}")
     for name in ("rounds", "train_rounds", "block", "windows", "calls"):
         if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(args, name)}: allowed are numbers from 1")
+            parser.error(f"--{name.replace('_', '-')} must be >= 1, got {getattr(args, name)}")
     return args
 
 

@@ -66,7 +66,7 @@ def nodes_of(ranks: int, per_node: int) -> tuple[int, int]:
     """
     inside = min(ranks, per_node)
     if ranks < 1 or ranks % inside:
-        raise ValueError(f"ranks is {ranks}; allowed are multiples of {per_node} and numbers below it")
+        raise ValueError(f"ranks must be a multiple of {per_node} or a number below it, got {ranks}")
     return inside, ranks // inside
 
 
@@ -105,7 +105,7 @@ def fit_ring(ranks: int, sizes: Sequence[float], seconds: Sequence[float]) -> Li
         ValueError: if ranks is below 2, or the times do not grow with the size.
     """
     if ranks < 2:
-        raise ValueError(f"ranks is {ranks}; allowed are 2 and more")
+        raise ValueError(f"ranks must be >= 2, got {ranks}")
     x, y = np.asarray(sizes, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     table = np.stack([np.ones_like(x), x], axis=1) / y[:, None]
     (at_zero, per_byte), *_ = np.linalg.lstsq(table, np.ones_like(y), rcond=None)

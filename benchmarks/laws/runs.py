@@ -75,7 +75,7 @@ class Held:
     def __post_init__(self) -> None:
         if self.steps < WINDOW:
             raise ValueError(
-                f"steps is {self.steps!r}; allowed are {WINDOW} and more, which are averaged over"
+                f"steps must be >= {WINDOW}, the window that is averaged over, got {self.steps!r}"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Scheduled:
 
     def __post_init__(self) -> None:
         if self.steps <= WARMUP:
-            raise ValueError(f"steps is {self.steps!r}; allowed are more than the warm-up's {WARMUP}")
+            raise ValueError(f"steps must be > {WARMUP}, the length of the warm-up, got {self.steps!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain data."""

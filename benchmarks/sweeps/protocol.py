@@ -106,12 +106,12 @@ class Protocol:
         self._check("methods", self.methods, self.methods and _unique(self.methods), "every method once")
         whole = all(_whole(s, 0) for s in self.seeds)
         self._check(
-            "seeds", self.seeds, self.seeds and whole and _unique(self.seeds), "whole numbers from 0, once"
+            "seeds", self.seeds, self.seeds and whole and _unique(self.seeds), "distinct integers >= 0"
         )
         for field in ("budget", "evaluations", "log_every"):
-            self._check(field, getattr(self, field), _whole(getattr(self, field), 1), "a whole number from 1")
+            self._check(field, getattr(self, field), _whole(getattr(self, field), 1), "an integer >= 1")
         design = _whole(self.design, 1) and self.design <= self.budget
-        self._check("design", self.design, design, f"a whole number from 1 to the budget of {self.budget}")
+        self._check("design", self.design, design, f"an integer from 1 to the budget of {self.budget}")
         self._check("sampler", self.sampler, self.sampler in SAMPLERS, f"one of {', '.join(SAMPLERS)}")
         drawn = (self.sampler == "none") == (self.design == self.budget)
         self._check(
@@ -127,7 +127,7 @@ class Protocol:
 
     def _check(self, field: str, value: object, good: object, allowed: str) -> None:
         if not good:
-            raise ProtocolError(f"tier {self.tier!r}: {field} is {value!r}; allowed: {allowed}")
+            raise ProtocolError(f"tier {self.tier!r}: {field} must be {allowed}, got {value!r}")
 
     @classmethod
     def load(cls, tier: str, path: Path | None = None) -> Protocol:
@@ -164,12 +164,12 @@ class Protocol:
         }
         for field in ("methods", "seeds", "lr", "decay"):
             if not isinstance(listed[field], tuple):
-                raise ProtocolError(f"tier {tier!r}: {field} is {listed[field]!r}; allowed: a list")
+                raise ProtocolError(f"tier {tier!r}: {field} must be a list, got {listed[field]!r}")
         if not isinstance(table["workloads"], dict):
-            raise ProtocolError(f"tier {tier!r}: workloads is {table['workloads']!r}; allowed: a table")
+            raise ProtocolError(f"tier {tier!r}: workloads must be a table, got {table['workloads']!r}")
         for name, indices in table["workloads"].items():
             if not isinstance(indices, (list, tuple)):
-                raise ProtocolError(f"tier {tier!r}: workloads.{name} is {indices!r}; allowed: a list")
+                raise ProtocolError(f"tier {tier!r}: workloads.{name} must be a list, got {indices!r}")
         listed["workloads"] = {name: tuple(i) for name, i in table["workloads"].items()}
         return cls(tier, **listed)
 
@@ -224,7 +224,7 @@ def read_tiers(path: Path | None = None) -> dict[str, dict[str, Any]]:
         raise ProtocolError(f"{path} is no TOML: {error}") from error
     for name, table in tiers.items():
         if not isinstance(table, dict):
-            raise ProtocolError(f"{path}: {name} is {table!r}; allowed: the table of a tier")
+            raise ProtocolError(f"{path}: {name} must be the table of a tier, got {table!r}")
     return tiers
 
 

@@ -60,6 +60,7 @@ def record(total=None, layers=None, steps_read=STEPS, **run):
     fall = np.linspace(2.0, 1.0, N)
     defaults = {
         "history": history,
+        "reading": None,
         "losses": SimpleNamespace(steps=STEPS, values=fall),
         "skipped": {},
         "layer_types": dict.fromkeys(LAYERS, "mlp"),
@@ -307,7 +308,7 @@ def test_a_report_without_readings_says_what_to_do():
 
 
 def test_something_that_is_no_run_is_an_error():
-    with pytest.raises(TypeError, match="observer is 3; allowed is an Observer"):
+    with pytest.raises(TypeError, match="observer must be an Observer or a SavedRun, got 3"):
         diagnose(3)
 
 

@@ -189,7 +189,7 @@ def test_report_names_totals_types_worst_layers_and_counts_the_undefined():
     observer = read(LAYERS)
     split = EntropySplit(None, observer.optimizer, observer)
     lines = split.report(top_k=2).splitlines()
-    assert lines[0] == "Entropy split at step 10 [loss a step]"
+    assert lines[0] == "Entropy split at step 10 [loss per step]"
     assert [line.split("  ")[0] for line in lines[2:]] == [
         "total",
         "type attention",
@@ -204,7 +204,7 @@ def test_report_names_totals_types_worst_layers_and_counts_the_undefined():
     end = lines[1].index("R_ie") + len("R_ie")
     assert {len(line[:end].rstrip()) for line in lines[1:7]} == {end}  # aligned on the right
     assert len(split.report(top_k=0).splitlines()) == 6
-    with pytest.raises(ValueError, match="top_k is -1"):
+    with pytest.raises(ValueError, match="top_k must be an integer >= 0, got -1"):
         split.report(top_k=-1)
 
 
@@ -234,7 +234,7 @@ def test_advice_names_the_source_and_by_how_much_to_change_it():
     assert line.startswith(
         "2 mlp layers: weight decay makes most of the heat, 5 times the work (R_ie up to 6 in y)."
     )
-    assert "weight_decay by a factor 5 (0.2 → 0.04)" in line
+    assert "weight_decay by a factor of 5 (0.2 → 0.04)" in line
     (line,) = split_advice(columns(momentum=[-0.5, -0.5, -4.0]), TYPES, NAMES, SETTINGS)
     assert line.startswith("1 head layer: momentum ")
     assert "beta1 from 0.95 to 0.8" in line
@@ -307,7 +307,7 @@ def test_it_is_drawn(tmp_path):
     model, opt, observer = trained(lambda model: adamw(model.named_parameters()))
     EntropySplit(model, opt, observer).plot_entropy_split(save_path=tmp_path / "split.png")
     assert (tmp_path / "split.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    with pytest.raises(RuntimeError, match="show is True"):
+    with pytest.raises(RuntimeError, match=r"show must be False .*got True"):
         EntropySplit(model, opt, observer).plot_entropy_split(show=True)
 
 
@@ -377,7 +377,7 @@ def test_before_the_first_reading(tmp_path):
 def test_an_observer_of_something_else_is_refused():
     model, other = net(), net()
     first, second = adamw(model.parameters()), adamw(other.parameters())
-    with pytest.raises(ValueError, match="observer is of another AdamW"):
+    with pytest.raises(ValueError, match=r"observer must observe .* another AdamW"):
         EntropySplit(model, first, Observer(other, second))
-    with pytest.raises(ValueError, match="model is another Sequential"):
+    with pytest.raises(ValueError, match=r"model must be .* another Sequential"):
         EntropySplit(other, first, Observer(model, first))

@@ -591,7 +591,7 @@ def test_two_callbacks_are_refused(tmp_path):
     class Mine(ThermoCallback):
         pass
 
-    with pytest.raises(ValueError, match="hold 2 ThermoCallbacks; allowed is one"):
+    with pytest.raises(ValueError, match="one ThermoCallback, got 2"):
         fit(tmp_path, adamw, ThermoCallback(), Mine())
 
 
@@ -600,11 +600,11 @@ def test_two_callbacks_are_refused(tmp_path):
     [
         ({"log_every": 0}, ValueError, "log_every is 0; allowed"),
         ({"log_every": True}, TypeError, "log_every is True; allowed"),
-        ({"prog_bar": "r"}, TypeError, "prog_bar is 'r'; allowed"),
-        ({"prog_bar": ["loss"]}, ValueError, r"prog_bar holds \['loss'\]; allowed"),
-        ({"names": "critic"}, TypeError, "names is 'critic'; allowed"),
-        ({"names": ["a", "a"]}, ValueError, r"names is \['a', 'a'\]; allowed"),
-        ({"names": ["a/b"]}, ValueError, r"names is \['a/b'\]; allowed"),
+        ({"prog_bar": "r"}, TypeError, "prog_bar must .* got 'r'"),
+        ({"prog_bar": ["loss"]}, ValueError, r"prog_bar must .* got \['loss'\]"),
+        ({"names": "critic"}, TypeError, "names must .* got 'critic'"),
+        ({"names": ["a", "a"]}, ValueError, r"names must .* got \['a', 'a'\]"),
+        ({"names": ["a/b"]}, ValueError, r"names must .* got \['a/b'\]"),
     ],
 )
 def test_bad_arguments(flags, error, words):
@@ -615,9 +615,9 @@ def test_bad_arguments(flags, error, words):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"names": ["a", "b"]}, r"names is \['a', 'b'\]; .* the trainer's 1 optimizers"),
+        ({"names": ["a", "b"]}, r"names .* the trainer's 1 optimizers, got \['a', 'b'\]"),
         ({"track": ["sigma"]}, r"track holds \['sigma'\]"),
-        ({"folder": "s3://bucket/run"}, "folder is 's3://bucket/run'; allowed is a local one"),
+        ({"folder": "s3://bucket/run"}, "folder must be a local one, got 's3://bucket/run'"),
     ],
 )
 def test_what_only_the_run_shows_is_refused_before_a_step(tmp_path, flags, words):

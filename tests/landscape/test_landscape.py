@@ -209,38 +209,39 @@ def test_final_loss_in_motion():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: RiverValley(()), "curvatures is ()"),
-        (lambda: RiverValley((1.0, -1.0)), "curvatures is (1.0, -1.0)"),
-        (lambda: RiverValley((1.0,), noise=0.0), "noise is 0.0"),
-        (lambda: RiverValley((1.0,), slope=math.nan), "slope is nan"),
-        (lambda: RiverValley((1.0,)).thermal_loss(2.0), "eta is 2.0; allowed are numbers between 0 and 2,"),
-        (lambda: RiverValley((1.0,)).thermal_loss(0.0), "eta is 0.0"),
+        (lambda: RiverValley(()), ["curvatures must be", "got ()"]),
+        (lambda: RiverValley((1.0, -1.0)), ["curvatures must be", "got (1.0, -1.0)"]),
+        (lambda: RiverValley((1.0,), noise=0.0), ["noise must be", "got 0.0"]),
+        (lambda: RiverValley((1.0,), slope=math.nan), ["slope must be", "got nan"]),
+        (lambda: RiverValley((1.0,)).thermal_loss(2.0), ["eta must be > 0 and < 2, got 2.0"]),
+        (lambda: RiverValley((1.0,)).thermal_loss(0.0), ["eta must be", "got 0.0"]),
         (
             lambda: RiverValley((1.0,)).thermal_loss(40.0, "adam"),
-            "eta is 40.0; allowed are numbers between 0 and 38",
+            ["eta must be > 0 and < 38", "got 40.0"],
         ),
-        (lambda: RiverValley((1.0,)).thermal_loss(0.1, "lion"), "rule is 'lion'"),
-        (lambda: RiverValley((1.0,)).thermal_loss(0.1, "adam", beta1=1.0), "beta1 is 1.0"),
-        (lambda: RiverValley((1.0,)).entropy(0.0), "temperature is 0.0"),
-        (lambda: RiverValley((1.0,), narrowing=1.0).final_loss([0.1], 0.0), "narrowing is 1.0"),
-        (lambda: relaxation(1.0, [-0.1], 0.0), "etas is [-0.1]"),
-        (lambda: relaxation(-1.0, [0.1], 0.0), "curvature is -1.0"),
-        (lambda: relaxation(1.0, [0.1], 0.0, beta1=1.5), "beta1 is 1.5"),
-        (lambda: greedy_rates(0.0, 0.1, 3), "curvature is 0.0"),
-        (lambda: greedy_rates(1.0, 2.0, 3), "eta0 is 2.0"),
-        (lambda: greedy_rates(1.0, 0.1, 0), "steps is 0"),
-        (lambda: simulate(RiverValley((1.0,)), [0.1], rule="x"), "rule is 'x'"),
-        (lambda: simulate(RiverValley((1.0,)), []), "etas is []"),
-        (lambda: simulate(RiverValley((1.0,)), [0.1], replicas=1), "replicas is 1"),
-        (lambda: simulate(RiverValley((1.0,)), [0.1], every=0), "every is 0"),
-        (lambda: simulate(RiverValley((1.0,)), [0.1], betas=(0.9, 1.0)), "betas is (0.9, 1.0)"),
-        (lambda: average([1.0]), "values has shape (1,)"),
+        (lambda: RiverValley((1.0,)).thermal_loss(0.1, "lion"), ["rule must be", "got 'lion'"]),
+        (lambda: RiverValley((1.0,)).thermal_loss(0.1, "adam", beta1=1.0), ["beta1 must be", "got 1.0"]),
+        (lambda: RiverValley((1.0,)).entropy(0.0), ["temperature must be", "got 0.0"]),
+        (lambda: RiverValley((1.0,), narrowing=1.0).final_loss([0.1], 0.0), ["narrowing must be", "got 1.0"]),
+        (lambda: relaxation(1.0, [-0.1], 0.0), ["etas must be", "got [-0.1]"]),
+        (lambda: relaxation(-1.0, [0.1], 0.0), ["curvature must be", "got -1.0"]),
+        (lambda: relaxation(1.0, [0.1], 0.0, beta1=1.5), ["beta1 must be", "got 1.5"]),
+        (lambda: greedy_rates(0.0, 0.1, 3), ["curvature must be", "got 0.0"]),
+        (lambda: greedy_rates(1.0, 2.0, 3), ["eta0 must be", "got 2.0"]),
+        (lambda: greedy_rates(1.0, 0.1, 0), ["steps must be", "got 0"]),
+        (lambda: simulate(RiverValley((1.0,)), [0.1], rule="x"), ["rule must be", "got 'x'"]),
+        (lambda: simulate(RiverValley((1.0,)), []), ["etas must be", "got []"]),
+        (lambda: simulate(RiverValley((1.0,)), [0.1], replicas=1), ["replicas must be", "got 1"]),
+        (lambda: simulate(RiverValley((1.0,)), [0.1], every=0), ["every must be", "got 0"]),
+        (lambda: simulate(RiverValley((1.0,)), [0.1], betas=(0.9, 1.0)), ["betas must be", "got (0.9, 1.0)"]),
+        (lambda: average([1.0]), ["values must", "got shape (1,)"]),
     ],
 )
 def test_bad_input(call, says):
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is looked at below
         call()
-    assert says in str(error.value)
+    for word in says:
+        assert word in str(error.value)
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
@@ -378,7 +379,7 @@ def test_equilibrated_fraction():
     losses = spectrum.thermal_losses(quenched)
     assert losses[-1] < 0.25 * losses[2000]  # it freezes where a eta(t) times what is left falls below 1
     assert spectrum.largest_rate() == pytest.approx(2 * 1.9 / (0.1 * 0.5))
-    with pytest.raises(ValueError, match="up to 80; allowed is below 76"):
+    with pytest.raises(ValueError, match=r"etas must stay below 76.*got up to 80"):
         spectrum.thermal_losses([1.0, 80.0])
     with pytest.raises(ValueError, match="last rate > 0"):
         spectrum.equilibrated_fraction([0.1, 0.0])
@@ -402,21 +403,21 @@ def test_measuring_leaves_running_statistics_alone():
 def test_what_makes_the_numbers_meaningless_is_said():
     model, loss, _ = regression()
     optimizer = trained(model, loss, steps=3)
-    with pytest.raises(ValueError, match="allowed is a whole number from 2"):
+    with pytest.raises(ValueError, match="batches must be an integer >= 2, got 1"):
         gradient_noise(model, optimizer, loss, 1)
-    with pytest.raises(ValueError, match="iterations is 0"):
+    with pytest.raises(ValueError, match="iterations must be an integer >= 1, got 0"):
         noise_spectrum(model, optimizer, loss, loss, iterations=0)
     with pytest.raises(ValueError, match="depends differentiably"):
         gradient_noise(model, optimizer, lambda: loss().detach(), 2)
-    with pytest.raises(ValueError, match="loss gave nan"):
+    with pytest.raises(ValueError, match="loss must be finite, got nan"):
         gradient_noise(model, optimizer, lambda: loss() * math.nan, 2)
-    with pytest.raises(ValueError, match=r"SGD without Adam's second moments"):
+    with pytest.raises(ValueError, match=r"got SGD without second moments"):
         gradient_noise(model, torch.optim.SGD(model.parameters(), lr=0.1), loss, 2)
     low, low_loss, _ = regression(torch.bfloat16)
     low_optimizer = torch.optim.AdamW(low.parameters())
     low_loss().backward()
     low_optimizer.step()
-    with pytest.raises(ValueError, match=r"weight is torch.bfloat16; allowed are float32"):
+    with pytest.raises(ValueError, match=r"weight must be float32 or float64, got torch.bfloat16"):
         gradient_noise(low, low_optimizer, low_loss, 2)
     dropped = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5), nn.Linear(3, 1))
 
@@ -509,7 +510,7 @@ def test_a_hold_is_a_plain_loop():
     train([lr] * 25)
     assert row["constant"]["25"] == pytest.approx(judge(params), rel=1e-3)
     assert set(row["quenched"]) == {"50", "100"}
-    with pytest.raises(ValueError, match="steps is 49; allowed are 50 and more"):
+    with pytest.raises(ValueError, match=r"steps must be >= 50, .*got 49"):
         Held("mlp", 1.0, 0, steps=49)
 
 

@@ -104,9 +104,9 @@ def test_without_one_usable_number_it_still_draws(fill):
 
 
 def test_bad_runs_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="runs holds 0 runs; allowed are 1 to 8"):
+    with pytest.raises(ValueError, match="runs must hold 1 to 8 runs, got 0"):
         plot_comparison([], path=tmp_path / "c.png")
-    with pytest.raises(ValueError, match="runs holds 9 runs"):
+    with pytest.raises(ValueError, match="runs must hold 1 to 8 runs, got 9"):
         plot_comparison(three()[:1] * 9, path=tmp_path / "c.png")
     short = ComparedRun("short", GroupedHistory(1), losses())
     with pytest.raises(ValueError, match="at least 2 readings, got 1 of 'short'"):

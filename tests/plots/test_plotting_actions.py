@@ -118,7 +118,7 @@ def test_a_caption_gives_old_new_reason_and_evidence():
 
 
 def test_no_actions_are_refused():
-    with pytest.raises(ValueError, match="actions is empty; allowed is a controller's log"):
+    with pytest.raises(ValueError, match="actions must be a controller's log"):
         plot_actions([])
 
 
@@ -126,6 +126,6 @@ def test_no_actions_are_refused():
     "wrong", [{"step": 1}, {}, 3, {**ACTIONS[0].to_dict(), "evidence": {"r": 1.0}}], ids=str
 )
 def test_what_is_no_action_is_named(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r"actions holds .*; allowed are a controller's actions"):
+    with pytest.raises(ValueError, match=r"actions must be a controller's actions, .*, got .*"):
         plot_actions([ACTIONS[0], wrong], path=tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Collapse under weight decay, seen ahead from the norm balance."""
+"""Collapse under weight decay, predicted from the norm balance."""
 
 from __future__ import annotations
 
@@ -23,31 +23,32 @@ __all__ = ["CollapseDetector"]
 Array = NDArray[np.float64]
 
 EVERY = 10
-"""Steps between two readings judged, at least: as far apart as a history records them (five to an average).
-An optimizer that measures every step would else show the same average twice."""
+"""Fewest steps between two readings that are judged: the spacing at which a history records them (five per
+averaging time). With an optimizer that measures every step, closer readings would be almost the same
+average."""
 
 CONFIRM = 2
-"""Readings in succession that must show a collapse: the source of a small layer is read with some 10 % error
-(:data:`~thermoopt.physics.TOLERANCE`), and a layer at the limit would cross it by noise alone, once in a
-while. The second is not waited for where the norm would be lost meanwhile, nor where the detector is asked so
-rarely that every reading is an average of its own."""
+"""Consecutive readings that must show a collapse. The source of a small layer is measured with an error of
+about 10 % (:data:`~thermoopt.physics.TOLERANCE`), so a layer at the limit crosses it now and then by noise
+alone. One reading is enough where the norm would be lost in the meantime, or where the detector is asked so
+rarely that readings are independent averages."""
 
 READINGS = 10
-"""Readings whose scatter gives the forecast its interval: 100 steps, two averages long."""
+"""Readings whose scatter gives the interval of a forecast: 100 steps, two averaging times."""
 
 SURE = 3
-"""Readings from which on their scatter bounds anything: two differ by chance alone."""
+"""Fewest readings whose scatter bounds anything: two differ by chance alone."""
 
 WIDTH = 4.0
-"""Half an interval in standard deviations of those readings. Averages over 50 steps that are 10 apart hold
-much of the same (correlations exp(-0.2 k) leave the scatter of 3 to 10 of them at 0.5 to 0.7 of a standard
-error), so this is 1.9 to 2.8 of those. Measured in pure noise, 40 runs each: the norm at rest lay inside
-after 60, 100, 300 and 1000 steps in 95, 100, 93 and 95 % of them."""
+"""Half-width of an interval in standard deviations of those readings. Averages over 50 steps that are 10
+steps apart overlap (correlations exp(-0.2 k) reduce the scatter of 3 to 10 of them to 0.5 to 0.7 of a
+standard error), so this is 1.9 to 2.8 standard errors. Measured in pure noise, 40 runs each: the stationary
+norm lay inside the interval after 60, 100, 300 and 1000 steps in 95, 100, 93 and 95 % of them."""
 
 
 @dataclass
 class _Watch:
-    """What is remembered of a layer: the decay it speaks of, readings in a row, when it was told of."""
+    """State of one layer: the decay it was judged under, consecutive readings, step of its report."""
 
     wd: float
     streak: int = 0
@@ -56,35 +57,35 @@ class _Watch:
 
 
 class CollapseDetector:
-    r"""Tells when weight decay is about to take the norm of a layer away.
+    r"""Reports when weight decay is about to collapse the norm of a layer.
 
-    The rule is the barostat's: a decayed matrix collapses when its norm is forecast to be below half of that
-    at the start, decay takes more than twice what the source S gives back (or the norm is that small already
-    and does not rise), and it would turn by more than :data:`~thermoopt.physics.ANGULAR_BOUND` radians a step
-    at the forecast norm: on a scale-invariant layer a shrinking norm is only a larger effective learning
-    rate. Two readings in succession must say so (:data:`CONFIRM`).
+    The rule is the barostat's. A decayed matrix collapses if its norm is forecast to fall below half of its
+    initial value, decay removes more than twice what the source S restores (or the norm is that small already
+    and not rising), and the matrix would turn by more than :data:`~thermoopt.physics.ANGULAR_BOUND` radians
+    per step at the forecast norm: for a scale-invariant layer a shrinking norm only means a larger effective
+    learning rate. Two consecutive readings must agree (:data:`CONFIRM`).
 
-    Gradients and learning rate make the source, decay has no part in it: so the balance is formed with the
-    weight decay and the learning rate that ``param_groups`` hold *now*. A source below 0, which healthy runs
-    have for a while, counts as 0, so that what decay does alone is forecast, and is trusted for no more than
-    the :data:`~thermoopt.physics.AVERAGE` steps it was read over; a layer that its gradient shrinks more than
-    decay does is not said to collapse.
+    The source depends on gradients and learning rate but not on decay, so the balance uses the weight decay
+    and learning rate that ``param_groups`` hold *now*. A negative source, which healthy runs have for a
+    while, counts as 0, so that the forecast is that of decay alone; it then extends no further than the
+    :data:`~thermoopt.physics.AVERAGE` steps over which the source was measured. A layer that its gradient
+    shrinks more than decay does is not reported.
 
-    Decay that torch's SGD puts into the gradient is seen, too (:func:`~thermoopt.physics.sgd_shrink`).
-    Other optimizers' coupled decay cannot be told from the rest: :attr:`unavailable` names their groups, and
-    their layers read NaN. An optimizer of one's own whose decay is decoupled says so by
+    Decay that torch's SGD adds to the gradient is covered too (:func:`~thermoopt.physics.sgd_shrink`).
+    Coupled decay of other optimizers cannot be separated from the update: :attr:`unavailable` names their
+    groups, and their layers are NaN. A custom optimizer with decoupled decay declares it with
     ``decoupled_weight_decay=True`` in its groups.
 
     Args:
         model: names the layers.
-        optimizer: to watch. It is never written.
-        horizon: steps to forecast over, at least 1; None is the memory of Adam's second moment,
+        optimizer: the optimizer to watch. It is never modified.
+        horizon: steps to forecast, at least 1; None uses the memory of Adam's second moment,
             1 / (1 - beta2), for which the present source can be trusted, or
-            :data:`~thermoopt.physics.AVERAGE` without one.
-        observer: whose readings to use; None makes one.
+            :data:`~thermoopt.physics.AVERAGE` for an optimizer without one.
+        observer: the observer whose readings to use; None creates one.
 
     Raises:
-        TypeError, ValueError: for a horizon out of range and an observer of another optimizer.
+        TypeError, ValueError: for a horizon out of range or an observer of another optimizer.
 
     References:
         derived for this project from the norm balance; equilibrium: Kosson et al., arXiv 2305.17212.
@@ -98,15 +99,15 @@ class CollapseDetector:
         observer: Observer | None = None,
     ) -> None:
         if horizon is not None:
-            allowed = f"horizon is {horizon!r}; allowed is None or a number of steps from 1"
+            allowed = f"horizon must be None or a number of steps >= 1, got {horizon!r}"
             if isinstance(horizon, bool) or not isinstance(horizon, (int, float)):
                 raise TypeError(allowed)
             if not 1 <= horizon < math.inf:
                 raise ValueError(allowed)
         if observer is not None and observer.optimizer is not optimizer:
             raise ValueError(
-                f"observer is of another {type(observer.optimizer).__name__}; allowed is None or an observer "
-                "of the optimizer given"
+                "observer must be None or an observer of the optimizer given, got one of another "
+                f"{type(observer.optimizer).__name__}"
             )
         self._observer = Observer(model, optimizer) if observer is None else observer
         self._optimizer = optimizer
@@ -124,7 +125,7 @@ class CollapseDetector:
         self._begin(())
 
     def _begin(self, names: tuple[str, ...]) -> None:
-        """Start on layers as they are named now."""
+        """Start over with these layers."""
         params = [p for group in self._optimizer.param_groups for p in group["params"]][: len(names)]
         self._names = names
         self._reading: Reading | None = None
@@ -142,21 +143,21 @@ class CollapseDetector:
         return self._observer
 
     def step(self) -> dict[str, float]:
-        """Judge the newest reading, once, and return R_wd of every layer measured, as it was when judged.
+        """Judge the newest reading, if not done yet, and return R_wd of every measured layer at that time.
 
-        Call it after ``optimizer.step()``, or not at all: everything below looks by itself.
+        Call it after ``optimizer.step()``, or not at all: all members below do so themselves.
         """
         self._look()
         return dict(self._excess)
 
     @property
     def is_collapsing(self) -> bool:
-        """Whether a layer began to collapse since this was last True.
+        """Whether a layer has begun to collapse since this was last True.
 
-        It is news, not a state: True throughout the optimizer step in which it is first asked for, False
-        from the next on, and as soon as weight decay was changed. A layer is news again once its forecast
-        has been back above half of the start, or under another weight decay (by more than 10 %) that would
-        still make it collapse.
+        This is an event, not a state: True throughout the optimizer step in which it is first read, False
+        from the next step on and as soon as weight decay is changed. A layer is reported again after its
+        forecast has been back above half of its initial norm, or if it would still collapse under a weight
+        decay changed by more than 10 %.
         """
         self._look()
         step = self._observer.steps
@@ -168,19 +169,19 @@ class CollapseDetector:
 
     @property
     def collapsing(self) -> list[str]:
-        """Layers that collapse as things are: seen to begin, and still forecast below half of the start."""
+        """Layers that are collapsing now: reported, and still forecast below half of their initial norm."""
         self._look()
         return self._unchanged([name for name, w in self._watches.items() if w.fired])
 
     @property
     def alarms(self) -> list[CollapseAlarm]:
-        """Every layer that began to collapse so far, oldest first."""
+        """Every layer that has begun to collapse so far, oldest first."""
         self._look()
         return list(self._alarms)
 
     @property
     def unavailable(self) -> dict[str, str]:
-        """Groups whose decay cannot be told from the update, by name, and why."""
+        """Groups whose decay cannot be separated from the update, by name, with the reason."""
         kind = type(self._optimizer).__name__
         return {
             str(group.get("name", f"group{i}")): (
@@ -191,10 +192,10 @@ class CollapseDetector:
         }
 
     def forecast(self, layer: str) -> Forecast:
-        """Say where the norm of a layer goes.
+        """Return the forecast of a layer's norm.
 
         Raises:
-            KeyError: if no layer measured has that name.
+            KeyError: if no measured layer has that name.
             ValueError: before the first reading.
         """
         self._look()
@@ -205,15 +206,15 @@ class CollapseDetector:
         return self._forecasts([self._column(layer)])[0]
 
     def steps_to_collapse(self, layer: str | None = None) -> float:
-        """Steps until the forecast norm is half of that at the start, infinite if it never is.
+        """Return the steps until a forecast norm is half of its initial value, infinite if it never is.
 
-        Infinite, too, where the layer would turn slowly at the forecast norm, so that nothing collapses.
+        Also infinite where the layer would turn slowly at the forecast norm, which is no collapse.
 
         Args:
-            layer: which; None for the first of all decayed matrices.
+            layer: name of the layer; None for the decayed matrix that gets there first.
 
         Raises:
-            KeyError: if no layer measured has that name.
+            KeyError: if no measured layer has that name.
         """
         self._look()
         if self._reading is None:
@@ -222,11 +223,11 @@ class CollapseDetector:
         return float(steps.min(initial=np.inf) if layer is None else steps[self._column(layer)])
 
     def get_recommendations(self) -> list[str]:
-        """What collapses and by how much to lower its decay, by layer type; then what did so earlier.
+        """Return which layers collapse and by how much to lower their decay, by type; then earlier collapses.
 
-        A line begins with ``[HIGH]`` where the whole interval of a forecast lies below half of the start
-        and decay takes more than twice what the source gives back, with ``[MEDIUM]`` where only the
-        estimate does, with ``[LOW]`` for what is over or not the decay's doing.
+        A line begins with ``[HIGH]`` if the whole interval of a forecast lies below half of the initial norm
+        and decay removes more than twice what the source restores, with ``[MEDIUM]`` if only the estimate
+        does, and with ``[LOW]`` if the collapse is over or decay did not cause it.
         """
         now = self.collapsing
         lines = [
@@ -239,8 +240,8 @@ class CollapseDetector:
                 earlier.setdefault((alarm.step, alarm.layer_type), []).append(alarm)
         lines += [afterwards(kind, alarms) for (_, kind), alarms in earlier.items()]
         lines += [
-            f"[LOW] {count(kind, len(layers))}, as {layers[0]}, lost half of the norm at the start and the "
-            "gradient shrinks more than decay does: lower the learning rate rather than weight_decay."
+            f"[LOW] {count(kind, len(layers))}, for example {layers[0]}, lost half of the initial norm, and "
+            "the gradient shrinks it more than decay does: lower the learning rate rather than weight_decay."
             for kind, layers in self._by_type(self._shrunk()).items()
         ]
         lines += [f"unavailable for {name}: {why}." for name, why in self.unavailable.items()]
@@ -249,7 +250,7 @@ class CollapseDetector:
     # ---------------------------------------------------------------- judging
 
     def _look(self) -> None:
-        """Judge the newest reading if there is one that was not judged yet."""
+        """Judge the newest reading unless that is done already."""
         step = self._observer.steps
         if step == self._looked:
             return
@@ -281,7 +282,7 @@ class CollapseDetector:
         falls = self._judged & balance.falls(NU, ANGULAR_BOUND)
         falls &= self._source(motion, rates) > -balance.pull
         below = self._judged & (balance.forecast2 < NU**2 * balance.reference2)
-        # at the decay recommended a norm rests at the limit itself: no news within the error of that
+        # under the recommended decay a norm settles at the limit itself: report only what exceeds its error
         falls &= (1 + TOLERANCE) * balance.forecast2 < NU**2 * balance.reference2
         one_is_enough = self._until(rates) < CONFIRM * max(EVERY, self._observer.measure_every)
         one_is_enough |= apart >= AVERAGE
@@ -306,7 +307,7 @@ class CollapseDetector:
         return motion.source(rates.lr, rates.alpha, rates.swing)
 
     def _balance(self, rates: LayerRates, source: Array | None = None) -> Balance:
-        """Balance of every layer at these rates; without a source, with the newest that is not below 0."""
+        """Balance of every layer at these rates; without ``source``, from the newest, clipped at 0."""
         assert self._reading is not None
         motion = self._motions[-1]
         if source is None:
@@ -323,13 +324,13 @@ class CollapseDetector:
         )
 
     def _ahead(self, rates: LayerRates) -> Array:
-        """Steps to look ahead: fewer where the newest source is not above 0."""
+        """Steps to look ahead: fewer where the newest source is not positive."""
         ahead = rates.memory if self._horizon is None else np.full(rates.lr.shape, float(self._horizon))
         trusted = self._source(self._motions[-1], rates) > 0
         return np.where(trusted, ahead, np.minimum(ahead, AVERAGE))
 
     def _until(self, rates: LayerRates) -> Array:
-        """Steps until half of the norm at the start, infinite where the layer would turn slowly then."""
+        """Steps until half of the initial norm, infinite where the layer would turn slowly there."""
         balance = self._balance(rates)
         steps = steps_until(balance.norm2, balance.source, rates.alpha, NU**2 * balance.reference2)
         return np.where(balance.angular_forecast > ANGULAR_BOUND, steps, np.inf)
@@ -344,7 +345,7 @@ class CollapseDetector:
         ]
 
     def _interval(self, rates: LayerRates) -> tuple[Array, Array]:
-        """Norms at the horizon if the source were as low, or as high, as its last readings leave open."""
+        """Norms at the horizon for the lowest and highest source consistent with the last readings."""
         sources = np.array([self._source(motion, rates) for motion in self._motions])
         if len(sources) < SURE:
             return np.zeros(len(self._names)), np.full(len(self._names), np.inf)
@@ -355,7 +356,7 @@ class CollapseDetector:
         return low, high
 
     def _shrunk(self) -> list[str]:
-        """Layers below half of their start that their gradient shrinks more than decay does."""
+        """Layers below half of their initial norm that the gradient shrinks more than decay does."""
         if self._reading is None:
             return []
         rates = self._rates()
@@ -371,11 +372,11 @@ class CollapseDetector:
         assert self._reading is not None
         known = [name for name, seen in zip(self._names, self._reading.seen, strict=True) if seen]
         if layer not in known:
-            raise KeyError(f"layer is {layer!r}; allowed are those measured: {', '.join(known)}")
+            raise KeyError(f"layer must be one of those measured ({', '.join(known)}), got {layer!r}")
         return self._names.index(layer)
 
     def _unchanged(self, names: list[str]) -> list[str]:
-        """Those of the layers whose weight decay is still that under which they were judged."""
+        """Return the layers whose weight decay is still the one under which they were judged."""
         if not names:
             return []
         wd = dict(zip(self._names, self._rates().wd, strict=True))
@@ -390,5 +391,5 @@ class CollapseDetector:
 
 
 def _changed(before: float, now: float) -> bool:
-    """Whether weight decay is another than before; 10 % are within the error of any judgement on it."""
+    """Whether weight decay changed by more than 10 %, the error of any judgement on it."""
     return abs(now - before) > TOLERANCE * before

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, Run
+from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, Run, missing_members
 from thermoopt.diagnosis.finding import CONFIDENCES, Finding
 from thermoopt.diagnosis.kinds import FOLLOWS, KINDS
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DiagnosticReport", "diagnose"]
 
 SURE = ("HIGH", "MEDIUM")
-"""Confidences that make a run unhealthy."""
+"""A finding of one of these confidences makes a run unhealthy."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class DiagnosticReport:
     """What a run shows.
 
     Attributes:
-        findings: sorted by confidence; empty where nothing was found.
-        facts: what was looked at: steps, readings, equilibrium fraction, dispersion, and the like.
+        findings: sorted by confidence; empty if nothing was found.
+        facts: the figures behind it: steps, readings, equilibrium fraction, dispersion and so on.
         sections: further text by title, from an entropy split or a collapse detector.
     """
 
@@ -36,12 +36,12 @@ class DiagnosticReport:
 
     @property
     def healthy(self) -> bool:
-        """Whether there are readings enough to tell and no finding of HIGH or MEDIUM confidence."""
+        """Whether there are enough readings to tell and no finding has HIGH or MEDIUM confidence."""
         return self.facts["readings"] >= MIN_READINGS and not any(f.confidence in SURE for f in self.findings)
 
     @property
     def recommendations(self) -> list[str]:
-        """What to change, one line a finding of HIGH or MEDIUM confidence."""
+        """What to change, one line per finding of HIGH or MEDIUM confidence."""
         return [f"[{f.confidence}] {f.advice}" for f in self.findings if f.confidence in SURE]
 
     @property
@@ -78,7 +78,7 @@ class DiagnosticReport:
         }
 
     def to_markdown(self) -> str:
-        """Return it as Markdown: a summary, a table of findings, what was looked at."""
+        """Return it as Markdown: a summary, a table of findings, the figures behind it."""
         lines = ["## Diagnosis", "", self.summary, ""]
         if self.findings:
             lines += ["| confidence | kind | layers | measured | advice |", "| --- | --- | --- | --- | --- |"]
@@ -100,28 +100,24 @@ def diagnose(
 ) -> DiagnosticReport:
     """Say what is wrong with a run, from what an observer recorded.
 
-    Every kind of finding is one function of :data:`thermoopt.diagnosis.KINDS`, whose docstring says what its
-    measure is where nothing is wrong. A finding that another one explains is kept, as LOW. It can be asked
-    at any time and changes nothing.
+    Each kind of finding is one function in :data:`thermoopt.diagnosis.KINDS`; its docstring gives the value
+    of its measure in a run with nothing wrong. A finding that follows from another is kept, as LOW. The
+    function can be called at any time and changes nothing.
 
     Args:
-        observer: an :class:`~thermoopt.Observer`, or a saved run (:class:`thermoopt.account.SavedRun`).
+        observer: an :class:`~thermoopt.Observer`, or a saved run (:class:`thermoopt.record.SavedRun`).
         splitter: adds its report of the entropy split.
-        collapse_detector: adds its recommendations, which may be younger than the observer's last reading.
+        collapse_detector: adds its recommendations, which may be newer than the observer's last reading.
 
     Returns:
-        The report; one without readings says what to do.
+        The report; without readings it says what to do.
 
     Raises:
-        TypeError: for something that is no run.
+        TypeError: if ``observer`` is not a run.
     """
-    missing = [
-        name for name in ("history", "losses", "skipped", "start_norms") if not hasattr(observer, name)
-    ]
+    missing = missing_members(observer)
     if missing:
-        raise TypeError(
-            f"observer is {observer!r}; allowed is an Observer or a SavedRun (it has no {missing[0]})"
-        )
+        raise TypeError(f"observer must be an Observer or a SavedRun, got {observer!r} without {missing[0]}")
     run = Evidence(observer)
     found = [finding for kind in KINDS.values() if (finding := kind(run)) is not None]
     sections = {}
@@ -136,7 +132,7 @@ def diagnose(
 
 
 def _explained(found: list[Finding]) -> list[Finding]:
-    """Lower to LOW what follows from another finding; causes stand before their consequences."""
+    """Lower findings that follow from another to LOW; causes come before their consequences."""
     out: list[Finding] = []
     for finding in found:
         cause = next(
@@ -151,7 +147,7 @@ def _facts(run: Evidence, observer: Run) -> dict[str, Any]:
     if run.n == 0:
         facts["why"] = _why_none(run)
         return facts
-    reading = getattr(observer, "reading", None)
+    reading = observer.reading
     facts["sigma"] = _number(run.late_median("sigma"))
     facts["r"] = _number(run.late_median("r"))
     facts["rho_momentum"] = _number(run.late_median("rho_momentum"))

@@ -1,4 +1,4 @@
-"""What to change where a source of heat outdoes the work."""
+"""What to change where a source of heat exceeds the work."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ HEAT = ("d_iS_noise", "d_iS_momentum", "d_iS_wd")
 _WORDS = {"d_iS_noise": "noise", "d_iS_momentum": "momentum", "d_iS_wd": "weight decay"}
 
 STEADY = 5
-"""Readings in succession in which a source must lead: five, 10 steps apart, span the average of 50."""
+"""Consecutive readings in which a source must dominate: five, 10 steps apart, span the average of 50."""
 
 SPREAD = 2.0
-"""Largest ratio between these readings' R_ie: the factor that the advice names is known that well then."""
+"""Largest ratio between the R_ie of those readings: the advised factor is known this well."""
 
 
 def dominant(heat: Mapping[str, float]) -> str | None:
-    """Name the source that makes more than half of the heat, in magnitude; None where none does."""
+    """Return the name of the source that makes more than half of the heat, in magnitude, or None."""
     sizes = {name: abs(value) for name, value in heat.items() if not math.isnan(value)}
     total = sum(sizes.values())
     leading = max(sizes, key=sizes.__getitem__, default=None)
@@ -40,19 +40,20 @@ def split_advice(
     names: Sequence[str],
     settings: Sequence[tuple[float, float]],
 ) -> list[str]:
-    r"""Say what makes more heat than there is work, by layer type, and what to change by how much.
+    r"""Return which source makes more heat than work, by layer type, and what to change by how much.
 
-    A layer counts where in each of its last :data:`STEADY` readings R_ie is defined and the same source makes
-    more than half of the heat and by itself more than the work, while R_ie stays within a factor of
-    :data:`SPREAD`. The factor is that source over the work, of the type's layers together and averaged over
-    these readings: changed by it, the source is level with the work. Noise goes with one over the batch,
-    decay with :math:`\lambda`; overshoot, to first order, with the learning rate times the momentum's memory
+    A layer counts if, in each of its last :data:`STEADY` readings, R_ie is defined and one and the same
+    source makes more than half of the heat and alone exceeds the work, with R_ie within a factor of
+    :data:`SPREAD`. The advised factor is that source over the work, summed over the type's layers and
+    averaged over those
+    readings: after the change, the source equals the work. Noise is proportional to one over the batch, decay
+    to :math:`\lambda`, and overshoot, to first order, to the learning rate times the momentum's memory
     :math:`1/(1-\beta_1)`.
 
     Args:
         columns: ``d_eS``, ``R_ie`` and the sources of :data:`HEAT`, each ``[m, n_layers]``.
-        types: of the layers.
-        names: of the layers.
+        types: types of the layers.
+        names: names of the layers.
         settings: weight decay and beta1 of each layer's group.
     """
     heat = np.abs(np.stack([columns[name][-STEADY:] for name in HEAT]))
@@ -80,13 +81,13 @@ def split_advice(
 def _change(source: str, factor: float, wd: float, beta1: float) -> str:
     if source == "d_iS_noise":
         return (
-            f"A batch {factor:.2g} times as large, or as many more gradients accumulated, would bring noise "
-            "level with the work."
+            f"A batch {factor:.2g} times as large, or accumulating that many times more gradients, would "
+            "bring noise down to the work."
         )
     if source == "d_iS_wd":
-        return f"Lower weight_decay by a factor {factor:.2g} ({wd:g} → {wd / factor:.2g})."
+        return f"Lower weight_decay by a factor of {factor:.2g} ({wd:g} → {wd / factor:.2g})."
     shorter = max(0.0, 1 - factor * (1 - beta1))
     return (
-        f"The update overshoots: lower the learning rate by a factor {factor:.2g}, or beta1 from {beta1:g} "
-        f"to {shorter:.3g}."
+        f"The update overshoots: lower the learning rate by a factor of {factor:.2g}, or beta1 from "
+        f"{beta1:g} to {shorter:.3g}."
     )

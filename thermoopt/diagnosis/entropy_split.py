@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 
 def r_ie_state(r_ie: float) -> str:
-    """Tell ``"undefined"`` (NaN) from ``"capped"`` (:data:`~thermoopt.physics.R_IE_CAP`) and ``"finite"``."""
+    """Return ``"undefined"`` (NaN), ``"capped"`` (:data:`~thermoopt.physics.R_IE_CAP`) or ``"finite"``."""
     if math.isnan(r_ie):
         return "undefined"
     return "capped" if r_ie >= R_IE_CAP else "finite"
@@ -39,17 +39,17 @@ def r_ie_state(r_ie: float) -> str:
 
 @dataclass(frozen=True)
 class LayerSplit:
-    r"""Split of one layer, or of all layers of a type; all in [L per step] but ``R_ie`` and ``lr``.
+    r"""Split of one layer, or of all layers of a type; all in [L per step] except ``R_ie`` and ``lr``.
 
-    Formulas stand in :func:`thermoopt.physics.quantities`. NaN is what the optimizer does not tell.
+    :func:`thermoopt.physics.quantities` has the formulas. NaN where the optimizer does not provide a part.
 
     Attributes:
-        name, ltype: layer, and its type.
+        name, ltype: name of the layer and its type.
         sigma_total: d_eS + d_iS, which is :math:`\eta\langle g,U+\lambda\theta\rangle`.
-        d_eS: work: what lowers the loss.
+        d_eS: work: the part that lowers the loss.
         d_iS: heat, signed: d_iS_wd + d_iS_momentum + d_iS_noise.
-        R_ie: heat in magnitude over work.
-        state: of R_ie: ``"finite"``, ``"capped"`` or ``"undefined"``, where work is within its error of 0.
+        R_ie: magnitude of the heat over work.
+        state: state of R_ie: ``"finite"``, ``"capped"`` or ``"undefined"`` (work within its error of 0).
         lr: effective learning rate.
     """
 
@@ -67,13 +67,13 @@ class LayerSplit:
 
     @classmethod
     def of(cls, name: str, ltype: str, q: Mapping[str, Array], i: int, decay_inside: bool) -> LayerSplit:
-        """Form it from the i-th of many quantities.
+        """Build it from the i-th column of the quantities.
 
         Args:
-            name, ltype: of the layer.
+            name, ltype: name and type of the layer.
             q: quantities by name, ``[n]`` (:func:`thermoopt.physics.quantities`).
-            i: which.
-            decay_inside: whether decay is part of the update, and d_iS_wd not to be told.
+            i: index of the column.
+            decay_inside: whether decay is part of the update, so that d_iS_wd is unknown.
         """
         r_ie = float(q["R_ie"][i])
         return cls(
@@ -96,13 +96,13 @@ class SplitSnapshot:
     """Split of one reading.
 
     Attributes:
-        step: of the reading.
-        layers: split of each layer measured, by name.
-        types: of all layers of each type together, by type.
-        total: of everything together.
-        total_d_eS, total_d_iS, R_ie, state: the total's.
-        R_ie_median, R_ie_max: over the layers where R_ie is defined; NaN where it nowhere is.
-        worst_layer, worst_ltype: the layer of the largest R_ie and its type; None where there is none.
+        step: step of the reading.
+        layers: split of each measured layer, by name.
+        types: split of all layers of each type together, by type.
+        total: split of all layers together.
+        total_d_eS, total_d_iS, R_ie, state: those of ``total``.
+        R_ie_median, R_ie_max: over the layers where R_ie is defined; NaN if it is defined nowhere.
+        worst_layer, worst_ltype: the layer with the largest R_ie and its type; None if there is none.
     """
 
     step: int
@@ -120,21 +120,21 @@ class SplitSnapshot:
 
 
 class EntropySplit:
-    r"""Work and heat in an observer's readings: a view that measures nothing and costs nothing.
+    r"""Work and heat in an observer's readings: a view that measures nothing itself and costs nothing.
 
     .. math:: \eta\langle g, U+\lambda\theta\rangle = d_eS + d_iS, \qquad
               d_iS = d_iS_{noise} + d_iS_{momentum} + d_iS_{wd}
 
-    exactly, layer by layer and in total. Without Adam's moments only d_iS_wd is known, of decay that is
-    decoupled; all else is NaN and :meth:`report` says so.
+    exactly, layer by layer and in total. Without Adam's moments only d_iS_wd of decoupled decay is known; all
+    other parts are NaN, and :meth:`report` says so.
 
     Args:
-        model: the observer's.
-        optimizer: the observer's.
-        observer: whose readings are split.
+        model: the observer's model, or None.
+        optimizer: the observer's optimizer.
+        observer: the observer whose readings are split.
 
     Raises:
-        ValueError: if the observer is of another optimizer or model.
+        ValueError: if the observer observes another optimizer or model.
 
     References:
         derived for this project (:func:`thermoopt.physics.layer_terms`); the names: thermoclaw.
@@ -143,13 +143,11 @@ class EntropySplit:
     def __init__(self, model: torch.nn.Module | None, optimizer: Optimizer, observer: Observer) -> None:
         if observer.optimizer is not optimizer:
             raise ValueError(
-                f"observer is of another {type(observer.optimizer).__name__}; allowed is an observer of the "
-                "optimizer given"
+                "observer must observe the optimizer given, got one of another "
+                f"{type(observer.optimizer).__name__}"
             )
         if model is not None and observer.model is not None and observer.model is not model:
-            raise ValueError(
-                f"model is another {type(model).__name__} than the observer's; allowed are None and that one"
-            )
+            raise ValueError(f"model must be None or the observer's own, got another {type(model).__name__}")
         self._observer = observer
         self._optimizer = optimizer
         self._snapshot: SplitSnapshot | None = None
@@ -172,24 +170,24 @@ class EntropySplit:
         return self._snapshot
 
     def step(self) -> SplitSnapshot | None:
-        """Return :attr:`snapshot`; to be called after ``optimizer.step()``, or not at all."""
+        """Return :attr:`snapshot`. Call it after ``optimizer.step()``, or not at all."""
         return self.snapshot
 
     def report(self, top_k: int = 10) -> str:
-        """Describe the newest split: the total, every layer type, the layers of largest R_ie.
+        """Describe the newest split: the total, every layer type, and the layers with the largest R_ie.
 
         Args:
-            top_k: how many of these layers, from 0.
+            top_k: number of those layers, at least 0.
 
         Raises:
             ValueError: for a negative ``top_k``.
         """
         if top_k < 0:
-            raise ValueError(f"top_k is {top_k!r}; allowed is a whole number from 0")
+            raise ValueError(f"top_k must be an integer >= 0, got {top_k!r}")
         snapshot = self.snapshot
         if snapshot is None:
             return "No reading yet: train until the observer has measured a step."
-        lines = [f"Entropy split at step {snapshot.step} [loss a step]"]
+        lines = [f"Entropy split at step {snapshot.step} [loss per step]"]
         known = [layer for layer in snapshot.layers.values() if layer.state != "undefined"]
         worst = sorted(known, key=lambda layer: -layer.R_ie)[:top_k]
         rows = [_row("total", snapshot.total)]
@@ -200,7 +198,7 @@ class EntropySplit:
         if math.isnan(snapshot.total.d_eS):
             kind = type(self._optimizer).__name__
             lines.append(
-                f"unavailable: {kind} keeps no second moment as Adam's; of the split only d_iS_wd is known."
+                f"unavailable: {kind} keeps no second moment like Adam's; only d_iS_wd of the split is known."
             )
         elif undefined:
             lines.append(
@@ -211,7 +209,7 @@ class EntropySplit:
         return "\n".join(lines)
 
     def get_recommendations(self) -> list[str]:
-        """What makes more heat than there is work, steadily, by layer type, and what to change by how much.
+        """Return which source steadily exceeds the work, by layer type, and what to change by how much.
 
         See :func:`thermoopt.diagnosis.split_advice`.
         """
@@ -224,7 +222,7 @@ class EntropySplit:
         )
 
     def export_csv(self, path: str | Path) -> None:
-        """Write one line a reading and layer, as the history keeps them.
+        """Write one line per reading and layer, as the history keeps them.
 
         Raises:
             ValueError: before the first reading.
@@ -252,12 +250,13 @@ class EntropySplit:
         """Draw the split over the run (:func:`thermoopt.plots.plot_entropy_split`).
 
         Args:
-            save_path: where to write it; the suffix chooses the format.
-            show: open it in a window, too.
+            save_path: file to write; the suffix chooses the format.
+            show: also open it in a window.
 
         Raises:
             ValueError: for a history of fewer than 2 readings.
-            ImportError, RuntimeError: matplotlib is missing, or has no window to show it in.
+            ImportError: matplotlib is missing.
+            RuntimeError: matplotlib's backend opens no window.
         """
         from thermoopt.plots import plot_entropy_split
 
@@ -318,7 +317,7 @@ class EntropySplit:
         return {name: coupled[g] for name, g in zip(reading.names, reading.group_of.tolist(), strict=True)}
 
     def _settings(self, names: Iterable[str]) -> list[tuple[float, float]]:
-        """Weight decay and beta1 of each layer's group, as they are now."""
+        """Return the present weight decay and beta1 of each layer's group."""
         reading = self._observer.reading
         groups = self._optimizer.param_groups
         if reading is None:

@@ -1,25 +1,25 @@
-"""What a diagnosis looks at: the record of a run as arrays, and the few statistics that every kind uses."""
+"""What a diagnosis is based on: the record of a run as arrays, and the few statistics that all kinds use."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.account import ROWS_PER_EMA, HistoryLike
+from thermoopt.account.reading import Reading
 
-__all__ = ["MIN_READINGS", "Evidence", "LossRecord", "Run", "mean_interval"]
+__all__ = ["MIN_READINGS", "Evidence", "LossRecord", "Run", "mean_interval", "missing_members"]
 
 Array = NDArray[np.float64]
 
 MIN_READINGS = 10
-"""Readings below which nothing statistical is said: two averages, at the five readings to an average that a
-run records."""
+"""Fewest readings for any statistical statement: two averaging times, at the five readings per averaging time
+that a run records."""
 
 
 class LossRecord(Protocol):
@@ -42,12 +42,16 @@ class Run(Protocol):
         """The readings."""
 
     @property
+    def reading(self) -> Reading | None:
+        """The newest reading in full; None before the first, and for a record that holds only quantities."""
+
+    @property
     def losses(self) -> LossRecord:
         """The losses that were reported, perhaps none."""
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Measured steps that moved no average, by cause."""
+        """Number of steps that were due to be measured but entered no average, by cause."""
 
     @property
     def layer_types(self) -> Mapping[str, str]:
@@ -63,15 +67,21 @@ class Run(Protocol):
 
     @property
     def frozen(self) -> Collection[str]:
-        """Layers that are not to be trained."""
+        """Layers that are not trained."""
 
     @property
     def bad_losses(self) -> int:
-        """Losses reported that were not finite."""
+        """Number of reported losses that were not finite."""
 
     @property
     def steps(self) -> int:
         """Optimizer steps taken."""
+
+
+def missing_members(run: object) -> list[str]:
+    """Return the names of :class:`Run` that an object lacks."""
+    names = [name for name, member in vars(Run).items() if isinstance(member, property)]
+    return [name for name in names if not hasattr(run, name)]
 
 
 class Evidence:
@@ -102,12 +112,24 @@ class Evidence:
         matrices = frozenset(run.matrices)
         self.matrix = np.array([name in matrices for name in self.names], dtype=bool) & (self.start > 0)
         self.loss_steps, self.loss = np.asarray(run.losses.steps), np.asarray(run.losses.values, dtype=float)
-        self.total = cache(lambda name: np.asarray(self._history.total(name), dtype=float))
-        self.layers = cache(lambda name: np.asarray(self._history.layers(name), dtype=float))
+        self._totals: dict[str, Array] = {}
+        self._layers: dict[str, Array] = {}
+
+    def total(self, name: str) -> Array:
+        """Return a quantity of all parameters together, ``[n]``."""
+        if name not in self._totals:
+            self._totals[name] = np.asarray(self._history.total(name), dtype=float)
+        return self._totals[name]
+
+    def layers(self, name: str) -> Array:
+        """Return a quantity of every layer, ``[m, n_layers]``."""
+        if name not in self._layers:
+            self._layers[name] = np.asarray(self._history.layers(name), dtype=float)
+        return self._layers[name]
 
     @property
     def enough(self) -> bool:
-        """Whether there are readings enough for statistics."""
+        """Whether there are enough readings for statistics."""
         return self.n >= MIN_READINGS
 
     def late_median(self, name: str) -> float:
@@ -115,7 +137,7 @@ class Evidence:
         return median(self.total(name)[self.late])
 
     def late_interval(self, name: str) -> tuple[float, float]:
-        """Two standard errors about the mean of a total over the second half of the readings."""
+        """Mean of a total over the second half of the readings, plus and minus two standard errors."""
         return mean_interval(self.total(name)[self.late])
 
     @property
@@ -130,11 +152,11 @@ class Evidence:
 
     @property
     def peak_lr(self) -> float:
-        """Largest mean learning rate read."""
+        """Largest mean learning rate among the readings."""
         return float(np.nanmax(self.total("lr_eff"), initial=0.0))
 
     def relative_rate(self) -> float:
-        """Peak learning rate over rms at the start, of the median matrix: an Adam step over a weight."""
+        """Peak learning rate over initial rms, median over matrices: an Adam step relative to a weight."""
         if not len(self.layer_steps):  # a record without layers
             return math.nan
         rms = self.start / np.sqrt(self.layers("numel")[-1])
@@ -142,9 +164,10 @@ class Evidence:
             return median((np.fmax.reduce(self.layers("lr_eff"), axis=0) / rms)[self.matrix])
 
     def loss_ratios(self) -> tuple[float, float]:
-        """Highest running mean of ten losses, and mean of the last quarter, over the first loss; else NaN.
+        """Highest running mean of ten losses and mean of the last quarter, both over the first loss.
 
-        The first was taken before the first step, if losses were reported from the start.
+        If losses were reported from the start, the first one precedes the first step. NaN if there are too
+        few losses or the first is not positive.
         """
         finite = self.loss[np.isfinite(self.loss)]
         if len(finite) < 2 * MIN_READINGS or finite[0] <= 0:
@@ -154,25 +177,26 @@ class Evidence:
         return running.max() / first, finite[-(len(finite) // 4) :].mean() / first
 
     def select(self, mask: Array) -> tuple[str, ...]:
-        """Names of the layers that a mask ``[n_layers]`` takes."""
+        """Names of the layers that a mask ``[n_layers]`` selects."""
         return tuple(name for name, take in zip(self.names, mask, strict=True) if take)
 
     def type_of(self, layers: Sequence[str]) -> str | None:
-        """Type that all of these layers share, or None."""
+        """Type shared by all the given layers, or None."""
         types = Counter(self._types.get(name, "other") for name in layers)
         return next(iter(types)) if len(types) == 1 else None
 
 
 def median(x: Array) -> float:
-    """Median of what is finite, NaN where nothing is."""
+    """Median of the finite values, NaN if there are none."""
     x = x[np.isfinite(x)]
     return float(np.median(x)) if len(x) else math.nan
 
 
 def mean_interval(x: Array) -> tuple[float, float]:
-    """Two standard errors about a mean of readings.
+    """Mean of readings, plus and minus two standard errors.
 
-    Five readings make one average, so neighbours share most of their steps: n readings count as n/5.
+    There are five readings per averaging time, so neighbours share most of their steps: n readings count as
+    n/5 independent ones.
     """
     x = x[np.isfinite(x)]
     if len(x) < 2:

@@ -1,4 +1,4 @@
-"""What a diagnosis says: one thing that is wrong with a run, how sure that is, and what to do."""
+"""What a diagnosis returns: one thing that is wrong with a run, how certain that is, and what to do."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 __all__ = ["CONFIDENCES", "Finding", "two_digits"]
 
 CONFIDENCES = ("HIGH", "MEDIUM", "LOW")
-"""From sure to unsure, in error rates on healthy runs: at most 1 in 100 has any HIGH finding, at most 1 in 20
-a MEDIUM one (measured by ``benchmarks/validation``); LOW is information and has no rate."""
+"""From certain to uncertain, as error rates on healthy runs: at most 1 in 100 has any HIGH finding, at most 1
+in 20 a MEDIUM one (measured by ``benchmarks/validation``). LOW is information and has no error rate."""
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,16 @@ class Finding:
     """One thing that a run shows.
 
     Attributes:
-        kind: what it is, one of :data:`thermoopt.diagnosis.KINDS`.
+        kind: a key of :data:`thermoopt.diagnosis.KINDS`.
         confidence: one of :data:`CONFIDENCES`.
-        message: what was measured, against what, in one sentence.
+        message: what was measured and what it is compared with, in one sentence.
         advice: what to change, and by how much.
-        layers: names of the layers that show it; empty where the whole run does.
-        layer_type: the type of these layers where they share one, else None.
+        layers: names of the layers that show it; empty if it concerns the whole run.
+        layer_type: the type of those layers if they share one, else None.
         measure: name of the quantity that decided.
         effect: its value.
-        null: its value where nothing is wrong.
-        interval: two standard errors about ``effect``; NaN where it is a count or a setting.
+        null: its value in a run with nothing wrong.
+        interval: ``effect`` plus and minus two standard errors; NaN for a count or a setting.
         readings: number of readings behind it.
         follows_from: kind of the finding that explains this one, which is LOW for that reason.
     """

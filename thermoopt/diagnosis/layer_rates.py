@@ -1,4 +1,4 @@
-"""How weight decay enters an optimizer's step, and every layer's rates as they are now."""
+"""How weight decay enters an optimizer's step, and the present rates of every layer."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ __all__ = ["COUPLED", "DECOUPLED", "UNKNOWN", "CoupledShare", "LayerRates", "dec
 Array = NDArray[np.float64]
 
 DECOUPLED, COUPLED, UNKNOWN = "decoupled", "coupled", "unknown"
-"""Ways in which decay enters: beside the update; in the gradient as torch's SGD has it, where its effect is
-known; in some other way, where it cannot be told from the rest."""
+"""Ways in which decay enters: separately from the update; through the gradient as in torch's SGD, with a
+known effect; in some other way, in which it cannot be separated from the update."""
 
 
 def group_decay(group: Mapping[str, Any]) -> float:
-    """Weight decay that a group says, 0 where it says none."""
+    """Return a group's weight decay, 0 if it has none."""
     return float(group.get("weight_decay") or 0.0)
 
 
 def decay_entry(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
-    """Tell how a group's decay enters the step.
+    """Return how a group's decay enters the step.
 
     :data:`DECOUPLED` for AdamW and for groups with ``decoupled_weight_decay``, :data:`COUPLED` for SGD with
-    torch's own step, else :data:`UNKNOWN` (Adam's coupled decay runs through its second moment).
+    torch's own step, else :data:`UNKNOWN` (Adam's coupled decay passes through its second moment).
     """
     if isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False):
         return DECOUPLED
@@ -46,18 +46,18 @@ def decay_entry(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class LayerRates:
-    """Rates of layers as the optimizer's groups hold them at this moment, ``[n]`` in the order of a reading.
+    """Present rates of the layers in the optimizer's groups, ``[n]`` in the order of a reading.
 
     Attributes:
         lr, wd: effective learning rate and weight decay.
-        alpha: factor by which decay alone shrinks the norm in a step, in the end; NaN where not known.
-        gain: decay is as strong as a decoupled one of ``gain * wd``.
-        momentum: that the decay goes through, 0 where decoupled.
+        alpha: asymptotic factor per step by which decay alone shrinks the norm; NaN where unknown.
+        gain: decay acts like a decoupled one of ``gain * wd``.
+        momentum: momentum that the decay passes through, 0 where decoupled.
         coupled: whether decay is part of the update.
-        swing: :func:`~thermoopt.physics.swing_rest` where that makes the norm swing, else NaN.
-        memory: steps for which the present source can be trusted: of Adam's second moment,
+        swing: :func:`~thermoopt.physics.swing_rest` where decay makes the norm oscillate, else NaN.
+        memory: steps for which the present source can be trusted: the memory of Adam's second moment,
             1 / (1 - beta2), else :data:`~thermoopt.physics.AVERAGE`.
-        ndim: dimensions of the tensor.
+        ndim: number of dimensions of the tensor.
     """
 
     lr: Array
@@ -72,7 +72,7 @@ class LayerRates:
 
     @classmethod
     def of(cls, optimizer: Optimizer, n: int) -> LayerRates:
-        """Read them off the first so many parameters of an optimizer."""
+        """Read the rates of the first ``n`` parameters of an optimizer."""
         rows: list[tuple[Any, ...]] = []
         adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
         for i, group in enumerate(optimizer.param_groups):
@@ -100,15 +100,15 @@ class LayerRates:
 
 
 class CoupledShare:
-    r"""Share of a layer that decay inside of the update takes in a step, averaged as readings are.
+    r"""Fraction of a layer that decay inside the update removes per step, averaged like a reading.
 
-    A reading's U is an average over steps, also of those from before a change of decay, so what decay has in
-    it is followed alongside: :math:`\kappa = (1-\alpha)/\eta`, which does not go with the learning rate. In a
-    momentum buffer it goes over to its new value as :math:`1-\mu^t`, from 0 where the buffer was empty at the
-    start; this is averaged over :data:`~thermoopt.physics.AVERAGE` steps.
+    A reading's U is an average over steps, including steps before a change of decay, so the part of decay in
+    it is tracked alongside: :math:`\kappa = (1-\alpha)/\eta`, which does not depend on the learning rate. In
+    a momentum buffer it approaches a new value as :math:`1-\mu^t`, starting from 0 if the buffer was empty;
+    the result is averaged over :data:`~thermoopt.physics.AVERAGE` steps.
 
     Args:
-        warm: ``[n]`` whether the buffers were filled at the start.
+        warm: ``[n]`` whether the momentum buffers were filled at the start.
     """
 
     def __init__(self, warm: NDArray[np.bool_]) -> None:
@@ -117,7 +117,7 @@ class CoupledShare:
         self._mean, self._weight = np.zeros(len(warm)), 0.0
 
     def take(self, reading: Reading, rates: LayerRates, apart: int) -> Array:
-        """Go on to a reading that came so many steps after the last; return the share that decay takes."""
+        """Advance to a reading ``apart`` steps after the last; return the fraction decay removes, ``[n]``."""
         if not rates.coupled.any() and not self._mean.any():
             return np.zeros(len(self._warm))
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -139,7 +139,7 @@ def _alpha(entry: str, group: Mapping[str, Any], lr: float, wd: float) -> float:
 
 
 def _gain(group: Mapping[str, Any], alpha: float, pull: float) -> float:
-    """How much stronger decay is for going through the momentum; to first order where there is none."""
+    """Factor by which momentum strengthens decay; to first order where there is no decay."""
     if pull > 0:
         return (1 - alpha) / pull
     momentum = float(group["momentum"])

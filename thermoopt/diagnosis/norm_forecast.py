@@ -1,4 +1,4 @@
-"""Where a norm goes under weight decay: the forecast of a layer, and what to say of it."""
+"""Where a norm is heading under weight decay: the forecast of a layer, and the advice that follows."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ __all__ = ["CollapseAlarm", "Forecast", "advice", "afterwards", "count"]
 Array = NDArray[np.float64]
 
 MOST = 1000.0
-"""Largest factor that is advised as one, as far as the barostat goes; beyond it the advice is no decay."""
+"""Largest reduction advised, the same as the barostat's; beyond it the advice is no decay."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Where decay and source take the norm of a layer, at the rates that hold now.
+    """Where decay and source take the norm of a layer at the present rates.
 
     Attributes:
-        layer, step: whose, and the step of the reading it stands on.
-        norm_now, norm_start: norm in the average of that reading, and at the start, [th].
+        layer, step: name of the layer, and step of the reading behind the forecast.
+        norm_now, norm_start: norm averaged as in that reading, and at the start, [th].
         norm_forecast: norm at the horizon, [th].
         low, high: its interval, from the scatter of the source over the last 10 readings: about 95 % in
-            pure noise; up to infinity from fewer than three readings.
+            pure noise; 0 to infinity with fewer than three readings.
         horizon: steps ahead, as many as the source is trusted for.
-        R_wd: decay over the decay that would keep the norm; infinite where no source holds against it.
+        R_wd: decay over the decay that would keep the norm; infinite where there is no positive source.
         free_fall: 1 - 1/R_wd.
-        weight_decay: the group's, now.
-        repaired_decay: weight decay that would hold half of the norm at the start; 0 where no source does.
+        weight_decay: the group's present value.
+        repaired_decay: weight decay that would hold half of the initial norm; 0 without a positive source.
     """
 
     layer: str
@@ -55,15 +55,15 @@ class Forecast:
     def of(
         cls, balance: Balance, i: int, *, step: int, low: Array, high: Array, rates: LayerRates, ahead: Array
     ) -> Forecast:
-        """Form that of the i-th layer.
+        """Build the forecast of the i-th layer.
 
         Args:
-            balance: of all layers, at ``rates``.
-            i: which.
-            step: of the reading.
-            low, high: norms between which the forecast lies.
-            rates: of all layers, now.
-            ahead: steps looked ahead.
+            balance: balance of all layers at ``rates``.
+            i: index of the layer.
+            step: step of the reading.
+            low, high: lower and upper norms of the forecast, ``[n]``.
+            rates: present rates of all layers.
+            ahead: steps to look ahead, ``[n]``.
         """
         held2, strength = NU**2 * float(balance.reference2[i]), float(rates.lr[i] * rates.gain[i])
         repaired = repaired_decay(float(balance.source[i]), strength, held2) if held2 > 0 else math.nan
@@ -84,7 +84,7 @@ class Forecast:
 
     @property
     def confidence(self) -> str:
-        """``"HIGH"``: all of the interval is below half of the start and decay dominates; or ``"MEDIUM"``."""
+        """``"HIGH"`` if the whole interval is below half of the start and decay rules, else ``"MEDIUM"``."""
         sure = self.high < NU * self.norm_start and self.free_fall > FREE_FALL
         return "HIGH" if sure else "MEDIUM"
 
@@ -95,8 +95,8 @@ class CollapseAlarm:
 
     Attributes:
         step: optimizer step of the reading that showed it.
-        layer, layer_type: which.
-        forecast: as it was then, with its confidence.
+        layer, layer_type: name and type of the layer.
+        forecast: the forecast at that time, with its confidence.
     """
 
     step: int
@@ -106,37 +106,37 @@ class CollapseAlarm:
 
 
 def count(layer_type: str, n: int) -> str:
-    """So many layers of a type, in words."""
+    """Return a number of layers of a type in words."""
     return f"{n} {layer_type} layer" + "s" * (n != 1)
 
 
 def advice(layer_type: str, forecasts: Sequence[Forecast]) -> str:
-    """What to do about collapsing layers of one type; the one that can hold least of its decay decides."""
+    """Return what to do about collapsing layers of one type, as the worst of them needs it."""
     worst = min(forecasts, key=lambda f: f.repaired_decay / f.weight_decay)
     level = "HIGH" if any(f.confidence == "HIGH" for f in forecasts) else "MEDIUM"
     wd, repaired = worst.weight_decay, worst.repaired_decay
     if wd <= MOST * repaired:
-        lower = f"lower weight_decay by a factor {two_digits(wd / repaired)} ({wd:g} → {repaired:.2g})"
-        takes = f"takes {two_digits(worst.R_wd)} times what the gradients give back"
+        lower = f"lower weight_decay by a factor of {two_digits(wd / repaired)} ({wd:g} → {repaired:.2g})"
+        takes = f"removes {two_digits(worst.R_wd)} times what the gradients restore"
     else:
-        lower = f"set weight_decay to 0 (now {wd:g}) until gradients hold against it"
-        takes = "finds next to nothing that the gradients give back"
+        lower = f"set weight_decay to 0 (now {wd:g}) until gradients restore the norm"
+        takes = "removes weights that the gradients hardly restore"
     now, ahead, low, high = (
         norm / worst.norm_start for norm in (worst.norm_now, worst.norm_forecast, worst.low, worst.high)
     )
     interval = f" ({low:.2f} to {high:.2f})" if math.isfinite(high) else ""
     return (
         f"[{level}] Weight decay collapses {count(layer_type, len(forecasts))}: {lower}. In {worst.layer} it "
-        f"{takes}; its norm, {now:.2f} of that at the start, would be {ahead:.2f}{interval} of it in "
+        f"{takes}; its norm, now {now:.2f} of its initial value, would be {ahead:.2f}{interval} of it in "
         f"{worst.horizon:g} steps."
     )
 
 
 def afterwards(layer_type: str, alarms: Sequence[CollapseAlarm]) -> str:
-    """What is left to say of alarms of one step that no longer hold."""
+    """Return a line about the alarms of one step that no longer hold."""
     worst = min(alarms, key=lambda a: a.forecast.repaired_decay)
     return (
-        f"[LOW] At step {worst.step} {count(layer_type, len(alarms))}, as {worst.layer}, began to collapse "
-        f"({worst.forecast.confidence} then, at weight_decay {worst.forecast.weight_decay:g}); it does "
-        "not show now."
+        f"[LOW] At step {worst.step} {count(layer_type, len(alarms))}, for example {worst.layer}, began to "
+        f"collapse ({worst.forecast.confidence} then, at weight_decay {worst.forecast.weight_decay:g}); this "
+        "no longer holds."
     )

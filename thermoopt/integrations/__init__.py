@@ -1,1 +1,1 @@
-"""Callbacks for the stacks people train with; nothing of them is imported before it is chosen."""
+"""Callbacks for common training frameworks; a framework is imported only when its callback is."""

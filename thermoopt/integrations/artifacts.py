@@ -1,4 +1,4 @@
-"""What is left of a run when it ends: picture, tables, diagnosis, as files of one folder."""
+"""Files written at the end of a run: picture, tables and diagnosis, in one folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def write_artifacts(observer: Observer, folder: Path) -> list[Path]:
     """Write a run's picture, tables and diagnosis.
 
     ``dashboard.png`` (extra ``viz``), ``history.csv``, ``history.jsonl`` (for ``thermoopt inspect``),
-    ``diagnosis.txt`` and ``diagnosis.json``. Files of these names are replaced.
+    ``diagnosis.txt`` and ``diagnosis.json``. Existing files with these names are replaced.
 
     Args:
-        observer: measured the run.
-        folder: where to; it is made.
+        observer: the observer that measured the run.
+        folder: the folder to write to; it is created.
 
     Returns:
         The files written.
@@ -29,7 +29,7 @@ def write_artifacts(observer: Observer, folder: Path) -> list[Path]:
         OSError: if the folder cannot be written.
 
     Warns:
-        RuntimeWarning: naming the files that could not be made, and why: no reading, fewer than two for
+        RuntimeWarning: naming the files that could not be written and why: no reading, fewer than two for
             the picture, or no matplotlib. The others are written.
     """
     folder = Path(folder)

@@ -1,4 +1,4 @@
-"""ThermoCallback: measures the optimizers of a Lightning run and logs what they do."""
+"""ThermoCallback: measures the optimizers of a Lightning run and logs the readings."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ else:
 __all__ = ["ThermoCallback"]
 
 BAR = (*SCALARS, "equilibrium_fraction")
-"""What can be shown on the progress bar."""
+"""Names that the progress bar can show."""
 
 
 @dataclass
 class _Watch:
-    """One optimizer under observation: how its values are named, and what was done up to which step."""
+    """An observed optimizer: the prefix of its values, its folder, and the last steps taken and logged."""
 
     observer: Observer
     prefix: str
@@ -49,52 +49,50 @@ class _Watch:
 
 
 class ThermoCallback(Callback):
-    r"""Reads every optimizer of a run by an :class:`~thermoopt.Observer`, and changes nothing.
+    r"""Measures every optimizer of a run with an :class:`~thermoopt.Observer`, and changes nothing.
 
-    Attached when training starts, after a checkpoint was loaded; a ThermoAdamW is looked at, all others are
-    measured in step hooks. Lightning runs backward and its clipping inside ``optimizer.step(closure)``, and
-    gradients are read after that, so clipped.
+    Observers are attached when training starts, after a checkpoint has been loaded. A ThermoAdamW measures
+    itself; all other optimizers are measured in step hooks. Lightning runs the backward pass and its clipping
+    inside ``optimizer.step(closure)``, and gradients are read after that: clipped.
 
-    *Logged* with ``log_dict``, so to all loggers (when ``Trainer(log_every_n_steps=...)`` lets them have
-    values) and as ``trainer.callback_metrics``: what
-    :func:`thermoopt.integrations.scalars.run_scalars` selects, ``thermo/sigma``, ``thermo/r`` and so on; NaN
-    for what is not defined any more. With several optimizers their names stand in between:
-    ``thermo/optimizer0/r``.
+    *Logging* uses ``log_dict``, so values reach all loggers (as often as ``Trainer(log_every_n_steps=...)``
+    permits) and ``trainer.callback_metrics``: the selection of
+    :func:`thermoopt.integrations.scalars.run_scalars`, ``thermo/sigma``, ``thermo/r`` and so on, NaN where a
+    value has become undefined. With several optimizers their names are inserted: ``thermo/optimizer0/r``.
 
-    *Loss.* With one optimizer that of ``training_step`` goes to its observer: the mean of the batches since
-    the last step, without Lightning's division by ``accumulate_grad_batches``.
+    *Loss.* With one optimizer the loss of ``training_step`` is passed to its observer: the mean over the
+    batches since the last step, without Lightning's division by ``accumulate_grad_batches``.
 
-    *Checkpoints* hold the observers' averages and counters. One without them (written without the callback,
-    or with other optimizers, of which a warning tells) starts the averages afresh.
+    *Checkpoints* contain the observers' averages and counters. With a checkpoint that lacks them (written
+    without the callback, or with other optimizers, which raises a warning) averages start over.
 
     *At the end of training*, and when an exception ends it, rank zero writes picture, tables and diagnosis
-    (:func:`thermoopt.integrations.artifacts.write_artifacts`) into the folder ``thermo`` of
-    ``trainer.log_dir``, a folder each where there are several optimizers. They speak of the readings since
-    the last start: history is no part of a checkpoint. ``fast_dev_run`` writes nothing.
+    (:func:`thermoopt.integrations.artifacts.write_artifacts`) to the folder ``thermo`` in
+    ``trainer.log_dir``, with one subfolder per optimizer if there are several. They cover the readings since
+    the last start: history is not part of a checkpoint. ``fast_dev_run`` writes nothing.
 
-    Optimizers that are exchanged in mid-run are measured from the next batch on, from scratch; a warning
-    says so.
+    Optimizers that are exchanged during a run are measured from scratch from the next batch on, with a
+    warning.
 
     Args:
-        log_every: log every so many optimizer steps, from 1; optimizers other than ThermoAdamW are measured
-            as often.
-        track: as :class:`~thermoopt.Observer` takes it.
-        groups, layers: log parameter groups and layers, too.
-        prog_bar: which values of the total to show on the progress bar: names of :data:`BAR`.
-        names: of the optimizers; None is ``optimizer0`` and so on, and nothing for a single one.
-        folder: where to write at the end; None is ``thermo`` in the trainer's ``log_dir``, which is its
-            ``default_root_dir`` without a logger.
+        log_every: log every this many optimizer steps, at least 1; optimizers other than ThermoAdamW are
+            measured equally often.
+        track: as for :class:`~thermoopt.Observer`.
+        groups, layers: whether to log parameter groups and layers too.
+        prog_bar: values of the total to show on the progress bar, from :data:`BAR`.
+        names: names of the optimizers; None uses ``optimizer0`` and so on, and no name for a single one.
+        folder: folder to write to at the end; None is ``thermo`` in the trainer's ``log_dir``, which without
+            a logger is its ``default_root_dir``.
 
     Attributes:
-        observers: one for each optimizer, in the order of ``trainer.optimizers``. They stay readable after
-            the end.
+        observers: one per optimizer, in the order of ``trainer.optimizers``. They remain readable after
+            training.
         written: the files written at the end.
 
     Raises:
         ImportError: if Lightning is missing, when this module is imported.
-        TypeError, ValueError: for arguments that are not what they should be, and, when training starts, for
-            a second ThermoCallback, for ``names`` that are not as many as there are optimizers, and for a
-            folder that is not local.
+        TypeError, ValueError: for invalid arguments, and, when training starts, for a second ThermoCallback,
+            a number of ``names`` other than that of the optimizers, or a folder that is not local.
     """
 
     def __init__(
@@ -125,17 +123,17 @@ class ThermoCallback(Callback):
     # ---------------------------------------------------------------- the run
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget an earlier run, before a checkpoint is loaded."""
+        """Forget an earlier run before a checkpoint is loaded."""
         if stage != "fit":
             return
         callbacks = trainer.callbacks
         count = sum(isinstance(callback, ThermoCallback) for callback in callbacks)
         if count > 1:
-            raise ValueError(f"callbacks of the trainer hold {count} ThermoCallbacks; allowed is one")
+            raise ValueError(f"the trainer's callbacks must hold one ThermoCallback, got {count}")
         self.observers, self._watches, self._saved = (), [], {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach the observers; the optimizers hold what a checkpoint gave them by now."""
+        """Attach the observers; by now the optimizers have been restored from a checkpoint."""
         self._folder = self._where(trainer)
         self._attach(trainer, pl_module)
         self._restore()
@@ -151,7 +149,7 @@ class ThermoCallback(Callback):
             return
         warnings.warn(
             "the optimizers of the trainer were exchanged since training started: ThermoCallback measures "
-            "the new ones from scratch, and what it read of the old ones is not written",
+            "the new ones from scratch, and does not write its readings of the old ones",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -175,18 +173,18 @@ class ThermoCallback(Callback):
             watch.logged = reading.step
             values = run_scalars(reading, groups=self._groups, layers=self._layers, prefix=watch.prefix)
             watch.names |= values.keys()
-            # Lightning repeats the last value of what is not logged again
+            # Lightning repeats the last value of a name that is not logged again
             values = {**dict.fromkeys(watch.names, math.nan), **values}
             bar = {f"{watch.prefix}{name}" for name in self._bar}
             pl_module.log_dict({k: v for k, v in values.items() if k not in bar})
             pl_module.log_dict({k: v for k, v in values.items() if k in bar}, prog_bar=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write what is left of the run, and take the hooks off the optimizers."""
+        """Write the files of the run, and remove the hooks from the optimizers."""
         self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Write what is left of a run that failed or was interrupted."""
+        """Write the files of a run that failed or was interrupted."""
         self._finish(trainer)
 
     # ---------------------------------------------------------------- state
@@ -198,7 +196,7 @@ class ThermoCallback(Callback):
         return {"observers": [observer.state_dict() for observer in self.observers]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep what :meth:`state_dict` gave until training starts: Lightning has no optimizers yet."""
+        """Keep the state until training starts: Lightning has no optimizers yet."""
         self._saved = state_dict
 
     def _restore(self) -> None:
@@ -212,8 +210,8 @@ class ThermoCallback(Callback):
         )
         if not fits:
             warnings.warn(
-                f"the checkpoint's ThermoCallback measured other optimizers ({len(states)}) than those of "
-                f"the trainer ({len(self.observers)}): averages start afresh",
+                f"the checkpoint's ThermoCallback measured other optimizers ({len(states)}) than the "
+                f"trainer's ({len(self.observers)}): averages start over",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -225,12 +223,12 @@ class ThermoCallback(Callback):
     # ---------------------------------------------------------------- parts
 
     def _where(self, trainer: Trainer) -> Path:
-        """Return the folder for the files; all ranks ask, because ``log_dir`` is broadcast."""
+        """Return the folder for the files; called on all ranks, because ``log_dir`` is broadcast."""
         log_dir = trainer.log_dir or trainer.default_root_dir
         folder = Path(log_dir, "thermo") if self._given_folder is None else Path(self._given_folder)
         if "://" in str(self._given_folder or log_dir):
             raise ValueError(
-                f"folder is {str(self._given_folder or log_dir)!r}; allowed is a local one: "
+                f"folder must be a local one, got {str(self._given_folder or log_dir)!r}: pass "
                 "ThermoCallback(folder=...)"
             )
         return folder
@@ -242,7 +240,8 @@ class ThermoCallback(Callback):
             names = [""] if len(optimizers) == 1 else [f"optimizer{i}" for i in range(len(optimizers))]
         if len(names) != len(optimizers):
             raise ValueError(
-                f"names is {names!r}; allowed is one for each of the trainer's {len(optimizers)} optimizers"
+                f"names must hold one name for each of the trainer's {len(optimizers)} optimizers, "
+                f"got {names!r}"
             )
         own, self._watches, self._losses = set(pl_module.parameters()), [], []
         for name, optimizer in zip(names, optimizers, strict=True):
@@ -277,20 +276,20 @@ class ThermoCallback(Callback):
 
 
 def _optimizers(trainer: Trainer) -> list[Optimizer]:
-    """Return the trainer's optimizers without the wrappers that strategies and users put around them."""
+    """Return the trainer's optimizers without the wrappers added by strategies and users."""
     return [unwrap(optimizer) for optimizer in trainer.optimizers]
 
 
 def _check_arguments(log_every: object, prog_bar: object, names: object) -> None:
     check_count("log_every", log_every)
     if isinstance(prog_bar, str) or not isinstance(prog_bar, Collection):
-        raise TypeError(f"prog_bar is {prog_bar!r}; allowed is a tuple of {', '.join(map(repr, BAR))}")
+        raise TypeError(f"prog_bar must be a tuple of {', '.join(map(repr, BAR))}, got {prog_bar!r}")
     if unknown := [name for name in prog_bar if name not in BAR]:
-        raise ValueError(f"prog_bar holds {unknown!r}; allowed are {', '.join(map(repr, BAR))}")
+        raise ValueError(f"prog_bar must hold only {', '.join(map(repr, BAR))}, got {unknown!r}")
     if names is None:
         return
     if isinstance(names, str) or not isinstance(names, Sequence):
-        raise TypeError(f"names is {names!r}; allowed is None or a list of strings")
+        raise TypeError(f"names must be None or a list of strings, got {names!r}")
     good = all(isinstance(name, str) and name and "/" not in name for name in names)
     if not good or len(set(names)) != len(names):
-        raise ValueError(f"names is {names!r}; allowed are different strings, not empty and without '/'")
+        raise ValueError(f"names must be distinct non-empty strings without '/', got {names!r}")

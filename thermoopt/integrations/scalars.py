@@ -1,4 +1,4 @@
-"""What a trainer logs of a reading: a few finite floats with flat names."""
+"""The part of a reading that a trainer logs: a few finite floats with flat names."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from thermoopt.account.reading import Quantities, Reading
 __all__ = ["LAYER_SCALARS", "SCALARS", "run_scalars"]
 
 SCALARS = ("sigma", "r", "wd_balance", "R_ie", "lr_eff", "coherence", "gaussianity")
-"""Of the total and of every group: how fast the loss falls, how far from equilibrium, whether decay balances
-growth, heat over work, the rate in force, and two that say why r is what it is. The history has all."""
+"""Logged for the total and for every group: how fast the loss falls, distance from equilibrium, balance of
+decay and growth, heat over work, the learning rate, and two factors that explain r. The history has all
+quantities."""
 
 LAYER_SCALARS = ("sigma", "r", "wd_balance", "lr_eff")
-"""Of every layer: a model has hundreds."""
+"""Logged for every layer: only a few, since a model has hundreds of layers."""
 
 
 def run_scalars(
     reading: Reading, *, groups: bool = False, layers: bool = False, prefix: str = "thermo/"
 ) -> dict[str, float]:
-    """Select what a logger gets of a reading.
+    """Select the values of a reading to log.
 
-    ``thermo/sigma`` and the others of :data:`SCALARS` in total, and ``thermo/equilibrium_fraction``, the
-    share of layers with r near 1. Undefined and infinite values are left out.
+    These are ``thermo/sigma`` and the other :data:`SCALARS` of the total, and
+    ``thermo/equilibrium_fraction``, the fraction of layers with r near 1. Undefined and infinite values are
+    left out.
 
     Args:
-        reading: an account of the run.
+        reading: the reading.
         groups: add ``thermo/<group>/r`` and so on, :data:`SCALARS` of every parameter group.
         layers: add ``thermo/layer/<name>/r`` and so on, :data:`LAYER_SCALARS` of every layer.
-        prefix: stands before every name.
+        prefix: prefix of every name.
 
     Returns:
         Finite floats by name.

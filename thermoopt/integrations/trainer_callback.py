@@ -33,47 +33,47 @@ except ImportError as error:
 __all__ = ["OBSERVER_FILE", "ThermoCallback"]
 
 OBSERVER_FILE = "thermo_observer.pt"
-"""File of a checkpoint's folder that holds the observer's averages."""
+"""File in a checkpoint's folder with the observer's averages."""
 
 
 RECOUNT = 20
-"""Findings are counted again when the run has become longer by one part in so many, and by
-:data:`~thermoopt.observer.LOG_EVERY` steps: a diagnosis takes a tenth of a second on a hundred layers, and
-short logging intervals are not to pay that each time."""
+"""Findings are counted again when the run has grown by 1/RECOUNT of its length and by at least
+:data:`~thermoopt.observer.LOG_EVERY` steps: a diagnosis takes a tenth of a second for a hundred layers, which
+short logging intervals should not pay each time."""
 
 
 class ThermoCallback(TrainerCallback):
-    """Measures a Trainer's optimizer, logs what it reads, and leaves a report when training ends.
+    """Measures a Trainer's optimizer, logs the readings, and writes a report when training ends.
 
-    ``Trainer(..., callbacks=[ThermoCallback()])`` is all there is to do, whatever the optimizer: an
-    :class:`~thermoopt.Observer` is attached to the optimizer below Accelerate's wrapper. No parameter's bit
-    changes.
+    ``Trainer(..., callbacks=[ThermoCallback()])`` is all that is needed, for any optimizer: an
+    :class:`~thermoopt.Observer` is attached to the optimizer inside Accelerate's wrapper. Not one bit of a
+    parameter changes.
 
-    Every log of Trainer that has a ``loss`` gets ``thermo/sigma``, ``thermo/r`` and so on
+    Every log of the Trainer that has a ``loss`` gets ``thermo/sigma``, ``thermo/r`` and so on
     (:data:`thermoopt.integrations.scalars.SCALARS`) and ``thermo/findings``, the number of
-    :func:`~thermoopt.diagnose` findings of HIGH or MEDIUM confidence. For reporters to see them, the callback
-    moves to the front of the Trainer's callbacks when training begins. Losses of the log, and ``eval_loss``
-    and ``eval_accuracy``, go to the observer.
+    :func:`~thermoopt.diagnose` findings of HIGH or MEDIUM confidence. So that reporters see them, the
+    callback moves to the front of the Trainer's callbacks when training begins. Logged losses, ``eval_loss``
+    and ``eval_accuracy`` are passed to the observer.
 
-    At the end the first process writes what :func:`thermoopt.integrations.artifacts.write_artifacts` says.
-    The callback has no state of its own in a checkpoint: averages lie in a file beside the others
-    (:data:`OBSERVER_FILE`) and are taken up where the file is there and is of this very run; ThermoAdamW
-    carries its own.
+    At the end the main process writes the files of
+    :func:`thermoopt.integrations.artifacts.write_artifacts`. The callback adds nothing to the Trainer's own
+    checkpoint files: averages are in a separate file (:data:`OBSERVER_FILE`), which is loaded on resuming if
+    it exists and belongs to the same run; ThermoAdamW saves its own.
 
     Args:
-        log_every: measure every so many steps, from 1; a ThermoAdamW measures as it was told.
-        groups: log every parameter group, too, as ``thermo/<group>/r``.
-        layers: log every layer, too, as ``thermo/layer/<name>/r``.
+        log_every: measure every this many steps, at least 1; a ThermoAdamW uses its own setting.
+        groups: whether to log every parameter group too, as ``thermo/<group>/r``.
+        layers: whether to log every layer too, as ``thermo/layer/<name>/r``.
         track, ema_steps: as for :class:`~thermoopt.Observer`.
-        output_dir: where the report goes; None is ``thermo`` in the Trainer's ``output_dir``.
+        output_dir: folder for the report; None is ``thermo`` in the Trainer's ``output_dir``.
 
     Raises:
-        TypeError, ValueError: as Observer does; and when a Trainer gets two of these callbacks.
-        ImportError: transformers is missing.
+        TypeError, ValueError: as Observer does, and if a Trainer gets two of these callbacks.
+        ImportError: if transformers is missing.
 
     Warns:
-        RuntimeWarning: if the optimizer was replaced while training, which begins the readings afresh; or if
-            no Trainer is found, so that reporters which stand before the callback see nothing of it.
+        RuntimeWarning: if the optimizer was replaced during training, which restarts the readings; or if no
+            Trainer is found, so that reporters before the callback do not see its values.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ThermoCallback(TrainerCallback):
         output_dir: str | Path | None = None,
     ) -> None:
         self._options: dict[str, Any] = {"log_every": log_every, "track": track, "ema_steps": ema_steps}
-        # the observer's own complaints now, not when data and model are ready
+        # check the observer's arguments now rather than when training starts
         Observer(None, torch.optim.SGD([torch.zeros(1, device="cpu")], lr=0.0), **self._options).close()
         self._groups, self._layers, self._output_dir = groups, layers, output_dir
         self._observer: Observer | None = None
@@ -97,12 +97,12 @@ class ThermoCallback(TrainerCallback):
 
     @property
     def observer(self) -> Observer | None:
-        """What measures, or has measured; None before training. Each ``train()`` gets its own."""
+        """The observer of the current or last ``train()``, each with its own; None before training."""
         return self._observer
 
     @property
     def report(self) -> DiagnosticReport | None:
-        """The diagnosis of what was measured so far; None before training."""
+        """The diagnosis so far; None before training."""
         return None if self._observer is None else diagnose(self._observer)
 
     # ---------------------------------------------------------------- begin
@@ -110,7 +110,7 @@ class ThermoCallback(TrainerCallback):
     def on_init_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse to be one of two."""
+        """Raise if the Trainer has another ThermoCallback."""
         trainer = _calling_trainer(self)
         if trainer is not None:
             _check_alone(trainer)
@@ -124,12 +124,12 @@ class ThermoCallback(TrainerCallback):
         optimizer: Optimizer | None = None,
         **kwargs: Any,
     ) -> None:
-        """Attach an observer, take up a checkpoint's averages, and move to the front of the callbacks."""
+        """Attach an observer, load a checkpoint's averages, and move to the front of the callbacks."""
         trainer = _calling_trainer(self)
         if trainer is None:
             warnings.warn(
-                "ThermoCallback was not called by a transformers.Trainer: reporters that stand before it in "
-                "the list of callbacks do not see its values",
+                "ThermoCallback was not called by a transformers.Trainer: reporters before it in the list of "
+                "callbacks do not see its values",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -139,7 +139,9 @@ class ThermoCallback(TrainerCallback):
             callbacks.remove(self)
             callbacks.insert(0, self)
         if optimizer is None:
-            raise ValueError("ThermoCallback got no optimizer; allowed is a Trainer that trains with one")
+            raise ValueError(
+                "ThermoCallback must belong to a Trainer that trains with an optimizer, got none"
+            )
         self._trainer = None if trainer is None else weakref.ref(trainer)
         observer = self._observe(model, unwrap(optimizer))
         self._training = True
@@ -157,7 +159,7 @@ class ThermoCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Follow the Trainer to another optimizer, if it has one now."""
+        """Switch to another optimizer if the Trainer has done so."""
         trainer = None if self._trainer is None else self._trainer()
         if trainer is None or self._observer is None:
             return
@@ -165,7 +167,7 @@ class ThermoCallback(TrainerCallback):
         if optimizer is not self._observer.optimizer:
             warnings.warn(
                 f"the Trainer's optimizer was replaced by a {type(optimizer).__name__} after step "
-                f"{state.global_step}: ThermoCallback measures that one from now on, and begins afresh",
+                f"{state.global_step}: ThermoCallback measures that one from now on, and starts over",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -191,7 +193,7 @@ class ThermoCallback(TrainerCallback):
         values = run_scalars(reading, groups=self._groups, layers=self._layers)
         values["thermo/findings"] = self._count_findings(self._observer)
         logs.update(values)
-        # Trainer.log has put a copy of the log there before it calls anyone
+        # Trainer.log puts a copy of the log there before it calls the callbacks
         entry = state.log_history[-1] if state.log_history else {}
         if entry.get("step") == state.global_step and "loss" in entry:
             entry.update(values)
@@ -210,14 +212,14 @@ class ThermoCallback(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Give the observer the validation loss."""
+        """Pass the validation loss to the observer."""
         if self._training and self._observer is not None and metrics is not None and "eval_loss" in metrics:
             self._observer.epoch_end(metrics["eval_loss"], metrics.get("eval_accuracy"))
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Lay the observer's averages beside a checkpoint's other files."""
+        """Save the observer's averages beside a checkpoint's other files."""
         folder = _checkpoint(args, state)
         if not self._training or self._observer is None or args.save_only_model:
             return
@@ -233,17 +235,17 @@ class ThermoCallback(TrainerCallback):
         if self._observer is None:
             return
         self._observer.close()
-        _ = self._observer.reading  # on every process: what is still under way arrives
+        _ = self._observer.reading  # on every process: completes the reading in progress
         if state.is_world_process_zero:
             folder = _output(args) / "thermo" if self._output_dir is None else Path(self._output_dir)
             write_artifacts(self._observer, folder)
 
 
 def _calling_trainer(callback: TrainerCallback) -> Trainer | None:
-    """Return the Trainer whose event a callback is being told of.
+    """Return the Trainer that is calling a callback.
 
     Events carry model, optimizer and loaders, but neither the Trainer nor its list of callbacks, whose order
-    decides who sees what of a log. While an event is handed out, a method of the Trainer is on the stack.
+    decides which of them see a log's additions. During an event a method of the Trainer is on the stack.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -258,7 +260,7 @@ def _calling_trainer(callback: TrainerCallback) -> Trainer | None:
 def _check_alone(trainer: Trainer) -> None:
     count = sum(isinstance(callback, ThermoCallback) for callback in trainer.callback_handler.callbacks)
     if count > 1:
-        raise ValueError(f"callbacks holds {count} ThermoCallbacks; allowed is one for a Trainer")
+        raise ValueError(f"callbacks must hold one ThermoCallback per Trainer, got {count}")
 
 
 def _output(args: TrainingArguments) -> Path:
@@ -271,15 +273,15 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _fingerprint(state: TrainerState) -> str:
-    """What tells a run at one of its steps from any other: its log so far, which Trainer restores."""
+    """Return a hash that identifies a run at a step: of its log so far, which the Trainer restores."""
     return hashlib.sha256(json.dumps(state.log_history, sort_keys=True).encode()).hexdigest()
 
 
 def _saved_averages(args: TrainingArguments, state: TrainerState) -> dict[str, Any] | None:
-    """Return the observer's state of the checkpoint that a run goes on from; None if there is none of it.
+    """Return the observer's state from the checkpoint that a run resumes, or None if there is none.
 
-    A callback is not told the checkpoint's folder. It is looked for where the Trainer puts its checkpoints
-    and where the arguments say; a file of another run, by its fingerprint, is passed over.
+    A callback is not told the checkpoint's folder. The file is looked for where the Trainer saves its
+    checkpoints and where the arguments say; a file with the fingerprint of another run is ignored.
     """
     if state.global_step == 0:
         return None

@@ -22,21 +22,21 @@ FROM_ARGS = {
     "eps": "adam_epsilon",
     "weight_decay": "weight_decay",
 }
-"""Arguments of AdamW and where TrainingArguments have them."""
+"""Arguments of AdamW, and their names in TrainingArguments."""
 
 SHAPELESS = ("constant", "constant_with_warmup")
-"""Schedules of Trainer that leave the shape of the rate over the run to the controller."""
+"""The Trainer's schedules that leave the shape of the learning rate to the controller."""
 
 
 def training_steps(args: TrainingArguments, examples: int) -> int:
-    """Return how many optimizer steps a Trainer takes: ``max_steps``, or what the epochs come to.
+    """Return how many optimizer steps a Trainer takes: ``max_steps``, or the number in its epochs.
 
     Args:
-        args: of the Trainer.
+        args: the Trainer's arguments.
         examples: length of the training set.
 
     Raises:
-        TypeError, ValueError: unless ``examples`` is a whole number from 1.
+        TypeError, ValueError: unless ``examples`` is an integer >= 1.
     """
     check_count("examples", examples)
     if args.max_steps > 0:
@@ -65,32 +65,32 @@ def thermo_adamw(
 ) -> ThermoAdamW:
     """Make the ThermoAdamW that a Trainer's arguments describe, for ``Trainer(optimizers=(this, None))``.
 
-    Learning rate, betas, eps and weight decay are those of ``args``; biases and norms do not decay, by
-    Trainer's own rule. Layers have the names of the model's parameters.
+    Learning rate, betas, eps and weight decay come from ``args``; by the Trainer's own rule biases and norms
+    do not decay. Layers have the names of the model's parameters.
 
     Args:
-        model: the model that the Trainer gets.
-        args: likewise.
-        preset: of :func:`thermoopt.autotune`. The run's shape then is Trainer's schedule where that has one
-            (``lr_scheduler_type="linear"`` is Trainer's default) and the preset's, linear to zero, where it
-            has none (``"constant"``, ``"constant_with_warmup"``). The preset's warm-up, over 5 % of the run,
-            multiplies either. None measures only.
-        controller: one of your own instead of a preset, for one run.
-        total_steps: length of the run for the preset; None takes ``args.max_steps``, or what ``examples``
-            come to.
-        examples: length of the training set, where epochs say how long the run is.
-        by: groups: ``"decay"``, those of Trainer, named ``decay`` and ``no_decay``; ``"layer"`` or
-            ``"type"``, those of :func:`thermoopt.make_param_groups`, where what does not decay of a group
-            that does is a group ``<name>.no_decay`` beside it.
+        model: the model passed to the Trainer.
+        args: the arguments passed to the Trainer.
+        preset: a preset of :func:`thermoopt.autotune`. The shape of the learning rate is then the Trainer's
+            schedule (``lr_scheduler_type="linear"`` is its default), or the preset's, linear to zero, with a
+            schedule without a shape (``"constant"``, ``"constant_with_warmup"``). The preset's warm-up over
+            5 % of the run multiplies either. None only measures.
+        controller: a custom controller instead of a preset, for one run.
+        total_steps: length of the run for the preset; None takes ``args.max_steps``, or the number that
+            ``examples`` amount to.
+        examples: length of the training set, if the run's length is given in epochs.
+        by: parameter groups: ``"decay"`` for the Trainer's, named ``decay`` and ``no_decay``; ``"layer"`` or
+            ``"type"`` for those of :func:`thermoopt.make_param_groups`, whose parameters without decay form
+            a separate group ``<name>.no_decay``.
         options: of :class:`thermoopt.ThermoAdamW`: ``measure_every``, ``ema_steps``, ``backend``, ``sinks``.
 
     Raises:
-        TypeError: for an option that ``args`` speak of, and as ThermoAdamW does.
-        ValueError: for a preset beside a controller, a preset whose length is not known or is not the run's,
-            an unknown ``by``, and as ThermoAdamW and autotune do.
+        TypeError: for an option that belongs in ``args``, and as ThermoAdamW does.
+        ValueError: for a preset together with a controller, a preset whose length is unknown or not that of
+            the run, an unknown ``by``, and as ThermoAdamW and autotune do.
     """
     if by not in ("decay", "layer", "type"):
-        raise ValueError(f"by is {by!r}; allowed are 'decay', 'layer' and 'type'")
+        raise ValueError(f"by must be 'decay', 'layer' or 'type', got {by!r}")
     _check_options(options)
     if preset is None:
         _check_length_unused(total_steps, examples)
@@ -108,18 +108,18 @@ def thermo_adamw(
 
 
 class OptimizerFactory:
-    """What :func:`thermo_optimizer` has a Trainer call with its model.
+    """The optimizer class that :func:`thermo_optimizer` gives a Trainer, which calls it with its model.
 
     Raises:
-        TypeError: when it is called as an optimizer class, as transformers before 5 does.
+        TypeError: if called as an optimizer class, as in transformers before 5.
     """
 
     def __init__(self, *params: Any, **options: Any) -> None:
         if params or options:
             raise TypeError(
-                "optimizer_cls_and_kwargs was called with parameter groups that carry no names, as "
-                "transformers before 5 does; there, give "
-                "Trainer(optimizers=(thermo_adamw(model, args, ...), None))"
+                "optimizer_cls_and_kwargs must be called with a model, got parameter groups without names, "
+                "as in transformers before 5: there, use Trainer(optimizers=(thermo_adamw(model, args, "
+                "...), None))"
             )
 
     def __call__(self, model: nn.Module, **options: Any) -> ThermoAdamW:
@@ -137,17 +137,17 @@ def thermo_optimizer(
     by: str = "decay",
     **options: Any,
 ) -> tuple[type[OptimizerFactory], dict[str, Any]]:
-    """Return what ``Trainer(optimizer_cls_and_kwargs=...)`` takes to make :func:`thermo_adamw` of its model.
+    """Return the value of ``Trainer(optimizer_cls_and_kwargs=...)`` that makes a :func:`thermo_adamw`.
 
-    From transformers 5 on; earlier ones take :func:`thermo_adamw` as ``optimizers``. ``args`` are read when
-    the optimizer is made, so that ``hyperparameter_search`` may change them (with a preset, which is made
-    anew; a controller is for one run).
+    For transformers 5 and later; with earlier versions pass :func:`thermo_adamw` as ``optimizers``. ``args``
+    are read when the optimizer is made, so that ``hyperparameter_search`` may change them (only with a
+    preset, which is made again for each run; a controller is for one run).
 
     Args:
         args, preset, controller, total_steps, examples, by, options: as for :func:`thermo_adamw`.
 
     Raises:
-        TypeError, ValueError: as :func:`thermo_adamw` does, for a preset and its length at once.
+        TypeError, ValueError: as :func:`thermo_adamw` does; errors in a preset and its length at once.
     """
     _check_options(options)
     if preset is not None:
@@ -167,17 +167,13 @@ def thermo_optimizer(
 def _check_options(options: dict[str, Any]) -> None:
     for name, where in FROM_ARGS.items():
         if name in options:
-            raise TypeError(
-                f"{name} is {options[name]!r}; allowed is to set it in TrainingArguments: {where}"
-            )
+            raise TypeError(f"{name} must be set in TrainingArguments ({where}), got {options[name]!r} here")
 
 
 def _check_length_unused(total_steps: int | None, examples: int | None) -> None:
     for name, value in (("total_steps", total_steps), ("examples", examples)):
         if value is not None:
-            raise ValueError(
-                f"{name} is {value!r} without a preset, which alone makes use of it; allowed is None"
-            )
+            raise ValueError(f"{name} must be None without a preset, which alone uses it, got {value!r}")
 
 
 def _preset(
@@ -189,7 +185,7 @@ def _preset(
 ) -> Controller:
     if controller is not None:
         raise ValueError(
-            f"preset is {preset!r} beside a controller {controller!r}; allowed is one of the two"
+            f"preset and controller exclude each other, got preset={preset!r} and controller={controller!r}"
         )
     known: int | None = args.max_steps if args.max_steps > 0 else None
     if examples is not None:
@@ -197,26 +193,26 @@ def _preset(
     if total_steps is None:
         if known is None:
             raise ValueError(
-                f"preset is {preset!r} and total_steps is None, while the arguments have epochs, not "
-                "max_steps; allowed is to give total_steps, or examples=len(train_dataset)"
+                f"total_steps must be given with preset={preset!r} where the arguments have epochs "
+                "instead of max_steps (or pass examples=len(train_dataset)), got None"
             )
         total_steps = known
     elif known is not None and known != total_steps:
         raise ValueError(
-            f"total_steps is {total_steps!r}, but the Trainer will take {known}; allowed is that"
+            f"total_steps must be the {known} steps that the Trainer will take, got {total_steps!r}"
         )
     shapeless = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) in SHAPELESS
     return autotune(total_steps, preset, shape="linear" if shapeless else "constant")
 
 
 def _groups(model: nn.Module, weight_decay: float, by: str) -> list[dict[str, Any]]:
-    """Named groups, of which what Trainer's rule spares does not decay."""
+    """Return named groups; parameters exempt from decay by the Trainer's rule do not decay."""
     from transformers import Trainer
 
     rule: Any = Trainer.get_decay_parameter_names
-    decaying = set(rule(None, model))  # it makes no use of the Trainer
+    decaying = set(rule(None, model))  # the method does not use its Trainer
     if by == "decay":
-        # in the model's order, which is that of Trainer's own groups and so of their checkpoints
+        # in the model's order, as in the Trainer's own groups and therefore in their checkpoints
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         parts = [("decay", named), ("no_decay", named)]
     else:
@@ -236,6 +232,6 @@ def _groups(model: nn.Module, weight_decay: float, by: str) -> list[dict[str, An
             out.append(group)
     if not out:
         raise ValueError(
-            f"model is a {type(model).__name__} without trainable parameters; allowed is one with"
+            f"model must have at least one trainable parameter, got a {type(model).__name__} with none"
         )
     return out

@@ -1,4 +1,4 @@
-"""From what a trainer holds to the optimizer that steps."""
+"""From a trainer's wrappers to the optimizer that steps."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ r"""Irreversibility of an update: four measures, their leading order, the force,
 The parts: :mod:`thermoopt.irreversibility.model_fields` (an update as a function of parameters),
 :mod:`thermoopt.irreversibility.measures` (the measures), :mod:`thermoopt.irreversibility.emergent_force`,
 :mod:`thermoopt.irreversibility.symmetries`, and here :func:`compare_irreversibility`, which sets the
-measures against :math:`(\eta/4)\|U\|^2`.
+measures beside :math:`(\eta/4)\|U\|^2`.
 """
 
 from __future__ import annotations
@@ -72,25 +72,25 @@ __all__ = [
 Array = NDArray[np.float64]
 
 SMALL = 0.1
-"""Largest eta times curvature that fits are made over: the next order is then below a tenth."""
+"""Largest eta times curvature included in fits: the next order is then below a tenth."""
 
 FLOOR = 1e-9
-"""Deviations below this are rounding and integration, and no slope is fitted to them."""
+"""Deviations below this are rounding and integration errors; no slope is fitted to them."""
 
 PARTED = 0.1
-"""Relative deviation of the gradient from which a measure has parted from the leading order."""
+"""Relative deviation of its gradient from which a measure counts as having left the leading order."""
 
 _COLORS = {"DE": BLUE, "TR": ORANGE, "TA": GREEN, "ST": RED}
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A straight line through logarithms.
+    """A straight line fitted to logarithms.
 
     Attributes:
         slope: the exponent; NaN with fewer than two points.
-        error: standard error of it from the scatter; NaN with fewer than three.
-        points: how many there were.
+        error: its standard error from the scatter; NaN with fewer than three points.
+        points: number of points.
     """
 
     slope: float
@@ -107,15 +107,15 @@ class Comparison:
 
     Attributes:
         eta: ``[n]`` step sizes, ascending.
-        leading: ``[n]`` (eta/4)‖U‖² less that at the reference.
-        values: ``[n]`` phi less phi at the reference, by name of the measure.
+        leading: ``[n]`` (eta/4)‖U‖² minus its value at the reference.
+        values: ``[n]`` phi minus phi at the reference, by name of the measure.
         gradient_errors: ``[n]`` ‖∇φ - ∇φ_leading‖/‖∇φ_leading‖, by name.
         curvature: ``[n]`` eta times the curvature along the update.
         sharpness: largest eigenvalue of the Jacobian; steps are stable below eta = 2/sharpness.
-        asymmetry: of the Jacobian (:func:`thermoopt.irreversibility.asymmetry`): where it is not 0, gradients
-            of DE, TR and TA differ from that of the leading order even as eta goes to 0.
-        evaluations: of U, all in all.
-        products: with the Jacobian, all in all.
+        asymmetry: asymmetry of the Jacobian (:func:`thermoopt.irreversibility.asymmetry`): if it is not 0,
+            the gradients of DE, TR and TA differ from the leading order's even as eta goes to 0.
+        evaluations: total number of evaluations of U.
+        products: total number of products with the Jacobian.
     """
 
     eta: Array
@@ -130,14 +130,13 @@ class Comparison:
 
     @property
     def relative_errors(self) -> dict[str, Array]:
-        """``[n]`` value over leading order, less 1, by name."""
+        """``[n]`` value over leading order, minus 1, by name."""
         return {name: value / self.leading - 1 for name, value in self.values.items()}
 
     def slopes(self) -> dict[str, Fit]:
         """Fit log value to log leading order where eta times the sharpness is at most 0.1: 1 in theory.
 
-        Both count by size where they have the same sign: phi is below 0 where the reference is the hotter
-            end.
+        Magnitudes are used where both have the same sign: phi is negative if the reference is the hotter end.
         """
         small, sign = self._small, np.sign(self.leading)
         return {
@@ -145,19 +144,19 @@ class Comparison:
         }
 
     def error_slopes(self) -> dict[str, Fit]:
-        """Fit log relative deviation of the values against log eta, likewise: 1 where it shrinks linearly."""
+        """Fit log relative deviation of the values to log eta, likewise: 1 where it shrinks linearly."""
         small = self._small
         return {
             name: _fit(self.eta[small], np.abs(e[small]), FLOOR) for name, e in self.relative_errors.items()
         }
 
     def gradient_slopes(self) -> dict[str, Fit]:
-        """Fit log relative deviation of the gradients against log eta, likewise."""
+        """Fit log relative deviation of the gradients to log eta, likewise."""
         small = self._small
         return {name: _fit(self.eta[small], e[small], FLOOR) for name, e in self.gradient_errors.items()}
 
     def parts_at(self) -> dict[str, float | None]:
-        """Smallest eta at which a gradient deviates by more than a tenth; None where none does."""
+        """Return the smallest eta at which each gradient deviates by more than a tenth, or None, by name."""
         return {
             name: next(
                 (float(eta) for eta, error in zip(self.eta, e, strict=True) if not error <= PARTED), None
@@ -192,10 +191,10 @@ class Comparison:
         return "\n".join(lines)
 
     def plot(self, path: str | Path | None = None, title: str | None = None) -> Figure:
-        """Draw values against the leading order, and the deviations of values and gradients against eta.
+        """Plot the values over the leading order, and the deviations of values and gradients over eta.
 
         Args:
-            path: where to write the picture; the suffix chooses the format.
+            path: file to write; the suffix chooses the format.
             title: a line above the panels.
 
         Raises:
@@ -241,19 +240,19 @@ def compare_irreversibility(
     reference: Point | None = None,
     path: str | Path | None = None,
 ) -> Comparison:
-    """Measure all four phi of a model's update over a grid of step sizes, against (eta/4)‖U‖².
+    """Compare all four phi of a model's update with (eta/4)‖U‖² over a grid of step sizes.
 
     Args:
         model, loss: as in :func:`sgd_field`.
-        eta_grid: step sizes, two at least.
-        field: makes the update of model and loss; for frozen Adam ``partial(adam_field,
+        eta_grid: step sizes, at least two.
+        field: returns the update for a model and a loss; for frozen Adam use ``partial(adam_field,
             optimizer=optimizer)``.
-        reference: parameters by name at which phi counts as 0; None for the origin.
-        path: where to draw the comparison (needs matplotlib).
+        reference: parameters by name at which phi is 0; None for the origin.
+        path: file for a plot of the comparison (needs matplotlib).
 
     Returns:
-        The comparison: print it for a table, or call its ``plot``. Its cost, 300 to 800 gradients a step size
-        in the stable range, is mostly that of the line integral of DE.
+        The comparison: print it for a table, or call its ``plot``. The cost, 300 to 800 gradients per step
+        size in the stable range, is mostly that of the line integral of DE.
 
     Raises:
         TypeError, ValueError: naming the argument; see :func:`sgd_field` and :func:`phi_de`.
@@ -274,10 +273,10 @@ def compare_measures(
     reference: Point | None = None,
     path: str | Path | None = None,
 ) -> Comparison:
-    """Compare the four measures of any update: :func:`compare_irreversibility` for a field of your own."""
+    """Compare the four measures of any update: :func:`compare_irreversibility` for a custom field."""
     etas = sorted(check_eta(eta, "eta_grid's step size") for eta in eta_grid)
     if len(etas) < 2:
-        raise ValueError(f"eta_grid is {etas!r}; allowed are two step sizes at least")
+        raise ValueError(f"eta_grid must hold at least two step sizes, got {etas!r}")
     field = FlatField(update, params, metric)
     largest, apart = sharpness(field), asymmetry(field)
     values: dict[str, list[float]] = {name: [] for name in MEASURES}
@@ -288,14 +287,14 @@ def compare_measures(
     if unstable:
         warnings.warn(
             f"eta_grid reaches {etas[-1]!r}, beyond the edge of stability at {UNSTABLE / largest:.3g} = "
-            "2/sharpness: there the largest mode overshoots and grows, measures part, and phi is no entropy "
-            "production",
+            "2/sharpness: there the largest mode overshoots and grows, the measures diverge from each other, "
+            "and phi is not an entropy production",
             RuntimeWarning,
             stacklevel=2,
         )
     for eta in etas:
         with warnings.catch_warnings():
-            if eta in unstable:  # that was said
+            if eta in unstable:  # already warned about
                 warnings.simplefilter("ignore", RuntimeWarning)
             base = phi_leading(update, params, eta, metric=metric, reference=reference)
             found = {
@@ -329,7 +328,7 @@ def compare_measures(
 
 
 def _fit(x: Array, y: Array, floor: float = 0.0) -> Fit:
-    """Least squares through logarithms of what lies above a floor."""
+    """Least squares on the logarithms of the values above a floor."""
     use = np.isfinite(x) & np.isfinite(y) & (x > 0) & (y > floor)
     n = int(use.sum())
     if n < 2:

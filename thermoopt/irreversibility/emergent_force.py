@@ -1,9 +1,9 @@
-r"""The force that irreversibility exerts, and how good the assumption behind it is.
+r"""The force that irreversibility exerts, and how well the assumption behind it holds.
 
 .. math:: F = -\nabla\phi = -(\eta/2)J^TU,\qquad \phi = (\eta/4)\|U\|^2
 
-A step of size :math:`\eta` follows the flow of U + ∇φ to second order where the Jacobian J of U is symmetric
-(arXiv 2605.21933); where it is not, the discrete step's own correction is :math:`(\eta/2)JU`, which is no
+A step of size :math:`\eta` follows the flow of U + ∇φ to second order if the Jacobian J of U is symmetric
+(arXiv 2605.21933); otherwise the correction of the discrete step is :math:`(\eta/2)JU`, which is not a
 gradient.
 """
 
@@ -22,14 +22,14 @@ from thermoopt.irreversibility.fields import FlatField, Point, check_eta
 __all__ = ["EmergentForce", "asymmetry", "emergent_force", "sharpness"]
 
 PROBES = 8
-"""Pairs of random vectors: the asymmetry is then known to about a quarter of itself."""
+"""Pairs of random vectors: they give the asymmetry to about a quarter of its value."""
 
 ASYMMETRIC = 1e-3
-"""Asymmetry from which the assumption is called broken: rounding in float64 leaves about 1e-12."""
+"""Asymmetry from which the assumption counts as violated: rounding in float64 leaves about 1e-12."""
 
 POWER_STEPS = 30
-"""Of the power iteration: the largest eigenvalue to a few percent unless the next is very near, and then it
-is no less right."""
+"""Steps of the power iteration: they give the largest eigenvalue to a few percent, unless the next is very
+close, in which case either will do."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class EmergentForce:
     """The emergent force at one point.
 
     Attributes:
-        force: -∇φ in the structure of the parameters (in a metric: the derivative over it).
-        phi: (eta/4)‖U‖², in units of the loss where U is a gradient.
-        norm: length of the force, in the metric.
-        alignment: cosine of the force with the update step -U.
-        asymmetry: of the Jacobian, 0 to √2 (:func:`asymmetry`).
-        evaluations: of U, one gradient of the loss each.
-        products: with the Jacobian, two to three gradients each.
+        force: -∇φ in the structure of the parameters (with a metric: the derivative divided by it).
+        phi: (eta/4)‖U‖², in units of the loss if U is a gradient.
+        norm: length of the force in the metric.
+        alignment: cosine between the force and the update step -U.
+        asymmetry: asymmetry of the Jacobian, 0 to √2 (:func:`asymmetry`).
+        evaluations: number of evaluations of U, one gradient of the loss each.
+        products: number of products with the Jacobian, two to three gradients each.
     """
 
     force: Any
@@ -66,25 +66,26 @@ def emergent_force(
 ) -> EmergentForce:
     r"""Return :math:`-\nabla\phi=-(\eta/2)J^TU` by one product with the Jacobian.
 
-    The Jacobian is never formed: for SGD that is one Hessian-vector product. Cost: 1 product, and 2 for each
+    The Jacobian is never formed: for SGD this is one Hessian-vector product. Cost: 1 product, plus 2 for each
     pair of probes.
 
     Args:
         update, params, eta, metric: as in :func:`thermoopt.irreversibility.phi_de`.
-        probes: pairs of random vectors that test the Jacobian's symmetry; 0 leaves it NaN.
-        seed: of the probes.
+        probes: pairs of random vectors to test the Jacobian's symmetry; with 0 the asymmetry is NaN.
+        seed: seed of the probes.
 
     Raises:
         TypeError, ValueError: naming the argument, or because U has no derivative.
 
     Warns:
-        RuntimeWarning: the Jacobian's asymmetry is above 1e-3, so that the force is not what steps feel.
+        RuntimeWarning: the Jacobian's asymmetry is above 1e-3, so that this is not the force on discrete
+            steps.
     """
     eta = check_eta(eta)
     if isinstance(probes, bool) or not isinstance(probes, int):
-        raise TypeError(f"probes is {probes!r}; allowed is a whole number from 0")
+        raise TypeError(f"probes must be an integer >= 0, got {probes!r}")
     if probes < 0:
-        raise ValueError(f"probes is {probes!r}; allowed is a whole number from 0")
+        raise ValueError(f"probes must be an integer >= 0, got {probes!r}")
     field = FlatField(update, params, metric)
     now = field(field.theta)
     _, pulled = field.pullback(field.theta, field.lower(now))
@@ -93,8 +94,8 @@ def emergent_force(
     if apart > ASYMMETRIC:
         warnings.warn(
             f"the Jacobian of update is not symmetric (asymmetry {apart:.2g} of at most 1.41): -grad phi is "
-            "not the force that discrete steps feel, which is -(eta/2) J U and no gradient. Of an update P g "
-            "with fixed diagonal P, give metric = 1/P",
+            "not the force on discrete steps, which is -(eta/2) J U and not a gradient. For an update P g "
+            "with fixed diagonal P, pass metric = 1/P",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -116,8 +117,9 @@ def asymmetry(field: FlatField, probes: int = PROBES, seed: int = 0) -> float:
     .. math:: \sqrt{\sum(u^TJv-v^TJu)^2\,/\,\sum((u^TJv)^2+(v^TJu)^2)}
 
     over pairs of standard normal vectors u, v, with the expectation
-    :math:`\|J-J^T\|_F/(\sqrt2\|J\|_F)`: 0 symmetric, 1 without any relation, √2 antisymmetric. In a metric M
-    it is that of :math:`M^{1/2}JM^{-1/2}`. Two products a pair. NaN where J is 0.
+    :math:`\|J-J^T\|_F/(\sqrt2\|J\|_F)`: 0 if symmetric, 1 if J and its transpose are unrelated, √2 if
+    antisymmetric. With a metric M it is that of :math:`M^{1/2}JM^{-1/2}`. Two products per pair. NaN if J is
+    0.
     """
     rng = torch.Generator(device=field.theta.device).manual_seed(seed)
     root = None if field.metric is None else field.metric.sqrt()
@@ -136,9 +138,9 @@ def asymmetry(field: FlatField, probes: int = PROBES, seed: int = 0) -> float:
 
 
 def sharpness(field: FlatField, steps: int = POWER_STEPS, seed: int = 0) -> float:
-    """Largest eigenvalue in size of the Jacobian, with its sign, by power iteration on its transpose.
+    """Return the Jacobian's eigenvalue of largest magnitude, by power iteration on the transpose.
 
-    For SGD it is the Hessian's: steps are stable below eta = 2/sharpness. One product a step.
+    For SGD it is the Hessian's: steps are stable below eta = 2/sharpness. One product per iteration.
     """
     rng = torch.Generator(device=field.theta.device).manual_seed(seed)
     v = torch.randn(field.theta.shape, generator=rng, dtype=torch.float64, device=field.theta.device)

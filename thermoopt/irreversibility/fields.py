@@ -1,4 +1,4 @@
-"""Update fields: what an optimizer does at any parameters, as one vector in float64."""
+"""Update fields: the update of an optimizer as a function of the parameters, as one vector in float64."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class UpdateField:
     """An update as a function of parameters, made by :mod:`thermoopt.irreversibility.model_fields`.
 
     Attributes:
-        params: where the model stands, in float64, by name.
-        function: U, from parameters to an update of the same names and shapes.
-        metric: positive weight of each element in inner products; None where all are 1.
+        params: the model's parameters in float64, by name.
+        function: U, from parameters to an update with the same names and shapes.
+        metric: positive weight of each element in inner products; None if all are 1.
     """
 
     params: dict[str, Tensor]
@@ -37,27 +37,27 @@ class UpdateField:
 
 
 class FlatField:
-    """An update field as a function from vectors to vectors, in float64, that counts what it costs.
+    """An update field as a function from vectors to vectors in float64, which counts its evaluations.
 
     Args:
         update: U, from parameters to an update of the same structure; a closure or an :class:`UpdateField`.
-        params: where it is asked about.
-        metric: weights of the inner product <a, b> = Σ metric·a·b, of the structure of ``params``; None takes
-            that of an :class:`UpdateField`, else 1.
+        params: the point at which it is studied.
+        metric: weights of the inner product <a, b> = Σ metric·a·b, in the structure of ``params``; None takes
+            those of an :class:`UpdateField`, else 1.
 
     Attributes:
         theta: ``[n]`` the parameters as one vector.
-        evaluations: of U so far: one gradient of the loss each.
-        products: with the transposed Jacobian so far: two to three gradients each.
+        evaluations: evaluations of U so far, one gradient of the loss each.
+        products: products with the transposed Jacobian so far, two to three gradients each.
 
     Raises:
-        TypeError, ValueError: naming the argument, when ``params`` holds no real floating tensor or numbers
-            that are not finite, or a metric is not positive or has other shapes.
+        TypeError, ValueError: naming the argument, if ``params`` holds no real floating-point tensor or
+            non-finite numbers, or if a metric is not positive or has other shapes.
     """
 
     def __init__(self, update: Callable[[Any], Any], params: Point, metric: Point | None = None) -> None:
         if not callable(update):
-            raise TypeError(f"update is {update!r}; allowed is a function from parameters to their update")
+            raise TypeError(f"update must be a function from parameters to their update, got {update!r}")
         if metric is None and isinstance(update, UpdateField):
             metric = update.metric
         self._update = update
@@ -67,30 +67,32 @@ class FlatField:
         self.theta = self.flat(params, "params").detach()
         self.metric = None if metric is None else self.flat(metric, "metric").detach()
         if self.metric is not None and not bool((self.metric > 0).all()):
-            raise ValueError(f"metric has a smallest weight of {float(self.metric.min())!r}; allowed is > 0")
+            raise ValueError(
+                f"metric must be > 0 everywhere, got a smallest weight of {float(self.metric.min())!r}"
+            )
         self.evaluations = 0
         self.products = 0
 
     def flat(self, point: Point, name: str) -> Tensor:
-        """Return parameters, or anything of their structure, as one vector.
+        """Return parameters, or anything in their structure, as one vector.
 
         Raises:
-            TypeError, ValueError: naming the argument, for other structures and for numbers not finite.
+            TypeError, ValueError: naming the argument, for another structure or non-finite numbers.
         """
         tensors = _tensors(point, name)
         if isinstance(self._structure, Mapping) and isinstance(point, Mapping):
             if point.keys() != self._structure.keys():
-                raise ValueError(f"{name} has the names {list(point)}; allowed are {list(self._structure)}")
+                raise ValueError(f"{name} must have the names {list(self._structure)}, got {list(point)}")
             tensors = [point[key] for key in self._structure]
         shapes = [t.shape for t in tensors]
         if shapes != self._shapes:
             raise ValueError(
-                f"{name} has the shapes {[tuple(s) for s in shapes]}; allowed are those of params, "
-                f"{[tuple(s) for s in self._shapes]}"
+                f"{name} must have the shapes of params, {[tuple(s) for s in self._shapes]}, got "
+                f"{[tuple(s) for s in shapes]}"
             )
         vector = torch.cat([t.reshape(-1).to(torch.float64) for t in tensors])
         if not bool(torch.isfinite(vector.detach()).all()):
-            raise ValueError(f"{name} holds values that are not finite; allowed are finite ones")
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
         return vector
 
     def shaped(self, vector: Tensor) -> Any:
@@ -113,7 +115,7 @@ class FlatField:
         No Jacobian is formed: this is a second backward pass.
 
         Raises:
-            ValueError: U does not depend differentiably on the parameters.
+            ValueError: if U does not depend differentiably on the parameters.
         """
         self.products += 1
         start = vector.detach().clone().requires_grad_(True)
@@ -122,9 +124,9 @@ class FlatField:
             value = self.flat(self._update(self.shaped(start)), "update's value")
             if not value.requires_grad:
                 raise ValueError(
-                    "update gives values without a derivative, so products with its Jacobian do not exist; "
-                    "allowed is a function in differentiable torch operations (torch.autograd.grad inside it "
-                    "needs create_graph=True)"
+                    "update must be differentiable, got values without a derivative, so products with "
+                    "its Jacobian do not exist: use differentiable torch operations, and "
+                    "create_graph=True in any torch.autograd.grad inside it"
                 )
             (product,) = torch.autograd.grad(value, start, cotangent, allow_unused=True)
         if product is None:
@@ -144,7 +146,7 @@ class FlatField:
         return vector if self.metric is None else self.metric * vector
 
     def lift(self, covector: Tensor) -> Tensor:
-        """Return the vector that stands for a derivative: the derivative over the metric."""
+        """Return the vector that represents a derivative: the derivative divided by the metric."""
         return covector if self.metric is None else covector / self.metric
 
 
@@ -155,9 +157,9 @@ def check_eta(eta: object, name: str = "eta") -> float:
         TypeError, ValueError: unless it is a finite number above 0.
     """
     if isinstance(eta, bool) or not isinstance(eta, (int, float)):
-        raise TypeError(f"{name} is {eta!r}; allowed is a number > 0")
+        raise TypeError(f"{name} must be a number > 0, got {eta!r}")
     if not (math.isfinite(eta) and eta > 0):
-        raise ValueError(f"{name} is {eta!r}; allowed is a finite number > 0")
+        raise ValueError(f"{name} must be a finite number > 0, got {eta!r}")
     return float(eta)
 
 
@@ -169,12 +171,13 @@ def _tensors(point: object, name: str) -> list[Tensor]:
     elif isinstance(point, Sequence) and not isinstance(point, str):
         tensors = list(point)
     else:
-        raise TypeError(f"{name} is {type(point).__name__}; allowed is a tensor, a list or a dict of tensors")
+        raise TypeError(f"{name} must be a tensor, a list or a dict of tensors, got {type(point).__name__}")
     for tensor in tensors:
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             what = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"{name} holds {what}; allowed are real floating tensors (of complex ones, "
-                            "torch.view_as_real)")  # fmt: skip
+            raise TypeError(
+                f"{name} must hold real floating-point tensors, got {what} (see torch.view_as_real)"
+            )
     if not tensors or not sum(t.numel() for t in tensors):
-        raise ValueError(f"{name} holds no element; allowed is one at least")
+        raise ValueError(f"{name} must hold at least one element, got none")
     return tensors

@@ -1,9 +1,8 @@
 r"""The four measures of irreversibility of arXiv 2605.21933, and their common leading order.
 
-With the update field U and the step :math:`\eta`: disc :math:`=\theta-\eta U(\theta)`; cont the time-1 flow
-of
-:math:`d\vartheta/d\tau=-\eta U(\vartheta)`; fine two half steps; :math:`\theta^+` = disc;
-:math:`\tilde\theta=\theta-\eta U(\theta)+\eta U(\theta^+)`. Then
+With the update field U and the step size :math:`\eta`, let disc :math:`=\theta-\eta U(\theta)`; cont the
+time-1 flow of :math:`d\vartheta/d\tau=-\eta U(\vartheta)`; fine the result of two half steps;
+:math:`\theta^+` = disc; and :math:`\tilde\theta=\theta-\eta U(\theta)+\eta U(\theta^+)`. Then
 
 .. math::
     \nabla\phi_{DE} = (\mathrm{cont}-\mathrm{disc})/\eta,\quad
@@ -11,16 +10,16 @@ of
     \nabla\phi_{TA} = (\theta-\tilde\theta)/(2\eta),\quad
     \phi_{ST} = (\eta/16)\|U(\theta)+U(\theta^+)\|^2
 
-and all are :math:`(\eta/4)\|U\|^2` to leading order where the Jacobian of U is symmetric. On a quadratic of
-matrix A (U = Aθ), TR and TA are that at every :math:`\eta`; DE and ST deviate by about :math:`-\eta\lambda/3`
+and all are :math:`(\eta/4)\|U\|^2` to leading order if the Jacobian of U is symmetric. On a quadratic with
+matrix A (U = Aθ), TR and TA equal it at every :math:`\eta`; DE and ST deviate by about :math:`-\eta\lambda/3`
 and :math:`-\eta\lambda`.
 
-A field P·g with a fixed positive diagonal P (frozen Adam) has no symmetric Jacobian, but one that is
-symmetric in the inner product Σ ab/P: in that ``metric`` the leading order is :math:`(\eta/4)\langle\hat
-m,U\rangle`. Gradients are vectors then, the derivative over the metric.
+The Jacobian of a field P·g with a fixed positive diagonal P (frozen Adam) is not symmetric, except in the
+inner product Σ ab/P: with that ``metric`` the leading order is :math:`(\eta/4)\langle\hat m,U\rangle`, and
+gradients are vectors, the derivative divided by the metric.
 
-Everything is computed in float64, as differences are :math:`O(\eta^2)`. Three evaluations of U are spent on
-checks: that U is a function, and that the step does not overshoot.
+Everything is computed in float64, since differences are :math:`O(\eta^2)`. Three evaluations of U are spent
+on checks: that U is a function, and that the step does not overshoot.
 """
 
 from __future__ import annotations
@@ -40,24 +39,24 @@ from thermoopt.irreversibility.fields import FlatField, Point, check_eta
 __all__ = ["MEASURES", "UNSTABLE", "Irreversibility", "phi_de", "phi_leading", "phi_st", "phi_ta", "phi_tr"]
 
 NODES, CHECK_NODES = 8, 5
-"""Points of the Gauss-Legendre rule of line integrals (exact to degree 15), and of the one that tells its
+"""Points of the Gauss-Legendre rule for line integrals (exact to degree 15), and of the rule that gives its
 error."""
 
 FLOW_TOLERANCE = 1e-8
-"""Error of the flow of DE that is aimed at, relative to cont - disc."""
+"""Target error of the flow of DE, relative to cont - disc."""
 
 FLOW_WARNS = 1e-4
 """Error above which a value of DE comes with a warning: far below every deviation that is compared."""
 
 MAX_FLOW_STEPS = 32
-"""Runge-Kutta steps of the time-1 flow: a smooth field inside the stable range needs 2 to 8."""
+"""Most Runge-Kutta steps for the time-1 flow: a smooth field inside the stable range needs 2 to 8."""
 
 REPEATED = 1e-12
-"""Relative difference of two evaluations up to which a field counts as a function: sums of another order, as
-on a GPU, leave 1e-16 to 1e-14."""
+"""Relative difference of two evaluations up to which a field counts as a function: another order of
+summation, as on a GPU, leaves 1e-16 to 1e-14."""
 
 UNSTABLE = 2.0
-"""eta times curvature along the update, from which a step of gradient descent overshoots and grows."""
+"""eta times the curvature along the update from which a step of gradient descent overshoots and grows."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,15 @@ class Irreversibility:
     Attributes:
         name: ``"DE"``, ``"TR"``, ``"TA"``, ``"ST"`` or ``"leading"``.
         eta: the step size.
-        value: phi at the parameters less phi at the reference, in units of the loss where U is a gradient;
-            NaN where it was not asked for.
-        value_error: of the quadrature: difference to a rule of fewer points; 0 where there is none.
-        gradient: of phi, in the structure of the parameters.
-        norm: length of the gradient, in the metric.
+        value: phi at the parameters minus phi at the reference, in units of the loss if U is a gradient; NaN
+            if not requested.
+        value_error: error of the quadrature, the difference from a rule with fewer points; 0 without one.
+        gradient: gradient of phi, in the structure of the parameters.
+        norm: length of the gradient in the metric.
         curvature: eta times the curvature along the update, 1 - <U, U(θ⁺)>/<U, U>: 2 is the edge of
             stability.
-        evaluations: of U, one gradient of the loss each.
-        products: with the Jacobian, two to three gradients each.
+        evaluations: number of evaluations of U, one gradient of the loss each.
+        products: number of products with the Jacobian, two to three gradients each.
     """
 
     name: str
@@ -102,10 +101,10 @@ def phi_leading(
     reference: Point | None = None,
     integrate: bool = True,
 ) -> Irreversibility:
-    r"""Measure the common leading order :math:`(\eta/4)\|U\|^2`, by its formula.
+    r"""Measure the common leading order :math:`(\eta/4)\|U\|^2` by its formula.
 
-    The gradient :math:`(\eta/2)J^TU` is one product with the Jacobian; the value is that at both ends, 1
-    evaluation more. Arguments and errors are those of :func:`phi_de`.
+    The gradient :math:`(\eta/2)J^TU` takes one product with the Jacobian; the value takes one more
+    evaluation, at the reference. Arguments and errors are those of :func:`phi_de`.
     """
     return _measure("leading", update, params, eta, metric, reference, integrate, _leading, _leading_value)
 
@@ -123,28 +122,28 @@ def phi_de(
 
     .. math:: \nabla\phi_{DE}=(\mathrm{cont}-\mathrm{disc})/\eta
 
-    The flow is integrated by classical Runge-Kutta steps, doubled and extrapolated (Richardson) until two
-    results agree to 1e-8 of cont - disc: 10 to 56 evaluations in the stable range. The value is a line
-    integral from the reference,
+    The flow is integrated with classical Runge-Kutta steps, whose number is doubled and extrapolated
+    (Richardson) until two results agree to 1e-8 of cont - disc: 10 to 56 evaluations in the stable range. The
+    value is a line integral from the reference,
 
     .. math::
         \phi(\theta)-\phi(\theta_0) =
         \int_0^1\langle\nabla\phi(\theta_0+s(\theta-\theta_0)),\theta-\theta_0\rangle ds
 
-    by Gauss and Legendre's rule of 8 points, with one of 5 points for its error: 13 gradients.
+    by the 8-point Gauss-Legendre rule, with a 5-point rule for its error: 13 gradients.
 
     Args:
-        update: U, from parameters to an update of the same structure. It has to be a function: the same
-            batch, no dropout. :mod:`thermoopt.irreversibility.model_fields` makes it of a model and a loss.
-        params: where to measure: a tensor, a list or a dict of them; converted to float64.
+        update: U, from parameters to an update of the same structure. It must be a function: a fixed batch,
+            no dropout. :mod:`thermoopt.irreversibility.model_fields` makes one from a model and a loss.
+        params: the point: a tensor, or a list or dict of tensors; converted to float64.
         eta: step size.
-        metric: weights of inner products, of the structure of ``params``; None is what ``update`` brings,
+        metric: weights of inner products, in the structure of ``params``; None takes those of ``update``,
             else 1 everywhere.
-        reference: where phi counts as 0, None for the origin.
-        integrate: whether the value is wanted too.
+        reference: the point at which phi is 0; None for the origin.
+        integrate: whether to compute the value too.
 
     Returns:
-        Value, gradient, and what they cost.
+        Value, gradient, and their cost.
 
     Raises:
         TypeError, ValueError: naming the argument; also when two evaluations at the same parameters differ,
@@ -152,7 +151,8 @@ def phi_de(
 
     Warns:
         RuntimeWarning: the step overshoots and grows (eta times curvature along U above 2), or the flow did
-            not converge to 1e-4, as with kinks of a ReLU within the step: orders cannot be told apart then.
+            not converge to 1e-4, for example because of a ReLU's kink within the step: orders in eta cannot
+            be separated then.
     """
     return _measure("DE", update, params, eta, metric, reference, integrate, _discretisation, None)
 
@@ -168,7 +168,7 @@ def phi_tr(
 ) -> Irreversibility:
     r"""Measure the time-renormalised correction, :math:`\nabla\phi_{TR}=2(\mathrm{fine}-\mathrm{disc})/\eta`.
 
-    That is :math:`U(\theta)-U(\theta-\eta U/2)`: 1 evaluation beside U. Arguments and errors are those of
+    It equals :math:`U(\theta)-U(\theta-\eta U/2)`: 1 evaluation besides U. Arguments and errors are those of
     :func:`phi_de`.
     """
     return _measure("TR", update, params, eta, metric, reference, integrate, _renormalisation, None)
@@ -185,7 +185,7 @@ def phi_ta(
 ) -> Irreversibility:
     r"""Measure the asymmetry under time reversal, :math:`\nabla\phi_{TA}=(\theta-\tilde\theta)/(2\eta)`.
 
-    That is :math:`(U(\theta)-U(\theta^+))/2`: 1 evaluation beside U. Arguments and errors are those of
+    It equals :math:`(U(\theta)-U(\theta^+))/2`: 1 evaluation besides U. Arguments and errors are those of
     :func:`phi_de`.
     """
     return _measure("TA", update, params, eta, metric, reference, integrate, _reversal, None)
@@ -204,7 +204,8 @@ def phi_st(
 
     .. math:: \phi_{ST}=(\eta/16)\|U(\theta)+U(\theta^+)\|^2
 
-    The value needs no line integral, the gradient two products with the Jacobian. Arguments and errors are
+    The value needs no line integral; the gradient takes two products with the Jacobian. Arguments and errors
+    are
     those of :func:`phi_de`.
     """
     return _measure("ST", update, params, eta, metric, reference, integrate, _stochastic, _stochastic_value)
@@ -216,7 +217,7 @@ MEASURES: dict[str, Callable[..., Irreversibility]] = {
     "TA": phi_ta,
     "ST": phi_st,
 }
-"""The four by name."""
+"""The four measures by name."""
 
 
 def _measure(
@@ -255,28 +256,28 @@ def _measure(
 
 
 def _checked(field: FlatField, eta: float) -> tuple[Tensor, Tensor, float]:
-    """Return U(θ), U(θ⁺) and eta times the curvature along U, or say why a measure would mean nothing."""
+    """Return U(θ), U(θ⁺) and eta times the curvature along U; raise if a measure would be meaningless."""
     now, again = field(field.theta), field(field.theta)
     apart = float((now - again).norm() / now.norm().clamp_min(torch.finfo(now.dtype).tiny))
     if apart > REPEATED:
         raise ValueError(
-            "update is no function of the parameters: two evaluations at the same ones differ by "
-            f"{apart:.1e} of its length (a batch drawn inside it, dropout, a buffer that moves); differences "
-            "of order eta**2 would be noise. Fix the batch and call model.eval()"
+            "update must be a function of the parameters, got two evaluations at the same point that "
+            f"differ by {apart:.1e} of its length (a batch drawn inside it, dropout, a changing buffer); "
+            "differences of order eta**2 would be noise. Fix the batch and call model.eval()"
         )
     energy = field.dot(now, now)
     if energy == 0:
         raise ValueError(
-            "update vanishes at params: every phi is 0 there and none can be compared; the loss is "
-            "stationary, or its derivative is 0 everywhere, as that of an accuracy or a rounding"
+            "update must not vanish at params, where every phi would be 0 with nothing to compare: the "
+            "loss is stationary, or its derivative is 0 everywhere, like that of an accuracy or of rounding"
         )
     after = field(field.theta - eta * now)
     curvature = 1 - field.dot(now, after) / energy
     if curvature > UNSTABLE:
         warnings.warn(
             f"eta is {eta!r}, and eta times the curvature along the update is {curvature:.2f}, above 2: the "
-            "step overshoots and grows, so orders of eta cannot be told apart and phi is no entropy "
-            f"production. Take eta below {eta * UNSTABLE / curvature:.2g}",
+            "step overshoots and grows, so orders in eta cannot be separated and phi is not an entropy "
+            f"production. Use eta below {eta * UNSTABLE / curvature:.2g}",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -319,7 +320,7 @@ def _discretisation(field: FlatField, at: Tensor, now: Tensor, after: Tensor, et
             x = x - h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         return x
 
-    # below the floor it is rounding
+    # differences below the floor are rounding
     steps, row = 1, [way(1)]
     floor = 16 * torch.finfo(at.dtype).eps * (eta * field.norm(now))
     while True:
@@ -334,14 +335,14 @@ def _discretisation(field: FlatField, at: Tensor, now: Tensor, after: Tensor, et
         if steps >= MAX_FLOW_STEPS:
             break
         row = finer
-    # no order to extrapolate by: the finest steps as they are
+    # the order is unknown, so there is nothing to extrapolate: use the finest steps
     apart = finer[0] + eta * now
     size, error = field.norm(apart), field.norm(finer[0] - row[0]) / 15
     if not error <= FLOW_WARNS * size:
         warnings.warn(
-            f"eta is {eta!r}, and after {steps} Runge-Kutta steps the flow still moves by {error / size:.1e} "
-            "of what DE measures: the loss has kinks or jumps within a step (ReLU, absolute values, "
-            "clipping), or eta is outside the stable range; DE means little here",
+            f"eta is {eta!r}, and after {steps} Runge-Kutta steps the flow still changes by "
+            f"{error / size:.1e} of what DE measures: the loss has kinks or jumps within a step (ReLU, "
+            "absolute values, clipping), or eta is outside the stable range; DE means little here",
             RuntimeWarning,
             stacklevel=4,
         )

@@ -1,12 +1,12 @@
 r"""Symmetries of a loss, and which of them irreversibility breaks.
 
-A symmetry moves parameters without changing the loss. Where it is continuous, with generator Q (the velocity
+A symmetry moves parameters without changing the loss. If it is continuous, with generator Q (the velocity
 :math:`d\theta/ds`), theorem 6 of arXiv 2605.21933 says that :math:`\phi=(\eta/4)\|U\|^2` changes along it by
 
 .. math:: d\phi/ds = -(\eta/4)\,U^T(J_Q+J_Q^T)U
 
-for U the gradient of the loss: a force acts unless that vanishes, as it does for rotations. Theorem 7: phi is
-the same all along an orthogonal symmetry.
+if U is the gradient of the loss: a force acts unless this vanishes, as it does for rotations. Theorem 7: phi
+is constant along an orthogonal symmetry.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from thermoopt.irreversibility.fields import FlatField, Point, UpdateField, chec
 __all__ = ["Symmetry", "SymmetryBreaking", "permutation", "rescaling", "rotation", "symmetry_breaking"]
 
 BROKEN = 1e-9
-"""Share of its largest possible size from which theorem 6's form counts as different from 0: rounding in
-float64 leaves about 1e-15 times the root of the number of parameters."""
+"""Fraction of its largest possible value from which theorem 6's form counts as different from 0: rounding in
+float64 leaves about 1e-15 times the square root of the number of parameters."""
 
 Parameters = Mapping[str, Tensor]
 
@@ -36,7 +36,7 @@ class Symmetry:
 
     Attributes:
         generator: Q, from parameters to their velocity at s = 0.
-        act: from parameters and s to the parameters moved.
+        act: from parameters and s to the moved parameters.
     """
 
     generator: Callable[[Parameters], dict[str, Tensor]]
@@ -45,15 +45,15 @@ class Symmetry:
 
 @dataclass(frozen=True)
 class SymmetryBreaking:
-    """What theorem 6 says of one symmetry at one point.
+    """Theorem 6 applied to one symmetry at one point.
 
     Attributes:
         value: Uᵀ(J_Q + J_Qᵀ)U, in units of ‖U‖².
-        slope: dφ/ds = -(eta/4)·value, what the theorem predicts for a gradient.
-        measured: ⟨∇φ, Q⟩, dφ/ds as it is for the update given.
-        mismatch: |⟨U, Q⟩|/(‖U‖‖Q‖): 0 where Q is a symmetry of the loss that U is the gradient of.
+        slope: dφ/ds = -(eta/4)·value, the theorem's prediction for a gradient.
+        measured: ⟨∇φ, Q⟩, the actual dφ/ds for the given update.
+        mismatch: |⟨U, Q⟩|/(‖U‖‖Q‖): 0 if U is the gradient of a loss with symmetry Q.
         broken: whether ``value`` differs from 0 by more than rounding.
-        cost: evaluations of U, and products with its Jacobian.
+        cost: number of evaluations of U, and of products with its Jacobian.
     """
 
     value: float
@@ -72,11 +72,11 @@ def symmetry_breaking(
     Args:
         generator: Q, from parameters to their velocity along the symmetry, in differentiable operations; or a
             :class:`Symmetry`.
-        update, params, eta: as in :func:`thermoopt.irreversibility.phi_de`. The theorem is about U the
-            gradient of the loss; for another U compare ``measured``. Inner products are without a metric.
+        update, params, eta: as in :func:`thermoopt.irreversibility.phi_de`. The theorem holds for U the
+            gradient of the loss; for another U compare ``measured``. Inner products use no metric.
 
     Raises:
-        TypeError, ValueError: naming the argument, for other structures and values not finite.
+        TypeError, ValueError: naming the argument, for another structure or non-finite values.
     """
     eta = check_eta(eta)
     field = FlatField(update.function if isinstance(update, UpdateField) else update, params)
@@ -108,15 +108,15 @@ def rescaling(first: Sequence[str], second: Sequence[str], *, unit: int | None =
     r"""Return the rescaling :math:`(W_1,W_2)\to(e^sW_1,e^{-s}W_2)`, Q = (W₁, -W₂).
 
     It is a symmetry of two layers with nothing, or a positively homogeneous function like ReLU, between them.
-    :math:`\phi(c)=(\eta/4)(\|U_1\|^2/c^2+c^2\|U_2\|^2)` along it, a force towards ‖U₁‖ = ‖U₂‖.
+    Along it :math:`\phi(c)=(\eta/4)(\|U_1\|^2/c^2+c^2\|U_2\|^2)`: a force towards ‖U₁‖ = ‖U₂‖.
 
     Args:
-        first: names of what leads into the hidden layer: its weight and bias.
-        second: names of what leads out of it: the next weight, without the bias.
-        unit: index of one hidden unit, to rescale that alone: rows of ``first``, columns of ``second``.
+        first: names of the parameters leading into the hidden layer: its weight and bias.
+        second: names of the parameters leading out of it: the next weight, without the bias.
+        unit: index of one hidden unit to rescale alone: rows of ``first``, columns of ``second``.
 
     Raises:
-        ValueError: a name stands in both; on use, KeyError for a name that the parameters lack.
+        ValueError: if a name is in both; on use, KeyError for a name that the parameters lack.
     """
     _apart(first, second)
 
@@ -152,20 +152,20 @@ def rotation(first: Sequence[str], second: Sequence[str], i: int, j: int) -> Sym
     It is a symmetry of two layers with nothing between them, and orthogonal: phi of SGD does not change.
 
     Args:
-        first: names of what leads into the hidden layer; its rows turn.
-        second: names of what leads out of it; its columns turn.
+        first: names of the parameters leading into the hidden layer, whose rows are rotated.
+        second: names of the parameters leading out of it, whose columns are rotated.
         i, j: the two hidden units.
 
     Raises:
-        ValueError: a name stands in both, or the units are the same; on use, KeyError for a name that the
+        ValueError: if a name is in both, or the units are the same; on use, KeyError for a name that the
             parameters lack.
     """
     _apart(first, second)
     if i == j:
-        raise ValueError(f"j is {j!r}, the same as i; allowed is another hidden unit")
+        raise ValueError(f"j must be another hidden unit than i, got {j!r} for both")
 
     def turned(w: Tensor, c: float, s: float) -> Tensor:
-        """Rows i and j turned; differentiable."""
+        """Return the matrix with rows i and j rotated; differentiable."""
         rows = list(w.unbind(0))
         rows[i], rows[j] = c * w[i] - s * w[j], s * w[i] + c * w[j]
         return torch.stack(rows)
@@ -194,29 +194,29 @@ def rotation(first: Sequence[str], second: Sequence[str], i: int, j: int) -> Sym
 def permutation(
     first: Sequence[str], second: Sequence[str], order: Sequence[int], signs: Sequence[int] | None = None
 ) -> Callable[[Parameters], dict[str, Tensor]]:
-    """Return a permutation of hidden units, with a change of signs: from parameters to parameters.
+    """Return a permutation of hidden units, optionally with sign changes: from parameters to parameters.
 
-    It is discrete and has no generator. Without signs it is a symmetry of any two layers; with them of those
-    with nothing or an odd function like tanh between them. It is orthogonal and acts element by element, so
-    that phi of SGD and of Adam are the same after it.
+    It is discrete and has no generator. Without signs it is a symmetry of any two layers; with signs, of two
+    layers with nothing or an odd function like tanh between them. It is orthogonal and acts element by
+    element, so it changes phi neither of SGD nor of Adam.
 
     Args:
-        first: names of what leads into the hidden layer; its rows are reordered.
-        second: names of what leads out of it; its columns are reordered.
+        first: names of the parameters leading into the hidden layer, whose rows are reordered.
+        second: names of the parameters leading out of it, whose columns are reordered.
         order: the old index of each new unit.
         signs: 1 or -1 for each new unit; None for 1.
 
     Raises:
-        ValueError: ``order`` is no permutation, ``signs`` has another length or other values, or a name
-            stands in both; on use, KeyError for a name that the parameters lack.
+        ValueError: if ``order`` is not a permutation, ``signs`` has another length or other values, or a name
+            is in both; on use, KeyError for a name that the parameters lack.
     """
     _apart(first, second)
     order = list(order)
     if sorted(order) != list(range(len(order))):
-        raise ValueError(f"order is {order!r}; allowed is a permutation of 0 to {len(order) - 1}")
+        raise ValueError(f"order must be a permutation of 0 to {len(order) - 1}, got {order!r}")
     signs = [1] * len(order) if signs is None else list(signs)
     if len(signs) != len(order) or any(sign not in (1, -1) for sign in signs):
-        raise ValueError(f"signs is {signs!r}; allowed are {len(order)} values of 1 or -1")
+        raise ValueError(f"signs must be {len(order)} values of 1 or -1, got {signs!r}")
 
     def act(params: Parameters) -> dict[str, Tensor]:
         _known(params, (*first, *second))
@@ -236,10 +236,10 @@ def permutation(
 def _apart(first: Sequence[str], second: Sequence[str]) -> None:
     for name, value in (("first", first), ("second", second)):
         if isinstance(value, str):
-            raise TypeError(f"{name} is {value!r}; allowed is a sequence of names")
+            raise TypeError(f"{name} must be a sequence of names, got {value!r}")
     both = [name for name in first if name in second]
     if both:
-        raise ValueError(f"second holds {both[0]!r}, which first holds too; allowed are other names")
+        raise ValueError(f"first and second must not share a name, got {both[0]!r} in both")
 
 
 def _known(params: Parameters, names: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-r"""Noise and curvature of a real network at fixed parameters, in the metric that Adam moves in.
+r"""Noise and curvature of a real network at fixed parameters, in Adam's metric.
 
-A reading's ``thermal_loss`` is :math:`(\eta/4)B` of the gradients on the way. Here the parameters stand still
-and many minibatch gradients are drawn, which is an independent estimate of B; and the curvature that this
-noise acts in tells how much of it can be in equilibrium (:class:`NoiseSpectrum`).
+A reading's ``thermal_loss`` is :math:`(\eta/4)B` for the gradients during training. Here the parameters are
+held fixed and many minibatch gradients are drawn, which gives an independent estimate of B; the curvature in
+which this noise acts tells how much of it can be in equilibrium (:class:`NoiseSpectrum`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["GradientNoise", "NoiseSpectrum", "gradient_noise", "noise_spectrum"]
 Array = NDArray[np.float64]
 
 NEGLIGIBLE = 1e-10
-"""Part of the first Lanczos vector's scale below which the next one is rounding: the space is exhausted."""
+"""Fraction of the first Lanczos vector's scale below which the next is rounding: the space is exhausted."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class GradientNoise:
     r"""Energy of minibatch gradients at fixed parameters, by layer, in Adam's metric.
 
     Attributes:
-        energy: layer to :math:`B = \langle\sum g^2/(\sqrt{\hat v}+\epsilon)\rangle`, [L/th].
-        signal: layer to :math:`\sum\bar g^2/(\sqrt{\hat v}+\epsilon)`, unbiased (it may be below 0), [L/th].
+        energy: :math:`B = \langle\sum g^2/(\sqrt{\hat v}+\epsilon)\rangle` by layer, [L/th].
+        signal: :math:`\sum\bar g^2/(\sqrt{\hat v}+\epsilon)` by layer, unbiased (may be negative), [L/th].
         error: standard error of the total energy, [L/th].
-        batches: gradients drawn.
+        batches: number of gradients drawn.
     """
 
     energy: Mapping[str, float]
@@ -45,31 +45,31 @@ class GradientNoise:
 
     @property
     def total_energy(self) -> float:
-        """B of all layers."""
+        """B summed over layers."""
         return sum(self.energy.values())
 
     @property
     def total_signal(self) -> float:
-        """Signal of all layers."""
+        """Signal summed over layers."""
         return sum(self.signal.values())
 
     @property
     def noise(self) -> dict[str, float]:
-        """Layer to energy less signal."""
+        """Energy minus signal, by layer."""
         return {name: self.energy[name] - self.signal[name] for name in self.energy}
 
     def thermal_loss(self, eta: float) -> float:
-        r"""Loss of thermal motion if all of this energy were noise in equilibrium, :math:`(\eta/4)B`, [L]."""
+        r"""Thermal loss if all of this energy were noise in equilibrium, :math:`(\eta/4)B`, [L]."""
         return eta / 4 * self.total_energy
 
 
 @dataclass(frozen=True)
 class NoiseSpectrum:
-    r"""How the noise is spread over curvatures: the measure :math:`\sum_j w_j\,\delta(a - a_j)`.
+    r"""Distribution of the noise over curvatures: the measure :math:`\sum_j w_j\,\delta(a - a_j)`.
 
     Attributes:
         curvatures: :math:`a_j`, eigenvalues of :math:`P^{1/2}HP^{1/2}`, in units of 1/(Adam's rate).
-        weights: :math:`w_j`, noise energy at each; they add up to the noise part of B, [L/th].
+        weights: :math:`w_j`, noise energy at each curvature; their sum is the noise part of B, [L/th].
     """
 
     curvatures: Array
@@ -77,13 +77,13 @@ class NoiseSpectrum:
 
     @property
     def downhill_share(self) -> float:
-        """Share of the noise that acts where the loss curves down and nothing holds it."""
+        """Fraction of the noise in directions of negative curvature, where nothing confines it."""
         return float(self.weights[self.curvatures <= 0].sum() / self.weights.sum())
 
     def largest_rate(self, beta1: float = 0.9) -> float:
-        r"""Rate at which the steepest mode stops being stable, :math:`2(1+\beta_1)/((1-\beta_1)a)`.
+        r"""Learning rate at which the steepest mode becomes unstable, :math:`2(1+\beta_1)/((1-\beta_1)a)`.
 
-        Infinite where nothing curves up.
+        Infinite without positive curvature.
         """
         a = float(self.curvatures.max())
         return 2 * (1 + beta1) / ((1 - beta1) * a) if a > 0 else np.inf
@@ -91,30 +91,30 @@ class NoiseSpectrum:
     def thermal_losses(self, etas: ArrayLike, beta1: float = 0.9) -> Array:
         r"""Thermal loss along a schedule that starts cold, ``[steps + 1]``, [L].
 
-        :func:`thermoopt.landscape.relaxation` of every mode, added. Modes that curve down are left out.
+        The sum of :func:`thermoopt.landscape.relaxation` over all modes of positive curvature.
 
         Raises:
-            ValueError: a rate is outside the stable range (:meth:`largest_rate`), where a parabola throws its
-                mode out and a network does not, or as :func:`thermoopt.landscape.relaxation`.
+            ValueError: if a rate is outside the stable range (:meth:`largest_rate`), where a mode diverges in
+                a parabola but not in a network, or as :func:`thermoopt.landscape.relaxation`.
         """
         up = self.curvatures > 0
         if np.size(etas) and np.max(etas) >= self.largest_rate(beta1):
             raise ValueError(
-                f"etas goes up to {np.max(etas):.6g}; allowed is below {self.largest_rate(beta1):.6g}, where "
-                "the steepest mode stops being stable: a thermal loss would be meaningless"
+                f"etas must stay below {self.largest_rate(beta1):.6g}, where the steepest mode "
+                f"becomes unstable and a thermal loss meaningless, got up to {np.max(etas):.6g}"
             )
         out = relaxation(self.curvatures[up], etas, 0.0, np.sqrt(self.weights[up]), beta1)
         return np.asarray(out.sum(axis=1))
 
     def equilibrated_fraction(self, etas: ArrayLike, beta1: float = 0.9) -> float:
-        r"""Thermal loss at the end of a schedule over :math:`(\eta/4)\sum_j w_j` with its last rate, no unit.
+        r"""Thermal loss at the end of a schedule over :math:`(\eta/4)\sum_j w_j` at its last rate, no unit.
 
         Raises:
-            ValueError: the last rate is 0.
+            ValueError: if the last rate is 0.
         """
         rates = np.asarray(etas, dtype=np.float64)
         if not rates.size or not rates[-1] > 0:
-            raise ValueError(f"etas ends with {rates[-1:]!r}; allowed is a last rate > 0")
+            raise ValueError(f"etas must end with a rate > 0, got {rates[-1:]!r}")
         return float(self.thermal_losses(rates, beta1)[-1] / (rates[-1] / 4 * self.weights.sum()))
 
 
@@ -123,25 +123,26 @@ def gradient_noise(
 ) -> GradientNoise:
     r"""Draw minibatch gradients at fixed parameters.
 
-    Each is weighed as Adam's next step would weigh it, by
-    :math:`\hat v' \propto \beta_2 v + (1-\beta_2)g^2`: an element that was hardly ever seen has a v of nearly
-    0, and :math:`g^2/\sqrt v` without its own part in v would be as large as one likes.
+    Each is weighted as in Adam's next step, with :math:`\hat v' \propto \beta_2 v + (1-\beta_2)g^2`: an
+    element that was hardly ever used has a v near 0, and without its own contribution to v,
+    :math:`g^2/\sqrt v` would be arbitrarily large.
 
-    Costs ``batches`` gradients and memory of one float64 copy of the parameters. Parameters, their ``grad``,
-    the model's buffers and the optimizer are left as they were; layers without Adam's moments are left out.
+    Costs ``batches`` gradients and the memory of one float64 copy of the parameters. Parameters, their
+    ``grad``, the model's buffers and the optimizer are not changed; layers without Adam's moments are left
+    out.
 
     Args:
         model: names the layers.
-        optimizer: AdamW, Adam or ThermoAdamW after a step, whose second moments are the metric.
-        loss: loss of the next minibatch; every call draws one.
-        batches: at least 2.
+        optimizer: an AdamW, Adam or ThermoAdamW that has taken a step; its second moments are the metric.
+        loss: returns the loss of the next minibatch; every call draws one.
+        batches: number of gradients, at least 2.
 
     Raises:
-        ValueError: parameters of low precision, a loss that cannot be differentiated or is not finite, no
-            Adam moments: each of which would make the numbers meaningless.
+        ValueError: for parameters of low precision, a loss that is not differentiable or not finite, or
+            missing Adam moments, each of which would make the results meaningless.
     """
     if isinstance(batches, bool) or batches != int(batches) or batches < 2:
-        raise ValueError(f"batches is {batches!r}; allowed is a whole number from 2")
+        raise ValueError(f"batches must be an integer >= 2, got {batches!r}")
     layers = _layers(model, optimizer)
     params = [layer.p for layer in layers.values()]
     mean = [torch.zeros_like(p, dtype=torch.float64) for p in params]
@@ -173,23 +174,23 @@ def noise_spectrum(
     vectors: int = 2,
     iterations: int = 16,
 ) -> NoiseSpectrum:
-    r"""Spread the gradient noise over the curvature of the loss, by Lanczos quadrature.
+    r"""Resolve the gradient noise by the curvature of the loss, with Lanczos quadrature.
 
-    The start vectors are :math:`P^{1/2}(g-g')/\sqrt2` of two minibatches, whose covariance is that of the
-    noise, and the operator is :math:`P^{1/2}HP^{1/2}`, with :math:`P = 1/(\sqrt{\hat v'}+\epsilon)` after the
-    mean of their squares: its Ritz values and squared first components are Gauss nodes and weights of the
-    noise's own spectral measure. Costs
-    ``vectors * iterations`` Hessian-vector products and ``iterations + 4`` copies of the parameters.
+    The start vectors are :math:`P^{1/2}(g-g')/\sqrt2` for two minibatches, whose covariance is that of the
+    noise, and the operator is :math:`P^{1/2}HP^{1/2}`, where :math:`P = 1/(\sqrt{\hat v'}+\epsilon)` includes
+    the mean of their squares: its Ritz values and squared first components are Gauss nodes and weights of the
+    spectral measure of the noise. Costs ``vectors * iterations`` Hessian-vector products and
+    ``iterations + 4`` copies of the parameters.
 
     Args:
         model, optimizer, loss: as for :func:`gradient_noise`.
-        curved: loss whose Hessian counts, of a batch larger than the training ones.
-        vectors: start vectors averaged over, from 1.
-        iterations: nodes a vector, from 1.
+        curved: returns the loss whose Hessian is used, on a batch larger than the training batches.
+        vectors: number of start vectors to average over, at least 1.
+        iterations: nodes per start vector, at least 1.
 
     Raises:
         ValueError: as :func:`gradient_noise`.
-        RuntimeError: torch's own, where an operation has no second derivative (attention on CPU: use
+        RuntimeError: from torch, if an operation has no second derivative (for attention on CPU use
             ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``).
 
     References:
@@ -198,13 +199,13 @@ def noise_spectrum(
     """
     for name, value in (("vectors", vectors), ("iterations", iterations)):
         if isinstance(value, bool) or value != int(value) or value < 1:
-            raise ValueError(f"{name} is {value!r}; allowed is a whole number from 1")
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
     layers = _layers(model, optimizer)
     params = [layer.p for layer in layers.values()]
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             warnings.warn(
-                f"{name} drops units out: the curvature is that of one draw; model.eval() gives the mean",
+                f"{name} has active dropout: the curvature is that of one draw; model.eval() gives the mean",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -233,7 +234,7 @@ def _flat(tensors: Sequence[Tensor], roots: Sequence[Tensor]) -> Tensor:
 def _operator(
     slope: Sequence[Tensor], params: Sequence[Tensor], roots: Sequence[Tensor]
 ) -> Callable[[Tensor], Tensor]:
-    """Product of the Hessian, in the metric of the roots, with a flat vector."""
+    """Return the product of the Hessian, in the metric given by its roots, with a flat vector."""
 
     def curve(q: Tensor) -> Tensor:
         parts = q.split([p.numel() for p in params])
@@ -249,7 +250,7 @@ def _operator(
 
 
 def _lanczos(curve: Callable[[Tensor], Tensor], start: Tensor, iterations: int) -> tuple[Array, Array]:
-    """Gauss nodes and weights, orthogonalised in full; the weights add up to the start's squared norm."""
+    """Return Gauss nodes and weights, fully orthogonalised; the weights sum to the start's squared norm."""
     energy = start.square().sum().item()
     basis = [start / start.norm()]
     alphas: list[float] = []
@@ -272,7 +273,7 @@ def _lanczos(curve: Callable[[Tensor], Tensor], start: Tensor, iterations: int) 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A parameter and what Adam knows of it."""
+    """A parameter and Adam's state for it."""
 
     p: Tensor
     v: Tensor
@@ -281,7 +282,7 @@ class _Layer:
     eps: float
 
     def root(self, g2: Tensor) -> Tensor:
-        """Root of the preconditioner that the next step would have with these squared gradients."""
+        """Return the square root of the next step's preconditioner for these squared gradients."""
         v = (self.beta2 * self.v + (1 - self.beta2) * g2) / (1 - self.beta2 ** (self.step + 1))
         return (v.sqrt() + self.eps).rsqrt()
 
@@ -295,15 +296,16 @@ def _layers(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, _La
             continue
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"{name} is {p.dtype}; allowed are float32 and float64: rounding of a lower precision would "
-                "be read as gradient noise"
+                f"{name} must be float32 or float64, got {p.dtype}: rounding in a lower precision "
+                "would be read as gradient noise"
             )
         beta2, eps = float(groups[p]["betas"][1]), groups[p]["eps"]
         out[name] = _Layer(p, state["exp_avg_sq"].double(), float(state["step"]), beta2, eps)
     if not out:
         raise ValueError(
-            f"optimizer is {type(optimizer).__name__} without Adam's second moments for this model; allowed "
-            "is Adam, AdamW or ThermoAdamW after a step: they are the metric in which noise is measured"
+            "optimizer must be an Adam, AdamW or ThermoAdamW that has taken a step on this "
+            f"model, got {type(optimizer).__name__} without second moments: they are the metric "
+            "in which noise is measured"
         )
     return out
 
@@ -314,10 +316,10 @@ def _gradient(
     value = loss()
     if not isinstance(value, Tensor) or not value.requires_grad:
         raise ValueError(
-            f"loss gave {value!r}; allowed is a tensor that depends differentiably on the parameters"
+            f"loss must return a tensor that depends differentiably on the parameters, got {value!r}"
         )
     if not torch.isfinite(value):
-        raise ValueError(f"loss gave {value.item()}; allowed is a finite number")
+        raise ValueError(f"loss must be finite, got {value.item()}")
     return tuple(
         torch.autograd.grad(value, params, create_graph=twice, allow_unused=True, materialize_grads=True)
     )
@@ -325,7 +327,7 @@ def _gradient(
 
 @contextmanager
 def _unmoved(model: nn.Module) -> Iterator[None]:
-    """Give buffers (running statistics of BatchNorm) back as they were."""
+    """Restore the buffers (BatchNorm's running statistics) afterwards."""
     before = [(b, b.clone()) for b in model.buffers()]
     try:
         with torch.enable_grad():

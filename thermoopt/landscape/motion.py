@@ -1,4 +1,4 @@
-"""Motion in the river valley: SGD, sign and Adam with many replicas at once, and means with their errors."""
+"""Motion in the river valley: SGD, sign and Adam with many replicas at once; means with standard errors."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class Mean:
 
 
 def average(values: ArrayLike) -> Mean:
-    """Mean over the first axis and its standard error, from the spread of independent replicas.
+    """Return the mean over the first axis and its standard error from the spread of independent replicas.
 
     Args:
-        values: ``[replicas, ...]``, two replicas at least; average over steps first, whose values are not
-            independent.
+        values: ``[replicas, ...]``, at least two replicas. Average over steps first: values at different
+            steps are not independent.
 
     Raises:
-        ValueError: there are fewer than two replicas.
+        ValueError: for fewer than two replicas.
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or len(values) < 2:
-        raise ValueError(f"values has shape {values.shape}; allowed are two replicas at least")
+        raise ValueError(f"values must hold at least two replicas, got shape {values.shape}")
     return Mean(values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(len(values)))
 
 
 @dataclass(frozen=True)
 class Motion:
-    """What was recorded of a simulation.
+    """The record of a simulation.
 
     Attributes:
-        valley: it ran in.
-        steps: ``[k]`` steps done at each record, from 0.
-        x: ``[k, replicas, n]``.
-        y: ``[k, replicas]``.
+        valley: the valley.
+        steps: ``[k]`` steps taken at each record, starting at 0.
+        x: ``[k, replicas, n]`` fast coordinates.
+        y: ``[k, replicas]`` river coordinate.
     """
 
     valley: RiverValley
@@ -55,17 +55,17 @@ class Motion:
     y: Array
 
     def fast_losses(self, since: int = 0) -> Mean:
-        """Loss of each mode ``[n]``, averaged over the records from step ``since`` on, then over replicas."""
+        """Return each mode's loss ``[n]``, averaged over records from step ``since`` on and replicas."""
         late = self.steps >= since
         return average(self.valley.fast_losses(self.x[late], self.y[late]).mean(axis=0))
 
     def force(self, since: int = 0) -> Mean:
-        """Force on the river, averaged alike."""
+        """Return the force on the river, averaged in the same way."""
         late = self.steps >= since
         return average(self.valley.force(self.x[late], self.y[late]).mean(axis=0))
 
     def course(self) -> Mean:
-        """Loss of each mode at every record, ``[k, n]``."""
+        """Return the loss of each mode at every record, ``[k, n]``."""
         return average(self.valley.fast_losses(self.x, self.y).swapaxes(0, 1))
 
 
@@ -83,38 +83,38 @@ def simulate(
     eps: float = 1e-12,
     seed: int = 0,
 ) -> Motion:
-    r"""Train replicas that differ in their noise only.
+    r"""Train replicas that differ only in their noise.
 
     .. math:: g_x = a(y)x + s\xi,\quad g_y = \partial\ell/\partial y,\qquad \theta' = \theta - \eta\,u(g)
 
     with u the identity, the sign, or Adam's :math:`\hat m/(\sqrt{\hat v}+\epsilon)`.
 
     Args:
-        valley: to move in.
-        etas: ``[steps]`` learning rates, from 0.
+        valley: the valley to move in.
+        etas: ``[steps]`` learning rates >= 0.
         rule: one of :data:`thermoopt.landscape.RULES`.
-        replicas: at least 2.
-        every: record every so many steps (memory: ``steps / every * replicas * (n + 1)`` float64).
-        x0: start, one number, ``[n]`` or ``[replicas, n]``.
-        y0: start of the river.
-        held: keep y where it is.
-        betas, eps: Adam's.
-        seed: of the noise.
+        replicas: number of replicas, at least 2.
+        every: record every this many steps (memory: ``steps / every * replicas * (n + 1)`` float64).
+        x0: initial fast coordinates: one number, ``[n]`` or ``[replicas, n]``.
+        y0: initial river coordinate.
+        held: keep y fixed.
+        betas, eps: Adam's constants.
+        seed: seed of the noise.
 
     Raises:
-        ValueError: naming the argument, its value and what is allowed, or that the motion is not finite any
-            more: the rates are outside the stable range.
+        ValueError: naming the argument, its value and what is allowed; or if the motion becomes non-finite
+            because the rates are outside the stable range.
     """
     rates = np.asarray(etas, dtype=np.float64)
     if rule not in RULES:
-        raise ValueError(f"rule is {rule!r}; allowed are {', '.join(map(repr, RULES))}")
+        raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
     if rates.ndim != 1 or not rates.size or not np.all(np.isfinite(rates)) or np.any(rates < 0):
-        raise ValueError(f"etas is {etas!r}; allowed is a list of finite numbers from 0")
+        raise ValueError(f"etas must be finite numbers >= 0, got {etas!r}")
     for name, value, least in (("replicas", replicas, 2), ("every", every, 1)):
         if isinstance(value, bool) or value != int(value) or value < least:
-            raise ValueError(f"{name} is {value!r}; allowed is a whole number from {least}")
+            raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
     if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas is {betas!r}; allowed are two numbers from 0 below 1")
+        raise ValueError(f"betas must be two numbers >= 0 and < 1, got {betas!r}")
     rng = np.random.default_rng(seed)
     # the last coordinate is the river
     p = np.zeros((replicas, valley.modes + 1))

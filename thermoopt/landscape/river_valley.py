@@ -1,14 +1,14 @@
-r"""The river and the valley: a toy loss whose training thermodynamics is known in closed form.
+r"""The river valley: a toy loss whose training thermodynamics is known in closed form.
 
 .. math:: \ell(x, y) = -f y + \tfrac12\sum_{i=1}^{n} a_i e^{\kappa y} x_i^2
 
-x are the fast coordinates (the valley, whose walls have curvature :math:`a_i(y) = a_i e^{\kappa y}`), y is
-the slow one (the river, which falls with slope f). Minibatches put white noise of standard deviation s on
-every fast gradient, and none on the river's. Unit conventions: loss [L], coordinates [th], :math:`\eta`
-[th^2/L] for SGD and [th] for sign and Adam, s [L/th], a [L/th^2], temperature [L] (Boltzmann's constant 1).
+x are the fast coordinates (the valley, whose walls have curvature :math:`a_i(y) = a_i e^{\kappa y}`) and y is
+the slow one (the river, which descends with slope f). Minibatches add white noise of standard deviation s to
+every fast gradient, and none to the river's. Units: loss [L], coordinates [th], :math:`\eta` [th^2/L] for SGD
+and [th] for sign and Adam, s [L/th], a [L/th^2], temperature [L] (Boltzmann's constant is 1).
 
-What the formulas say is simulated by :func:`thermoopt.landscape.simulate` and measured in
-``docs/physics.md``.
+:func:`thermoopt.landscape.simulate` simulates the formulas; ``docs/physics.md`` compares them with
+measurements.
 
 References:
     Liu et al., "Neural thermodynamic laws for large language model training", arXiv 2505.10559. Exact forms
@@ -39,7 +39,7 @@ class RiverValley:
         curvatures: a_i at y = 0, each > 0.
         noise: s, standard deviation of the noise on each fast gradient, > 0.
         slope: f, the force down the river.
-        narrowing: kappa, d ln a / dy: > 0 where the valley narrows down the river.
+        narrowing: kappa, d ln a / dy: > 0 if the valley narrows downstream.
 
     Raises:
         ValueError: naming the argument, its value and what is allowed.
@@ -53,14 +53,12 @@ class RiverValley:
     def __post_init__(self) -> None:
         values = tuple(float(a) for a in self.curvatures)
         if not values or not all(math.isfinite(a) and a > 0 for a in values):
-            raise ValueError(
-                f"curvatures is {self.curvatures!r}; allowed are finite numbers > 0, one at least"
-            )
+            raise ValueError(f"curvatures must be one or more finite numbers > 0, got {self.curvatures!r}")
         if not (math.isfinite(self.noise) and self.noise > 0):
-            raise ValueError(f"noise is {self.noise!r}; allowed is a finite number > 0")
+            raise ValueError(f"noise must be a finite number > 0, got {self.noise!r}")
         for name in ("slope", "narrowing"):
             if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed is a finite number")
+                raise ValueError(f"{name} must be a finite number, got {getattr(self, name)!r}")
         object.__setattr__(self, "curvatures", values)
 
     # ------------------------------------------------------------------ the landscape
@@ -76,7 +74,7 @@ class RiverValley:
         return np.exp(self.narrowing * y)[..., None] * np.asarray(self.curvatures)
 
     def river(self, y: ArrayLike) -> Array:
-        """Height of the river's bed, c(y) = -f y, [L]."""
+        """Height of the river bed, c(y) = -f y, [L]."""
         return -self.slope * np.asarray(y, dtype=np.float64)
 
     def fast_losses(self, x: ArrayLike, y: ArrayLike = 0.0) -> Array:
@@ -84,7 +82,7 @@ class RiverValley:
         return self.curvature(y) * np.square(np.asarray(x, dtype=np.float64)) / 2
 
     def loss(self, x: ArrayLike, y: ArrayLike = 0.0) -> Array:
-        """Whole loss, ``[...]``, [L]."""
+        """Total loss, ``[...]``, [L]."""
         return self.river(y) + self.fast_losses(x, y).sum(axis=-1)
 
     def force(self, x: ArrayLike, y: ArrayLike = 0.0) -> Array:
@@ -96,7 +94,7 @@ class RiverValley:
     def thermal_loss(
         self, eta: float, rule: str = "sgd", y: float = 0.0, beta1: float = 0.9, leading: bool = False
     ) -> Array:
-        r"""Stationary loss of each fast coordinate at a constant rate.
+        r"""Stationary loss of each fast coordinate at a constant learning rate.
 
         .. math::
             \text{sgd:}\quad \frac{\eta s^2}{2(2-a\eta)} \to \frac{\eta s^2}{4},\qquad
@@ -107,23 +105,23 @@ class RiverValley:
             \text{adam:}\quad \frac{h s^2(1+\beta_1)}{2(2(1+\beta_1)-(1-\beta_1)ah)},\quad
             h = \frac{\eta}{\sqrt v},\quad v = s^2 + 2a\ell_f \to \frac{\eta s}{4}
 
-        The arrows are the limits of small :math:`\eta`, in which a drops out (**equipartition**). SGD's form
-        is exact; that for sign assumes that x is Gaussian, that for Adam that v is constant (beta2 near 1,
-        eps 0) and is exact otherwise.
+        The arrows are the limits of small :math:`\eta`, in which a drops out (**equipartition**). The form
+        for SGD is exact; the one for sign assumes that x is Gaussian; the one for Adam assumes that v is
+        constant (beta2 near 1, eps 0) and is otherwise exact.
 
         Args:
             eta: learning rate, > 0 and below the stability limit.
             rule: one of :data:`RULES`.
-            y: place on the river.
+            y: position on the river.
             beta1: decay of Adam's first moment.
-            leading: return the limit of small ``eta``.
+            leading: whether to return the limit of small ``eta``.
 
         Returns:
             ``[n]``, [L].
 
         Raises:
-            ValueError: ``rule`` is unknown, ``beta1`` outside of [0, 1), or ``eta`` not a positive number
-                below the limit of stability (:meth:`largest_rate`), beyond which there is no equilibrium.
+            ValueError: if ``rule`` is unknown, ``beta1`` is outside [0, 1), or ``eta`` is not a positive
+                number below the stability limit (:meth:`largest_rate`), beyond which there is no equilibrium.
         """
         a, s = self.curvature(y), self.noise
         self._check(eta, rule, y, beta1)
@@ -143,10 +141,10 @@ class RiverValley:
         return loss
 
     def largest_rate(self, y: float = 0.0, rule: str = "sgd", beta1: float = 0.9) -> float:
-        r"""Rate at which the steepest wall stops being stable.
+        r"""Learning rate at which the steepest wall becomes unstable.
 
         :math:`2/a` for SGD; infinite for sign; for Adam :math:`2s(1+\beta_1)/(a(1-\beta_1))`, the limit with
-        v at pure noise, beyond which v grows with the loss and the closed form is no longer its own.
+        v at its value in pure noise, beyond which v grows with the loss and the closed form no longer holds.
         """
         a = float(self.curvature(y).max())
         if rule == "sgd":
@@ -157,7 +155,7 @@ class RiverValley:
         r"""Temperature :math:`T_i = 2\ell_{f,i} = a_i\langle x_i^2\rangle` of each mode, ``[n]``, [L].
 
         Args:
-            eta, rule, y, options: of :meth:`thermal_loss`.
+            eta, rule, y, options: as for :meth:`thermal_loss`.
         """
         return 2 * self.thermal_loss(eta, rule, y, **options)  # type: ignore[arg-type]
 
@@ -173,100 +171,102 @@ class RiverValley:
     def free_energy(self, temperature: ArrayLike, y: ArrayLike = 0.0) -> Array:
         r"""Free energy of the river, :math:`F(y) = c(y) + \tfrac12\sum_i T_i\ln a_i(y)`, [L].
 
-        :math:`\langle\ell\rangle - \sum T_i S_i` but for what does not depend on y.
+        It is :math:`\langle\ell\rangle - \sum T_i S_i` up to terms independent of y.
         """
         return self.river(y) + (_hot(temperature) / 2 * np.log(self.curvature(y))).sum(axis=-1)
 
     def entropic_force(self, temperature: ArrayLike, y: ArrayLike = 0.0) -> Array:
         r"""Mean push of the valley's walls on the river, :math:`-\tfrac12\sum_i T_i\,a_i'/a_i`, [L/th].
 
-        Towards the wide: with the slope it is :math:`-F'(y)`. Here :math:`a'/a = \kappa` everywhere.
+        It points towards the wide end; together with the slope it is :math:`-F'(y)`. Here
+        :math:`a'/a = \kappa` everywhere.
         """
         total = np.broadcast_to(_hot(temperature), (self.modes,)).sum()
         return np.full(np.shape(y), -self.narrowing * total / 2)
 
     @property
     def stopping_temperature(self) -> float:
-        r"""Temperature :math:`2f/(n\kappa)` at which the walls hold the river; infinite if none does."""
+        r"""Temperature :math:`2f/(n\kappa)` at which the walls stop the river; infinite if none does."""
         push = self.modes * self.narrowing / 2
         return self.slope / push if push and self.slope / push > 0 else math.inf
 
     # ------------------------------------------------------------------ out of equilibrium
 
     def conduction(self, loss: ArrayLike, eta: float, y: float = 0.0) -> Array:
-        r"""Rate at which a mode's loss goes to equilibrium under SGD, [L per step].
+        r"""Rate at which a mode's loss approaches equilibrium under SGD, [L per step].
 
         .. math:: d\ell_f/dt = -2a\eta(\ell_f - \ell_{eq})
 
-        to leading order in :math:`a\eta`; :func:`relaxation` has the whole course, exactly.
+        to leading order in :math:`a\eta`; :func:`relaxation` gives the exact course.
         """
         gap = np.asarray(loss, dtype=np.float64) - self.thermal_loss(eta, y=y)
         return -2 * self.curvature(y) * eta * gap
 
     def fast_losses_along(self, etas: ArrayLike, start: ArrayLike, y: float = 0.0) -> Array:
-        r"""Mean fast losses of SGD along any schedule, exactly.
+        r"""Exact mean fast losses of SGD along any schedule.
 
         .. math:: \ell' = (1-a\eta)^2\,\ell + \tfrac12 a\,\eta^2 s^2
 
         Args:
-            etas: ``[steps]`` learning rates, from 0.
+            etas: ``[steps]`` learning rates >= 0.
             start: mean losses before the first step, ``[n]`` or one number, [L].
-            y: place on the river, held.
+            y: position on the river, held fixed.
 
         Returns:
             ``[steps + 1, n]``, [L].
 
         Raises:
-            ValueError: ``etas`` is not a list of finite numbers from 0.
+            ValueError: if ``etas`` is not a list of finite numbers >= 0.
         """
         return relaxation(self.curvature(y), etas, start, self.noise)
 
     def final_loss(self, etas: ArrayLike, start: ArrayLike) -> float:
         r"""Mean loss of SGD at the end of a schedule in a valley of constant width, :math:`c(fD)+\sum\ell_f`.
 
-        The river moves by :math:`f\sum\eta`, whatever the order of the rates.
+        The river moves by :math:`f\sum\eta`, regardless of the order of the rates.
 
         Raises:
-            ValueError: the valley narrows or widens.
+            ValueError: if the valley narrows or widens.
         """
         if self.narrowing:
             raise ValueError(
-                f"narrowing is {self.narrowing!r}; allowed is 0, or the river's path is not known"
+                f"narrowing must be 0, since the river's path is unknown otherwise, got {self.narrowing!r}"
             )
         rates = np.asarray(etas, dtype=np.float64)
         return float(self.river(self.slope * rates.sum()) + self.fast_losses_along(rates, start)[-1].sum())
 
     def _check(self, eta: float, rule: str, y: float, beta1: float) -> None:
         if rule not in RULES:
-            raise ValueError(f"rule is {rule!r}; allowed are {', '.join(map(repr, RULES))}")
+            raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}")
         if not 0 <= beta1 < 1:
-            raise ValueError(f"beta1 is {beta1!r}; allowed are numbers from 0 below 1")
+            raise ValueError(f"beta1 must be a number >= 0 and < 1, got {beta1!r}")
         limit = self.largest_rate(y, rule, beta1)
         if not 0 < eta < limit:
             raise ValueError(
-                f"eta is {eta!r}; allowed are numbers between 0 and {limit:.6g}, where the steepest wall "
-                f"(curvature {self.curvature(y).max():.6g}) stops being stable: no equilibrium is beyond"
+                f"eta must be > 0 and < {limit:.6g}, got {eta!r}: beyond it the steepest wall "
+                f"(curvature {self.curvature(y).max():.6g}) is unstable and there is no equilibrium"
             )
 
 
 def relaxation(
     curvature: ArrayLike, etas: ArrayLike, start: ArrayLike, noise: ArrayLike = 1.0, beta1: float = 0.0
 ) -> Array:
-    r"""Mean losses in parabolas along any schedule, exactly, for SGD and for the heavy ball that Adam is.
+    r"""Exact mean losses in parabolas along any schedule, for SGD and for Adam as a heavy ball.
 
     .. math::
         m' = \beta_1 m + (1-\beta_1)(a x + s\xi),\quad x' = x - \eta m',\quad
         \ell = \tfrac12 a\langle x^2\rangle
 
-    by its second moments. With :math:`\beta_1 = 0`: :math:`\ell' = (1-a\eta)^2\ell+\tfrac12a\eta^2s^2`.
-    Adam with slow v is this motion in coordinates :math:`x = v^{1/4}\theta`, with :math:`s = v^{-1/4}`
-    times the gradient's noise and a the curvature over :math:`\sqrt v`. The moment m is 0 at the start.
+    computed from the second moments. With :math:`\beta_1 = 0`,
+    :math:`\ell' = (1-a\eta)^2\ell+\tfrac12a\eta^2s^2`. Adam with slow v performs this motion in the
+    coordinates :math:`x = v^{1/4}\theta`, with s the gradient's noise times :math:`v^{-1/4}` and a the
+    curvature over :math:`\sqrt v`. The moment m starts at 0.
 
     Args:
-        curvature: a, ``[n]``, from 0.
-        etas: learning rates from 0, ``[steps]``.
+        curvature: a, ``[n]``, >= 0.
+        etas: learning rates >= 0, ``[steps]``.
         start: mean losses at the start, ``[n]`` or one number.
-        noise: s of the gradients, ``[n]`` or one number.
+        noise: s, the noise of the gradients, ``[n]`` or one number.
         beta1: decay of the moment, in [0, 1).
 
     Returns:
@@ -278,11 +278,11 @@ def relaxation(
     a, s2 = np.atleast_1d(np.asarray(curvature, dtype=np.float64)), np.square(noise)
     rates = np.asarray(etas, dtype=np.float64)
     if not np.all(np.isfinite(a) & (a >= 0)):
-        raise ValueError(f"curvature is {curvature!r}; allowed are finite numbers from 0")
+        raise ValueError(f"curvature must be finite numbers >= 0, got {curvature!r}")
     if rates.ndim != 1 or not np.all(np.isfinite(rates)) or np.any(rates < 0):
-        raise ValueError(f"etas is {etas!r}; allowed is a list of finite numbers from 0")
+        raise ValueError(f"etas must be finite numbers >= 0, got {etas!r}")
     if not 0 <= beta1 < 1:
-        raise ValueError(f"beta1 is {beta1!r}; allowed are numbers from 0 below 1")
+        raise ValueError(f"beta1 must be a number >= 0 and < 1, got {beta1!r}")
     fresh = 1 - beta1
     out = np.empty((len(rates) + 1, len(a)))
     out[0] = start
@@ -298,18 +298,18 @@ def relaxation(
 
 
 def greedy_rates(curvature: float, eta0: float, steps: int) -> Array:
-    r"""Schedule that lowers the loss of one mode as far as possible in every step: the 1/t law.
+    r"""Schedule that lowers the loss of one mode as far as possible at every step: the 1/t law.
 
     .. math:: \eta_t = \frac{1}{2/\eta_0 + a\,t},\qquad \ell_{t+1} = \tfrac12\eta_t s^2
 
-    exact for SGD in a parabola from the equilibrium at :math:`\eta_0`: each rate is
-    :math:`2\ell_t/(s^2 + 2a\ell_t)`, the minimum of the next loss. The mode is then always twice as hot as
-    its rate's equilibrium. A spectrum of modes, and a river, want other schedules.
+    exact for SGD in a parabola, starting from the equilibrium at :math:`\eta_0`: each rate is
+    :math:`2\ell_t/(s^2 + 2a\ell_t)`, which minimises the next loss. The mode is then always twice as hot as
+    the equilibrium of its current rate. A spectrum of modes, or a river, needs other schedules.
 
     Args:
         curvature: a, > 0.
-        eta0: rate of the equilibrium it starts from, between 0 and 2/a.
-        steps: from 1.
+        eta0: learning rate of the initial equilibrium, > 0 and < 2/a.
+        steps: number of steps, at least 1.
 
     Returns:
         ``[steps]``.
@@ -318,18 +318,16 @@ def greedy_rates(curvature: float, eta0: float, steps: int) -> Array:
         ValueError: naming the argument, its value and what is allowed.
     """
     if not (math.isfinite(curvature) and curvature > 0):
-        raise ValueError(f"curvature is {curvature!r}; allowed is a finite number > 0")
+        raise ValueError(f"curvature must be a finite number > 0, got {curvature!r}")
     if not 0 < eta0 < 2 / curvature:
-        raise ValueError(
-            f"eta0 is {eta0!r}; allowed are numbers between 0 and 2/curvature = {2 / curvature:.6g}"
-        )
+        raise ValueError(f"eta0 must be > 0 and < 2/curvature = {2 / curvature:.6g}, got {eta0!r}")
     if isinstance(steps, bool) or steps != int(steps) or steps < 1:
-        raise ValueError(f"steps is {steps!r}; allowed is a whole number from 1")
+        raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
     return 1 / (2 / eta0 + curvature * np.arange(int(steps)))
 
 
 def _hot(temperature: ArrayLike) -> Array:
     t = np.asarray(temperature, dtype=np.float64)
     if not (np.all(np.isfinite(t)) and np.all(t > 0)):
-        raise ValueError(f"temperature is {temperature!r}; allowed are finite numbers > 0")
+        raise ValueError(f"temperature must be finite numbers > 0, got {temperature!r}")
     return t

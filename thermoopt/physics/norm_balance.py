@@ -1,4 +1,4 @@
-r"""Norm balance of layers under weight decay: what source and decay do, where it leads, when that is harm.
+r"""Norm balance of layers under weight decay: source and decay, where they lead, when that is harmful.
 
 .. math:: \|\theta'\|^2 = \alpha^2\|\theta\|^2 + S, \qquad
           S = \eta^2\|U\|^2 - 2\alpha\eta\langle\theta,U\rangle
@@ -35,35 +35,36 @@ __all__ = [
 Array = NDArray[np.float64]
 
 NU = 0.5
-"""Share of its norm at the start below which a layer is said to collapse. Measured on this project's six
-small workloads at lr 1e-3 and 1e-2: with the usual decay of 0.01 or 0.1 no norm fell below 0.77 of its start,
-with 30 times that they fell to 0.06 to 0.6 where the validation loss suffered most."""
+"""A layer collapses when its norm falls below this fraction of its initial norm. Measured on this project's
+six small workloads at lr 1e-3 and 1e-2: with the usual decay of 0.01 or 0.1 no norm fell below 0.77 of its
+initial value; with 30 times that decay, norms fell to 0.06 to 0.6 where the validation loss suffered most."""
 
 FREE_FALL = 0.5
-"""Free-fall fraction above which a norm is falling and not about its equilibrium (0): decay takes more than
-twice what the source gives back. Derived with the norm balance (theory, section 4)."""
+"""Free-fall fraction above which a norm is falling rather than fluctuating about its equilibrium (0): decay
+removes more than twice what the source returns. Derived from the norm balance (theory, section 4)."""
 
 ANGULAR_BOUND = 1e-2
-"""Radians a step at the forecast norm above which a small norm is harmful. Just above 3e-3 to 9e-3, the
-plateau at the best learning rate on every workload trained from scratch here. Where a norm that starts far
-above its equilibrium (an embedding of unit variance) comes down in a healthy run, the same six
-workloads read up to 5e-3 at the forecast; where decay 30 times too high did harm, mostly 1e-2 to 1e-1."""
+"""Radians per step at the forecast norm above which a small norm is harmful. This lies just above the plateau
+of 3e-3 to 9e-3 that every workload trained from scratch here reaches at its best learning rate. On the same
+six workloads a norm that starts far above its equilibrium (an embedding of unit variance) and shrinks in a
+healthy run gives up to 5e-3 at the forecast; decay 30 times too high mostly gives 1e-2 to 1e-1."""
 
 TOLERANCE = 0.1
-"""Relative change of a repaired decay that is worth an action: about the error of a source S averaged over
-50 steps in a matrix of 64 x 64 (derived: its noise is (rms/lr) sqrt(n0/d) of itself, a tenth at lr 1e-3)."""
+"""Smallest relative change of a repaired decay that is worth an action: about the error of a source S
+averaged over 50 steps in a 64 x 64 matrix (derived: relative noise (rms/lr) sqrt(n0/d), 0.1 at lr 1e-3)."""
 
 AVERAGE = 50
-"""Steps that a reading averages over by default. The barostat does nothing in the first so many, and an
-optimizer without a second moment is forecast over as many: for so long the source was as it is."""
+"""Steps that a reading averages over by default. The barostat does nothing during the first AVERAGE steps,
+and the forecast for an optimizer without a second moment looks this many steps ahead: the source has been
+measured over no longer."""
 
 
 def repaired_decay(source: float, lr: float, norm2: float) -> float:
-    r"""Weight decay at which a squared norm is where source and decay balance.
+    r"""Weight decay at which source and decay balance at a given squared norm.
 
     .. math:: \lambda = S/(2\eta\,\|\theta\|^2)
 
-    to first order in :math:`\eta\lambda`, so that ``wd_balance`` is exactly 1 at that norm.
+    to first order in :math:`\eta\lambda`; ``wd_balance`` is then exactly 1 at that norm.
 
     Args:
         source: S, [th**2 per step].
@@ -71,7 +72,7 @@ def repaired_decay(source: float, lr: float, norm2: float) -> float:
         norm2: the squared norm to hold, [th**2], above 0.
 
     References:
-        derived for this project from the norm balance; of pure noise: Kosson et al., arXiv 2305.17212.
+        derived for this project from the norm balance; for pure noise see Kosson et al., arXiv 2305.17212.
     """
     return source / (2 * lr * norm2) if lr > 0 else math.nan
 
@@ -79,9 +80,9 @@ def repaired_decay(source: float, lr: float, norm2: float) -> float:
 def sgd_shrink(
     lr: float, wd: float, momentum: float, dampening: float = 0.0, nesterov: bool = False
 ) -> float:
-    r"""Factor a step by which torch's SGD shrinks a norm when decay alone moves it.
+    r"""Factor per step by which torch's SGD shrinks a norm when only decay acts on it.
 
-    Its decay goes into the gradient and so through the momentum b,
+    SGD adds decay to the gradient, so that it passes through the momentum b,
     :math:`b' = \mu b + (1-\tau)\lambda\theta`, :math:`\theta' = \theta - \eta b'` (under Nesterov
     :math:`\theta' = \theta - \eta(\lambda\theta + \mu b')`): two linear equations, with
     :math:`\delta = \eta\lambda(1-\tau)` the roots of
@@ -89,12 +90,13 @@ def sgd_shrink(
     .. math:: z^2 - (1+\mu-\delta)\,z + \mu \qquad
               (\text{Nesterov: } z^2 - (1+\mu)(1-\delta)\,z + \mu(1-\delta))
 
-    and the larger of them in magnitude is what remains. For small decay it is
-    :math:`1-\eta\lambda(1-\tau)/(1-\mu)`; from :math:`\delta = (1-\sqrt\mu)^2` on the norm swings and falls
-    by :math:`\sqrt\mu`, however large the decay; above :math:`\delta = 2(1+\mu)` it is above 1.
+    of which the larger in magnitude dominates. For small decay it is
+    :math:`1-\eta\lambda(1-\tau)/(1-\mu)`; from :math:`\delta = (1-\sqrt\mu)^2` on, the norm oscillates and
+    shrinks by :math:`\sqrt\mu` per step, however large the decay; beyond :math:`\delta = 2(1+\mu)` the factor
+    exceeds 1.
 
     Args:
-        lr, wd, momentum, dampening, nesterov: as the group says.
+        lr, wd, momentum, dampening, nesterov: the group's values.
 
     References:
         derived for this project.
@@ -110,18 +112,18 @@ def sgd_shrink(
 
 
 def swing_rest(lr: float, wd: float, momentum: float, dampening: float = 0.0) -> float:
-    r"""Squared norm that torch's SGD keeps at rest, over that of its gradients, or NaN where no norm swings.
+    r"""Stationary squared norm under torch's SGD over that of its gradients; NaN where no norm oscillates.
 
-    With :math:`\delta = \eta\lambda(1-\tau)` at least :math:`(1-\sqrt\mu)^2` (:func:`sgd_shrink`) a norm
-    swings. The two equations are an autoregression of second order then as ever, whose variance under white
+    A norm oscillates where :math:`\delta = \eta\lambda(1-\tau)` is at least :math:`(1-\sqrt\mu)^2`
+    (:func:`sgd_shrink`). The two equations form a second-order autoregression, whose variance under white
     gradients is
 
     .. math:: \frac{\eta^2(1-\tau)^2(1+\mu)}{(1-\mu)\,\delta\,(2(1+\mu)-\delta)}\,\|g\|^2
 
-    (without Nesterov; with it, nearly).
+    (exact without Nesterov, approximate with it).
 
     Args:
-        lr, wd, momentum, dampening: as the group says.
+        lr, wd, momentum, dampening: the group's values.
 
     References:
         Box and Jenkins, Time Series Analysis, 1970, on autoregressions of second order.
@@ -134,20 +136,20 @@ def swing_rest(lr: float, wd: float, momentum: float, dampening: float = 0.0) ->
 
 
 def steps_until(norm2: ArrayLike, source: ArrayLike, alpha: ArrayLike, target2: ArrayLike) -> Array:
-    r"""Steps until the forecast of a squared norm has come down to a target, infinite if it never does.
+    r"""Steps until the forecast of a squared norm falls to a target; infinite if it never does.
 
     The closed form of :func:`~thermoopt.physics.norm_forecast`, solved for n:
 
     .. math:: n = \ln\frac{\|\theta\|^2_{target}-\|\theta\|^2_{eq}}{\|\theta\|^2-\|\theta\|^2_{eq}}
               \Big/ \ln\alpha^2, \qquad \|\theta\|^2_{eq} = S/(1-\alpha^2)
 
-    0 where the norm is there already and does not rise.
+    0 where the norm is already at or below the target and not rising.
 
     Args:
         norm2: squared norm now, [th**2].
         source: S, [th**2 per step].
-        alpha: factor a step by which decay alone shrinks the norm.
-        target2: the squared norm asked for, [th**2].
+        alpha: factor per step by which decay alone shrinks the norm.
+        target2: the target squared norm, [th**2].
 
     References:
         derived for this project.
@@ -170,11 +172,11 @@ def steps_until(norm2: ArrayLike, source: ArrayLike, alpha: ArrayLike, target2: 
 
 @dataclass(frozen=True)
 class NormMotion:
-    r"""How layers moved, apart from decay and learning rate: with these the balance at any rate is known.
+    r"""How layers move, separated from decay and learning rate: enough to form the balance at any rates.
 
     Attributes:
         norm2: :math:`\|\theta\|^2`, [th**2].
-        uu: :math:`\|U\|^2`, of the update without decay.
+        uu: :math:`\|U\|^2`, where U is the update without decay.
         tu: :math:`\langle\theta,U\rangle`.
         gg: :math:`\|g\|^2`.
     """
@@ -186,16 +188,16 @@ class NormMotion:
 
     @classmethod
     def of(cls, terms: Array, taken: ArrayLike = 0.0) -> NormMotion:
-        r"""Form it from layers' terms ``[len(Term), n]``.
+        r"""Build it from the layers' terms ``[len(Term), n]``.
 
-        The reading's own decay (``wd_eff``) is not part of its U. Where decay goes through the gradient it
-        is, and takes the share :math:`1-\alpha` of :math:`\theta` a step: it is taken out here,
-        :math:`\eta U \leftarrow \eta U - (1-\alpha)\theta`, which leaves the balance exact
+        Decoupled decay (``wd_eff``) is not part of U. Decay that passes through the gradient is, and removes
+        the fraction :math:`1-\alpha` of :math:`\theta` per step; it is subtracted here,
+        :math:`\eta U \leftarrow \eta U - (1-\alpha)\theta`, which keeps the balance exact
         (:math:`S = \Delta\|\theta\|^2 + (1-\alpha^2)\|\theta\|^2`).
 
         Args:
-            terms: of :attr:`thermoopt.account.Reading.terms`.
-            taken: :math:`1-\alpha`, averaged as the reading is; 0 where decay is not part of U.
+            terms: as in :attr:`thermoopt.account.Reading.terms`.
+            taken: :math:`1-\alpha`, averaged like the reading; 0 where decay is not part of U.
         """
         norm2, numel, source, step2 = terms[[Term.TT, Term.NUMEL, Term.SOURCE, Term.STEP2]]
         taken = np.asarray(taken, dtype=np.float64)
@@ -210,9 +212,9 @@ class NormMotion:
         r"""S at given rates, [th**2 per step].
 
         Args:
-            lr, alpha: learning rate, and factor a step by which decay alone shrinks the norm.
-            swing: NaN, or :func:`swing_rest` of a layer whose norm swings: its displacement tells nothing of
-                a source within a swing, so S is what holds the norm that its gradients keep at rest.
+            lr, alpha: learning rate, and factor per step by which decay alone shrinks the norm.
+            swing: :func:`swing_rest` of a layer whose norm oscillates, else NaN. Within an oscillation the
+                displacement says nothing about a source, so S is the source that holds the stationary norm.
         """
         lr, alpha, swing = (np.asarray(x, dtype=np.float64) for x in (lr, alpha, swing))
         with np.errstate(all="ignore"):
@@ -230,10 +232,10 @@ class Balance:
         numel, lr: real elements, effective learning rate.
         source: S, [th**2 per step].
         pull: 2 lr wd norm2, what decay takes, [th**2 per step].
-        excess: R_wd = pull / source, infinite where no source holds against decay.
+        excess: R_wd = pull / source, infinite where there is decay but no positive source.
         free_fall: 1 - 1/R_wd.
         forecast2: squared norm at the horizon, [th**2].
-        angular, angular_forecast: radians a step now, and at the forecast norm.
+        angular, angular_forecast: radians per step now, and at the forecast norm.
     """
 
     names: Sequence[str]
@@ -251,7 +253,7 @@ class Balance:
 
     @classmethod
     def of(cls, terms: Array, names: Sequence[str], reference2: Sequence[float], horizon: float) -> Balance:
-        """Form it from layers' terms ``[len(Term), n]``, at the rates of the reading."""
+        """Build it from the layers' terms ``[len(Term), n]``, at the reading's own rates."""
         norm2, numel, source, pull = terms[[Term.TT, Term.NUMEL, Term.SOURCE, Term.PULL]]
         with np.errstate(divide="ignore", invalid="ignore"):
             lr, wd = terms[[Term.LR_NUMEL, Term.WD_NUMEL]] / numel
@@ -271,12 +273,12 @@ class Balance:
         horizon: ArrayLike,
         source: Array,
     ) -> Balance:
-        """Form it at given rates.
+        """Build it at given rates.
 
         Args:
-            motion: of the layers.
+            motion: how the layers move.
             names, reference2, numel, source: as the attributes.
-            lr, alpha: learning rate, and factor a step by which decay alone shrinks the norm.
+            lr, alpha: learning rate, and factor per step by which decay alone shrinks the norm.
             horizon: steps to look ahead.
         """
         norm2 = motion.norm2
@@ -316,18 +318,18 @@ class Balance:
             )
 
     def falls(self, nu: float, angular_bound: float) -> NDArray[np.bool_]:
-        r"""Which layers collapse.
+        r"""Return the mask of the layers that collapse, ``[n]``.
 
-        Those whose norm is forecast to be below :math:`\nu` of that at the start, whose free-fall fraction is
-        above :data:`FREE_FALL`, or not below 0 where the norm is that small already, and whose angular step
-        at the forecast norm is above the bound.
+        A layer collapses if its forecast norm is below :math:`\nu` times its initial norm, its free-fall
+        fraction is above :data:`FREE_FALL` (or not negative, if the norm is that small already), and its
+        angular step at the forecast norm is above the bound.
         """
         held2 = nu**2 * self.reference2
         falls = (self.free_fall > FREE_FALL) | ((self.norm2 < held2) & (self.free_fall >= 0))
         return falls & (self.forecast2 < held2) & (self.angular_forecast > angular_bound)
 
     def evidence(self, i: int) -> dict[str, tuple[float, float]]:
-        """What an action for layer i stands on; a reading has no errors of these."""
+        """Return the evidence for an action on layer i as (value, error); a reading gives no errors: NaN."""
         values = {
             "R_wd": self.excess[i],
             "norm": math.sqrt(self.norm2[i]),

@@ -1,4 +1,4 @@
-"""From extensive terms to the quantities users read: every ratio is formed here, after adding over layers."""
+"""From extensive terms to the quantities users read: ratios are formed here, after summing over layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GAUSSIAN = float(np.sqrt(2 / np.pi))
 
 
 R_IE_CAP = 1e3
-"""Largest ``R_ie`` reported: heat above a thousand times work is the same news as a thousand times."""
+"""Largest ``R_ie`` reported: beyond a thousand times the work, the exact ratio tells nothing more."""
 
 
 UNDEFINED_SIGMAS = 2.0
@@ -63,15 +63,15 @@ def check_quantity(name: str) -> None:
     """Raise unless a quantity has that name.
 
     Raises:
-        KeyError: naming it and all that are allowed.
+        KeyError: if there is none; the message lists all names.
     """
     if name not in QUANTITIES:
-        raise KeyError(f"no quantity named {name!r}; allowed are {', '.join(QUANTITIES)}")
+        raise KeyError(f"no quantity named {name!r}; the names are {', '.join(QUANTITIES)}")
 
 
-@np.errstate(all="ignore")  # of a run that diverges: values are infinite or NaN then
+@np.errstate(all="ignore")  # values become infinite or NaN in a run that diverges
 def quantities(terms: Array) -> dict[str, Array]:
-    r"""Form every quantity of a reading from extensive terms, of one layer or added over many.
+    r"""Compute every quantity of a reading from extensive terms, of one layer or summed over many.
 
     ====================  =========================================================  ==============
     name                  formula                                                    unit
@@ -86,7 +86,7 @@ def quantities(terms: Array) -> dict[str, Array]:
     coherence             :math:`\|U\|^2/(C\,n_0)`                                   none
     energy_ratio          C / d                                                      none
     gaussianity           :math:`\sum|g|/(\sqrt{\hat v}+\epsilon)/d`                 none
-    angular_step          :math:`\eta\|U\|/\|\theta\|`                               radians a step
+    angular_step          :math:`\eta\|U\|/\|\theta\|`                               rad per step
     wd_balance            :math:`\lambda/\lambda_{bal} = 2\eta\lambda\|\theta\|^2/S`  none
     free_fall             :math:`1 - S/(2\eta\lambda\|\theta\|^2)`                   none
     norm_forecast         root of :func:`norm_forecast` at :math:`1/(1-\beta_2)`     th
@@ -97,15 +97,16 @@ def quantities(terms: Array) -> dict[str, Array]:
     lr_eff, wd_eff        mean over elements of the effective rates                  their own
     ====================  =========================================================  ==============
 
-    ``rho_momentum`` is the cosine of the gradient with the moment m' before the step in Adam's own metric,
-    free where ``rho`` costs a copy: 0 in pure noise, above it while a direction lasts, below it when motion
-    overshoots. ``rho`` and ``distance`` are NaN unless an observer tracks them.
+    ``rho_momentum`` is the cosine between the gradient and the moment m' before the step in Adam's own
+    metric. It comes for free, whereas ``rho`` costs a copy of the gradients: 0 in pure noise, positive while
+    a direction lasts, negative when steps overshoot. ``rho`` and ``distance`` are NaN unless an observer
+    tracks them.
 
-    ``grad_norm``, ``param_norm`` (before the step) and ``update_norm`` are roots of averaged squares,
-    ``grad_param_ratio`` the first over the second. The forecast looks :math:`1/(1-\beta_2)` steps ahead,
-    the memory of v and so the time for which the present source S can be trusted. ``wd_balance`` is
-    infinite where decay pulls and no source (S <= 0) holds against it, ``free_fall`` NaN without decay,
-    ``R_ie`` NaN while d_eS lies within two standard errors of 0. 0/0 is NaN everywhere.
+    ``grad_norm``, ``param_norm`` (before the step) and ``update_norm`` are roots of averaged squares, and
+    ``grad_param_ratio`` is the first over the second. The forecast looks :math:`1/(1-\beta_2)` steps ahead:
+    the memory of v, and so the time for which the present source S can be trusted. ``wd_balance`` is infinite
+    where there is decay but no positive source S, ``free_fall`` is NaN without decay, and ``R_ie`` is NaN
+    while d_eS lies within two standard errors of 0. 0/0 is NaN everywhere.
 
     Args:
         terms: ``[len(Term), ...]``.
@@ -159,15 +160,15 @@ def quantities(terms: Array) -> dict[str, Array]:
 def dispersion(r: Array) -> float:
     r"""Variance of the layers' entropy ratio, :math:`D = \mathrm{Var}_l(r_l)`, no unit.
 
-    thermoclaw's D. There r was sigma over 1.2 times its own running median; here it is the update's energy
-    over that of pure noise (:func:`thermoopt.physics.quantities`), whose 1 is the same for every layer, so
-    that D = 0 where all layers are equally far from equilibrium.
+    This is thermoclaw's D. There, r was sigma over 1.2 times its own running median; here it is the update's
+    energy over that of pure noise (:func:`thermoopt.physics.quantities`), which is 1 at equilibrium for every
+    layer, so that D = 0 where all layers are equally far from equilibrium.
 
     Args:
-        r: ``[n_layers]``; what is not finite is left out.
+        r: ``[n_layers]``; non-finite values are left out.
 
     Returns:
-        The variance (of the layers there are, no sample of more); NaN of fewer than two.
+        The population variance over the layers; NaN for fewer than two.
     """
     r = r[np.isfinite(r)]
     return float(np.var(r)) if r.size >= 2 else math.nan

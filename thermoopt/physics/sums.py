@@ -1,7 +1,7 @@
 """The sums that one AdamW step yields for free: their names, order and definition.
 
-Every kernel returns them as one ``[n_tensors, len(Sum)]`` array; everything above a kernel indexes
-that array with :class:`Sum`.
+Every kernel returns them as one ``[n_tensors, len(Sum)]`` array, which all other code indexes with
+:class:`Sum`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ __all__ = ["Sum"]
 
 
 class Sum(IntEnum):
-    r"""Columns of the reductions of one step, one row a tensor.
+    r"""Columns of the reductions of one step, one row per tensor.
 
-    With the gradient ``g`` (sign flipped under ``maximize``), the parameter ``th`` *before* the step,
-    the bias-corrected moments ``mh = m / (1 - beta1**t)`` and ``vh = v / (1 - beta2**t)`` *after* taking
-    ``g`` in, the preconditioner ``P = 1 / (sqrt(vh) + eps)`` and the update direction ``U = P mh``
-    (no learning rate, no decay). Under ``amsgrad`` the running maximum of ``v`` stands in ``P``, the
-    current ``v`` everywhere else. Complex tensors count as their real view.
+    Notation: the gradient ``g`` (sign flipped under ``maximize``), the parameter ``th`` *before* the step,
+    the bias-corrected moments ``mh = m / (1 - beta1**t)`` and ``vh = v / (1 - beta2**t)`` *after* the update
+    with ``g``, the preconditioner ``P = 1 / (sqrt(vh) + eps)`` and the update direction ``U = P mh``
+    (no learning rate, no decay). Under ``amsgrad``, ``P`` uses the running maximum of ``v`` and everything
+    else the current ``v``. Complex tensors count as their real view.
 
-    Units: ``[L]`` is the unit of the loss, ``[th]`` that of a parameter; ``U``, ``P g`` have neither.
+    Units: ``[L]`` is the unit of the loss, ``[th]`` that of a parameter; ``U`` and ``P g`` have neither.
     """
 
     A = 0
@@ -46,8 +46,8 @@ class Sum(IntEnum):
     M2 = 10
     """``sum mh**2``, ``[L**2/th**2]``."""
     C = 11
-    """``sum g**2 / (vh + eps**2)``, no unit: energy now over energy remembered, times d."""
+    """``sum g**2 / (vh + eps**2)``, no unit: d times the present over the remembered energy."""
     N1 = 12
     """``sum |g| / (sqrt(vh) + eps)``, no unit: sqrt(2/pi) * d for Gaussian gradients."""
     D = 13
-    """number of elements with vh > 0: an embedding row never seen does not count."""
+    """number of elements with vh > 0: an embedding row that was never used does not count."""

@@ -7,7 +7,7 @@ The sums (``A``, ``B``, ``UU`` ...) are those of :class:`~thermoopt.physics.Sum`
 over steps: ratios are formed from averages of sums, never as averages of ratios.
 
 Two stages keep groups and totals right. :func:`layer_terms` turns the averaged sums of each layer into
-*extensive* terms, which add over layers; :func:`quantities` forms every ratio, after the adding.
+*extensive* terms, which add up over layers; :func:`quantities` forms every ratio after the addition.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 
 
 class Linear(IntEnum):
-    """Columns that a meter averages beside the sums because their factor changes with the step count.
+    """Columns that a meter averages in addition to the sums, because their factor depends on the step count.
 
     They follow the ``len(Sum)`` sums, so ``Linear.NULL`` is the first index after ``Sum.D``.
     """
@@ -46,7 +46,7 @@ class Linear(IntEnum):
     CNULL = len(Sum) + 1
     """C * n0(t): ||U||**2 in noise of the present energy, no unit."""
     SELF = len(Sum) + 2
-    """c1 (1 - beta1) B: the part of A that the fresh gradient has with itself, [L/th]."""
+    """c1 (1 - beta1) B: the part of A due to the fresh gradient itself, [L/th]."""
     NOISE = len(Sum) + 3
     """c1 (1 - beta1) (SV - MU) / (1 - n0(t)): the part of SELF that is noise, [L/th]."""
     WORK2 = len(Sum) + 4
@@ -72,7 +72,7 @@ _FORMED_FROM = {
 
 
 def columns_of(sums: Collection[Sum]) -> NDArray[np.bool_]:
-    """Tell which columns hold one of these sums or are formed from one, ``[COLUMNS]``."""
+    """Return the mask of the columns that hold one of ``sums`` or are computed from one, ``[COLUMNS]``."""
     out = np.zeros(COLUMNS, dtype=bool)
     out[list(sums)] = True
     for column, parts in _FORMED_FROM.items():
@@ -100,23 +100,23 @@ def _null(beta1: Array, power: Array) -> Array:
     return (1 - beta1) * (1 + power) / ((1 + beta1) * (1 - power))
 
 
-@np.errstate(all="ignore")  # of a run that diverges: values are infinite or NaN then
+@np.errstate(all="ignore")  # values become infinite or NaN in a run that diverges
 def linear_sums(sums: Array, beta1: Array, t: Array) -> Array:
     r"""Extend one step's sums by the terms whose factor depends on the step count.
 
-    With :math:`c_1 = 1/(1-\beta_1^t)`: ``self`` :math:`= c_1(1-\beta_1)B`, and the noise in it from
-    :math:`s^2 = (\hat v-\hat m^2)/(1-n_0(t))`, unbiased at every t >= 2 for gradients with a slowly
-    drifting mean (its limit is the factor :math:`(1+\beta_1)/(2\beta_1)`). At t = 1 moment and gradient
-    are the same number and nothing can be told apart: noise is 0 there. With beta1 = 0 that holds for
-    ever: NaN. The moment m' before the step is that after it less the gradient's part,
-    :math:`\beta_1 m' = m - (1-\beta_1) g`, so that products with it follow from A, B and MU.
+    With :math:`c_1 = 1/(1-\beta_1^t)`, ``self`` is :math:`c_1(1-\beta_1)B`, and the noise in it comes from
+    :math:`s^2 = (\hat v-\hat m^2)/(1-n_0(t))`, which is unbiased at every t >= 2 for gradients with a slowly
+    drifting mean (the limit of its factor is :math:`(1+\beta_1)/(2\beta_1)`). At t = 1 moment and gradient
+    are equal, so signal and noise cannot be separated: noise is 0. With beta1 = 0 they never can: NaN. The
+    moment m' before the step is the moment after it minus the gradient's part,
+    :math:`\beta_1 m' = m - (1-\beta_1) g`, so products with m' follow from A, B and MU.
 
     Args:
         sums: ``[len(Sum), n]``.
         beta1, t: ``[n]``, the first-moment decay and the step count of each tensor, t >= 1.
 
     Returns:
-        ``[COLUMNS, n]``, linear in the gradients' second moments, so that averages over steps keep meaning.
+        ``[COLUMNS, n]``, linear in the gradients' second moments, so that averages over steps are meaningful.
 
     References:
         derived for this project.
@@ -136,7 +136,7 @@ def linear_sums(sums: Array, beta1: Array, t: Array) -> Array:
         out[Linear.NOISE] = np.where(beta1 == 0, np.nan, 0.0)
         np.divide(noise, apart, out=out[Linear.NOISE], where=apart != 0)
     out[Linear.WORK2] = (sums[Sum.A] - out[Linear.NOISE]) ** 2
-    # what is left of <g, P m> and <m, P m> without the gradient's own part; at t = 1 nothing but rounding
+    # <g, P m> and <m, P m> without the gradient's own part; at t = 1 only rounding errors remain
     with_g, fresh, under_way = (1 - power) * sums[Sum.A], (1 - beta1) * sums[Sum.B], t > 1
     out[Linear.GM] = np.where(under_way, with_g - fresh, 0.0)
     with_m = (1 - power) ** 2 * sums[Sum.MU] - (1 - beta1) * (2 * with_g - fresh)
@@ -145,7 +145,7 @@ def linear_sums(sums: Array, beta1: Array, t: Array) -> Array:
 
 
 class Term(IntEnum):
-    """Extensive terms of a layer: they add over layers, and every quantity is a ratio of their sums."""
+    """Extensive terms of a layer: they add up over layers, and every quantity is a ratio of their sums."""
 
     SIGMA = 0
     SIGMA_SGD = 1
@@ -182,10 +182,10 @@ class Term(IntEnum):
 
 
 TRACKED = (Term.RHO_DOT, Term.RHO_NOW, Term.RHO_BEFORE, Term.DISTANCE)
-"""Terms that need memory of their own: NaN unless an observer tracks them."""
+"""Terms that need extra memory: NaN unless an observer tracks them."""
 
 
-@np.errstate(all="ignore")  # of a run that diverges: values are infinite or NaN then
+@np.errstate(all="ignore")  # values become infinite or NaN in a run that diverges
 def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, numel: Array) -> Array:
     r"""Turn the averaged sums of each layer into extensive terms.
 
@@ -199,8 +199,8 @@ def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, 
 
     Args:
         mean: ``[COLUMNS, n]`` averaged sums (:func:`linear_sums`).
-        error2: ``[n]``, sum of squared averaging weights: the variance of an average is
-            that times the variance of one step.
+        error2: ``[n]``, sum of the squared averaging weights; the variance of an average is this times the
+            variance of one step.
         lr, wd, beta2: ``[n]`` effective learning rate and weight decay, second-moment decay.
         numel: ``[n]`` real elements of each layer.
 
@@ -250,16 +250,16 @@ def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, 
     return out
 
 
-@np.errstate(all="ignore")  # of a run that diverges: values are infinite or NaN then
+@np.errstate(all="ignore")  # values become infinite or NaN in a run that diverges
 def norm_forecast(norm2: ArrayLike, source: ArrayLike, alpha: ArrayLike, horizon: ArrayLike) -> Array:
-    r"""Squared norm that the present balance of source and decay leads to.
+    r"""Forecast of a squared norm under the present source and decay.
 
     .. math::
         \|\theta(t+n)\|^2 = \|\theta\|^2_{eq} + (\|\theta\|^2 - \|\theta\|^2_{eq})\,\alpha^{2n},
         \qquad \|\theta\|^2_{eq} = S/(1-\alpha^2)
 
-    solved from the exact balance :math:`\|\theta'\|^2 = \alpha^2\|\theta\|^2 + S` with constant S, written
-    so that no decay (alpha = 1) is the limit :math:`\|\theta\|^2 + nS`.
+    the solution of the exact balance :math:`\|\theta'\|^2 = \alpha^2\|\theta\|^2 + S` for constant S, written
+    so that no decay (alpha = 1) gives the limit :math:`\|\theta\|^2 + nS`.
 
     Args:
         norm2: squared norm now, [th**2].

@@ -1,4 +1,4 @@
-"""How far a run has come from its start: the sums that control laws name, as plain data."""
+"""How far a run has moved from its start: the sums that control laws ask for, as plain data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["TRAVEL_SUMS", "Travel", "Weights"]
 Array = NDArray[np.float64]
 
 TRAVEL_SUMS = ("distance", "impulse")
-"""What a controller may name in ``needs``."""
+"""The names a controller may list in ``needs``."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    r"""How the coming step enters the sums of a law that lives on impulse.
+    r"""Weights with which the next step enters the sums of a law that uses impulse.
 
     .. math::
         N \leftarrow qN + w_N\,\eta\langle g, x_0-\theta\rangle,\qquad
@@ -35,12 +35,12 @@ class Weights:
 
 @dataclass(frozen=True)
 class Travel:
-    r"""The sums that a controller named, an estimate from the sample, ``[n_layers]`` each.
+    r"""The sums that a controller asked for, estimated from a sample of coordinates, ``[n_layers]`` each.
 
     Attributes:
         distance2: :math:`\|\theta-x_0\|^2`, [th**2], x0 the parameters before the first controlled step.
         work: N of :class:`Weights`, [L] times the unit of the weights; zeros unless ``"impulse"`` is needed.
-        impulse: :math:`\|S\|_1`, [L/th * th]; likewise.
+        impulse: :math:`\|S\|_1`, [L/th * th]; zeros likewise.
     """
 
     distance2: Array

@@ -1,4 +1,4 @@
-"""What controllers did: scales over steps, with a mark and a reason for every move (extra ``viz``)."""
+"""Actions of controllers: scales over steps, with a mark and a reason for every change (extra ``viz``)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["as_action", "caption", "plot_actions"]
 
 MAX_CAPTIONS = 12
-"""Moves told in words below the panels: more would not be read."""
+"""Most actions described in words below the panels: nobody would read more."""
 
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
 _LINES = ("-", "--", "-.", ":")
@@ -48,28 +48,28 @@ def plot_actions(
     path: str | Path | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the scales that controllers aimed at, a line a group and a mark a move, 1600 pixels wide.
+    """Plot the target scales of controllers, one line per group and one mark per action, 1600 pixels wide.
 
-    One panel for each kind of scale that moved; with a history also the effective rates that came of it
-    (mean over all parameters), schedule, slew limits and layer factors included. Below stand the reasons, of
-    at most twelve moves: where there are more, of the largest.
+    There is one panel for each kind of scale that changed and, with a history, one for the resulting
+    effective rates (mean over all parameters), including schedule, slew limits and layer factors. Below are
+    the reasons of at most twelve actions, the largest ones.
 
     Args:
-        actions: a controller's ``log``, or what ``Action.to_dict`` made of it.
-        history: of the run; None leaves the effective rates out.
-        path: where to write the picture; the suffix chooses the format (.png, .pdf, .svg).
+        actions: a controller's ``log``, or its actions as ``Action.to_dict`` gives them.
+        history: history of the run; None leaves the effective rates out.
+        path: file to write; the suffix chooses the format (.png, .pdf, .svg).
         title: a line above the panels.
 
     Returns:
-        The figure, for more drawing.
+        The figure, for further drawing.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: there are no actions, or one is no such mapping.
+        ImportError: if matplotlib is missing.
+        ValueError: if there are no actions, or one is not such a mapping.
     """
     moves = sorted((as_action(a) for a in actions), key=lambda a: a.step)
     if not moves:
-        raise ValueError("actions is empty; allowed is a controller's log with at least one action")
+        raise ValueError("actions must be a controller's log with at least one action, got none")
     told = _told(moves)
     kinds = [*dict.fromkeys(a.kind for a in moves)]
     rates = history if history is not None and len(history.steps) > 1 else None
@@ -90,10 +90,10 @@ def plot_actions(
 
 
 def as_action(saved: Action | Mapping[str, Any]) -> Action:
-    """Return an action from what JSON holds of it: an error that is null is not known, NaN.
+    """Return an action from its JSON form, in which null stands for an unknown error, NaN.
 
     Raises:
-        ValueError: if the mapping is no action.
+        ValueError: if the mapping is not an action.
     """
     if isinstance(saved, Action):
         return saved
@@ -105,12 +105,12 @@ def as_action(saved: Action | Mapping[str, Any]) -> Action:
         return Action.from_dict({**saved, "evidence": evidence})
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"actions holds {saved!r}; allowed are a controller's actions, or dicts as Action.to_dict gives"
+            f"actions must be a controller's actions, or dicts as Action.to_dict gives, got {saved!r}"
         ) from error
 
 
 def caption(action: Action) -> str:
-    """Say in a line what a controller did and on what evidence."""
+    """Describe in one line what a controller did and on what evidence."""
     what = {"lr": "rate", "wd": "decay"}.get(action.kind, action.kind)
     known = ", ".join(
         f"{name} {value:.3g}" + (f" ± {error:.2g}" if error > 0 else "")
@@ -123,7 +123,7 @@ def caption(action: Action) -> str:
 
 
 def _told(moves: Sequence[Action]) -> list[Action]:
-    """Return the moves to tell in words: the largest, in the order of the run."""
+    """Return the actions to describe in words: the largest, in the order of the run."""
     sized = sorted(range(len(moves)), key=lambda i: -_size(moves[i]))
     return [moves[i] for i in sorted(sized[:MAX_CAPTIONS])]
 
@@ -138,7 +138,7 @@ def _scales(ax: Axes, moves: Sequence[Action], end: int, told: Sequence[Action])
     for i, group in enumerate(dict.fromkeys(a.group for a in moves)):
         own = [a for a in moves if a.group == group]
         color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)]
-        # before the first action the scale stood where that one found it
+        # before the first action the scale had that action's old value
         x = [0, *(a.step for a in own), end]
         y = [own[0].old, *(a.new for a in own), own[-1].new]
         line = _LINES[i % len(_LINES)]

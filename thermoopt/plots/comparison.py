@@ -1,4 +1,4 @@
-"""A picture of runs beside each other (extra ``viz``): losses, rates, equilibrium, actions."""
+"""A comparison of runs in one picture (extra ``viz``): losses, learning rates, equilibrium, actions."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 __all__ = ["ComparedRun", "GroupHistoryLike", "plot_comparison"]
 
 _DECADES = 3.5
-"""Decades of learning rate shown below the largest: a cosine over 1000 steps falls by 3 in averages of 25."""
+"""Decades of learning rate shown below the largest: a cosine over 1000 steps, averaged over 25, spans 3."""
 
 _SAME = 1.01
-"""Layers whose rates differ by less run alike: rounding, not layer factors, which are 1.09 apart."""
+"""Ratio up to which layers' rates count as equal: rounding, whereas layer factors are 1.09 apart."""
 
 
 class _Style(NamedTuple):
@@ -54,7 +54,7 @@ class _Style(NamedTuple):
     marker: str
 
 
-# line and marker tell the runs apart where colour does not
+# line style and marker distinguish the runs where colour does not
 _STYLES = (
     _Style(ORANGE, "--", "s"),
     _Style(PURPLE, "-.", "^"),
@@ -69,7 +69,7 @@ _GROUP_LINES = ("-", "--", ":", "-.")
 
 
 class GroupHistoryLike(HistoryLike, Protocol):
-    """What a comparison reads from a run: also the columns of single groups."""
+    """The history that a comparison reads, including the columns of single groups."""
 
     def group(self, index: int, name: str) -> NDArray[Any]:
         """One quantity of one group, ``[n]``."""
@@ -80,9 +80,9 @@ class ComparedRun:
     """One of the runs to compare.
 
     Attributes:
-        name: in words, short: it stands in legends.
+        name: a short name for legends.
         history: an optimizer's ``history``.
-        losses: of the run.
+        losses: losses of the run.
         actions: a controller's ``log``, oldest first.
         groups: names of the parameter groups, in the order of the history.
     """
@@ -97,27 +97,27 @@ class ComparedRun:
 def plot_comparison(
     runs: Sequence[ComparedRun], *, path: str | Path | None = None, title: str | None = None
 ) -> Figure:
-    """Draw runs beside each other: four panels, 1600 x 1150 pixels.
+    """Plot runs in comparison: four panels, 1600 x 1150 pixels.
 
-    Losses; effective learning rates of every group, with the middle 80 % of the layers where layers run at
-    rates of their own; ``r`` of all parameters and its equilibrium 1; and the actions on the rate, each a
-    marker, above the ``r`` and the set-point they were decided on. Actions on weight decay are marks at the
-    lower edge. Undefined values are gaps. No display is needed.
+    The panels are the losses; the effective learning rates of every group, with the middle 80 % of the layers
+    if layers have different rates; ``r`` of all parameters and its equilibrium 1; and the actions on the
+    learning rate as markers, above the ``r`` and the set-point that they were based on. Actions on weight
+    decay are marks at the lower edge. Undefined values are gaps. No display is needed.
 
     Args:
-        runs: 1 to 8 of them; of up to 4 the emphasised one last.
-        path: where to write the picture; the suffix chooses the format (.png, .pdf, .svg).
+        runs: 1 to 8 runs; of up to 4, the emphasised one last.
+        path: file to write; the suffix chooses the format (.png, .pdf, .svg).
         title: a line above the panels.
 
     Returns:
-        The figure, for more drawing.
+        The figure, for further drawing.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: no runs, more than 8, or a history of fewer than two readings.
+        ImportError: if matplotlib is missing.
+        ValueError: for no runs, more than 8, or a history of fewer than two readings.
     """
     if not 1 <= len(runs) <= len(_STYLES):
-        raise ValueError(f"runs holds {len(runs)} runs; allowed are 1 to {len(_STYLES)}")
+        raise ValueError(f"runs must hold 1 to {len(_STYLES)} runs, got {len(runs)}")
     for run in runs:
         if len(run.history.steps) < 2:
             raise ValueError(
@@ -160,7 +160,7 @@ def _losses(ax: Axes, drawn: _Drawn) -> None:
             width = max(1, len(train) // 50)
             label = None if validated else f"{run.name}: {train[-width:].mean():.3f}"
             line(ax, smooth(x, width), smooth(train, width), color=style.color, lw=1, alpha=0.6, label=label)
-            # the first steps fall steeply; they may leave the picture, so that the rest can be read
+            # the steep first steps may be cut off so that the rest stays readable
             settled += losses.train[len(train) // 20 :]
         if not validated:
             continue
@@ -226,7 +226,7 @@ def _equilibrium(ax: Axes, drawn: _Drawn) -> None:
 
 
 def _actions(target: Axes, evidence: Axes, drawn: _Drawn) -> None:
-    """Draw the rate that was aimed at, and below it what was known when it was."""
+    """Plot the target learning rates, and below them the evidence for them."""
     frame(target, "Actions: the rate aimed at")
     frame(evidence, "")
     target.set_xlabel("")
@@ -269,7 +269,7 @@ def _actions(target: Axes, evidence: Axes, drawn: _Drawn) -> None:
 
 
 def _targets(ax: Axes, actions: Sequence[Action], end: int, style: _Style, line: str, name: str) -> None:
-    # before the first action the rate stood where that one found it
+    # before the first action the rate had that action's old value
     x = [0, *(a.step for a in actions), end]
     y = [actions[0].old, *(a.new for a in actions), actions[-1].new]
     group = "" if actions[0].group == "all" else f", {actions[0].group}"
@@ -313,7 +313,7 @@ def _decided_on(ax: Axes, actions: Sequence[Action], style: _Style) -> None:
 
 
 def _differ(layers: Array) -> bool:
-    """Whether layers ``[m, n_layers]`` run at rates of their own at any time."""
+    """Whether layers ``[m, n_layers]`` have different rates at any time."""
     for row in layers:
         row = row[np.isfinite(row)]
         if row.size and row.max() > _SAME * row.min():

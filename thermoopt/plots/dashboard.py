@@ -1,4 +1,4 @@
-"""Pictures of a run (extra ``viz``): what training did, on one page."""
+"""The dashboard of a run (extra ``viz``): the course of training on one page."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 __all__ = ["LossCurve", "plot_actions", "plot_dashboard", "plot_entropy_split", "plot_layer_maps"]
 
 
-# Share of a small panel that its legend of two lines takes.
+# Fraction of a small panel that a two-line legend takes.
 _LEGEND = 0.28
 
 
 @dataclass
 class LossCurve:
-    """Losses of a run, and the loss to compare them with.
+    """Losses of a run, and a loss to compare them with.
 
     Attributes:
         train_steps, train: steps and losses of the training batches.
         valid_steps, valid: steps and losses on validation data.
-        unigram: entropy of the data without context, drawn as a line; None draws none.
-        unit: of the losses; empty where it is not known.
+        unigram: entropy of the data without context, drawn as a line; None for no line.
+        unit: unit of the losses; empty if unknown.
     """
 
     train_steps: list[int] = field(default_factory=list)
@@ -70,24 +70,24 @@ def plot_dashboard(
     path: str | Path | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the thermodynamics of a run: six panels, 1600 x 1240 pixels.
+    """Plot the thermodynamics of a run: six panels, 1600 x 1240 pixels.
 
-    Loss, entropy production and its parts, ``r`` of every layer over depth and steps, the balance of
-    weight decay, gaussianity, and the sizes of the steps. Undefined values are gaps. Nothing of
-    matplotlib's global state is touched, and no display is needed.
+    The panels are the loss, entropy production and its parts, ``r`` of every layer over depth and steps, the
+    balance of weight decay, gaussianity, and the sizes of the steps. Undefined values are gaps. Matplotlib's
+    global state is not touched, and no display is needed.
 
     Args:
         history: an optimizer's ``history``, or anything with the same columns.
-        losses: drawn in the first panel; without them the panel says that there are none.
-        path: where to write the picture; the suffix chooses the format (.png, .pdf, .svg).
+        losses: plotted in the first panel; without them the panel says that there are none.
+        path: file to write; the suffix chooses the format (.png, .pdf, .svg).
         title: a line above the panels.
 
     Returns:
-        The figure, for more drawing.
+        The figure, for further drawing.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: the history holds fewer than two readings.
+        ImportError: if matplotlib is missing.
+        ValueError: for a history of fewer than two readings.
     """
     check_length(history, "a dashboard")
     figure = blank(12.4)
@@ -102,7 +102,7 @@ def plot_dashboard(
         title="r of each layer: update energy against thermal equilibrium",
         bar="intermittent  ←  r  →  coherent drift",
     )
-    heat.tick_params(axis="y", labelsize=9)  # rows are lower here than in a map of its own
+    heat.tick_params(axis="y", labelsize=9)  # rows are lower here than in a separate map
     _balance(figure.add_subplot(grid[2, :2]), history)
     _gaussianity(figure.add_subplot(grid[2, 2:4]), history)
     _pace(figure.add_subplot(grid[2, 4:]), history)
@@ -138,7 +138,7 @@ def _loss(ax: Axes, losses: LossCurve | None) -> None:
     if losses.unigram is not None:
         label = f"no context (unigram entropy {losses.unigram:.2f})"
         ax.axhline(losses.unigram, color=GREY, ls="--", lw=1.2, label=label)
-    # the first steps fall from ln 256; let them leave the picture, so that the rest can be read
+    # the first steps fall from ln 256; they may be cut off so that the rest stays readable
     settled = [*losses.train[len(losses.train) // 20 :], *losses.valid, losses.unigram or 0.0]
     top = max((y for y in settled if math.isfinite(y)), default=0.0)
     low, high = ax.get_ylim()
@@ -151,7 +151,7 @@ def _balance(ax: Axes, history: HistoryLike) -> None:
     frame(ax, "Decay balance R_wd (> 1: norm shrinks)")
     layers = gaps(history.layers("wd_balance"))
     total = gaps(history.total("wd_balance"))
-    # 0 is no decay; a negative balance, in old records, a gradient that itself shrinks the weights
+    # 0 means no decay; a negative balance, in old records, that the gradient itself shrinks the weights
     layers, total = np.where(layers > 0, layers, np.nan), np.where(total > 0, total, np.nan)
     if np.isnan(total).all() and np.isnan(layers).all():
         _empty(ax, "undefined: no weight decay")

@@ -44,23 +44,23 @@ _PARTS = (
 def plot_entropy_split(
     history: HistoryLike, *, path: str | Path | None = None, title: str | None = None
 ) -> Figure:
-    """Draw the split of entropy production: three panels, 1600 pixels wide.
+    """Plot the split of entropy production: three panels, 1600 pixels wide.
 
-    The parts of the total stacked over time; the share that each part has in every layer, by magnitude and
-    over the second half of the run; and R_ie, heat over work, of every layer over depth and steps, coloured
-    about 1, with grey gaps where work is within its error of 0.
+    The panels are the parts of the total, stacked over time; the share of each part in every layer, by
+    magnitude over the second half of the run; and R_ie, heat over work, of every layer over depth and steps,
+    with colours centred on 1 and grey where work is within its error of 0.
 
     Args:
         history: an optimizer's ``history``, or anything with the same columns.
-        path: where to write the picture; the suffix chooses the format (.png, .pdf, .svg).
+        path: file to write; the suffix chooses the format (.png, .pdf, .svg).
         title: a line above the panels.
 
     Returns:
-        The figure, for more drawing.
+        The figure, for further drawing.
 
     Raises:
-        ImportError: matplotlib is missing.
-        ValueError: the history holds fewer than two readings.
+        ImportError: if matplotlib is missing.
+        ValueError: for a history of fewer than two readings.
     """
     check_length(history, "a picture of the split")
     height = map_height(len(history.layer_names))
@@ -83,7 +83,7 @@ def plot_entropy_split(
 
 
 def stack_parts(ax: Axes, history: HistoryLike) -> None:
-    """Stack the parts of the total: what lies above 0 is produced, what lies below is taken back."""
+    """Stack the parts of the total: production above 0, negative parts below."""
     frame(ax, "Entropy production σ and its parts  [loss units per step]")
     steps = np.asarray(history.steps)
     sigma = gaps(history.total("sigma"))
@@ -102,7 +102,7 @@ def stack_parts(ax: Axes, history: HistoryLike) -> None:
         ax.fill_between(steps, down, down + below, color=color, alpha=0.75, lw=0)
         up, down = up + np.nan_to_num(above), down + np.nan_to_num(below)
     ax.axhline(0, color="black", lw=0.6)
-    # where the first readings dwarf the rest of the run, they leave the picture
+    # the first readings are cut off where they dwarf the rest of the run
     settled = slice(len(steps) // 20, None)
     if up.max() < 2 * up[settled].max():
         settled = slice(None)
@@ -111,7 +111,7 @@ def stack_parts(ax: Axes, history: HistoryLike) -> None:
 
 
 def _shares(ax: Axes, history: HistoryLike) -> None:
-    """Draw a bar a layer: each part's magnitude over the second half of the run, as a share of all."""
+    """Draw one bar per layer: each part's share of the total magnitude over the second half of the run."""
     frame(ax, "Share of each part by layer, second half of the run", grid=False)
     ax.set_xlabel("share of the parts' magnitudes", fontsize=11)
     order, names = by_depth(history.layer_names)
@@ -134,7 +134,7 @@ def _shares(ax: Axes, history: HistoryLike) -> None:
 
 
 def _mean_size(values: Array) -> Array:
-    """Mean magnitude over readings ``[m, n]``, what is undefined left out; 0 where nothing is defined."""
+    """Return the mean magnitude of the defined values over readings ``[m, n]``; 0 where there are none."""
     known = np.isfinite(values)
     count = known.sum(axis=0)
     total = np.where(known, np.abs(values), 0.0).sum(axis=0)
@@ -142,7 +142,7 @@ def _mean_size(values: Array) -> Array:
 
 
 def _limits(*series: Array) -> tuple[float, float]:
-    """Limits that hold every finite value, 0 included, with room for a legend above."""
+    """Return limits that include 0 and every finite value, with room for a legend above."""
     joined = np.concatenate([np.asarray(s, dtype=float) for s in series])
     joined = joined[np.isfinite(joined)]
     low, high = min(0.0, joined.min(initial=0.0)), max(0.0, joined.max(initial=0.0))

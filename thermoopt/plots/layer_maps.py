@@ -1,4 +1,4 @@
-"""Heat maps, layer by step: how far each layer stands from balance, and since when (extra ``viz``)."""
+"""Heat maps, layer by step: how far each layer is from balance, and since when (extra ``viz``)."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
 __all__ = ["MAX_FOLD", "WIDE_FOLD", "by_depth", "heat_map", "label_depth", "map_height", "plot_layer_maps"]
 
 MAX_FOLD = 8.0
-"""Largest fold away from r = 1 that the colours resolve; beyond it they saturate (the bar has arrows)."""
+"""Largest factor away from r = 1 that the colours resolve; beyond it they saturate (the bar has arrows)."""
 
 WIDE_FOLD = 100.0
 """Likewise for R_wd and R_ie, which go from 0 to infinity in healthy runs."""
 
 # More rows than this and an axis names blocks of layers instead of layers.
 _MAX_LABELS = 32
-# Beyond any fold: an infinite balance takes the colour of what is off the scale.
+# Beyond any scale: an infinite balance gets the colour of values off the scale.
 _OFF_SCALE = 1e30
-# Seen between 1/1.5 and 1.5 at least, or a run at balance would be a map of its own noise.
+# Colours span at least 1/1.5 to 1.5, or the map of a run at balance would show its noise.
 _MIN_FOLD = 1.5
 
 
 def plot_layer_maps(
     history: HistoryLike, *, path: str | Path | None = None, title: str | None = None
 ) -> Figure:
-    """Draw r and the weight-decay balance R_wd of every layer over depth and steps, 1600 pixels wide.
+    """Plot r and the weight-decay balance R_wd of every layer over depth and steps, 1600 pixels wide.
 
-    Colours are logarithmic and centred on 1: equilibrium in the one map, a norm that stays in the other.
-    Grey is undefined: r without Adam's moments, R_wd without decay. An infinite R_wd (decay pulls and no
-    source holds against it) has the colour of what is off the scale.
+    Colours are logarithmic and centred on 1: equilibrium in one map, a constant norm in the other. Grey means
+    undefined: r without Adam's moments, R_wd without decay. An infinite R_wd (decay without a positive
+        source)
+    has the colour of values off the scale.
 
     Args:
         history: an optimizer's ``history``, or anything with the same columns.
@@ -77,25 +78,25 @@ def plot_layer_maps(
 
 
 def map_height(layers: int) -> float:
-    """Height of a map, in hundreds of pixels, at which up to 32 labels are read with ease."""
+    """Return the height of a map, in hundreds of pixels, at which up to 32 labels are legible."""
     return min(8.0, max(4.0, 1.0 + 0.2 * layers))
 
 
 def heat_map(
     ax: Axes, history: HistoryLike, name: str, *, title: str, bar: str, max_fold: float = MAX_FOLD
 ) -> None:
-    """Draw one quantity of every layer over depth and steps, coloured by how far from 1 it lies.
+    """Plot one quantity of every layer over depth and steps, coloured by its distance from 1.
 
-    The scale is logarithmic and symmetric about 1, as wide as 98 % of the values need, at most
-    ``max_fold`` to either side. Grey is undefined, and so are values below 0.
+    The scale is logarithmic and symmetric about 1, wide enough for 98 % of the values, at most a factor of
+    ``max_fold`` to either side. Grey means undefined or negative.
 
     Args:
         ax: the panel.
         history: the run.
-        name: of a quantity that is a ratio (:data:`thermoopt.physics.QUANTITIES`).
-        title: of the panel.
+        name: name of a quantity that is a ratio (:data:`thermoopt.physics.QUANTITIES`).
+        title: title of the panel.
         bar: label of the colour bar.
-        max_fold: where colours saturate.
+        max_fold: factor at which colours saturate.
     """
     from matplotlib.colors import LogNorm, Normalize
 
@@ -108,7 +109,7 @@ def heat_map(
     values = np.asarray(history.layers(name), dtype=float)[:, order].T
     values = np.where(np.isposinf(values), _OFF_SCALE, values)
     shown = np.ma.masked_invalid(np.where(values > 0, values, np.nan))
-    # the first readings may lie far off before a moment has built up; they do not set the scale
+    # the first readings, before a moment has built up, may be far off; they do not set the scale
     spread = np.abs(np.log(shown[:, max(1, len(steps) // 20) :].compressed()))
     spread = spread[spread < math.log(_OFF_SCALE)]
     fold = min(max_fold, max(_MIN_FOLD, math.exp(float(np.quantile(spread, 0.98))))) if spread.size else 2.0
@@ -129,10 +130,10 @@ def heat_map(
 
 
 def by_depth(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Order layers by the model's own order, layers of one block kept together.
+    """Order layers by the model's own order, keeping the layers of a block together.
 
     Args:
-        names: of the layers.
+        names: names of the layers.
 
     Returns:
         Indices into ``names``, and the names in that order.
@@ -145,7 +146,7 @@ def by_depth(names: Sequence[str]) -> tuple[list[int], list[str]]:
 
 
 def label_depth(ax: Axes, names: Sequence[str]) -> None:
-    """Name the rows of a panel after their layers, or after blocks of layers where there are many.
+    """Label the rows of a panel with their layers, or with blocks of layers if there are many.
 
     Args:
         ax: a panel whose row i spans i to i + 1.
@@ -168,13 +169,13 @@ def label_depth(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _block(name: str) -> str:
-    """``blocks.3.attn.qkv.weight`` lies in ``blocks.3``, ``head.weight`` in itself."""
+    """Return the block of a layer: ``blocks.3`` for ``blocks.3.attn.qkv.weight``."""
     found = re.match(r".*?\d+(?=\.|$)", name)
     return found[0] if found else name
 
 
 def _ticks(fold: float) -> list[float]:
-    """Round values between 1/fold and fold, a handful of them."""
+    """Return a few round values between 1/fold and fold."""
     if fold > 2 * MAX_FOLD:
         base: tuple[float, ...] = (1.0, 10.0, 100.0)
     elif fold > 2:

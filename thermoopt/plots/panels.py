@@ -1,4 +1,4 @@
-"""What all pictures share: colours, the look of a panel, columns they read (extra ``viz``)."""
+"""Shared by all plots: colours, the style of a panel, the columns of a history (extra ``viz``)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ __all__ = [
 Array = NDArray[np.float64]
 
 BINS = 500
-"""Parts of a series that are told apart: the pixels of half a page, two for each."""
+"""Parts into which a long series is divided: the pixels of half a page, two per part."""
 
-# Okabe and Ito's palette: told apart under every common colour blindness and in grey.
+# Okabe and Ito's palette: distinguishable with every common colour blindness and in grey.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 GREY = "#666666"
 
@@ -70,7 +70,7 @@ def blank(height: float) -> Figure:
 
 
 def check_length(history: HistoryLike, what: str) -> None:
-    """Raise unless a history holds two readings, the least that lines and maps can be drawn from.
+    """Raise unless a history holds two readings, the fewest for lines and maps.
 
     Args:
         history: to draw.
@@ -85,7 +85,7 @@ def check_length(history: HistoryLike, what: str) -> None:
 
 
 def finish(figure: Figure, title: str | None, path: str | Path | None) -> Figure:
-    """Give a figure its title, write it where a path is given, and return it."""
+    """Set a figure's title, write it if a path is given, and return it."""
     if title is not None:
         figure.suptitle(title, fontsize=15, fontweight="bold")
     if path is not None:
@@ -94,14 +94,14 @@ def finish(figure: Figure, title: str | None, path: str | Path | None) -> Figure
 
 
 def gaps(values: NDArray[Any]) -> Array:
-    """Return a float copy with NaN, which lines leave out, wherever a value is not finite."""
+    """Return a float copy with NaN, which lines skip, in place of every non-finite value."""
     values = np.array(values, dtype=float)
     values[~np.isfinite(values)] = np.nan
     return values
 
 
 def frame(ax: Axes, title: str, grid: bool = True) -> None:
-    """Give a panel its title and the look that all panels share."""
+    """Set a panel's title and the common style."""
     ax.set_title(title, loc="left", fontsize=13, fontweight="bold")
     ax.set_xlabel("step", fontsize=11)
     ax.tick_params(labelsize=11)
@@ -112,7 +112,7 @@ def frame(ax: Axes, title: str, grid: bool = True) -> None:
 
 
 def legend(ax: Axes, **options: Any) -> None:
-    """Add a legend in the look that all panels share."""
+    """Add a legend in the common style."""
     ax.legend(framealpha=0.85, edgecolor="none", fontsize=11, **options)
 
 
@@ -165,7 +165,7 @@ def line(ax: Axes, steps: NDArray[Any], values: Array, *style: str, **options: A
 
 
 def layer_band(ax: Axes, steps: NDArray[Any], values: Array, color: str = BLUE) -> None:
-    """Draw where the middle 80 % of the layers lie."""
+    """Draw the range of the middle 80 % of the layers."""
     if len(steps) < 2 or not values.size:
         return
     low, high = (np.full(len(values), np.nan) for _ in range(2))
@@ -177,7 +177,7 @@ def layer_band(ax: Axes, steps: NDArray[Any], values: Array, color: str = BLUE) 
 
 
 def decades(ax: Axes, axes: str = "y") -> None:
-    """Label log axes at 1, 2 and 5 where they span little, at powers of ten otherwise."""
+    """Label log axes at 1, 2 and 5 if they span little, else at powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for name in axes:
@@ -190,7 +190,7 @@ def decades(ax: Axes, axes: str = "y") -> None:
 
 
 def headroom(ax: Axes, share: float) -> None:
-    """Leave a share of a panel free at the top, for a legend."""
+    """Leave a fraction of a panel free at the top for a legend."""
     low, high = ax.get_ylim()
     more = share / (1 - share)
     log = ax.get_yscale() == "log"
@@ -198,7 +198,7 @@ def headroom(ax: Axes, share: float) -> None:
 
 
 def words(ax: Axes, text: str) -> None:
-    """Say in the middle of a panel why nothing is drawn there."""
+    """Write in the middle of an empty panel why it is empty."""
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=12, bbox=box)
 

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 __all__ = ["check_display", "show_figure"]
 
 _HEADLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template", "inline")
-"""Ends of the names of matplotlib's backends that have no window (a notebook's shows what a cell returns)."""
+"""Endings of the names of matplotlib's backends without a window (a notebook shows what a cell returns)."""
 
 
 def check_display() -> None:
-    """Refuse to show where there is nothing to show on.
+    """Raise if matplotlib cannot open a window.
 
     Raises:
         ImportError: matplotlib is missing; the message says what to install.
@@ -27,8 +27,9 @@ def check_display() -> None:
     backend = plt.get_backend()
     if backend.lower().rpartition("_")[2] in _HEADLESS:
         raise RuntimeError(
-            f"show is True, and matplotlib's backend {backend!r} opens no window; allowed is show=False with "
-            "a path to save to, or another backend: matplotlib.use('tkagg'), say, where there is a display"
+            f"show must be False with matplotlib's backend {backend!r}, which opens no window, "
+            "got True: pass a path to save to, or choose another backend where there is a "
+            "display, for example matplotlib.use('tkagg')"
         )
 
 

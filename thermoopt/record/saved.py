@@ -140,6 +140,11 @@ class SavedRun:
         )
 
     @property
+    def reading(self) -> None:
+        """None: a file holds quantities, not the sums they were computed from."""
+        return None
+
+    @property
     def steps(self) -> int:
         """Optimizer steps on record: that of the last reading."""
         return int(self.history.steps[-1])

@@ -15,9 +15,9 @@ __all__ = ["root_mean_squares"]
 
 @torch.no_grad()
 def root_mean_squares(params: Sequence[Tensor]) -> Tensor:
-    """Root mean squares of whole layers, ``[n]``, float64 on the host; 0 for empty ones and for meta tensors.
+    """Return root mean squares of whole layers, ``[n]``, float64 on the host; 0 for empty and meta tensors.
 
-    Waits for devices and other ranks; every rank that shares a layer must call it.
+    It waits for devices and other ranks; every rank that shares a layer must call it.
     """
     squares = torch.zeros(len(params), 1, dtype=torch.float64, device="cpu")
     for i, p in enumerate(params):

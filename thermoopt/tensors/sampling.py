@@ -1,4 +1,4 @@
-"""Which coordinates of a layer are sampled, on one process or on the ranks that share it."""
+"""Which coordinates of a layer are sampled, in one process or on the ranks that share the layer."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ __all__ = [
 ]
 
 BLOCK = 16
-"""Contiguous elements a sample takes at once: 64 bytes of float32, one cache line, so that traffic shrinks
+"""Contiguous elements per sampled block: 64 bytes of float32, one cache line, so that memory traffic shrinks
 with the sample."""
 
 STRIDE = 17
-"""Of so many blocks one is sampled: below 1/16 of a copy, and prime to the powers of two that rows are long,
-so that the sample walks through all columns of a matrix."""
+"""One block in this many is sampled: less than 1/16 of a copy, and coprime to row lengths that are powers of
+two, so that the sample covers all columns of a matrix."""
 
 WHOLE = 1 << 14
-"""Parameters up to which all are taken: 64 KB, below which a sample would save nothing and be noise."""
+"""Number of parameters up to which all are taken: 64 KB, below which a sample would only add noise."""
 
 
 def share_of(total: int) -> int:
-    """One block in so many is taken of a model with that many real elements."""
+    """Return n, where one block in n is sampled of a model with this many real elements."""
     return 1 if total <= WHOLE else STRIDE
 
 
 def real(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return this rank's real elements: a shard, a complex tensor's view; a gradient's laid out ``like``."""
+    """Return this rank's elements as real numbers, those of a gradient in the layout of ``like``."""
     x = local(x.detach(), like)
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 @dataclass(frozen=True)
 class _Stretch:
-    """Where a rank's elements lie in the layer's flat order: ``n`` of ``total`` from ``offset`` on."""
+    """Position of a rank's elements in the layer's flat order: ``n`` of ``total``, starting at ``offset``."""
 
     total: int
     offset: int
@@ -60,7 +60,7 @@ class _Stretch:
 
 
 def _stretch(p: Tensor) -> _Stretch | None:
-    """The stretch that a rank holds of a layer, or None where it holds several (sharded on columns)."""
+    """Return this rank's stretch of a layer, or None if it holds several (sharded by columns)."""
     x = real(p)
     if not is_distributed(p):
         return _Stretch(x.numel(), 0, x.numel())
@@ -74,7 +74,7 @@ def _stretch(p: Tensor) -> _Stretch | None:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _first_row(shape: torch.Size, mesh: Any, placements: Any) -> int | None:
-    """Index of a shard's first row, None for one that is not made of whole rows."""
+    """Return the index of a shard's first row, or None if the shard does not consist of whole rows."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     own, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
@@ -84,12 +84,12 @@ def _first_row(shape: torch.Size, mesh: Any, placements: Any) -> int | None:
 
 
 def is_gatherable(p: Tensor) -> bool:
-    """Whether each rank holds one stretch of the layer, so that the whole sample can be put together."""
+    """Whether each rank holds one stretch of the layer, so that the whole sample can be assembled."""
     return _stretch(p) is not None
 
 
 def _size(total: int, share: int) -> int:
-    """Elements sampled of a tensor: whole blocks, and of one shorter than a stretch its first share."""
+    """Return the number of elements sampled: whole blocks, or the first 1/share of a short tensor."""
     if share == 1:
         return total
     blocks = total // (share * BLOCK)
@@ -97,29 +97,29 @@ def _size(total: int, share: int) -> int:
 
 
 def sample_size(p: Tensor, share: int) -> int:
-    """Elements sampled of a whole layer; of this rank's shard where that is sampled by itself."""
+    """Return the number of elements sampled of a layer, or of a shard that is sampled separately."""
     stretch = _stretch(p)
     return _size(real(p).numel() if stretch is None else stretch.total, share)
 
 
 def sample_scale(p: Tensor, share: int) -> float:
-    """Factor from a sample's sum to the layer's (to the shard's, where that is sampled by itself)."""
+    """Return the factor from a sample's sum to the layer's, or to the shard's if it is sampled separately."""
     stretch = _stretch(p)
     n = real(p).numel() if stretch is None else stretch.total
     return n / size if (size := _size(n, share)) else 1.0
 
 
 def sample(p: Tensor, share: int, values: Tensor | None = None) -> Tensor:
-    """Take a layer's sample: a view where its memory is dense.
+    """Return a layer's sample, a view if its memory is dense.
 
-    One block of :data:`BLOCK` elements in ``share``, in the order of the layer's memory. Of a layer sharded
-    by rows each rank has those blocks that lie in its shard as a whole, so that the coordinates do not depend
-    on the number of ranks. A shard of any other form is sampled by itself.
+    It is one in ``share`` blocks of :data:`BLOCK` elements, in memory order. Of a layer sharded by rows, each
+    rank has the blocks that lie entirely in its shard, so that the coordinates do not depend on the number of
+    ranks. A shard of any other form is sampled separately.
 
     Args:
         p: the layer.
-        share: as :func:`share_of` gives it.
-        values: what to take in the place of ``p``'s own elements, in the order of their memory.
+        share: as returned by :func:`share_of`.
+        values: sampled instead of ``p``'s own elements, in the same memory order.
     """
     x = _flat(real(p if values is None else values))
     if share == 1:
@@ -137,21 +137,21 @@ def sample(p: Tensor, share: int, values: Tensor | None = None) -> Tensor:
 
 
 def _blocks(stretch: _Stretch, distance: int) -> tuple[int, int]:
-    """First and last block that lie in a stretch as a whole."""
+    """Return the first and last block that lie entirely in a stretch."""
     first = -(-stretch.offset // distance)
     last = (stretch.offset + stretch.n - BLOCK) // distance
     return first, min(last, stretch.total // distance - 1)
 
 
 def gathered(p: Tensor, share: int, own: Tensor, sharding: Sharding, edge: Tensor | None = None) -> Tensor:
-    """Put a whole layer's sample together from those of the ranks, flat, on the host; they must all do so.
+    """Assemble a whole layer's sample from the ranks' parts, flat, on the host; all ranks must call this.
 
     Args:
         p: the layer, which must be :func:`is_gatherable`.
-        share: as :func:`share_of` gives it.
+        share: as returned by :func:`share_of`.
         own: this rank's part.
-        sharding: of ``p`` alone.
-        edge: values for blocks that a shard's border cuts, which no rank samples; None leaves them 0.
+        sharding: the sharding of ``p`` alone.
+        edge: values for blocks that are cut by a shard's border, which no rank samples; None leaves them 0.
     """
     stretch = _stretch(p)
     assert stretch is not None
@@ -166,7 +166,7 @@ def gathered(p: Tensor, share: int, own: Tensor, sharding: Sharding, edge: Tenso
 
 
 def _put_edges(out: Tensor, stretch: _Stretch, distance: int, x: Tensor) -> None:
-    """Put in what a stretch holds of blocks that its borders cut."""
+    """Fill in a stretch's part of the blocks that its borders cut."""
     end = stretch.offset + stretch.n
     for border in (stretch.offset, end):
         block = border // distance
@@ -187,7 +187,7 @@ def own_part(p: Tensor, share: int, whole: Tensor) -> Tensor:
 
 
 def _own_range(stretch: _Stretch, share: int) -> tuple[int, int]:
-    """Where a rank's part begins and ends in the whole sample."""
+    """Return the begin and end of a rank's part in the whole sample."""
     if share == 1:
         return stretch.offset, stretch.offset + stretch.n
     distance = share * BLOCK
@@ -199,7 +199,7 @@ def _own_range(stretch: _Stretch, share: int) -> tuple[int, int]:
 
 
 def in_order_of(param: Tensor, grad: Tensor) -> Tensor:
-    """Return a gradient laid out so that its sample holds the same coordinates as its parameter's."""
+    """Return a gradient in a layout whose sample has the same coordinates as its parameter's."""
     p, g = real(param), real(grad, param)
     if p.stride() == g.stride() or (p.is_contiguous() and g.is_contiguous()):
         return g
@@ -207,7 +207,7 @@ def in_order_of(param: Tensor, grad: Tensor) -> Tensor:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """One dimension, in the order of memory where it is dense."""
+    """Flatten to one dimension, in memory order if the memory is dense."""
     if x.is_contiguous():
         return x.view(-1)
     return torch.as_strided(x, (x.numel(),), (1,)) if is_dense(x) else x.reshape(-1)

@@ -1,4 +1,4 @@
-"""Sums over sharded parameters: each rank forms them of its shards, all add them up in one batch."""
+"""Sums over sharded parameters: each rank computes those of its shards, and one batch adds them up."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def is_distributed(x: Tensor) -> bool:
 
 
 def local(x: Tensor, like: Tensor | None = None) -> Tensor:
-    """Return a DTensor's shard on this rank, the same object as long as it is; any other tensor as it is.
+    """Return a DTensor's shard on this rank, the same object on every call; any other tensor unchanged.
 
-    Tensor parallelism leaves some gradients laid out otherwise than their parameters: that of a norm between
-    sequence-parallel layers not added up, that of an embedding sharded by rows whole. Adding up needs all
-    ranks that share the parameter.
+    Under tensor parallelism a gradient's placement can differ from its parameter's: the gradient of a norm
+    between sequence-parallel layers is a partial sum, that of an embedding sharded by rows is whole. Reducing
+    it needs all ranks that share the parameter.
 
     Args:
         x: a parameter, its state or its gradient.
-        like: the parameter, where ``x`` is its gradient and is to be laid out as it is.
+        like: the parameter whose placement the gradient ``x`` should get.
     """
     if not is_distributed(x):
         return x
@@ -44,7 +44,7 @@ def local(x: Tensor, like: Tensor | None = None) -> Tensor:
 
 
 def _laid_out(x: Any, placements: Any) -> Any:
-    """Move a DTensor to other placements; what is not added up yet is added up."""
+    """Move a DTensor to other placements, reducing partial sums."""
     from torch.distributed.tensor import Replicate
 
     whole = [Replicate() if placement.is_partial() else placement for placement in placements]
@@ -52,7 +52,7 @@ def _laid_out(x: Any, placements: Any) -> Any:
 
 
 def place(p: Tensor) -> list[int]:
-    """Return which shard of a tensor this rank holds: a number for each mesh dimension that shards it."""
+    """Return which shard of a tensor this rank holds: an index per mesh dimension that shards it."""
     if not is_distributed(p):
         return []
     at = p.device_mesh.get_coordinate()  # type: ignore[attr-defined]
@@ -60,12 +60,13 @@ def place(p: Tensor) -> list[int]:
 
 
 class Sharding:
-    """Which ranks the sums of each layer are to be added up over.
+    """The ranks over which the sums of each layer are reduced.
 
-    A layer is added up over the mesh dimensions that it is sharded on, and on no other: replicas (the outer
+    A layer's sums are reduced over the mesh dimensions that shard it and over no others: replicas (the outer
     dimension of HSDP, a norm under tensor parallelism) hold the same sums and would count twice. Plain
-    tensors are added up over nothing: under DDP all ranks hold the same gradients. One all-reduce a mesh
-    dimension takes all layers, and no rank is left out, whether it holds elements and gradients or not.
+    tensors
+    are not reduced: under DDP all ranks hold the same gradients. One all-reduce per mesh dimension covers all
+    layers, and every rank takes part, whether or not it holds elements and gradients.
 
     Args:
         params: all layers, in the same order on all ranks.
@@ -93,19 +94,19 @@ class Sharding:
         self._stream: Any = None
 
     def __bool__(self) -> bool:
-        """Whether there is anything to add up."""
+        """Whether anything has to be reduced."""
         return bool(self._groups)
 
     @property
     def device(self) -> torch.device:
-        """Where the ranks' numbers must lie to be added up."""
+        """The device on which the ranks' numbers must be for the reduction."""
         return self._device
 
     def start(self, rows: Tensor) -> Arrival:
-        """Start adding up ``[n_layers, k]`` numbers, float64, over the ranks that share each layer.
+        """Start summing ``[n_layers, k]`` numbers, float64, over the ranks that share each layer.
 
-        Every rank must call this as often as all others. Nothing is waited for, but where layers are sharded
-        on two mesh dimensions on CPU: there the first sum must be complete for the second.
+        All ranks must call this equally often. It does not wait, except on CPU for layers that are sharded on
+        two mesh dimensions: there the first sum must be complete before the second.
         """
         if rows.device.type == "cuda":
             return self._start_on_stream(rows)
@@ -115,11 +116,11 @@ class Sharding:
         return _AddedUp(rows, *last)
 
     def add(self, rows: Tensor) -> Tensor:
-        """Add up ``[n_layers, k]`` numbers, float64 on the host, and wait for them."""
+        """Sum ``[n_layers, k]`` numbers, float64 on the host, over the ranks and wait for the result."""
         return torch.from_numpy(self.start(rows.to(self._device)).numpy())
 
     def _start_on_stream(self, rows: Tensor) -> Arrival:
-        """Add up on a stream beside the one that trains: neither that nor the host waits."""
+        """Reduce on a separate stream, so that neither the training stream nor the host waits."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(rows.device)
         self._stream.wait_stream(torch.cuda.current_stream(rows.device))
@@ -131,7 +132,7 @@ class Sharding:
 
 
 class _AddedUp:
-    """One all-reduce under way, of some rows of a table."""
+    """An all-reduce in progress, over some rows of a table."""
 
     def __init__(self, rows: Tensor, group: Any, index: Sequence[int]) -> None:
         import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""Small tensors under way to the host: asked for at once, waited for only when needed."""
+"""Small tensors on their way to the host: requested at once, waited for only when needed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Array = NDArray[np.float64]
 
 
 class Fetch:
-    """A small tensor under way to the host.
+    """A small tensor on its way to the host.
 
-    From CUDA it is copied to pinned memory without blocking, and an event tells when it is there. Other
+    From CUDA it is copied to pinned memory without blocking, and an event tells when it has arrived. Other
     devices are read when the value is needed.
 
     Attributes:
-        source: the tensor, where it was.
+        source: the tensor on its original device.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -40,7 +40,7 @@ class Fetch:
         return self._event is None or self._event.query()
 
     def numpy(self) -> Array:
-        """Return the values in float64, waiting for them if need be."""
+        """Return the values in float64, waiting for them if necessary."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensor.detach().cpu().double().numpy()
@@ -58,4 +58,4 @@ class Arrival(Protocol):
         """Whether :meth:`numpy` would return without waiting."""
 
     def numpy(self) -> NDArray[np.float64]:
-        """Return them, waiting if need be."""
+        """Return them, waiting if necessary."""

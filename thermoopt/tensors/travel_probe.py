@@ -1,4 +1,4 @@
-"""How far a run has come from its start: the sums that control laws name, on a sample of coordinates."""
+"""How far a run has moved from its start: the sums that control laws ask for, on a sample of coordinates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PendingTravel:
         self._coming: Arrival | None = None
 
     def add(self, name: str, index: NDArray[np.int64], values: Tensor) -> None:
-        """Take in one device's part."""
+        """Add one device's part."""
         self._rows[name].append((index, Fetch(values)))
 
     def ready(self) -> bool:
@@ -54,7 +54,7 @@ class PendingTravel:
         return all(fetch.ready() for rows in self._rows.values() for _, fetch in rows)
 
     def rows(self, device: torch.device) -> Tensor:
-        """Return the sums, scaled, as ``[n_layers, 3]`` in float64 on a device, without waiting for it."""
+        """Return the scaled sums as ``[n_layers, 3]`` in float64 on a device, without waiting for it."""
         out = torch.zeros(self._layers, len(self._rows), dtype=torch.float64, device=device)
         for column, parts in enumerate(self._rows.values()):
             for index, fetch in parts:
@@ -62,15 +62,15 @@ class PendingTravel:
         return out * torch.from_numpy(self._scale).to(device)[:, None]
 
     def add_up(self, sharding: Sharding) -> None:
-        """Start adding up the sums with those of the other ranks, all of which must do the same."""
+        """Start summing over the ranks, all of which must do the same."""
         self._coming = sharding.start(self.rows(sharding.device))
 
     def settle(self, rows: Array) -> None:
-        """Let ``[n_layers, 3]`` be the sums: those of all ranks, of which :meth:`rows` gave this one's."""
+        """Set the sums over all ranks, ``[n_layers, 3]``; :meth:`rows` returned this rank's."""
         self._settled = Travel(*(column.copy() for column in rows.T))
 
     def travel(self) -> Travel:
-        """Return the sums, scaled from the sample to all elements; waits for them if need be."""
+        """Return the sums, scaled from the sample to all elements, waiting for them if necessary."""
         if self._coming is not None:
             self.settle(self._coming.numpy())
             self._coming = None
@@ -130,28 +130,28 @@ class _Bucket:
 
 
 class TravelProbe:
-    """Measures how far sampled coordinates are from where they started, and what forces drove them there.
+    """Measures how far sampled coordinates have moved from their start, and which forces moved them.
 
-    Memory: one coordinate in 17 (all of them up to 16,384 in total) of the start, as much for scratch, and,
-    for laws that need ``"impulse"``, as much again for S and, during a step, for the gradients' sample.
+    Memory: the start of one coordinate in 17 (of all, for up to 16,384 in total), the same again as scratch,
+    and, for laws that need ``"impulse"``, the same again for S and, during a step, for the gradients' sample.
     Samples are blocks of 16 contiguous elements.
 
     Args:
-        needs: names of :data:`TRAVEL_SUMS`.
+        needs: names from :data:`TRAVEL_SUMS`.
 
     Raises:
-        ValueError: for a name that is none of them.
+        ValueError: for any other name.
     """
 
     def __init__(self, needs: Iterable[str]) -> None:
         self.needs = frozenset(needs)
         unknown = self.needs - set(TRAVEL_SUMS)
         if unknown:
-            raise ValueError(f"needs holds {sorted(unknown)}; allowed are {', '.join(TRAVEL_SUMS)}")
+            raise ValueError(f"needs must hold only {', '.join(TRAVEL_SUMS)}, got {sorted(unknown)}")
         self.forget()
 
     def forget(self) -> None:
-        """Start anew: the next step measured is the start."""
+        """Forget everything: the next measured step becomes the start."""
         self._buckets: list[_Bucket] = []
         self._params: list[Tensor] = []
         self._scale = np.zeros(0)
@@ -159,10 +159,10 @@ class TravelProbe:
 
     @torch.no_grad()
     def start(self, params: Sequence[Tensor]) -> None:
-        """Take the present parameters as the start of layers not known yet.
+        """Take the present parameters as the start of layers that are not known yet.
 
         Args:
-            params: all layers in order; those known already keep their start.
+            params: all layers in order; known ones keep their start.
         """
         if len(params) == len(self._params) and all(
             a is b for a, b in zip(params, self._params, strict=True)
@@ -197,14 +197,14 @@ class TravelProbe:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
     ) -> None:
-        """Let the forces of the coming step enter N and S; needs ``"impulse"``.
+        """Add the forces of the next step to N and S; needs ``"impulse"``.
 
-        What is not finite in a gradient does not enter, nor does a step that a GradScaler skips.
+        Non-finite elements of a gradient are left out, and so is a step that a GradScaler skips.
 
         Args:
-            lrs: effective learning rate of each layer, negative where gradients are ascended.
-            weights: how they enter.
-            grad_scale, found_inf: of a fused GradScaler.
+            lrs: effective learning rate of each layer, negative under ``maximize``.
+            weights: the weights of the step in the sums.
+            grad_scale, found_inf: the values of a fused GradScaler.
         """
         for bucket in self._buckets:
             assert bucket.impulse is not None
@@ -228,7 +228,7 @@ class TravelProbe:
 
     @torch.no_grad()
     def measure(self) -> PendingTravel:
-        """Start forming the sums of the present parameters."""
+        """Start computing the sums at the present parameters."""
         pending = PendingTravel(len(self._params), self._scale)
         for bucket in self._buckets:
             samples = [sample(self._params[i], self._share) for i in bucket.index]
@@ -240,7 +240,7 @@ class TravelProbe:
         return pending
 
     def _export(self) -> dict[int, tuple[Tensor, Tensor | None, Tensor | None]]:
-        """Start, impulse and work by layer."""
+        """Return start, impulse and work by layer."""
         out = {}
         for bucket in self._buckets:
             impulses = [None] * len(bucket.index) if bucket.impulse is None else bucket.views(bucket.impulse)
@@ -273,10 +273,10 @@ class TravelProbe:
     def _thinned(
         self, layer: int, start: Tensor, impulse: Tensor | None, work: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
-        """What a sample takes over from a layer kept whole, once further layers have made the model large."""
+        """Sample the state of a layer that was kept whole, once added layers have made the model large."""
         p = self._params[layer]
         if start.numel() != real(p).numel():
-            return None  # another layout: it starts afresh
+            return None  # another layout: the layer starts over
         return (
             sample(p, self._share, start.reshape(-1)),
             None if impulse is None else sample(p, self._share, impulse.reshape(-1)),
@@ -285,16 +285,16 @@ class TravelProbe:
 
     @torch.no_grad()
     def export_layers(self, layers: Sequence[int], params: Sequence[Tensor], total: int) -> dict[str, Tensor]:
-        """Everything needed to go on for some layers: flat CPU tensors, the same on all ranks.
+        """Return all that is needed to resume some layers: flat CPU tensors, the same on all ranks.
 
-        Where layers are sharded by rows the ranks put their parts together, and must all call this; the
-        state then fits any number of ranks. Layers sharded otherwise are left out. Before the first step the
-        present parameters are the start.
+        Parts of layers that are sharded by rows are gathered from the ranks, all of which must call this; the
+        state then fits any number of ranks. Layers sharded in other ways are left out. Before the first step
+        the present parameters are the start.
 
         Args:
             layers: indices of the layers.
             params: their tensors.
-            total: real elements of all layers.
+            total: number of real elements of all layers.
         """
         begun = bool(self._params or self._saved)
         state, share = self._export() if self._params else self._saved, share_of(total)
@@ -320,17 +320,17 @@ class TravelProbe:
     def import_layers(
         self, layers: Sequence[int], params: Sequence[Tensor], total: int, saved: Mapping[str, Any]
     ) -> bool:
-        """Take up what :meth:`export_layers` gave; applied when the probe starts.
+        """Load the result of :meth:`export_layers`; it takes effect when the probe starts.
 
         Args:
-            layers: indices of the layers the state belongs to, ``params`` their tensors.
-            params: one a layer.
-            total: real elements of all layers, which decides how samples are taken.
-            saved: mapping that may hold the keys; state of another layout is left out: those layers start
-                afresh.
+            layers: indices of the layers that the state belongs to.
+            params: their tensors.
+            total: number of real elements of all layers, which decides how samples are taken.
+            saved: mapping that may hold the keys; state in another layout is ignored, and those layers start
+                over.
 
         Returns:
-            Whether the start of every layer that has elements was in it.
+            Whether it held the start of every layer that has elements.
         """
         start = saved.get("travel_start")
         share = share_of(total)
@@ -347,7 +347,7 @@ class TravelProbe:
         works = list(work) if isinstance(work, Tensor) else [None] * len(cuts)
         for (i, p, _), a, b, c in zip(kept, start.split(cuts), impulses, works, strict=True):
             own = None if b is None else own_part(p, share, b)
-            # each shard has its part of the work, whichever
+            # any division of the work among the shards will do
             part = None if c is None else c / int(Sharding([p]).shards[0])
             self._saved[i] = (own_part(p, share, a), own, part)
         return whole

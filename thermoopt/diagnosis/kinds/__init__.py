@@ -1,8 +1,8 @@
 """The kinds of finding, one function each: ``Evidence`` in, a ``Finding`` or None out.
 
-Every function's docstring says what the measure is where nothing is wrong (its null) and where its bounds
-come from. Bounds called *measured* were set on seed 0 of this project's six small workloads and judged on
-other seeds and workloads (``benchmarks/validation``).
+Each function's docstring states its null, the value of the measure in a run with nothing wrong, and where its
+bounds come from. Bounds called *measured* were set on seed 0 of this project's six small workloads and
+validated on other seeds and workloads (``benchmarks/validation``).
 """
 
 from collections.abc import Callable
@@ -58,5 +58,5 @@ FOLLOWS = {
     },
     "exploding_layer": {"weight_decay_collapse", "oscillation", "layers_out_of_step"},
 }
-"""What a finding of HIGH or MEDIUM confidence explains: such findings are reported as LOW, with the cause.
-A rate far too high, say, makes layers explode and oscillate; one change repairs all three."""
+"""The kinds that a finding of HIGH or MEDIUM confidence explains: those are reported as LOW, with the cause.
+For example, a learning rate far too high makes layers explode and oscillate; one change repairs all three."""

@@ -12,31 +12,32 @@ from thermoopt.diagnosis.finding import Finding, two_digits
 __all__ = ["dead_layer", "exploding_layer", "layers_out_of_step"]
 
 GROWN = 30.0
-"""Norm over that at the start from which a matrix explodes. Measured: at most 13 in healthy runs, but for the
-one matrix of a regression that must grow 40 times."""
+"""Growth of a matrix's norm since the start from which it explodes. Measured: at most 13 times in healthy
+runs, except for the one matrix of a regression that has to grow 40 times."""
 
 APART = 10.0
-"""Times its peers' median by which it must have done so: a rate for all is not a layer's own failing."""
+"""A layer explodes only if it grew at least this many times more than the median layer; growth of all layers
+is a learning-rate problem."""
 
 STEEPENED = 1000.0
-"""Growth of a layer's gradient norm from which it explodes. Measured: at most 27 in healthy runs, 50 where
-anything else is wrong."""
+"""Growth of a layer's gradient norm from which it explodes. Measured: at most 27 times in healthy runs, 50
+in runs with any other fault."""
 
 DECADES = 1.5
-"""Decades between the angular steps of two sets of matrices from which they run out of step. Measured: at
-most 1.3 in healthy runs (an embedding of unit variance beside a GRU), 1.5 to 2.5 where half of the matrices
-run at a thousandth of the rate."""
+"""Two sets of matrices are out of step if their angular steps are at least this many decades apart. Measured:
+at most 1.3 in healthy runs (an embedding of unit variance beside a GRU), 1.5 to 2.5 where half of the
+matrices run at a thousandth of the learning rate."""
 
 PEERS = 3
-"""Matrices that a comparison with their median needs."""
+"""Fewest matrices for a comparison with their median."""
 
 
 def dead_layer(run: Evidence) -> Finding | None:
     """Parameters that get no gradient: none at all, or exactly zero.
 
-    Null: a gradient that is exactly zero in every element of a layer and in every one of some hundred steps
-    does not come about by rounding; frozen parameters do not count. HIGH where gradients are zero (the layer
-    is in the graph, and something blocks it), MEDIUM where there never was one (it may be unused on purpose).
+    Null: rounding does not make a gradient exactly zero in every element of a layer over a hundred steps or
+    so; frozen parameters do not count. HIGH if gradients are zero (the layer is in the graph, but something
+    blocks it), MEDIUM if there never was one (the layer may be unused on purpose).
     """
     if len(run.layer_steps) < MIN_READINGS:
         return None
@@ -71,8 +72,9 @@ def dead_layer(run: Evidence) -> Finding | None:
 def exploding_layer(run: Evidence) -> Finding | None:
     """A layer whose weights or gradients grow out of all proportion to the others'.
 
-    Null: 1, neither grows. HIGH for a norm :data:`GROWN` times that at the start and :data:`APART` times
-    its peers' median, or for a gradient :data:`STEEPENED` times that of the first readings and as far apart.
+    Null: 1, neither grows. HIGH if the norm has grown :data:`GROWN` times since the start and :data:`APART`
+    times more than the median layer's, or if the gradient has grown :data:`STEEPENED` times since the first
+    readings and is as far from the median.
     """
     if not run.enough or run.matrix.sum() < PEERS:
         return None
@@ -95,9 +97,9 @@ def exploding_layer(run: Evidence) -> Finding | None:
             return Finding(
                 "exploding_layer",
                 "HIGH",
-                f"the {what} of {names[worst]} grew {times} times, of the median layer {usual:.2g} times.",
-                f"Lower this layer's learning rate {two_digits(growth[worst] / usual)} times, or look at its "
-                "initialisation and at what feeds it.",
+                f"the {what} of {names[worst]} grew {times} times, the median layer's {usual:.2g} times.",
+                f"Lower this layer's learning rate by a factor of {two_digits(growth[worst] / usual)}, or "
+                "check its initialisation and its inputs.",
                 measure=measure,
                 effect=float(growth[worst]),
                 null=1.0,
@@ -111,11 +113,11 @@ def exploding_layer(run: Evidence) -> Finding | None:
 def layers_out_of_step(run: Evidence) -> Finding | None:
     r"""Two sets of matrices whose angular steps lie decades apart.
 
-    :math:`\eta\|U\|/\|\theta\|` is the part of itself by which a layer turns in a step; with Adam and one
-    rate for all it differs by the layers' size and r alone. Null: no gap of :data:`DECADES` between
-    neighbours. The dispersion :math:`D = \mathrm{Var}(r_l)` is given with it, and decides nothing: it is
-    large in healthy language models too (up to 11 measured), where a few layers drift long after the others
-    are at equilibrium. MEDIUM.
+    :math:`\eta\|U\|/\|\theta\|` is the fraction of itself by which a layer turns in a step; with Adam and a
+    common learning rate it depends only on the layer's size and r. Null: no gap of :data:`DECADES` between
+    neighbours. The dispersion :math:`D = \mathrm{Var}(r_l)` is reported too but decides nothing: it is also
+    large in healthy language models (up to 11 measured), where a few layers drift long after the others
+    have reached equilibrium. MEDIUM.
     """
     if not run.enough or run.matrix.sum() < PEERS:
         return None
@@ -137,8 +139,8 @@ def layers_out_of_step(run: Evidence) -> Finding | None:
         "layers_out_of_step",
         "MEDIUM",
         f"{len(odd)} of {len(names)} matrices turn {two_digits(10 ** gaps[cut - 1])} times as {way} as the "
-        f"rest, {np.median(angular[odd]):.1e} radians a step (dispersion D of r {_variance(r):.2g}).",
-        "Look at the learning rates of the parameter groups.",
+        f"rest, {np.median(angular[odd]):.1e} radians per step (dispersion D of r {_variance(r):.2g}).",
+        "Check the learning rates of the parameter groups.",
         measure="gap in log10 of the angular step",
         effect=float(gaps[cut - 1]),
         null=0.0,

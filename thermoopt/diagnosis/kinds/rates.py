@@ -19,47 +19,47 @@ __all__ = [
 ]
 
 INTERMITTENT = 0.25
-"""Gaussianity N1/d below which gradients come in bursts that v remembers; 0.798 is Gaussian. Measured: 0.15
-and more in healthy runs but for convolutions at three times their best rate (0.06 to 0.11), 0.16 and less at
-a hundred times."""
+"""Gaussianity N1/d below which gradients come in bursts that v remembers; 0.798 is Gaussian. Measured: at
+least 0.15 in healthy runs, except for convolutions at three times their best rate (0.06 to 0.11); at most
+0.16 at a hundred times the best rate."""
 
 CALM = 0.6
-"""r above which an update is not small against its own equilibrium. Measured: below 0.5 at a hundred times
-the best rate."""
+"""r above which an update is not small compared with its own equilibrium. Measured: below 0.5 at a hundred
+times the best rate."""
 
 OVERSIZED = 3.0
-"""Learning rate over a matrix's rms at the start from which a single Adam step replaces what is there.
-Measured, median over matrices: 0.02 to 1.4 in healthy runs within a factor of 3 of the best rate, but for a
-regression whose weights must grow 40 times; 5 to 45 at a hundred times."""
+"""Learning rate over a matrix's initial rms from which a single Adam step replaces the weights altogether.
+Measured, median over matrices: 0.02 to 1.4 in healthy runs within a factor of 3 of the best rate, except for
+a regression whose weights have to grow 40 times; 5 to 45 at a hundred times the best rate."""
 
 USUAL = 0.1
-"""The same ratio at the best rate of five of six workloads is 0.05 to 0.45: where advice leads back to."""
+"""The ratio that the advice aims for: at the best rate of five of six workloads it is 0.05 to 0.45."""
 
 RISEN = 1.5
-"""A running mean of ten losses over the first from which the run made things worse. Measured: at most 1.1 in
-healthy runs with warm-up, 1.4 to 33,000 in four of six at a hundred times the best rate."""
+"""Running mean of ten losses over the first loss from which the run made things worse. Measured: at most 1.1
+in healthy runs with warm-up, 1.4 to 33,000 in four of six workloads at a hundred times the best rate."""
 
 UNLEARNED = 0.9
-"""Share of the first loss that remains in the last quarter of a run that learned nothing. Measured: healthy
-runs are at 0.68 or below after 400 steps."""
+"""Fraction of the first loss that remains in the last quarter of a run that learned nothing. Measured:
+healthy runs are at 0.68 or below after 400 steps."""
 
 COHERENT = 1.5
 """r above which drift outweighs equilibrium (1), for ``learning_rate_too_low``."""
 
 ALIGNED = 0.1
-"""Cosine of gradient and moment above which a drift lasts; 0 in pure noise. Measured: above 0.11 in every
+"""Cosine of gradient and moment above which a drift persists; 0 in pure noise. Measured: above 0.11 in every
 reading at a thousandth of the best rate."""
 
 STILL = 5e-4
-"""Radians a step below which a run hardly moves: a sixth of the 3e-3 to 9e-3 that runs from scratch have at
-their best rate (this project's measurements), just below the 6e-4 of fine-tuning."""
+"""Radians per step below which a run hardly moves: a sixth of the 3e-3 to 9e-3 of runs from scratch at their
+best rate (this project's measurements), and just below the 6e-4 of fine-tuning."""
 
 LONG_MEMORY = 60.0
-"""Steps of momentum, 1/(1 - beta1), from which it is asked whether they pay: six times the usual 10, and
+"""Memory of momentum, 1/(1 - beta1) in steps, from which its benefit is checked: six times the usual 10, and
 above the 50 of beta1 0.98."""
 
 DRIFT = 2.0
-"""Coherence above which a moment holds more signal than noise leaves in it (1 in pure noise, whatever beta1).
+"""Coherence above which a moment holds more signal than noise (1 in pure noise, whatever beta1).
 Measured: 3.2 to 20 at beta1 0.999; 0.74 to 1.6 at 0.9."""
 
 SWINGING = -0.25
@@ -68,19 +68,19 @@ second half is -0.14 or above in healthy runs (convolutions at a constant rate),
 at a hundred times its best rate."""
 
 SWINGING_HARD = -0.35
-"""The same from which it is sure. Measured: no single reading of a healthy run lies below."""
+"""The same, for HIGH. Measured: no single reading of a healthy run lies below."""
 
 
 def learning_rate_too_high(run: Evidence) -> Finding | None:
     r"""Overheating: bursts that v remembers, steps larger than the weights, a loss that does not fall.
 
-    Null: N1/d = sqrt(2/pi) = 0.798 for Gaussian gradients and r = 1 at equilibrium. Both also fall where a
-    network interpolates, since gradients then vanish while v remembers them: with gradients in proportion to
-    the loss, energy C/d falls as the squared loss does. What the loss explains is not counted:
-    :math:`(L_{late}/L_{first})^2` above C/d is needed. Beyond that either the learning rate is
-    :data:`OVERSIZED` against the weights at the start, or the loss rose (:data:`RISEN`) or stayed
-    (:data:`UNLEARNED`) at a third of that rate. HIGH, but MEDIUM on the rate alone where no loss was
-    reported. A loss that rose to the square of :data:`RISEN` at such a rate needs no bursts beside it.
+    Null: N1/d = sqrt(2/pi) = 0.798 for Gaussian gradients and r = 1 at equilibrium. Both also fall when a
+    network interpolates, since gradients then vanish while v remembers them: if gradients are proportional to
+    the loss, the energy C/d falls like the squared loss. A fall that the loss explains does not count:
+    :math:`(L_{late}/L_{first})^2` must exceed C/d. In addition, either the learning rate must be
+    :data:`OVERSIZED` relative to the initial weights, or the loss must have risen (:data:`RISEN`) or stayed
+    (:data:`UNLEARNED`) at a third of that rate. HIGH, but MEDIUM on the rate alone if no loss was reported.
+    A loss that rose to the square of :data:`RISEN` at an oversized rate is enough without bursts.
     """
     if not run.enough:
         return None
@@ -116,17 +116,18 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
 
 
 def learning_rate_too_low(run: Evidence) -> Finding | None:
-    r"""Coherent drift for long: every step agrees with those before, and the weights hardly turn.
+    r"""Long coherent drift: every step agrees with those before it, and the weights hardly turn.
 
-    Null: r = 1 and a cosine of gradient and moment of 0 at equilibrium. Only readings at half the peak rate
-    or more count, and none while it still rises: a warm-up and the end of a cooling are slow on purpose. HIGH
-    with r above 2 in the median, MEDIUM above :data:`COHERENT`; the cosine must be above :data:`ALIGNED` in
-    nine readings of ten and the angular step below :data:`STILL`.
+    Null: at equilibrium r = 1 and the cosine of gradient and moment is 0. Only readings at half the peak rate
+    or more count, and none while the rate still rises: a warm-up and the end of a cooling are slow on
+        purpose.
+    HIGH if the median r is above 2, MEDIUM above :data:`COHERENT`; the cosine must be above :data:`ALIGNED`
+    in nine of ten readings and the angular step below :data:`STILL`.
     """
     if not run.enough:
         return None
     lr = run.total("lr_eff")
-    # not while the rate still rises: it is to be seen what it leads to
+    # not while the rate still rises: its effect has yet to show
     if not lr[-1] <= 1.01 * lr[-1 - MIN_READINGS // 2]:
         return None
     hot = lr >= 0.5 * run.peak_lr
@@ -143,8 +144,8 @@ def learning_rate_too_low(run: Evidence) -> Finding | None:
         "learning_rate_too_low",
         "HIGH" if median(r) > 2 else "MEDIUM",
         f"updates drift in one direction (r {median(r):.2g}, cosine of gradient and moment "
-        f"{median(cosine):.2g}) for {len(r)} readings, and weights turn by {median(angular):.1e} a step.",
-        f"Raise the learning rate, if trained from scratch up to {two_digits(factor)} times "
+        f"{median(cosine):.2g}) for {len(r)} readings, and weights turn by {median(angular):.1e} per step.",
+        f"Raise the learning rate; when training from scratch, by a factor of up to {two_digits(factor)} "
         f"({run.peak_lr * factor:.1g}).",
         measure="r",
         effect=median(r),
@@ -155,13 +156,13 @@ def learning_rate_too_low(run: Evidence) -> Finding | None:
 
 
 def momentum_overdamped(run: Evidence) -> Finding | None:
-    r"""Momentum that averages over so long that the signal stands far above the noise left in it.
+    r"""Momentum that averages over so many steps that its signal stands far above the remaining noise.
 
     Null: coherence :math:`\|U\|^2/(C\,n_0)` is 1 in pure noise at every beta1. The memory follows from the
-    readings, :math:`n_0 = 4\varphi^*/(\eta d)` (:func:`momentum_memory`). With a signal to
-    noise ratio x per step in the gradient, coherence is :math:`(x+n_0)/(n_0(1+x))`; the memory at which both
-    are equal in the moment is :math:`(1+x)/(2x)`, and longer ones only answer later. HIGH above
-    :data:`LONG_MEMORY` steps with coherence above :data:`DRIFT`.
+    readings, :math:`n_0 = 4\varphi^*/(\eta d)` (:func:`momentum_memory`). With a signal-to-noise ratio x of a
+    single gradient, coherence is :math:`(x+n_0)/(n_0(1+x))`; signal and noise in the moment are equal at the
+    memory :math:`(1+x)/(2x)`, and a longer one only responds later. HIGH above :data:`LONG_MEMORY` steps
+    with coherence above :data:`DRIFT`.
     """
     if not run.enough or not len(run.layer_steps):
         return None
@@ -180,8 +181,8 @@ def momentum_overdamped(run: Evidence) -> Finding | None:
     return Finding(
         "momentum_overdamped",
         "HIGH",
-        f"momentum averages over {two_digits(memory)} steps, and what it holds is {coherence:.2g} times what "
-        "noise would leave: it answers late to a gradient that could be followed.",
+        f"momentum averages over {two_digits(memory)} steps, and its energy is {coherence:.2g} times that of "
+        "pure noise: it responds late to a gradient that could be followed.",
         f"Lower beta1 to about {1 - 1 / enough:.2g}.",
         measure="coherence",
         effect=coherence,
@@ -194,16 +195,16 @@ def momentum_overdamped(run: Evidence) -> Finding | None:
 def momentum_memory(n0: float, t: int) -> float:
     r"""Solve :math:`n_0(t) = \frac{(1-\beta_1)(1+\beta_1^t)}{(1+\beta_1)(1-\beta_1^t)}` for 1/(1 - beta1).
 
-    With :math:`\beta_1 = e^{-a}` that is :math:`\tanh(a/2)/\tanh(at/2)`, which rises with a. Averages of n0
-    over past steps are a little larger than at t, so a memory beyond the steps taken reads smaller than it
-    is.
+    With :math:`\beta_1 = e^{-a}` the right-hand side is :math:`\tanh(a/2)/\tanh(at/2)`, which rises with a.
+    Averages of n0 over past steps are slightly larger than n0(t), so a memory longer than the steps taken is
+    underestimated.
 
     Args:
         n0: mean squared update of one element in pure noise (:func:`thermoopt.physics.null_update_energy`).
         t: step count.
 
     Returns:
-        The memory in steps; infinite where n0 is 1/t or less, that of a plain mean.
+        The memory in steps; infinite if n0 is at most 1/t, the value of a plain mean.
     """
     if n0 * t <= 1:
         return math.inf
@@ -215,12 +216,12 @@ def momentum_memory(n0: float, t: int) -> float:
 
 
 def oscillation(run: Evidence) -> Finding | None:
-    r"""Steps that overshoot: the fresh gradient points against the way come.
+    r"""Steps that overshoot: the fresh gradient points against the previous steps.
 
     Null: the cosine of gradient and moment is 0 in pure noise, with a standard error of
-    :math:`1/\sqrt{d}` a step, negligible for a network; in a stationary valley it is slightly negative. Where
-    an optimizer has no moments, the tracked cosine of successive gradients stands in. MEDIUM with the
-    interval below :data:`SWINGING`, HIGH below :data:`SWINGING_HARD`.
+    :math:`1/\sqrt{d}` per step, negligible for a network; in a stationary valley it is slightly negative. For
+    an optimizer without moments, the tracked cosine of successive gradients is used instead. MEDIUM if the
+    interval lies below :data:`SWINGING`, HIGH if below :data:`SWINGING_HARD`.
     """
     if run.late.sum() < MIN_READINGS:
         return None

@@ -14,28 +14,29 @@ from thermoopt.physics import ANGULAR_BOUND, FREE_FALL, NU
 __all__ = ["weight_decay_collapse", "weight_decay_irrelevant"]
 
 SUSTAINED = 5
-"""Successive readings of a layer for HIGH, one whole average; three for MEDIUM. Measured: at most two in
-healthy runs."""
+"""Successive readings of a layer needed for HIGH, one full averaging time; three for MEDIUM. Measured: at
+most two in healthy runs."""
 
 FORGETFUL = 100.0
-"""Steps 1/(lr decay) below which decay erases weights while momentum (10 steps) still builds them: the loop
-of decay is to be ten times slower (theory, section 4). Measured: 330 and more in healthy runs."""
+"""Time 1/(lr decay), in steps, below which decay erases weights while momentum (10 steps) still builds them:
+decay should act ten times more slowly (theory, section 4). Measured: at least 330 in healthy runs."""
 
 IRRELEVANT = 0.01
-"""Sum of lr times decay below which decay took less than 1 % of any weight."""
+"""Sum of lr times decay below which decay removed less than 1 % of any weight."""
 
 
 def weight_decay_collapse(run: Evidence) -> Finding | None:
-    r"""Decay takes weights faster than gradients give them back.
+    r"""Decay removes weights faster than gradients restore them.
 
-    By the norm balance :math:`\|\theta'\|^2 = \alpha^2\|\theta\|^2 + S`: a matrix collapses while its norm is
-    forecast below :data:`~thermoopt.physics.NU` of the start, decay takes more than twice the source (free
-    fall above :data:`~thermoopt.physics.FREE_FALL`; or the norm is that small already and does not
-    rise), and the angular step at the forecast is above :data:`~thermoopt.physics.ANGULAR_BOUND`. A
-    negative source is the gradient's own doing and does not count. Null: free fall 0 at equilibrium; a
-    converged run with tiny decay has a forecast at its present norm, a scale-invariant layer a small angular
-    step. HIGH for :data:`SUSTAINED` successive readings that reach into the second half of the run, MEDIUM
-    for three; HIGH also where decay erases a weight within :data:`FORGETFUL` steps and did so for as long.
+    By the norm balance :math:`\|\theta'\|^2 = \alpha^2\|\theta\|^2 + S`, a matrix collapses while its norm is
+    forecast to fall below :data:`~thermoopt.physics.NU` of its initial value, decay removes more than twice
+    the source (free fall above :data:`~thermoopt.physics.FREE_FALL`; or the norm is that small already and
+    not rising), and the angular step at the forecast is above :data:`~thermoopt.physics.ANGULAR_BOUND`. A
+    negative source is due to the gradient and does not count. Null: free fall is 0 at equilibrium; the
+    forecast of a converged run with tiny decay is its present norm, and the angular step of a scale-invariant
+    layer is small. HIGH for :data:`SUSTAINED` successive readings that reach into the second half of the run,
+    MEDIUM for three; HIGH also if decay erases a weight within :data:`FORGETFUL` steps and has done so for as
+    long.
     """
     if not run.enough:
         return None
@@ -79,7 +80,7 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
         return Finding(
             "weight_decay_collapse",
             "HIGH",
-            f"decay erases a weight within 1/(lr decay) = {tau:.3g} steps; momentum takes 10 to build it.",
+            f"decay erases a weight within 1/(lr decay) = {tau:.3g} steps; momentum needs 10 to build it.",
             f"Lower weight decay by a factor of {two_digits(10 * FORGETFUL / tau)} or more.",
             measure="1/(lr decay)",
             effect=tau,
@@ -92,11 +93,11 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
 
 
 def _fall(name: str, excess: float, now: float, ahead: float) -> str:
-    """Say where a norm is and where it goes, in parts of that at the start."""
+    """Say where a norm is and where it is heading, as fractions of its initial value."""
     if now < NU and ahead > 0.8 * now:
-        return f"decay has taken {name} to {now:.2g} of its norm at the start and holds it there."
-    takes = f"decay takes {two_digits(excess)} times what {name}'s source gives back"
-    return f"{takes}: its norm, {now:.2g} of that at the start, is forecast at {ahead:.2g} of it."
+        return f"decay has reduced {name} to {now:.2g} of its initial norm and holds it there."
+    takes = f"decay removes {two_digits(excess)} times what {name}'s source restores"
+    return f"{takes}: its norm, {now:.2g} of its initial value, is forecast to reach {ahead:.2g} of it."
 
 
 def _longest(falls: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -110,7 +111,7 @@ def _longest(falls: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _long_enough(run: Evidence, rate: Array) -> NDArray[np.bool_]:
-    """Whether decay was above 1/FORGETFUL a step for FORGETFUL steps in all, ``[n]``."""
+    """Whether decay was above 1/FORGETFUL per step for at least FORGETFUL steps in total, ``[n]``."""
     steps = np.diff(run.layer_steps, prepend=0)
     return ((rate > 1 / FORGETFUL) * steps[:, None]).sum(axis=0) >= FORGETFUL
 
@@ -118,8 +119,8 @@ def _long_enough(run: Evidence, rate: Array) -> NDArray[np.bool_]:
 def weight_decay_irrelevant(run: Evidence) -> Finding | None:
     r"""Decay that cannot have mattered: :math:`\sum\eta\lambda \ll 1`, so that removing it changes nothing.
 
-    Always LOW: nothing is wrong with such a run, only the setting is not to be given credit. No null is
-    needed: :math:`1-\prod(1-\eta_t\lambda_t)` is the exact share of a weight that decay took.
+    Always LOW: nothing is wrong with such a run, but the setting deserves no credit. No null is needed:
+    :math:`1-\prod(1-\eta_t\lambda_t)` is the exact fraction of a weight that decay removed.
     """
     if not run.enough:
         return None
@@ -131,8 +132,8 @@ def weight_decay_irrelevant(run: Evidence) -> Finding | None:
     return Finding(
         "weight_decay_irrelevant",
         "LOW",
-        f"decay of {decay:.2g} took {share:.1e} of each weight in {run.taken} steps (sum of lr * decay).",
-        "It can be left out, or means something only in a longer run.",
+        f"decay of {decay:.2g} removed {share:.1e} of each weight in {run.taken} steps (sum of lr * decay).",
+        "It can be left out; it matters only in a longer run.",
         measure="sum of lr * decay",
         effect=share,
         null=1.0,
