@@ -1,1 +1,1 @@
-"""What all benchmarks share: rows, folders, workers, the environment they ran in."""
+"""Shared by all benchmarks: rows, folders, workers, and the environment they ran in."""

@@ -1,4 +1,4 @@
-"""What a sweep ran on: versions, processor, commit, date."""
+"""The environment of a sweep: versions, processor, commit, date."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ PACKAGES = (
     "schedulefree",
     "thermoclaw",
 )
-"""Those whose version may move a number of the table."""
+"""Packages whose version may change a number in the tables."""
 
 
 def environment(workers: int) -> dict[str, Any]:
-    """Look at this machine and this source.
+    """Describe this machine and this source tree.
 
     Returns:
-        ``date`` (UTC), ``commit`` and ``dirty`` (None outside of a checkout), ``python``, ``system``,
-        ``cpu``, ``cores`` this process may use, ``memory_gb``, ``workers``, ``threads`` of torch a worker,
+        ``date`` (UTC), ``commit`` and ``dirty`` (None outside a checkout), ``python``, ``system``, ``cpu``,
+        ``cores`` that this process may use, ``memory_gb``, ``workers``, torch's ``threads`` per worker,
         ``versions``.
     """
     commit, dirty = _commit()
@@ -56,7 +56,7 @@ def environment(workers: int) -> dict[str, Any]:
 
 
 def record_environment(path: Path, workers: int) -> None:
-    """Write the environment down; when a sweep goes on, add what differs from the first under ``resumed``."""
+    """Record the environment; when a sweep resumes, add the differences under ``resumed``."""
     now = environment(workers)
     first = read_environment(path)
     if first is None:
@@ -70,7 +70,7 @@ def record_environment(path: Path, workers: int) -> None:
 
 
 def read_environment(path: Path) -> dict[str, Any] | None:
-    """Return what was written; None if there is nothing that can be read."""
+    """Return the recorded environment, or None if there is none that can be read."""
     try:
         kept = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -95,7 +95,7 @@ def _cpu() -> str:
 
 
 def _commit() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this file is tracked in, and whether anything in it was changed."""
+    """Return the commit of the checkout that tracks this file, and whether the checkout has changes."""
     here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
@@ -105,7 +105,9 @@ def _commit() -> tuple[str | None, bool | None]:
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", here.name)  # an install may lie in a checkout of something else
+        git(
+            "ls-files", "--error-unmatch", here.name
+        )  # an installed package may lie inside a checkout of something else
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return None, None

@@ -1,4 +1,4 @@
-"""The folder of a sweep: what it is about, so that it can go on and be looked at without being told again."""
+"""The folder of a sweep, with all that is needed to resume and inspect it without repeating the arguments."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Folder:
     """A sweep's folder.
 
     Attributes:
-        out: where it is.
-        protocol: what is swept.
-        storage: URL of its trials.
+        out: path of the folder.
+        protocol: the protocol of the sweep.
+        storage: URL of the storage with its trials.
     """
 
     out: Path
@@ -35,10 +35,10 @@ class Folder:
 
     @staticmethod
     def check(out: Path) -> None:
-        """Refuse a folder that holds a sweep.
+        """Raise if a folder already holds a sweep.
 
         Raises:
-            FolderError: naming what is there.
+            FolderError: naming the files found.
         """
         kept = [name for name in ("sweep.json", "rows.jsonl", "study.db") if (out / name).exists()]
         if kept:
@@ -65,14 +65,14 @@ class Folder:
 
     @classmethod
     def open(cls, out: Path, storage: str | None = None) -> Folder:
-        """Find a sweep again.
+        """Open the folder of an existing sweep.
 
         Args:
             out: its folder.
-            storage: in place of the URL that was kept, for one that has moved or has a password.
+            storage: URL to use instead of the saved one, for a storage that has moved or has a password.
 
         Raises:
-            FolderError: if there is no sweep, its protocol was changed, or its URL was not kept.
+            FolderError: if there is no sweep, its protocol was changed, or its URL was not saved.
         """
         path = out / "sweep.json"
         try:

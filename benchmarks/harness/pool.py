@@ -1,4 +1,4 @@
-"""A map over cases, in this process or in several of one thread each."""
+"""A map over cases, in this process or in several processes with one thread each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["workers"]
 
 @contextmanager
 def workers(count: int) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield a ``map`` that keeps the order of its cases; several processes take the next case each."""
+    """Yield a ``map`` that keeps the order of its cases; with several processes each takes the next case."""
     if count == 1:
         _one_thread()
         yield map

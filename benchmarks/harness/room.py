@@ -1,4 +1,4 @@
-"""Disks that are full: how files and databases say so."""
+"""Full disks, and the errors by which files and databases report them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 __all__ = ["DiskFull", "disk_full", "is_full"]
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Errors of a disk, or one's share of it, that is full."""
+"""Error numbers of a full disk or an exhausted quota."""
 
 LEAST = 256 * 1024
-"""Bytes without which SQLite cannot go on: the index of its journal takes 32 KiB, a row's pages some more."""
+"""Free bytes that SQLite needs: the index of its journal takes 32 KiB, a row's pages somewhat more."""
 
 
 class DiskFull(OSError):
-    """There is no room for what has to be written; the message names the file."""
+    """No space is left to write a file; the message names it."""
 
     def __str__(self) -> str:
         """Leave out the number."""
@@ -24,7 +24,7 @@ class DiskFull(OSError):
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one it comes from, says that a disk is full."""
+    """Whether an error, or one of its causes, says that a disk is full."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True
@@ -35,5 +35,5 @@ def disk_full(error: BaseException | None) -> bool:
 
 
 def is_full(path: Path) -> bool:
-    """Whether the disk that a file lies on has no room for a database to go on."""
+    """Whether the disk that holds a file has too little space for a database."""
     return shutil.disk_usage(path.parent).free < LEAST

@@ -1,4 +1,4 @@
-"""Rows of a benchmark that goes on where it stopped: one JSON object a line."""
+"""Rows of a benchmark that can be resumed: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["read_rows"]
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of earlier runs; a line torn by a crash is passed over and run again."""
+    """Return the rows of earlier runs; a line torn by a crash is skipped, and its case runs again."""
     if path.exists():
         for line in path.read_text().splitlines():
             try:

@@ -1,4 +1,4 @@
-"""What the actions of ``thermoopt bench`` do."""
+"""The actions of ``thermoopt bench``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from thermoopt.inspection import Table
 __all__ = ["ACTIONS", "REFUSED", "work"]
 
 REFUSED = (DiskFull, FolderError, ProtocolError, StorageError)
-"""Errors that say what is wrong with the arguments and what to do."""
+"""Errors whose message says what is wrong with the arguments and what to do."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def resume(args: argparse.Namespace) -> int:
-    """Go on with a sweep."""
+    """Resume a sweep."""
     folder = Folder.open(args.out, args.storage)
     cells = _chosen(folder.protocol, args.workloads, args.methods)
     _check_packages(cells)
@@ -66,18 +66,18 @@ def work(
     grace: int = GRACE,
     live: bool | None = None,
 ) -> int:
-    """Run what is left of a sweep.
+    """Run the remaining trials of a sweep.
 
     Args:
-        folder: of the sweep.
+        folder: folder of the sweep.
         cells: studies to work on.
-        workers: processes.
-        again: whether to run again what failed.
+        workers: number of processes.
+        again: whether to repeat failed trials.
         heartbeat, grace: as in :func:`open_storage`.
         live: as in :class:`Display`.
 
     Returns:
-        Exit status: 0 all done, 1 something failed or is left, 130 stopped by the keyboard.
+        Exit status: 0 if all is done, 1 if trials failed or remain, 130 after an interrupt from the keyboard.
 
     Raises:
         StorageError: if the storage cannot be used.
@@ -100,7 +100,7 @@ def work(
 def _sweep(
     folder: Folder, studies: Studies, workers: int, again: bool, heartbeat: int, grace: int, live: bool | None
 ) -> list[str]:
-    """Set up and run; why workers had to stop."""
+    """Set up and run; return why workers had to stop."""
     record_environment(folder.out / "environment.json", workers)
     print(f"setting up {len(studies.cells)} studies in {masked(folder.storage)}", flush=True)
     studies.make(read_rows(rows_file(folder.out), print), again=again)
@@ -115,7 +115,7 @@ def _sweep(
 
 
 def _conclude(folder: Folder, studies: Studies, trouble: list[str]) -> int:
-    """Say how a sweep ended."""
+    """Print how a sweep ended."""
     for why in dict.fromkeys(trouble):
         print(f"the sweep had to stop: {why}", file=sys.stderr)
     try:
@@ -139,7 +139,7 @@ def _conclude(folder: Folder, studies: Studies, trouble: list[str]) -> int:
 
 
 def _complete_file(folder: Folder) -> None:
-    """Add rows to the file that only the storage has: of a worker that was stopped between the two."""
+    """Add rows to the file that only the storage has, from a worker that was stopped between the two."""
     path = rows_file(folder.out)
     there = {row_key(row) for row in read_rows(path, lambda line: None)}
     for row in read_table(folder.storage, None, folder.protocol.hash):
@@ -148,7 +148,7 @@ def _complete_file(folder: Folder) -> None:
 
 
 def status(args: argparse.Namespace) -> int:
-    """Show how far a sweep is."""
+    """Show the progress of a sweep."""
     folder = Folder.open(args.out, args.storage)
     if not _there(folder.storage):
         raise FolderError(
@@ -200,7 +200,7 @@ def report(args: argparse.Namespace) -> int:
 
 
 def catalogue(args: argparse.Namespace) -> int:
-    """Show what there is."""
+    """Show tiers, workloads and methods."""
     width = min(110, shutil.get_terminal_size().columns)
 
     def entry(name: str, facts: str, about: str) -> None:
@@ -236,7 +236,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace], int]] = {
 
 
 def _chosen(protocol: Protocol, workloads: list[str] | None, methods: list[str] | None) -> list[Cell]:
-    """Cells of these workloads and methods of the tier."""
+    """Return the tier's cells for the given workloads and methods."""
     for given, known, what in (
         (workloads, protocol.workloads, "workload"),
         (methods, protocol.methods, "method"),
@@ -252,7 +252,7 @@ def _chosen(protocol: Protocol, workloads: list[str] | None, methods: list[str] 
 
 
 def _check_packages(cells: list[Cell]) -> None:
-    """Refuse to start what would fail for a missing package."""
+    """Raise if a workload or method needs a package that is not installed."""
     missing = {}
     for name in dict.fromkeys(c.method for c in cells):
         needs = METHODS[name].needs
@@ -279,7 +279,7 @@ def _installed(package: str) -> bool:
 
 
 def _there(url: str) -> bool:
-    """Whether a storage may be there: False for a SQLite file that is not."""
+    """Whether a storage may exist: False only for a missing SQLite file."""
     parts = sqlalchemy.make_url(url)
     return parts.get_backend_name() != "sqlite" or not parts.database or Path(parts.database).exists()
 

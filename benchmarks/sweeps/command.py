@@ -1,4 +1,4 @@
-"""The command ``thermoopt bench``: its arguments. What it does is imported when it is done."""
+"""The arguments of the command ``thermoopt bench``. Its actions are imported only when they run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["add_bench", "bench"]
 
 EXTRA = {"optuna", "sqlalchemy", "scipy", "rich", "mnist1d", "sklearn", "tomli"}
-"""Modules of the extra ``bench`` without which no sweep can be run."""
+"""Modules of the extra ``bench`` that a sweep needs."""
 
 
 def add_bench(commands: argparse._SubParsersAction) -> None:
@@ -18,7 +18,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
         "bench",
         help="compare optimizers and schedules at equal tuning budgets, on one machine or many",
         description="Compare optimizers, schedules and control laws at equal tuning budgets: sweeps that can "
-        "be stopped and gone on with at any moment, on one machine or many, and a report of them.",
+        "be stopped and resumed at any moment, on one machine or many, and a report of them.",
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 

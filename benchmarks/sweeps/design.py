@@ -1,4 +1,4 @@
-"""Where in the space of learning rate and weight decay a method is run."""
+"""The points of learning rate and weight decay at which a method is run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from thermoopt.benchmarks.sweeps.protocol import Protocol
 __all__ = ["SPACE", "design"]
 
 SPACE = ("lr", "decay")
-"""What a point has, in the order of the design's coordinates."""
+"""The values of a point, in the order of the design's coordinates."""
 
 
 def design(protocol: Protocol, seed: int) -> list[dict[str, float]]:
-    """Draw the points of a tuning seed: the same for all methods and workloads.
+    """Draw the points of a tuning seed, the same for all methods and workloads.
 
-    A Sobol sequence in the unit square, scrambled by the seed, u -> least (largest/least)^u. The first k
-    points do not depend on how many there are, so that budgets of 1, 2, 4 ... are prefixes of each other.
+    They are a Sobol sequence in the unit square, scrambled by the seed, mapped by
+    u -> least (largest/least)^u. The first k points do not depend on the total number, so that budgets of
+    1, 2, 4 ... are prefixes of each other.
 
     Returns:
         ``lr`` and ``decay`` of ``protocol.design`` points.
     """
-    # a generator, for scipy makes another sequence of an int given as `seed` than of one given as `rng`
+    # a generator, because scipy draws different sequences for an int passed as `seed` and as `rng`
     sobol = qmc.Sobol(len(SPACE), scramble=True, seed=np.random.default_rng(seed))
     unit = sobol.random_base2((protocol.design - 1).bit_length())[: protocol.design]
     return [

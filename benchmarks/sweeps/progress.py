@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a live table on a terminal, a line a trial elsewhere."""
+"""The display of a running sweep: a live table on a terminal, one line per trial elsewhere."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from thermoopt.benchmarks.sweeps.protocol import Cell
 __all__ = ["Display"]
 
 LAST = 3
-"""Lines of what happened last below the live table."""
+"""Number of latest events shown below the live table."""
 
 
 class Display:
-    """Takes up events of workers and shows how far the sweep is.
+    """Receives events from workers and shows the progress of the sweep.
 
     Args:
-        tally: how far it is now; it is counted on from here.
-        workers: that share what is left.
-        live: whether to draw a table that changes; None does so on a terminal, if rich is there.
+        tally: the progress so far, which is updated.
+        workers: number of workers that share the remaining trials.
+        live: whether to draw a live table; None does so on a terminal if rich is installed.
     """
 
     def __init__(self, tally: Tally, workers: int, live: bool | None = None) -> None:
@@ -51,7 +51,7 @@ class Display:
             self.refresh()
 
     def take(self, event: dict[str, Any]) -> None:
-        """Take up what a worker tells."""
+        """Handle an event from a worker."""
         kind = event["event"]
         cell = Cell(event["workload"], event["steps"], event["method"], event["seed"])
         count = self.tally.counts[cell]
@@ -100,7 +100,7 @@ class Display:
 
 
 def trial_words(event: dict[str, Any]) -> str:
-    """Which trial, in words."""
+    """Return the name of a trial in words."""
     point = "".join(f"  {n} {event[n]:.2e}" for n in ("lr", "decay") if event[n] is not None)
     where = f"{event['workload']} {event['steps']}  {event['method']}  seed {event['seed']}  k {event['k']}"
     return where + point

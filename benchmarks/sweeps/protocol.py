@@ -1,4 +1,4 @@
-"""What a sweep is: the tiers of ``protocol.toml``, checked, and the studies that a tier asks for."""
+"""The definition of a sweep: the tiers of ``protocol.toml``, checked, and the studies of a tier."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Cell:
     """One study: a method on a workload, with a seed.
 
     Attributes:
-        workload, steps, method: what is run.
-        seed: of the model, the batches and the design.
+        workload, steps, method: workload, number of steps, and method.
+        seed: seed of the model, the batches and the design.
     """
 
     workload: str
@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """What the study is called within its tier."""
+        """Name of the study within its tier."""
         return f"{self.workload}-{self.steps}/{self.method}/{self.seed}"
 
 
@@ -58,20 +58,20 @@ class Protocol:
     """One tier.
 
     Attributes:
-        tier: its name.
-        about: in words; not part of the hash.
-        workloads: indices of horizons of every workload.
-        methods: names.
-        seeds: of models, batches and designs.
-        budget: points a method with tunables is tuned with, from 1.
-        design: so many of them are drawn beforehand, from 1 to ``budget``.
-        sampler: draws the others: "tpe"; "none" where there are none.
-        lr, decay: least and largest of a point.
-        evaluations: validations of a run after its start.
+        tier: name of the tier.
+        about: description; not part of the hash.
+        workloads: indices of the horizons of every workload.
+        methods: names of the methods.
+        seeds: seeds of models, batches and designs.
+        budget: number of points for tuning a method with tunables, at least 1.
+        design: how many of them are drawn in advance, from 1 to ``budget``.
+        sampler: draws the others: "tpe", or "none" if there are none.
+        lr, decay: smallest and largest value of a point.
+        evaluations: number of validations of a run after its start.
         log_every: steps between lines of a run's log.
 
     Raises:
-        ProtocolError: for what cannot be used.
+        ProtocolError: for an invalid value.
     """
 
     tier: str
@@ -134,11 +134,11 @@ class Protocol:
         """Read a tier.
 
         Args:
-            tier: its name.
-            path: of the file; None is the package's own.
+            tier: name of the tier.
+            path: path of the file; None is the package's own.
 
         Raises:
-            ProtocolError: for a tier that is not there or cannot be used.
+            ProtocolError: for a tier that is missing or invalid.
         """
         tiers = read_tiers(path)
         if tier not in tiers:
@@ -147,10 +147,10 @@ class Protocol:
 
     @classmethod
     def of(cls, tier: str, table: dict[str, Any]) -> Protocol:
-        """Make a tier of its table.
+        """Make a tier from its table.
 
         Raises:
-            ProtocolError: for fields that are missing, not known, or cannot be used.
+            ProtocolError: for missing, unknown or invalid fields.
         """
         fields = [f for f in cls.__dataclass_fields__ if f != "tier"]
         for name in table:
@@ -175,7 +175,7 @@ class Protocol:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The tier as plain data, from which :meth:`of` makes it again."""
+        """The tier as plain data, from which :meth:`of` restores it."""
         table = asdict(self)
         del table["tier"]
         return json.loads(json.dumps(table))
@@ -189,7 +189,7 @@ class Protocol:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def cells(self) -> list[Cell]:
-        """Every study, in the order of work: methods innermost, so that a stop leaves whole comparisons."""
+        """All studies in order of work: methods innermost, so that a stop leaves complete comparisons."""
         return [
             Cell(name, WORKLOADS[name].horizons[h], method, seed)
             for seed in self.seeds
@@ -199,7 +199,7 @@ class Protocol:
         ]
 
     def points(self, method: str) -> int:
-        """Trials a study of this method has: the budget, or one if there is nothing to tune."""
+        """Return the number of trials in a study of this method: the budget, or one if nothing is tuned."""
         return self.budget if METHODS[method].tunables else 1
 
 
@@ -207,13 +207,13 @@ def read_tiers(path: Path | None = None) -> dict[str, dict[str, Any]]:
     """Read a protocol file.
 
     Args:
-        path: of the file; None is the package's own.
+        path: path of the file; None is the package's own.
 
     Returns:
         The table of every tier by name.
 
     Raises:
-        ProtocolError: for a file that cannot be read or is no TOML.
+        ProtocolError: for a file that cannot be read or is not TOML.
     """
     path = PROTOCOL if path is None else path
     try:
@@ -229,7 +229,7 @@ def read_tiers(path: Path | None = None) -> dict[str, dict[str, Any]]:
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
-    """Say that there is no such thing, and which are near."""
+    """Return a message about an unknown name, with the nearest known ones."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are: {', '.join(known)}"

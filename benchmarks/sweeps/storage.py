@@ -1,4 +1,4 @@
-"""The database that a sweep's trials lie in: SQLite by default, any that SQLAlchemy reaches."""
+"""The database of a sweep's trials: SQLite by default, or any that SQLAlchemy supports."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from thermoopt.benchmarks.harness.room import DiskFull, disk_full, is_full
 __all__ = ["GRACE", "HEARTBEAT", "StorageError", "default_storage", "masked", "open_storage", "opened"]
 
 HEARTBEAT = 10
-"""Seconds between a worker's signs of life: a trial is lost so soon, a database is not kept busy."""
+"""Seconds between a worker's heartbeats: lost trials are noticed soon, and the database is not kept busy."""
 
 GRACE = 120
-"""Seconds without one after which a trial counts as lost: a machine that swaps or a database that is started
-anew stays below."""
+"""Seconds without a heartbeat after which a trial counts as lost: more than a swapping machine or a
+restarting database needs."""
 
 ANSWER = 10
-"""Seconds that a database may take to answer a first call."""
+"""Seconds to wait for a database's first answer."""
 
 LOCKED = 60
-"""Seconds a process waits for others to leave SQLite's file alone; transactions here take milliseconds."""
+"""Seconds a process waits for SQLite's lock; transactions here take milliseconds."""
 
 CREATIONS = 3
-"""Attempts to make the tables: of processes that start together one wins and the others find them made."""
+"""Attempts to create the tables: of processes that start together, one wins and the others find them."""
 
 
 class StorageError(RuntimeError):
@@ -56,18 +56,18 @@ def masked(url: str) -> str:
 def open_storage(
     url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE, answer: int = ANSWER
 ) -> RDBStorage:
-    """Connect, and make the tables if there are none.
+    """Connect, and create the tables if there are none.
 
-    On SQLite every transaction takes the write lock at its start: with pysqlite's own way, in which a
-    SELECT is outside of any transaction, two workers could both find a trial waiting and take it.
+    On SQLite every transaction takes the write lock at its start: by default pysqlite runs a SELECT outside
+    any transaction, so that two workers could both find a trial waiting and take it.
 
     Args:
-        url: SQLAlchemy's.
-        heartbeat, grace: seconds between a trial's signs of life, and without any until it is lost.
+        url: SQLAlchemy's URL.
+        heartbeat, grace: seconds between a trial's heartbeats, and without one until it counts as lost.
         answer: seconds to wait for the database.
 
     Raises:
-        StorageError: if the URL is none, its driver is missing, or the database does not answer.
+        StorageError: if the URL is invalid, its driver is missing, or the database does not answer.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -84,7 +84,7 @@ def open_storage(
     else:
         # the name that psycopg, psycopg2, PyMySQL and mysqlclient share
         waits = {"connect_timeout": answer} if backend in ("postgresql", "mysql", "mariadb") else {}
-        pool = {"pool_pre_ping": True}  # a database that was started anew has forgotten its connections
+        pool = {"pool_pre_ping": True}  # a restarted database has lost its connections
     where = f"storage {masked(url)}"
     for attempt in range(CREATIONS):
         try:
@@ -113,7 +113,7 @@ def open_storage(
 
 @contextlib.contextmanager
 def opened(url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> Iterator[RDBStorage]:
-    """:func:`open_storage`, and leave no connection behind."""
+    """Like :func:`open_storage`, but close all connections afterwards."""
     storage = open_storage(url, heartbeat=heartbeat, grace=grace)
     try:
         yield storage
@@ -123,7 +123,7 @@ def opened(url: str, *, heartbeat: int = HEARTBEAT, grace: int = GRACE) -> Itera
 
 
 def _lock_first(engine: sqlalchemy.Engine) -> None:
-    """Make every transaction BEGIN IMMEDIATE, on a file whose readers do not block its writer."""
+    """Begin every transaction with BEGIN IMMEDIATE, on a file whose readers do not block its writer."""
 
     def connected(connection: sqlite3.Connection, record: object) -> None:
         connection.isolation_level = None  # sqlite3 begins nothing by itself
@@ -137,7 +137,7 @@ def _lock_first(engine: sqlalchemy.Engine) -> None:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Turn on the write-ahead log; for this SQLite does not wait until others have finished writing."""
+    """Turn on the write-ahead log, for which SQLite does not wait until others have finished writing."""
     end = time.monotonic() + LOCKED
     while True:
         try:
@@ -151,7 +151,7 @@ def _write_ahead(connection: sqlite3.Connection) -> None:
 
 
 def _name_full_disks(engine: sqlalchemy.Engine, path: Path) -> None:
-    """Say that the disk is full where SQLite, by what it was about to do, may say no more than I/O error."""
+    """Report a full disk where SQLite, depending on the operation, may only report an I/O error."""
 
     def failed(context: sqlalchemy.engine.ExceptionContext) -> None:
         error = context.original_exception
@@ -162,7 +162,7 @@ def _name_full_disks(engine: sqlalchemy.Engine, path: Path) -> None:
 
 
 def _unreachable(error: Exception) -> bool:
-    """Whether it is the connection that failed, not the making of tables."""
+    """Whether the connection failed, rather than the creation of tables."""
     cause = error if isinstance(error, sqlalchemy.exc.DBAPIError) else error.__cause__
     return isinstance(cause, sqlalchemy.exc.DBAPIError) and cause.statement is None
 

@@ -1,9 +1,9 @@
-"""A sweep's trials in its storage: made once, taken one by one, finished, and put back when they are lost.
+"""A sweep's trials in its storage: created once, taken one by one, finished, and re-queued when lost.
 
-One study a cell; a trial in it for every point ``k``. A trial that was lost with its worker fails, and one
-more is made for its point, its ``attempt`` counted up. Processes that do this at the same time may make two:
-of those about the same point and attempt the one with the lowest number is real, the others fail unrun when
-their turn comes. So nothing here needs a lock across processes.
+There is one study per cell, with a trial for every point ``k``. A trial that is lost with its worker fails,
+and another is created for its point with ``attempt`` increased. Processes that do this at the same time may
+create two: of those with the same point and attempt, the one with the lowest number counts, and the others
+fail without running when their turn comes. So nothing here needs a lock across processes.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ from thermoopt.benchmarks.sweeps.trial import Row, TrialSpec
 __all__ = ["RETRIES", "Item", "Studies", "Taken", "machine"]
 
 RETRIES = 1
-"""Times a trial is put back after its worker died: one death is bad luck, two may be its own doing."""
+"""How often a trial is re-queued after its worker died: one death is bad luck, two may be its own fault."""
 
 OPEN = (TrialState.WAITING, TrialState.RUNNING)
 
 
 @dataclass(frozen=True, order=True)
 class Item:
-    """A trial in the order of work: smallest ``k`` first, then the protocol's order of studies.
+    """A trial in order of work: smallest ``k`` first, then the protocol's order of studies.
 
     Attributes:
         k: index of the point.
-        order: of the cell in the protocol.
-        number: of the trial in its study.
+        order: position of the cell in the protocol.
+        number: number of the trial in its study.
     """
 
     k: int
@@ -55,12 +55,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Taken:
-    """A trial that this process has to run.
+    """A trial that this process must run.
 
     Attributes:
-        item: which it is.
-        trial_id: the storage's.
-        spec: what to run.
+        item: the trial.
+        trial_id: its id in the storage.
+        spec: its specification.
     """
 
     item: Item
@@ -69,7 +69,7 @@ class Taken:
 
 
 def machine() -> str:
-    """Name what process ids are unique in: a host, and on Linux its process namespace."""
+    """Return the name of the scope of process ids: the host, and on Linux its PID namespace."""
     try:
         return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -80,10 +80,10 @@ class Studies:
     """The studies of one protocol in one storage.
 
     Args:
-        storage: as :func:`open_storage` returns it.
-        protocol: what the sweep is.
-        url: of the storage, for messages.
-        cells: which studies to look at; None is all of the protocol's.
+        storage: as returned by :func:`open_storage`.
+        protocol: the protocol of the sweep.
+        url: URL of the storage, for messages.
+        cells: the studies to consider; None is all of the protocol's.
     """
 
     def __init__(
@@ -99,11 +99,11 @@ class Studies:
     # ---------------------------------------------------------------- making
 
     def name(self, cell: Cell) -> str:
-        """What the study of a cell is called in the storage."""
+        """Return the name of a cell's study in the storage."""
         return f"{self.protocol.tier}/{cell.name}"
 
     def check(self) -> None:
-        """Refuse a storage in which the same tier was made by another protocol.
+        """Raise if the storage holds the same tier of another protocol.
 
         Raises:
             StorageError: naming both hashes.
@@ -121,11 +121,11 @@ class Studies:
                 )
 
     def make(self, rows: Iterable[Row] = (), *, again: bool = False) -> None:
-        """Make studies and trials that are missing, and put back what was lost.
+        """Create missing studies and trials, and re-queue lost trials.
 
         Args:
-            rows: of trials that were finished, though the storage may not know.
-            again: put back what failed, too.
+            rows: rows of finished trials, which the storage may not know.
+            again: whether to re-queue failed trials too.
 
         Raises:
             StorageError: as :meth:`check`.
@@ -142,7 +142,7 @@ class Studies:
             self.top_up(order, mine, again=again)
 
     def study(self, order: int) -> optuna.Study:
-        """The study of a cell; it is made if it is missing."""
+        """Return the study of a cell, creating it if it is missing."""
         if order not in self._studies:
             cell = self.cells[order]
             sampler = optuna.samplers.RandomSampler(seed=0)  # never asked: the design says where
@@ -158,15 +158,15 @@ class Studies:
         return self._studies[order]
 
     def top_up(self, order: int, rows: dict[int, Row] | None = None, *, again: bool = False) -> None:
-        """Make the trials that a study lacks.
+        """Create the trials that a study lacks.
 
-        A point without a trial gets its first; one whose trials all failed gets one more, unless it had
-        :data:`RETRIES` of them or failed by an error of its own.
+        A point without a trial gets its first; one whose trials have all failed gets another, unless it had
+        :data:`RETRIES` of them or raised an error.
 
         Args:
-            order: of the cell.
-            rows: finished trials by ``k``: made as they are.
-            again: put back whatever failed.
+            order: position of the cell.
+            rows: finished trials by ``k``, added as they are.
+            again: whether to re-queue all failed trials.
         """
         study, cell = self.study(order), self.cells[order]
         trials = self.trials(order)
@@ -204,19 +204,19 @@ class Studies:
     # ---------------------------------------------------------------- looking
 
     def made(self) -> set[int]:
-        """Cells whose study is in the storage."""
+        """Return the cells whose study is in the storage."""
         names = {study.study_name for study in self.storage.get_all_studies()}
         return {order for order, cell in self.cells.items() if self.name(cell) in names}
 
     def trials(self, order: int) -> list[FrozenTrial]:
-        """A study's trials, without those that were made twice."""
+        """Return a study's trials without duplicates."""
         return [t for t in self._all(order) if "twin" not in t.user_attrs]
 
     def _all(self, order: int) -> list[FrozenTrial]:
         return self.study(order).get_trials(deepcopy=False)
 
     def plan(self) -> list[Item]:
-        """Trials that wait or run, in the order of work."""
+        """Return the trials that are waiting or running, in order of work."""
         return sorted(
             Item(t.user_attrs["k"], order, t.number)
             for order in self.cells
@@ -225,14 +225,14 @@ class Studies:
         )
 
     def open(self, item: Item) -> bool:
-        """Whether the point of a trial waits or runs."""
+        """Whether the point of a trial is waiting or running."""
         return any(t.user_attrs["k"] == item.k and t.state in OPEN for t in self.trials(item.order))
 
     def after(self, item: Item) -> Item | None:
-        """Look at a trial that another process has: put it back if that is dead.
+        """Check a trial held by another process, and re-queue it if that process is dead.
 
         Returns:
-            The trial that is still to be finished for its point, or None if that is over.
+            The trial that remains to be finished for its point, or None if there is none.
         """
         self._lose_silent(item.order)
         self.top_up(item.order)
@@ -244,10 +244,10 @@ class Studies:
     def take(self, item: Item) -> Taken | TrialState:
         """Take a waiting trial.
 
-        The storage decides: of several that set a waiting trial to running one is told that it did.
+        The storage decides: of several processes that set a waiting trial to running, one succeeds.
 
         Returns:
-            The trial, or the state it is in where another process has, or had, it.
+            The trial, or its state if another process has taken it.
         """
         trials = self._all(item.order)
         it = next(t for t in trials if t.number == item.number)
@@ -298,7 +298,7 @@ class Studies:
         )
 
     def finish(self, trial_id: int, row: Row) -> bool:
-        """Keep a trial's row; False if others had given it up, and another runs in its place."""
+        """Save a trial's row; return False if others had given the trial up and another replaces it."""
         try:
             self.storage.set_trial_user_attr(trial_id, "row", row)
             return self.storage.set_trial_state_values(trial_id, TrialState.COMPLETE, [row["valid"]])
@@ -306,7 +306,7 @@ class Studies:
             return False
 
     def fail(self, trial_id: int, error: str) -> None:
-        """Give a trial up for an error of its own: it would come again."""
+        """Give a trial up after an error, which would occur again."""
         try:
             self.storage.set_trial_user_attr(trial_id, "error", error)
             self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
@@ -314,9 +314,9 @@ class Studies:
             return  # given up by others already
 
     def release(self, trial_id: int) -> None:
-        """Put a trial back that this process took and will not finish; no attempt is counted."""
+        """Re-queue a trial that this process took and will not finish, without counting an attempt."""
         try:
-            # first its owner, or whoever takes it next would for a moment look dead
+            # clear the owner first, or the next one would look dead for a moment
             self.storage.set_trial_user_attr(trial_id, "worker", None)
             self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
         except UpdateFinishedTrialError:
@@ -325,7 +325,7 @@ class Studies:
     # ---------------------------------------------------------------- losing
 
     def adopt(self, order: int, rows: dict[int, Row]) -> None:
-        """Finish trials whose rows are in the file: a worker was stopped before it could tell the storage."""
+        """Finish trials whose rows are in the file: their workers stopped before updating the storage."""
         for trial in self.trials(order) if rows else ():
             row = rows.get(trial.user_attrs["k"])
             if row is not None and trial.state in OPEN and _alive(trial) is not True:
@@ -352,7 +352,7 @@ class Studies:
         return len(dead)
 
     def lose(self, item: Item, *, count: bool = True) -> None:
-        """Give up what a dead worker held, and put it back."""
+        """Give up a dead worker's trial, and re-queue it."""
         self.lose_dead(item.order, count=count)
         self.top_up(item.order)
 
@@ -377,7 +377,7 @@ def _same(a: FrozenTrial, b: FrozenTrial) -> bool:
 
 
 def _alive(trial: FrozenTrial) -> bool | None:
-    """Whether the process that has a trial lives; None if there is none or it cannot be seen from here."""
+    """Whether the process that holds a trial is alive; None if there is none or it is not visible."""
     where, pid = trial.user_attrs.get("worker") or (None, 0)
     if where != machine():
         return None
@@ -391,7 +391,7 @@ def _alive(trial: FrozenTrial) -> bool | None:
 
 
 def _zombie(pid: int) -> bool:
-    """Whether a process is dead and only waits to be asked for its status."""
+    """Whether a process is a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,4 @@
-"""Runs a sweep: starts workers, shows what they do, and puts back what the dead ones held."""
+"""Runs a sweep: starts workers, shows their progress, and re-queues the trials of dead ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from thermoopt.benchmarks.sweeps.worker import DISK_FULL, NO_STORAGE, Orders, pa
 __all__ = ["LEAVING", "Sweep"]
 
 LEAVING = 20.0
-"""Seconds a worker gets to put its trial back: it looks after every step, and may be loading data."""
+"""Seconds a worker gets to re-queue its trial: it checks after every step, and may be loading data."""
 
 ONE_THREAD = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -45,14 +45,14 @@ class _Hand:
 
 @dataclass
 class Sweep:
-    """One process that has workers.
+    """A process with workers.
 
     Attributes:
-        studies: whose trials are run.
-        url: of their storage.
+        studies: the studies whose trials are run.
+        url: URL of their storage.
         out: folder for rows and logs.
-        workers: processes, from 1.
-        display: is told what happens.
+        workers: number of processes, at least 1.
+        display: receives the events.
         heartbeat, grace: as in :func:`open_storage`.
         trouble: why workers had to stop, in words.
     """
@@ -75,11 +75,11 @@ class Sweep:
     def run(self) -> None:
         """Run until no trial is left.
 
-        A worker that dies in a trial is replaced; the trial is put back, once. One that cannot go on, for a
-        full disk or a storage that is gone, stops all.
+        A worker that dies during a trial is replaced, and the trial is re-queued once. A worker that cannot
+        continue because of a full disk or a lost storage stops all.
 
         Raises:
-            KeyboardInterrupt: after the workers have put their trials back.
+            KeyboardInterrupt: after the workers have re-queued their trials.
         """
         with _terminate_as_interrupt():
             try:
@@ -179,7 +179,7 @@ class Sweep:
         return status
 
     def _bury(self, hand: _Hand, why: str) -> None:
-        """Put back the trial of a worker that died."""
+        """Re-queue the trial of a dead worker."""
         if hand.trial is None:
             return
         item = Item(*hand.trial["item"])
@@ -200,7 +200,7 @@ class Sweep:
             hand.process.terminate()
 
     def _dismiss(self) -> None:
-        """Let all workers put their trials back; of those that do not, do it for them."""
+        """Let all workers re-queue their trials, and do it for those that do not."""
         if not self._hands:
             return
         end = time.monotonic() + LEAVING
@@ -224,7 +224,7 @@ class Sweep:
 
 
 def _why(status: int, errors: Path) -> str:
-    """Words for how a process ended."""
+    """Describe in words how a process ended."""
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     try:
@@ -236,7 +236,7 @@ def _why(status: int, errors: Path) -> str:
 
 @contextlib.contextmanager
 def _terminate_as_interrupt() -> Any:
-    """Let SIGTERM, with which batch systems end a job, do what the keyboard's interrupt does."""
+    """Treat SIGTERM, with which batch systems end a job, like an interrupt from the keyboard."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""One training run and the row it makes."""
+"""One training run and its row of results."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from thermoopt.benchmarks.workloads import WORKLOADS, Task
 __all__ = ["Row", "Stopped", "TrialSpec", "log_path", "peak_mb", "run_trial"]
 
 Row = dict[str, Any]
-"""What is kept of a trial, plain data: fields of :class:`TrialSpec` and what :func:`run_trial` returns."""
+"""The result of a trial as plain data: fields of :class:`TrialSpec` and the values of :func:`run_trial`."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop before its end: it leaves nothing."""
+    """A run was asked to stop before its end; it leaves no result."""
 
 
 @dataclass(frozen=True)
 class TrialSpec:
-    """What one trial is about.
+    """The specification of a trial.
 
     Attributes:
         protocol, tier: hash and name of the protocol's tier.
         workload, steps, method, seed: the study.
         k: index of the point in the study's design, from 0.
-        lr, decay: the point; None where the method is not tuned in it.
-        evaluations: validations after the start.
+        lr, decay: the point; None for a value that the method does not tune.
+        evaluations: number of validations after the start.
         log_every: steps between lines of the log.
         retried: whether an earlier attempt was lost.
     """
@@ -60,14 +60,13 @@ class TrialSpec:
 def run_trial(spec: TrialSpec, logs: Path | None = None, stopped: Callable[[], bool] = lambda: False) -> Row:
     """Train once.
 
-    A run diverges if a loss is not finite, or if its last validation is above its first: its score is the
-    initial loss then, as if it had never trained, so that no two failures are told apart by how far
-    they went.
+    A run diverges if a loss is not finite, or if its last validation loss is above its first. Its score is
+    then the initial loss, as if it had never trained, so that failures are not ranked by how far they went.
 
     Args:
-        spec: what to run.
+        spec: the trial.
         logs: folder for the log of training losses and learning rates; None writes none.
-        stopped: asked before every step.
+        stopped: called before every step; whether to stop.
 
     Returns:
         ``protocol``, ``tier``, ``workload``, ``metric``, ``steps``, ``method``, ``tunables``, ``seed``,
@@ -182,7 +181,7 @@ class _Course:
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:
-    """Learning rate of the first group, with the scale that a controller put on it."""
+    """Return the learning rate of the first group, including a controller's scale."""
     group = optimizer.param_groups[0]
     return float(group["lr"]) * group.get("thermo", {}).get("lr_scale", 1.0)
 
@@ -192,13 +191,13 @@ def _json(x: float) -> str:
 
 
 def log_path(logs: Path, spec: TrialSpec) -> Path:
-    """Where the log of a trial lies."""
+    """Return the path of a trial's log."""
     folder = logs / f"{spec.workload}-{spec.steps}" / spec.method.replace(" ", "_").replace("/", "_")
     return folder / f"seed{spec.seed}-k{spec.k}.jsonl"
 
 
 def _write_log(path: Path, lines: list[str]) -> None:
-    """Write whole or not at all."""
+    """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
@@ -209,6 +208,6 @@ def _write_log(path: Path, lines: list[str]) -> None:
 
 
 def peak_mb() -> float:
-    """Largest resident size of this process so far, in 10^6 bytes."""
+    """Return the peak resident size of this process so far, in 10^6 bytes."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, KiB on Linux
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

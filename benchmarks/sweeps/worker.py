@@ -1,7 +1,7 @@
-"""A worker: one process, one thread of torch, one trial after another until none is left.
+"""A worker: one process with one torch thread, which runs one trial after another until none is left.
 
-It is started by the sweep with its orders as the first line of its input and tells what it does in lines of
-JSON. When its input ends, the one who gave the orders is gone: it puts its trial back and leaves.
+The sweep starts it with its orders as the first line of its input; it reports events as lines of JSON. When
+its input ends, the sweep has gone: the worker re-queues its trial and exits.
 """
 
 from __future__ import annotations
@@ -38,26 +38,27 @@ DISK_FULL, NO_STORAGE = 74, 69
 """Exit statuses, sysexits.h's EX_IOERR and EX_UNAVAILABLE."""
 
 LOOK = 60.0
-"""Seconds between looks at trials that other processes had: half of the time after which one is lost."""
+"""Seconds between checks on trials held by other processes: half the grace period after which a silent trial
+counts as lost."""
 
 POLL = 1.0
-"""Seconds between looks where nothing else is left to do."""
+"""Seconds between checks when nothing else is left to do."""
 
 PATIENCE = (0.5, 1, 2, 4, 8, 16, 32)
-"""Seconds to wait before the storage is asked again: a database that is started anew takes up to a minute."""
+"""Seconds before each new attempt to reach the storage: a restarting database takes up to a minute."""
 
 Tell = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Orders:
-    """What a worker is told.
+    """A worker's orders.
 
     Attributes:
-        storage: URL.
+        storage: URL of the storage.
         tier, protocol: name and content of the tier.
         out: folder for rows and logs.
-        plan: ``k``, order and number of every trial that is open.
+        plan: ``k``, order and number of every open trial.
         heartbeat, grace: as in :func:`open_storage`.
     """
 
@@ -75,14 +76,14 @@ class Orders:
 
 
 class Worker:
-    """Works off a plan.
+    """Runs the trials of a plan.
 
     Args:
-        studies: where the trials lie.
-        plan: in any order.
+        studies: the studies with the trials.
+        plan: the trials, in any order.
         out: folder for rows and logs.
-        tell: takes what happens.
-        stopped: asked before every step.
+        tell: receives events.
+        stopped: called before every step; whether to stop.
         run: runs a trial.
     """
 
@@ -103,13 +104,13 @@ class Worker:
         self._life = Heartbeat(studies.storage)
 
     def work(self) -> None:
-        """Run trials until none is left or ``stopped`` says so.
+        """Run trials until none is left or ``stopped`` returns True.
 
-        A trial that runs elsewhere is waited for: if that process dies, it is run here.
+        It waits for trials that run elsewhere, and runs them here if their process dies.
 
         Raises:
-            DiskFull: if a row or log cannot be kept.
-            StorageInternalError: if the storage is gone for longer than :data:`PATIENCE`.
+            DiskFull: if a row or log cannot be written.
+            StorageInternalError: if the storage is unreachable for longer than :data:`PATIENCE`.
         """
         with self._life:
             while not self._stopped():
@@ -167,7 +168,7 @@ class Worker:
         self._tell({"event": "failed", "why": why, **_words(taken)})
 
     def _keep(self, taken: Taken, row: Row) -> bool:
-        """Keep a row in the storage and in the file, each even if the other fails; False if it came late."""
+        """Save a row in storage and file, each even if the other fails; return False if it came too late."""
         kept, trouble = True, None  # type: bool, Exception | None
         try:
             kept = patient(lambda: self._studies.finish(taken.trial_id, row))
@@ -181,17 +182,17 @@ class Worker:
 
 
 def reason(error: BaseException) -> str:
-    """Say in a line what was wrong: a database's own words, not those that were put around them."""
+    """Return an error in one line: the database's own message without the wrapping around it."""
     inner = error.__cause__ if isinstance(error, StorageInternalError) else None
     return str(inner or error).splitlines()[0]
 
 
 def patient(call: Callable[[], Any]) -> Any:
-    """Call, and again where the storage fails in a way that may pass.
+    """Call a function, repeatedly if the storage fails in a way that may be temporary.
 
     Raises:
-        DiskFull: at once; there is nothing to wait for.
-        StorageInternalError: the last one.
+        DiskFull: at once, since waiting does not help.
+        StorageInternalError: the last error.
     """
     for seconds in PATIENCE:
         try:
@@ -210,7 +211,7 @@ def _words(taken: Taken) -> dict[str, Any]:
 
 
 class Heartbeat(threading.Thread):
-    """Gives signs of life for the trial that runs.
+    """Sends heartbeats for the running trial.
 
     Attributes:
         trial: the storage's id of it; None between trials.
@@ -231,7 +232,7 @@ class Heartbeat(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Give signs until the end; one that the storage does not take is left out."""
+        """Send heartbeats until the end, skipping those that the storage does not accept."""
         interval = self._storage.get_heartbeat_interval()
         while not self._end.wait(interval):
             trial = self.trial

@@ -1,4 +1,4 @@
-"""Real text that is always there: Python's own sources and documentation, as bytes."""
+"""Real text that is always available: Python's own sources and documentation, as bytes."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Corpus:
 
     Attributes:
         train, valid: one-dimensional ``uint8`` tensors.
-        sha256: hash of all bytes used and of where each file of them went.
+        sha256: hash of all bytes used and of the assignment of files to the two parts.
         description: what the text is, in words.
-        train_files, valid_files: how many files each part has; 1 and 1 for a single file cut in two.
+        train_files, valid_files: number of files in each part; 1 and 1 for a single file that is split.
     """
 
     train: Tensor
@@ -88,13 +88,13 @@ def load_corpus(text: Path | None = None) -> Corpus:
 
 
 def batches(data: Tensor, batch: int, context: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw random windows for ever.
+    """Draw random windows forever.
 
     Args:
         data: ``uint8`` bytes.
-        batch: windows a draw.
-        context: bytes a window.
-        seed: of the draw's own generator; torch's global one is not touched.
+        batch: windows per draw.
+        context: bytes per window.
+        seed: seed of a separate generator; torch's global one is not touched.
 
     Yields:
         Inputs and targets, each ``[batch, context]`` int64; a target is its input's next byte.
@@ -110,12 +110,12 @@ def batches(data: Tensor, batch: int, context: int, seed: int) -> Iterator[tuple
 
 
 def windows(data: Tensor, count: int, context: int) -> tuple[Tensor, Tensor]:
-    """Cut a fixed set of windows at equal distances, the same ones at every call.
+    """Cut a fixed set of equally spaced windows, the same at every call.
 
     Args:
         data: ``uint8`` bytes.
-        count: how many windows.
-        context: bytes a window.
+        count: number of windows.
+        context: bytes per window.
 
     Returns:
         Inputs and targets, each ``[count, context]`` int64.
@@ -129,13 +129,13 @@ def windows(data: Tensor, count: int, context: int) -> tuple[Tensor, Tensor]:
 
 
 def unigram_entropy(data: Tensor) -> float:
-    """Entropy of the bytes without their order: no model blind to context can lose less on ``data``.
+    """Return the unigram entropy of the bytes: no model without context has a lower loss on ``data``.
 
     Args:
         data: ``uint8`` bytes, at least one.
 
     Returns:
-        Nats a byte.
+        Entropy in nats per byte.
     """
     counts = torch.bincount(data.long(), minlength=256).double()
     p = counts[counts > 0] / counts.sum()

@@ -1,4 +1,4 @@
-"""How far the demo is: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress of the demo: a bar on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PLAIN_SECONDS = 5.0
 def progress(
     names: Sequence[str], steps: int, say: Callable[[str], None]
 ) -> Iterator[Callable[[int, Sequence[float]], None]]:
-    """Show steps, time and one loss a name.
+    """Show steps, time and one loss per name.
 
     Args:
-        names: what is trained.
+        names: names of the models being trained.
         steps: length of the run.
-        say: takes the lines.
+        say: receives the lines.
 
     Yields:
         A function to call with the step and the losses, in the order of ``names``.

@@ -33,7 +33,7 @@ CLIP = 1.0
 """Largest norm of a gradient."""
 
 WARMUP = 0.05
-"""Share of the run, the same as :class:`thermoopt.controllers.Cooling` takes by default."""
+"""Fraction of the run, the default of :class:`thermoopt.controllers.Cooling`."""
 
 EVALUATIONS = 20
 """Validations a run: enough for a curve, and less than a tenth of the time."""
@@ -50,15 +50,15 @@ REFRESH = 10
 
 @dataclass
 class Way:
-    """One way of training: a model, its optimizer, and what came of it.
+    """One way of training: a model, its optimizer, and the results.
 
     Attributes:
-        name: in words, short.
-        folder: name of its folder of results.
-        lr: the learning rate that was given; None where none was.
-        model, optimizer: its own.
-        schedule: torch's scheduler of the optimizer; None where a controller sets the rates.
-        losses: of every step and every validation.
+        name: short name in words.
+        folder: name of its results folder.
+        lr: the given learning rate; None if none was given.
+        model, optimizer: its model and optimizer.
+        schedule: torch's scheduler of the optimizer; None if a controller sets the rates.
+        losses: losses of every step and every validation.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Way:
 
     @torch.no_grad()
     def judge(self, inputs: Tensor, targets: Tensor) -> None:
-        """Note the validation loss after the last step.
+        """Record the validation loss after the last step.
 
         Args:
             inputs, targets: bytes ``[windows, context]``, int64.
@@ -108,7 +108,7 @@ class Way:
 
     @property
     def actions(self) -> list[Action]:
-        """What the controller did in the steps that are on record, oldest first."""
+        """The controller's actions in the recorded steps, oldest first."""
         controller = self.optimizer.controller
         if controller is None:
             return []
@@ -139,7 +139,7 @@ def three_ways(model: GPT, steps: int) -> list[Way]:
     ways = []
     for text, lr in (("1e-3", USUAL_LR), ("1e-2", HIGH_LR)):
         own = copy.deepcopy(model)
-        # averages as long as the controller wants them, so that the three histories compare
+        # average over as many steps as the controller needs, so that the three histories are comparable
         optimizer = ThermoAdamW(
             own.named_parameters(),
             lr=lr,
@@ -166,15 +166,16 @@ def train(
     """Train all ways, one step of each in turn on the same batch.
 
     Args:
-        ways: from :func:`three_ways`; they take in the losses.
+        ways: from :func:`three_ways`; they record the losses.
         corpus: the text.
-        steps: rounds, at least 1.
-        batch: windows a step.
-        seed: of the batches.
-        advance: told the round and the ways' training losses, every :data:`REFRESH` rounds and at the end.
+        steps: number of rounds, at least 1.
+        batch: windows per step.
+        seed: seed of the batches.
+        advance: called with the round and the ways' training losses every :data:`REFRESH` rounds and at the
+            end.
 
     Raises:
-        KeyboardInterrupt: passed on when stopped; the ways then hold the rounds that all of them finished.
+        KeyboardInterrupt: re-raised when stopped; the ways then hold the rounds that all of them finished.
     """
     context = ways[0].model.config.context
     draws = batches(corpus.train, batch, context, seed)
