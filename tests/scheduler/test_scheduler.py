@@ -60,15 +60,27 @@ def torchs(opt, shape, total, warmup, eta_min):
     return SequentialLR(opt, [rise, main], milestones=[warmup])
 
 
+def torch_takes(lr):
+    """Whether torch's own schedules take such an lr: those of torch 2.6 fail on tensors of one dimension."""
+    try:
+        LinearLR(optimizer(copy.deepcopy(lr)))
+    except RuntimeError:
+        return False
+    return True
+
+
 def options(shape):
     return {"shape": shape, "rate": RATE if shape == "inverse_time" else None}
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR of torch 2.6 warns of its own call
 @pytest.mark.parametrize("lr", [BASE, torch.tensor(BASE), torch.tensor([0.0123], dtype=torch.float64)])
 @pytest.mark.parametrize("eta_min", [0.0, 0.0017, 0.0023])  # of the last, eta_min + (lr - eta_min) is not lr
 @pytest.mark.parametrize(("total", "warmup"), [(37, 0), (1, 0), (2, 1), (100, 1), (101, 13), (500, 50)])
 @pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "wsd", "inverse_time"])
 def test_without_a_controller_it_is_torchs_schedule_to_the_last_bit(shape, total, warmup, eta_min, lr):
+    if not torch_takes(lr):
+        pytest.skip("torch's own schedules do not take this lr")
     ours, theirs = optimizer(copy.deepcopy(lr)), optimizer(copy.deepcopy(lr))
     mine = ThermoScheduler(ours, total, warmup, eta_min=eta_min, **options(shape))
     expected = run(torchs(theirs, shape, total, warmup, eta_min), total)

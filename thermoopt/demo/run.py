@@ -27,7 +27,7 @@ from thermoopt.plots import ComparedRun, LossCurve, plot_comparison, plot_dashbo
 
 __all__ = ["DEFAULT_STEPS", "DemoResult", "run_demo"]
 
-DEFAULT_STEPS = 1000
+DEFAULT_STEPS = 600
 """Of each way: 182 to 402 s on two cores for all three, by what else ran."""
 
 BATCH = 16

@@ -35,7 +35,7 @@ CLIP = 1.0
 WARMUP = 0.05
 """Fraction of the run, the default of :class:`thermoopt.controllers.Cooling`."""
 
-EVALUATIONS = 20
+EVALUATIONS = 12
 """Validations a run: enough for a curve, and less than a tenth of the time."""
 
 JUDGES = 256
