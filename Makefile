@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # what the demo needs, and no more: torch, plots and a progress bar
 SHOWN := $(VENV)/.ready-demo
 OLDEST := .venv-oldest
-OLDEST_TESTS := tests
+OLDEST_TESTS := $(addprefix tests/,physics kernels tensors account adamw observer scheduler controllers)
 BUILT_FROM := pyproject.toml setup.py constraints.txt thermoopt/kernels/native.c
 
 .PHONY: venv demo test test-oldest docs lint bench bench-overhead bench-control bench-validation bench-laws bench-irreversibility bench-distributed clean
@@ -42,12 +42,14 @@ test: venv
 $(OLDEST)/.ready: $(BUILT_FROM)
 	@echo "== setting up $(OLDEST): torch 2.6.0, the oldest that is promised"
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet "torch==2.6.0" -e ".[viz,cli]" "pytest>=8" "hypothesis>=6" "expecttest>=0.2"
+	$(OLDEST)/bin/python -m pip install --quiet "torch==2.6.0" -e ".[viz,cli]" \
+		"pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "expecttest>=0.2"
 	@touch $(OLDEST)/.ready
 
 test-oldest: $(OLDEST)/.ready
 	@echo "== optimizer, kernels, state, observer, scheduler and compile on torch 2.6.0"
-	THERMOOPT_EXPECT_NATIVE=1 $(OLDEST)/bin/python -m pytest -p no:cacheprovider -m "not slow and not dist" $(OLDEST_TESTS)
+	THERMOOPT_EXPECT_NATIVE=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto --maxprocesses 4 \
+		--dist worksteal -p no:cacheprovider -m "not slow and not dist" $(OLDEST_TESTS)
 
 docs: venv
 	@echo "== building the site: every warning is an error"

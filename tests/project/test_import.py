@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
 HEAVY = (
     "torch._dynamo",
     "torch._inductor",
@@ -49,3 +52,19 @@ def test_a_function_left_alone_breaks_the_graph():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False"] * 3
+
+
+def test_every_package_is_installed():
+    """A wheel holds the packages that pyproject.toml lists, an editable install all that lie there."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^packages = \[(.*?)\]$", text, flags=re.DOTALL | re.MULTILINE)
+    assert listed is not None
+    there = set()
+    for folder, name in (
+        ("thermoopt", "thermoopt"),
+        ("controllers", "thermoopt.controllers"),
+        ("benchmarks", "thermoopt.benchmarks"),
+    ):
+        for path in (ROOT / folder).rglob("__init__.py"):
+            there.add(".".join((name, *path.parent.relative_to(ROOT / folder).parts)))
+    assert set(re.findall(r'"([\w.]+)"', listed[1])) == there
