@@ -30,6 +30,9 @@ PARTS = ("cost", "layers", "bytes", "inspect", "kill")
 OLD_READINGS = 400
 """Readings of the old build that are written out; its lines are all alike, and longer runs are multiples."""
 
+COST_STEPS = 600
+"""Of a loop: 60 readings, each of them with a row of layers, before any are thinned: the dearest stretch."""
+
 Result = dict[str, Any]
 
 
@@ -190,7 +193,7 @@ def cost(old: str | None, rounds: int) -> list[str]:
     for _ in range(rounds):
         for build, python, sinks in builds:
             for sink in sinks:
-                table.setdefault((build, sink), []).append(ask(python, "cost", sink, 148, 2000))
+                table.setdefault((build, sink), []).append(ask(python, "cost", sink, 148, COST_STEPS))
     lines = [
         "| build, sink | a step without, ms | added, wall ms | added, CPU ms | wall, of today's |",
         "| --- | ---: | ---: | ---: | ---: |",

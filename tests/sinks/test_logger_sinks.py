@@ -272,3 +272,59 @@ def test_lightnings_loggers_are_taken(tmp_path: Path) -> None:
     for row, reading in zip(rows, readings, strict=True):
         got = {tag: float(text) for tag, text in row.items() if text and tag != "step"}
         assert got == pytest.approx(expected_scalars(reading))
+
+
+# -------------------------------------------------------------------- prefix and layers
+
+
+@pytest.mark.parametrize("kind", [LogSink, TensorBoardSink, WandbSink, MLflowSink])
+def test_two_optimizers_share_a_tracker_by_prefix_and_layers_go_on_request(kind: type) -> None:
+    calls: dict[str, float] = {}
+
+    class Tracker:
+        step = 0
+
+        def log(self, values: dict[str, float], step: int | None = None, commit: bool = True) -> None:
+            calls.update(values)
+
+        def log_metrics(self, values: dict[str, float], step: int) -> None:
+            calls.update(values)
+
+        def add_scalar(self, tag: str, value: float, step: int) -> None:
+            calls[tag] = value
+
+        def define_metric(self, name: str, step_metric: str | None = None) -> None:
+            assert name.startswith("critic/")
+
+    (plain,) = train(make_optimizer(), 1)
+    names = plain.names
+    sink = kind(Tracker(), prefix="critic", layers=f"{names[0]}, nothing*")
+    (reading,) = train(make_optimizer(sink), 1)
+    want = {name.replace("thermo/", "critic/", 1): v for name, v in expected_scalars(reading).items()}
+    layer = reading.layers[names[0]]
+    for name in (
+        "sigma",
+        "r",
+        "R_ie",
+        "wd_balance",
+        "gaussianity",
+        "rho_momentum",
+        "angular_step",
+        "param_norm",
+    ):
+        value = getattr(layer, name)
+        if math.isfinite(value):
+            want[f"critic/layers/{names[0]}/{name}"] = pytest.approx(value)
+    calls.pop("critic/step", None)
+    assert calls == want
+
+
+def test_wrong_prefixes_and_patterns_are_named() -> None:
+    for wrong in ("", "/a", "a/", "x" * 41):
+        with pytest.raises(ValueError, match="prefix must be a name of 1 to 40 characters"):
+            TensorBoardSink(types.SimpleNamespace(add_scalar=print), prefix=wrong)
+    with pytest.raises(TypeError, match="prefix and layers must be strings, got 3"):
+        LogSink(types.SimpleNamespace(log=print), prefix=3)
+    optimizer = make_optimizer(LogSink(types.SimpleNamespace(log=lambda values, step: None), layers="attn"))
+    with pytest.warns(RuntimeWarning, match="no layer matches attn: names are such as"):
+        train(optimizer, 2)

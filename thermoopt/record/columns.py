@@ -86,24 +86,28 @@ def read_parquet(
     pa, pq = pyarrow()
     told: list[str] = []
     whole = Trajectory("parquet")
-    try:
-        file = pq.ParquetFile(path)
-        meta = json.loads((file.metadata.metadata or {}).get(META, b"null"))
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"{path}: not whole, or no Parquet ({error})") from error
-    if not isinstance(meta, Mapping) or "step" not in file.schema_arrow.names:
-        raise ValueError(f"{path}: a Parquet file, but not one of readings (ParquetSink writes them)")
-    for i in range(file.num_row_groups):
-        try:
-            table = file.read_row_group(i)
-        except (pa.ArrowException, OSError) as error:
-            told.append(f"row group {i + 1} of {file.num_row_groups} is damaged ({error}): passed over")
-            continue
-        _take(whole, table)
-        if progress is not None:
-            progress(i + 1, file.num_row_groups)
-    skipped, notes = dict(meta.get("skipped", {})), list(meta.get("notes", []))
+    meta: Mapping[str, Any] = {}
     journal = journal_path(path)
+    if path.exists() or not journal.exists():
+        try:
+            file = pq.ParquetFile(path)
+            meta = json.loads((file.metadata.metadata or {}).get(META, b"null"))
+        except FileNotFoundError:
+            raise
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"{path}: not whole, or no Parquet ({error})") from error
+        if not isinstance(meta, Mapping) or "step" not in file.schema_arrow.names:
+            raise ValueError(f"{path}: a Parquet file, but not one of readings (ParquetSink writes them)")
+        for i in range(file.num_row_groups):
+            try:
+                table = file.read_row_group(i)
+            except (pa.ArrowException, OSError) as error:
+                told.append(f"row group {i + 1} of {file.num_row_groups} is damaged ({error}): passed over")
+                continue
+            _take(whole, table)
+            if progress is not None:
+                progress(i + 1, file.num_row_groups)
+    skipped, notes = dict(meta.get("skipped", {})), list(meta.get("notes", []))
     if journal.exists() and journal.stat().st_size:
         reader = Reader(str(journal))
         for line in lines(journal):

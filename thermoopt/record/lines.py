@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["Line", "is_gzip", "lines", "pieces"]
+__all__ = ["Line", "is_gzip", "is_parquet", "lines", "pieces"]
 
 _GZIP = b"\x1f\x8b"
 _MAGIC = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
@@ -35,6 +34,14 @@ def is_gzip(path: Path) -> bool:
     """Whether a file begins as gzip does."""
     with path.open("rb") as file:
         return file.read(2) == _GZIP
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet, or will be once its first row group is closed."""
+    if path.suffix == ".parquet" and not path.exists():
+        return True
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
 
 
 def lines(path: Path) -> Iterator[Line]:
@@ -115,8 +122,3 @@ def _members(path: Path) -> Iterator[tuple[int, bytes]]:
                 break
         if data:
             yield start, data
-
-
-def size_of(path: Path) -> int:
-    """Bytes of a file."""
-    return os.stat(path).st_size

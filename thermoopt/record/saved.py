@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from thermoopt.param_groups import detect_layer_type
 from thermoopt.record.form import layer_path
 from thermoopt.record.history import LayerRow, SavedHistory
-from thermoopt.record.lines import Line, lines
+from thermoopt.record.lines import Line, is_parquet, lines
 from thermoopt.record.reader import WRITERS, Reader, layer_rows
 
 __all__ = ["SavedHistory", "SavedLosses", "SavedRun"]
@@ -98,9 +98,7 @@ class SavedRun:
         reader = Reader(str(path))
         told: list[str] = []
         rows: list[LayerRow] = []
-        with path.open("rb") as file:
-            parquet = file.read(4) == b"PAR1"
-        if parquet:
+        if is_parquet(path):
             from thermoopt.record.columns import read_parquet
 
             readings, skipped, notes, rows, told = read_parquet(path, progress)

@@ -22,6 +22,9 @@ BLOCK = CAPACITY // 2
 SECONDS = 2.0
 """Age at which readings are written though they are fewer: with the write itself well under 5 seconds."""
 
+PATIENCE = 0.1
+"""Seconds in all that training waits for a full queue before it is told."""
+
 RETRY = 1.0
 """Seconds between attempts while writing fails."""
 
@@ -182,7 +185,7 @@ class Pipe:
                 RuntimeWarning,
                 stacklevel=5,
             )
-        if self.waited and not told["full"]:
+        if self.waited > PATIENCE and not told["full"]:
             told["full"] = True
             warnings.warn(
                 f"sink {self._name} writes more slowly than readings come: training waited "

@@ -59,8 +59,8 @@ class Part:
             return False
         self.steps.append(step)
         if len(self.steps) >= limit:
+            self.gap = 2 * int(np.median(np.diff(self.steps)))
             self.steps = self.steps[::2]
-            self.gap = int(np.median(np.diff(self.steps)))
         return True
 
 

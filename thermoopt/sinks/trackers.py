@@ -1,23 +1,43 @@
 """Readings for experiment trackers: TensorBoard, W&B, MLflow, trackio, any object with ``log(dict, step)``.
 
-Nothing is imported: a sink calls methods of the writer, run or module that it is given.
+Nothing is imported: a sink calls methods of the writer, run or module that it is given, in the training
+thread: that is where trackers keep their active run, and most of them send in a thread of their own.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from types import ModuleType
 from typing import Any
 
 from thermoopt.account.reading import Quantities, Reading
+from thermoopt.physics import quantities
 
 __all__ = ["LogSink", "MLflowSink", "TensorBoardSink", "WandbSink", "flat_scalars"]
 
+PREFIX = "thermo"
+
+MAX_PREFIX = 40
+
 MAX_SCOPE = 150
-"""Characters of a group's name that go to MLflow, which takes 250 a metric: the rest is for ``thermo/``, the
-name of a quantity and what tells two groups apart."""
+"""Characters of a group's or a layer's name that go to MLflow, which takes 250 a metric: the rest is for the
+prefix, the name of a quantity and what tells two groups apart."""
+
+LAYER_QUANTITIES = (
+    "sigma",
+    "r",
+    "R_ie",
+    "wd_balance",
+    "gaussianity",
+    "rho_momentum",
+    "angular_step",
+    "param_norm",
+)
+"""Quantities of the layers asked for, those of the table of layers that ``thermoopt inspect`` shows."""
 
 _NOT_FOR_MLFLOW = re.compile(r"[^/\w.\- ]")
 """What MLflow 3.17 refuses in the name of a metric. Elsewhere than on Windows it takes a colon, too."""
@@ -28,40 +48,49 @@ class TensorBoardSink:
 
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with ``add_scalar``.
+        prefix: first part of every name, so that two optimizers may share a tracker.
+        layers: pattern of the layers to send, too: ``*`` and ``?`` as in a shell, several patterns separated
+            by commas. Of a layer go the eight quantities :data:`LAYER_QUANTITIES`.
 
     Raises:
-        TypeError: if the writer has no ``add_scalar``.
+        TypeError, ValueError: if the writer has no ``add_scalar``; for a prefix that is no name.
     """
 
-    def __init__(self, writer: Any) -> None:
+    def __init__(self, writer: Any, *, prefix: str = PREFIX, layers: str | None = None) -> None:
         if not has_method(writer, "add_scalar"):
             raise TypeError(
                 f"TensorBoardSink: writer is {writer!r}; allowed is an object with "
                 "add_scalar(tag, value, step)"
             )
         self._writer = writer
+        self._names = _Names(prefix, layers)
 
     def write(self, reading: Reading) -> None:
-        """Write every finite scalar of total and groups."""
-        for tag, value in flat_scalars(reading).items():
+        """Write every finite scalar of total, groups and the layers asked for."""
+        for tag, value in self._names.scalars(reading).items():
             self._writer.add_scalar(tag, value, reading.step)
 
 
 class LogSink:
     """Hands ``log(dict, step)`` to a logger: trackio or its run, Accelerate, or an object of your own.
 
+    Args:
+        logger: has ``log``.
+        prefix, layers: as for :class:`TensorBoardSink`.
+
     Raises:
-        TypeError: if the logger has no ``log``.
+        TypeError, ValueError: if the logger has no ``log``; for a prefix that is no name.
     """
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, logger: Any, *, prefix: str = PREFIX, layers: str | None = None) -> None:
         if not has_method(logger, "log"):
             raise TypeError(f"LogSink: logger is {logger!r}; allowed is an object with log(dict, step)")
         self._logger = logger
+        self._names = _Names(prefix, layers)
 
     def write(self, reading: Reading) -> None:
-        """Call ``log`` once with every finite scalar of total and groups."""
-        self._logger.log(flat_scalars(reading), step=reading.step)
+        """Call ``log`` once with every finite scalar of total, groups and the layers asked for."""
+        self._logger.log(self._names.scalars(reading), step=reading.step)
 
 
 class WandbSink:
@@ -77,23 +106,28 @@ class WandbSink:
         keep_all: end rows, as above. If you log with a ``step=`` that grows more slowly than readings come
             (an epoch, say), W&B would then drop your rows; with False a row's last reading is the one that
             goes.
+        prefix, layers: as for :class:`TensorBoardSink`; the step is then ``PREFIX/step``.
 
     Raises:
-        TypeError: if the run has no ``log`` and ``define_metric``.
+        TypeError, ValueError: if the run has no ``log`` and ``define_metric``; for a prefix that is no name.
     """
 
-    def __init__(self, run: Any, *, keep_all: bool = True) -> None:
+    def __init__(
+        self, run: Any, *, keep_all: bool = True, prefix: str = PREFIX, layers: str | None = None
+    ) -> None:
         if not (has_method(run, "define_metric") and has_method(run, "log")):
             raise TypeError(
                 f"WandbSink: run is {run!r}; allowed is wandb, or the run that wandb.init() returned"
             )
         self._given = run
+        self._prefix = prefix
+        self._names = _Names(prefix, layers)
         self._keep_all = keep_all
         self._defined: Any = None
         self._open: int | None = None
 
     def write(self, reading: Reading) -> None:
-        """Log every finite scalar of total and groups, and ``thermo/step``, into the open row.
+        """Log every finite scalar of total, groups and layers asked for, and the step, into the open row.
 
         Raises:
             RuntimeError: if there is no run yet.
@@ -102,10 +136,10 @@ class WandbSink:
         if run is None:
             raise RuntimeError("wandb has no run: call wandb.init()")
         if run is not self._defined:
-            run.define_metric("thermo/step")
-            run.define_metric("thermo/*", step_metric="thermo/step")
+            run.define_metric(f"{self._prefix}/step")
+            run.define_metric(f"{self._prefix}/*", step_metric=f"{self._prefix}/step")
             self._defined, self._open = run, None
-        values = {**flat_scalars(reading), "thermo/step": reading.step}
+        values = {**self._names.scalars(reading), f"{self._prefix}/step": reading.step}
         if getattr(getattr(run, "settings", None), "mode", None) == "shared":
             run.log(values)  # several processes write: nobody's row is open, and no step can be asked for
             return
@@ -127,22 +161,26 @@ class MLflowSink:
     Args:
         mlflow: the module, or an object with ``log_metrics``.
         run_id: the run to log to; None for the active one.
+        prefix, layers: as for :class:`TensorBoardSink`.
 
     Raises:
-        TypeError: if there is no ``log_metrics``.
+        TypeError, ValueError: if there is no ``log_metrics``; for a prefix that is no name.
     """
 
-    def __init__(self, mlflow: Any, run_id: str | None = None) -> None:
+    def __init__(
+        self, mlflow: Any, run_id: str | None = None, *, prefix: str = PREFIX, layers: str | None = None
+    ) -> None:
         if not has_method(mlflow, "log_metrics"):
             raise TypeError(
                 f"MLflowSink: mlflow is {mlflow!r}; allowed is the module mlflow, or an object with "
                 "log_metrics(dict, step)"
             )
         self._mlflow = mlflow
+        self._names = _Names(prefix, layers, _mlflow_names)
         self._where = {} if run_id is None else {"run_id": run_id}
 
     def write(self, reading: Reading) -> None:
-        """Call ``log_metrics`` once with every finite scalar of total and groups.
+        """Call ``log_metrics`` once with every finite scalar of total, groups and the layers asked for.
 
         Raises:
             RuntimeError: without a run to log to, in the place of which MLflow would start one of its own.
@@ -151,27 +189,77 @@ class MLflowSink:
             raise RuntimeError(
                 "mlflow has no active run: call mlflow.start_run(), or give MLflowSink a run_id"
             )
-        values = flat_scalars(reading, _mlflow_names(reading.group_names))
-        self._mlflow.log_metrics(values, step=reading.step, **self._where)
+        self._mlflow.log_metrics(self._names.scalars(reading), step=reading.step, **self._where)
 
 
-def flat_scalars(reading: Reading, group_names: Sequence[str] | None = None) -> dict[str, float]:
+def flat_scalars(
+    reading: Reading,
+    group_names: Sequence[str] | None = None,
+    *,
+    prefix: str = PREFIX,
+    layers: Mapping[str, str] | None = None,
+) -> dict[str, float]:
     """Finite quantities by flat name: ``thermo/total/sigma``, ``thermo/group0/r``, ``thermo/skipped/dry``.
 
     Args:
         reading: to be told of.
         group_names: what to call its groups, their own names by default.
+        prefix: first part of every name.
+        layers: names of layers to tell of, and what to call each: ``thermo/layers/h.0.weight/r``.
     """
     scopes: dict[str, Quantities] = {"total": reading.total}
     scopes.update(zip(group_names or reading.group_names, reading.groups, strict=True))
     out = {
-        f"thermo/{scope}/{name}": value
+        f"{prefix}/{scope}/{name}": value
         for scope, quantity in scopes.items()
         for name, value in vars(quantity).items()
         if math.isfinite(value)
     }
-    out.update({f"thermo/skipped/{cause}": n for cause, n in reading.skipped.items()})
+    if layers:
+        place = [i for i, name in enumerate(reading.names) if name in layers and reading.seen[i]]
+        formed = quantities(reading.terms[:, place])
+        for name in LAYER_QUANTITIES:
+            for i, value in zip(place, formed[name].tolist(), strict=True):
+                if math.isfinite(value):
+                    out[f"{prefix}/layers/{layers[reading.names[i]]}/{name}"] = value
+    out.update({f"{prefix}/skipped/{cause}": n for cause, n in reading.skipped.items()})
     return out
+
+
+class _Names:
+    """What a tracker's names are made of."""
+
+    def __init__(
+        self,
+        prefix: str,
+        layers: str | None,
+        clean: Callable[[Sequence[str]], Sequence[str]] = lambda names: names,
+    ) -> None:
+        if not isinstance(prefix, str) or (layers is not None and not isinstance(layers, str)):
+            raise TypeError(f"prefix and layers must be strings, got {prefix!r} and {layers!r}")
+        if not prefix or prefix != prefix.strip("/ ") or len(prefix) > MAX_PREFIX:
+            raise ValueError(
+                f"prefix must be a name of 1 to {MAX_PREFIX} characters with no / at its ends, got {prefix!r}"
+            )
+        self._prefix = clean([prefix])[0]
+        self._patterns = [] if layers is None else [pattern.strip() for pattern in layers.split(",")]
+        self._clean = clean
+        self._known: tuple[tuple[str, ...], dict[str, str]] = ((), {})
+
+    def scalars(self, reading: Reading) -> dict[str, float]:
+        """Values by name."""
+        if self._patterns and self._known[0] != reading.names:
+            matching = [n for n in reading.names if any(fnmatchcase(n, p) for p in self._patterns)]
+            called = dict(zip(matching, self._clean(matching), strict=True))
+            if not called:
+                warnings.warn(
+                    f"no layer matches {', '.join(self._patterns)}: names are such as {reading.names[0]!r}",
+                    RuntimeWarning,
+                    stacklevel=6,
+                )
+            self._known = (reading.names, called)
+        groups = self._clean(reading.group_names)
+        return flat_scalars(reading, groups, prefix=self._prefix, layers=self._known[1])
 
 
 def has_method(x: Any, name: str) -> bool:
