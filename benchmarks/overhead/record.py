@@ -27,7 +27,7 @@ import numpy as np
 
 PARTS = ("cost", "layers", "bytes", "inspect", "kill")
 
-OLD_READINGS = 400
+OLD_READINGS = 200
 """Readings of the old build that are written out; its lines are all alike, and longer runs are multiples."""
 
 COST_STEPS = 600
@@ -114,10 +114,10 @@ def readings_like(n_layers: int, n: int, every: int) -> Any:
         optimizer.step()
     first = optimizer.reading
     rng = np.random.default_rng(0)
-    drift = np.zeros(first.terms.shape)
-    for i in range(n):
-        drift += 0.01 * rng.standard_normal(drift.shape)
-        terms = first.terms * np.exp(drift + 0.1 * rng.standard_normal(drift.shape))
+    slow = [np.exp(0.3 * rng.standard_normal(first.terms.shape)) for _ in range(61)]
+    fast = [first.terms * np.exp(0.1 * rng.standard_normal(first.terms.shape)) for _ in range(64)]
+    for i in range(n):  # 3,904 readings until one comes again
+        terms = slow[i % 61] * fast[i % 64]
         yield replace(first, step=1 + i * every, terms=terms, loss=float(3 + rng.standard_normal()))
 
 
