@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.sinks.test_sinks import make_optimizer, train
+from tests.support.sink_runs import make_optimizer, train
 from thermoopt import JSONLSink, Reading
 from thermoopt.account.reading import SKIP_CAUSES
 from thermoopt.physics import QUANTITIES, Term
