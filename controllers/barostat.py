@@ -109,11 +109,11 @@ class Barostat(Controller):
         bounds: Bounds = BOUNDS,
     ) -> None:
         if not 0 < nu < 1:
-            raise ValueError(f"nu is {nu!r}; allowed are numbers above 0 and below 1")
+            raise ValueError(f"nu must be a number > 0 and < 1, got {nu!r}")
         if horizon is not None and not 1 <= horizon < math.inf:
-            raise ValueError(f"horizon is {horizon!r}; allowed is None or a number of steps from 1")
+            raise ValueError(f"horizon must be None or a number of steps >= 1, got {horizon!r}")
         if not 0 <= angular_bound < math.inf:
-            raise ValueError(f"angular_bound is {angular_bound!r}; allowed are numbers from 0")
+            raise ValueError(f"angular_bound must be a number >= 0, got {angular_bound!r}")
         self._couple, self._nu, self._horizon, self._bound = couple, nu, horizon, angular_bound
         self._bounds = bounds
         self._start: Start | None = None

@@ -41,7 +41,7 @@ class Scales:
         for kind, values in (("lr", self.lr), ("wd", self.wd)):
             for value in values if isinstance(values, Sequence) else [values]:
                 if not (math.isfinite(value) and value >= 0):
-                    raise ValueError(f"Scales: {kind} holds {value!r}; allowed are finite numbers >= 0")
+                    raise ValueError(f"Scales: {kind} must hold finite numbers >= 0, got {value!r}")
 
     def spread(self, n_groups: int) -> tuple[list[float], list[float]]:
         """Return one lr and one wd factor for each of so many groups.

@@ -113,25 +113,25 @@ class Cooling(Controller):
     ) -> None:
         names = [*SHAPES, "inverse_time"]
         if shape not in names:
-            raise ValueError(f"shape is {shape!r}; allowed are {', '.join(map(repr, names))}")
+            raise ValueError(f"shape must be one of {', '.join(map(repr, names))}, got {shape!r}")
         check_total_steps(total_steps)
         if not 0 <= floor <= 1:
-            raise ValueError(f"floor is {floor!r}; allowed are numbers from 0 to 1")
+            raise ValueError(f"floor must be a number from 0 to 1, got {floor!r}")
         if (shape == "inverse_time") != (rate is not None) or (rate is not None and not rate > 0):
             raise ValueError(
-                f"rate is {rate!r}; allowed is a number > 0 with shape 'inverse_time', else None"
+                f"rate must be a number > 0 with shape 'inverse_time' and None with any other, got {rate!r}"
             )
         if warmup is None:
             warmup = 0 if total_steps is None else round(0.05 * total_steps)
         share = 0 < warmup < 1
         if warmup < 0 or (share and total_steps is None) or (not share and warmup != int(warmup)):
             raise ValueError(
-                f"warmup is {warmup!r}; allowed are whole numbers of steps, or a share of total_steps below 1"
+                f"warmup must be a whole number of steps, or a share of total_steps below 1, got {warmup!r}"
             )
         # of a run of a few steps the first must move already
         warmup_steps = round(warmup * total_steps) if share and total_steps is not None else int(warmup)
         if total_steps is not None and warmup_steps > total_steps:
-            raise ValueError(f"warmup is {warmup!r}; allowed are at most total_steps = {total_steps}")
+            raise ValueError(f"warmup must be at most total_steps = {total_steps}, got {warmup!r}")
         self._fixed: dict[str, Any] = {
             "total_steps": total_steps,
             "shape": shape,
@@ -193,7 +193,7 @@ class Cooling(Controller):
             ValueError: if ``steps`` is below 1 or a quench is under way.
         """
         if isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"steps is {steps!r}; allowed is a whole number from 1")
+            raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
         if self._quench_steps:
             raise ValueError(f"a quench of {self._quench_steps} steps is under way since {self._quench_from}")
         self._quench_from, self._quench_steps = self._step + 1, int(steps)

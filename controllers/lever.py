@@ -36,14 +36,14 @@ class Bounds:
     def __post_init__(self) -> None:
         """Check every value."""
         if not 0 <= self.lo <= self.hi:
-            raise ValueError(f"lo, hi are {self.lo!r}, {self.hi!r}; allowed are 0 <= lo <= hi")
+            raise ValueError(f"lo and hi must satisfy 0 <= lo <= hi, got {self.lo!r} and {self.hi!r}")
         for name in ("slew_up", "slew_down"):
             if not getattr(self, name) > 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are factors above 1")
+                raise ValueError(f"{name} must be a factor > 1, got {getattr(self, name)!r}")
         for name in ("min_readings", "hold_off"):
             value = getattr(self, name)
             if isinstance(value, bool) or not (value >= 0 and value % 1 == 0):
-                raise ValueError(f"{name} is {value!r}; allowed are whole numbers from 0")
+                raise ValueError(f"{name} must be an integer >= 0, got {value!r}")
 
 
 class Lever:

@@ -103,7 +103,7 @@ class Replay(Controller):
     def __init__(self, trajectory: Recorder | Iterable[Mapping[str, Any]]) -> None:
         rows = trajectory.trajectory if isinstance(trajectory, Recorder) else list(trajectory)
         if not rows:
-            raise ValueError("trajectory has no rows; allowed are one or more")
+            raise ValueError("trajectory must have at least one row, got none")
         self._steps: list[int] = []
         self._scales: list[Scales] = []
         layers: dict[str, float] = {}
@@ -111,7 +111,7 @@ class Replay(Controller):
             try:
                 step, lr, wd, changed = _parse(row)
                 if self._steps and step <= self._steps[-1]:
-                    raise ValueError(f"step is {step}; allowed are whole numbers above {self._steps[-1]}")
+                    raise ValueError(f"step must be an integer > {self._steps[-1]}, got {step}")
             except ValueError as error:
                 raise ValueError(f"trajectory: row {i} is {row!r}: {error}") from error
             layers = {**layers, **changed} if changed else layers
@@ -167,7 +167,7 @@ def _copy(row: Mapping[str, Any]) -> dict[str, Any]:
 def _number(key: str, value: object) -> float:
     number = not isinstance(value, bool) and isinstance(value, (int, float))
     if not (number and math.isfinite(value) and value >= 0):  # type: ignore[arg-type, operator]
-        raise ValueError(f"{key} holds {value!r}; allowed are finite numbers >= 0")
+        raise ValueError(f"{key} must hold finite numbers >= 0, got {value!r}")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -183,11 +183,11 @@ def _parse(row: object) -> tuple[int, float | list[float], float | list[float], 
         ValueError: saying what is wrong with it.
     """
     if not isinstance(row, Mapping) or set(row) != set(ROW):
-        raise ValueError(f"allowed are objects with {', '.join(ROW)}")
+        raise ValueError(f"must be an object with {', '.join(ROW)}")
     step, layers = row["step"], row["layers"]
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-        raise ValueError(f"step is {step!r}; allowed are whole numbers from 1")
+        raise ValueError(f"step must be an integer >= 1, got {step!r}")
     if not isinstance(layers, Mapping):
-        raise ValueError(f"layers is {layers!r}; allowed is an object of factors by layer name")
+        raise ValueError(f"layers must be an object of factors by layer name, got {layers!r}")
     factors = {str(name): _number(f"layer {name!r}", factor) for name, factor in layers.items()}
     return step, _factors(row, "lr"), _factors(row, "wd"), factors

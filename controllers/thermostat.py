@@ -90,20 +90,20 @@ class Thermostat(Controller):
     ) -> None:
         if isinstance(setpoint, str) and setpoint not in LAWS:
             raise ValueError(
-                f"setpoint is {setpoint!r}; allowed are {', '.join(map(repr, LAWS))} or a function"
+                f"setpoint must be one of {', '.join(map(repr, LAWS))} or a function, got {setpoint!r}"
             )
         if not (isinstance(setpoint, str) or callable(setpoint)):
             raise TypeError(
-                f"setpoint is {setpoint!r}; allowed are {', '.join(map(repr, LAWS))} or a function"
+                f"setpoint must be one of {', '.join(map(repr, LAWS))} or a function, got {setpoint!r}"
             )
         check_total_steps(total_steps)
         if per not in ("run", "group"):
-            raise ValueError(f"per is {per!r}; allowed are 'run' and 'group'")
+            raise ValueError(f"per must be 'run' or 'group', got {per!r}")
         if not 0 <= lr_scale[0] <= lr_scale[1]:
-            raise ValueError(f"lr_scale is {lr_scale!r}; allowed are bounds 0 <= lo <= hi")
+            raise ValueError(f"lr_scale must satisfy 0 <= lo <= hi, got {lr_scale!r}")
         for name, value in options.items():
             if not (math.isfinite(value) and (value > 0 or name == "f_star")):
-                raise ValueError(f"{name} is {value!r}; allowed are finite numbers > 0")
+                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
         inspect.signature(_law_of(setpoint).want).bind(None, **options)  # a wrong option is a TypeError here
         self._setpoint, self._law = setpoint, _law_of(setpoint)
         self._name = setpoint if isinstance(setpoint, str) else getattr(setpoint, "__name__", "function")

@@ -134,8 +134,8 @@ class GroupRates:
             for name, lr in zip(start.group_names, start.lr, strict=True):
                 if not lr > 0:
                     raise ValueError(
-                        f"lr of group {name!r} is {lr!r} where a thermostat was attached; allowed are "
-                        "numbers > 0, since an absolute rate is expressed as a factor on it"
+                        f"lr of group {name!r} must be > 0 where a thermostat is attached, since its "
+                        f"absolute rate is expressed as a factor on it, got {lr!r}"
                     )
         self._start, self._units = start, units
 

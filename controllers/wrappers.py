@@ -13,7 +13,7 @@ __all__ = ["Chain", "DryRun", "Wrapper"]
 
 def _check_controller(argument: str, controller: object) -> None:
     if not isinstance(controller, Controller):
-        raise TypeError(f"{argument} is {controller!r}; allowed is a thermoopt.controllers.Controller")
+        raise TypeError(f"{argument} must be a thermoopt.controllers.Controller, got {controller!r}")
 
 
 def _product(a: float | Sequence[float], b: float | Sequence[float]) -> float | list[float]:
@@ -43,7 +43,7 @@ class Chain(Controller):
 
     def __init__(self, *controllers: Controller) -> None:
         if not controllers:
-            raise ValueError("Chain() has no controllers; allowed are one or more")
+            raise ValueError("Chain() must get at least one controller, got none")
         for i, controller in enumerate(controllers):
             _check_controller(f"Chain: controller {i}", controller)
         self.controllers = controllers
@@ -98,7 +98,7 @@ class Chain(Controller):
             scales = controller.update(reading, step)
             lr, wd = _product(lr, scales.lr), _product(wd, scales.wd)
             if weights is not None and scales.weights is not None:
-                raise ValueError("Chain: two controllers give weights; allowed is one law that needs impulse")
+                raise ValueError("Chain: only one law may give weights (need impulse), got two")
             weights = scales.weights or weights
             # the same mapping again says nothing new
             if scales.layers and scales.layers is not self._named[i]:
@@ -125,7 +125,7 @@ class Chain(Controller):
         coolers = [m for m in members if hasattr(m, "cool_now")]
         if not coolers:
             names = ", ".join(type(m).__name__ for m in members)
-            raise ValueError(f"cool_now: none of {names} can; allowed is a Chain with a Cooling in it")
+            raise ValueError(f"cool_now: a Chain must contain a Cooling, got {names}")
         for cooler in coolers:
             cooler.cool_now(steps)
 

@@ -26,5 +26,5 @@ def get(name: str) -> Method:
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=3, cutoff=0.4)
         meant = f" (nearest: {', '.join(map(repr, near))})" if near else ""
-        raise ValueError(f"method is {name!r}{meant}; allowed are {', '.join(map(repr, METHODS))}")
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {name!r}{meant}")
     return METHODS[name]

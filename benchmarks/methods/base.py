@@ -57,9 +57,9 @@ class Point:
     def __post_init__(self) -> None:
         """Check both."""
         if self.lr is not None and not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr!r}; allowed is None or a finite number > 0")
+            raise ValueError(f"lr must be None or a finite number > 0, got {self.lr!r}")
         if self.decay is not None and not 0 <= self.decay < math.inf:
-            raise ValueError(f"decay is {self.decay!r}; allowed is None or a finite number >= 0")
+            raise ValueError(f"decay must be None or a finite number >= 0, got {self.decay!r}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Method:
     def __post_init__(self) -> None:
         """Check what may be tuned."""
         if not set(self.tunables) <= {"lr", "decay"}:
-            raise ValueError(f"tunables is {self.tunables!r}; allowed are 'lr' and 'decay'")
+            raise ValueError(f"tunables must be 'lr' or 'decay', got {self.tunables!r}")
 
     def build(
         self, model: nn.Module, point: Point, steps: int, seed: int, another: Another | None = None
@@ -160,7 +160,7 @@ class Method:
             ValueError: for ``steps`` out of range, and for ``replay`` without ``another``.
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps is {steps!r}; allowed is a whole number from 1")
+            raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
         if self.needs is not None and importlib.util.find_spec(self.needs) is None:
             extra = EXTRAS.get(self.needs)
             also = f" (or thermoopt[{extra}])" if extra else " (it is in no extra of thermoopt)"

@@ -113,7 +113,7 @@ def _replay(job: Job) -> Setup:
     A rehearsal that diverges ends there; its last scales hold for the rest.
     """
     if job.another is None:
-        raise ValueError("another is None; allowed with method 'replay' is the workload's build")
+        raise ValueError("another must be the workload's build with method 'replay', got None")
     recorder = Recorder(autotune(job.steps))
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(job.seed + OFFSET)  # what dropout draws from

@@ -302,7 +302,7 @@ def main() -> None:
     args = parser.parse_args()
     unknown = [s for s in args.sets if s not in SETS and s not in SMALL]
     if unknown:
-        parser.error(f"--sets {unknown}: allowed are {[*SETS, *SMALL]}")
+        parser.error(f"--sets must be among {[*SETS, *SMALL]}, got {unknown}")
     torch.set_num_threads(args.threads)
     if args.peak_of:
         print_peak(args.sets[0], args.peak_of)

@@ -132,9 +132,9 @@ def test_layers_lie_at_equal_distance_after_a_rewind() -> None:
 
 
 def test_limits_are_checked() -> None:
-    with pytest.raises(ValueError, match="max_readings is 0; allowed is 1 or more"):
+    with pytest.raises(ValueError, match="max_readings must be >= 1, got 0"):
         History(max_readings=0)
-    with pytest.raises(ValueError, match="max_layer_readings is 1; allowed is 2 or more"):
+    with pytest.raises(ValueError, match="max_layer_readings must be >= 2, got 1"):
         History(max_layer_readings=1)
     assert len(History(1, 2)) == 0
 

@@ -11,11 +11,11 @@ from thermoopt.controllers import Cooling, Scales
 @pytest.mark.parametrize(
     ("kwargs", "error", "words"),
     [
-        ({"measure_every": 0}, ValueError, ["measure_every", "0", "from 1"]),
+        ({"measure_every": 0}, ValueError, ["measure_every", "0", ">= 1"]),
         ({"measure_every": -3}, ValueError, ["measure_every", "-3"]),
         ({"measure_every": 1.5}, TypeError, ["measure_every", "1.5"]),
         ({"measure_every": True}, ValueError, ["measure_every", "True"]),
-        ({"ema_steps": 0.5}, ValueError, ["ema_steps", "0.5", "from 1"]),
+        ({"ema_steps": 0.5}, ValueError, ["ema_steps", "0.5", ">= 1"]),
         ({"ema_steps": float("nan")}, ValueError, ["ema_steps", "nan"]),
         ({"ema_steps": "50"}, TypeError, ["ema_steps", "'50'"]),
         ({"backend": "cuda"}, ValueError, ["backend", "'cuda'", "'auto'", "'torch'"]),

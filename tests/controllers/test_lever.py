@@ -187,13 +187,13 @@ def test_a_restored_lever_goes_on_in_the_middle_of_a_hold_off():
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"lo": 2.0, "hi": 1.0}, ["lo, hi", "2.0, 1.0", "0 <= lo <= hi"]),
-        ({"lo": -0.1}, ["lo, hi", "-0.1"]),
-        ({"hi": math.nan}, ["lo, hi", "nan"]),
-        ({"slew_up": 1.0}, ["slew_up", "1.0", "above 1"]),
+        ({"lo": 2.0, "hi": 1.0}, ["lo and hi", "2.0 and 1.0", "0 <= lo <= hi"]),
+        ({"lo": -0.1}, ["lo and hi", "-0.1"]),
+        ({"hi": math.nan}, ["lo and hi", "nan"]),
+        ({"slew_up": 1.0}, ["slew_up", "1.0", "> 1"]),
         ({"slew_down": 0.5}, ["slew_down", "0.5"]),
         ({"slew_down": math.nan}, ["slew_down", "nan"]),
-        ({"min_readings": -1}, ["min_readings", "-1", "from 0"]),
+        ({"min_readings": -1}, ["min_readings", "-1", ">= 0"]),
         ({"min_readings": True}, ["min_readings", "True"]),
         ({"hold_off": 2.5}, ["hold_off", "2.5"]),
         ({"hold_off": math.inf}, ["hold_off", "inf"]),

@@ -139,7 +139,7 @@ def test_an_lr_of_zero_at_attachment_is_refused(law):
     net = model()
     before = copy.deepcopy(net.state_dict())
     opt = build(net, law, lr=0.0)
-    with pytest.raises(ValueError, match="lr of group 'group0' is 0"):
+    with pytest.raises(ValueError, match="lr of group 'group0' must be > 0"):
         train(net, opt, 1)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 

@@ -598,8 +598,8 @@ def test_two_callbacks_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "error", "words"),
     [
-        ({"log_every": 0}, ValueError, "log_every is 0; allowed"),
-        ({"log_every": True}, TypeError, "log_every is True; allowed"),
+        ({"log_every": 0}, ValueError, "log_every must be an integer >= 1, got 0"),
+        ({"log_every": True}, TypeError, "log_every must be an integer >= 1, got True"),
         ({"prog_bar": "r"}, TypeError, "prog_bar must .* got 'r'"),
         ({"prog_bar": ["loss"]}, ValueError, r"prog_bar must .* got \['loss'\]"),
         ({"names": "critic"}, TypeError, "names must .* got 'critic'"),

@@ -639,7 +639,7 @@ def test_counting_goes_on_where_the_state_stands():
 @pytest.mark.parametrize(
     ("kwargs", "error", "words"),
     [
-        ({"log_every": 0}, ValueError, ["log_every", "0", "from 1"]),
+        ({"log_every": 0}, ValueError, ["log_every", "0", ">= 1"]),
         ({"log_every": 2.5}, TypeError, ["log_every", "2.5"]),
         ({"ema_steps": 0.5}, ValueError, ["ema_steps", "0.5", "from 1"]),
         ({"ema_steps": "50"}, TypeError, ["ema_steps", "'50'"]),

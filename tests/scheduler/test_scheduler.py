@@ -769,7 +769,7 @@ class Parts(Fixed):
     [
         ({"total_steps": None}, ValueError, ["total_steps", "None", "'cosine'"]),
         ({"total_steps": None, "shape": "linear"}, ValueError, ["total_steps", "None", "'linear'"]),
-        ({"total_steps": 0}, ValueError, ["total_steps", "0", "from 1"]),
+        ({"total_steps": 0}, ValueError, ["total_steps", "0", ">= 1"]),
         ({"total_steps": 10.0}, TypeError, ["total_steps", "10.0"]),
         ({"shape": "cosin"}, ValueError, ["shape", "'cosin'", "'cosine'"]),
         ({"warmup_steps": 11}, ValueError, ["warmup_steps", "11", "10"]),

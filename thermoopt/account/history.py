@@ -83,9 +83,9 @@ class History:
         self, max_readings: int = MAX_READINGS, max_layer_readings: int = MAX_LAYER_READINGS
     ) -> None:
         if max_readings < 1:
-            raise ValueError(f"max_readings is {max_readings}; allowed is 1 or more")
+            raise ValueError(f"max_readings must be >= 1, got {max_readings}")
         if max_layer_readings < 2:
-            raise ValueError(f"max_layer_readings is {max_layer_readings}; allowed is 2 or more")
+            raise ValueError(f"max_layer_readings must be >= 2, got {max_layer_readings}")
         self._max_readings = max_readings
         self._max_layers = max_layer_readings
         self._groups: deque[_Row] = deque()

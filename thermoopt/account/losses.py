@@ -37,7 +37,7 @@ class Losses:
 
     def __init__(self, max_losses: int = MAX_LOSSES) -> None:
         if max_losses < 2:
-            raise ValueError(f"max_losses is {max_losses}; allowed is 2 or more")
+            raise ValueError(f"max_losses must be >= 2, got {max_losses}")
         self._max = max_losses
         self._curve: list[tuple[int, float]] = []
         self._stride = 1
@@ -116,10 +116,10 @@ def as_loss(loss: object, name: str = "loss") -> Tensor:
     if isinstance(loss, Tensor):
         if loss.numel() != 1 or not loss.is_floating_point():
             raise ValueError(
-                f"{name} is a tensor of shape {tuple(loss.shape)} and {loss.dtype}; allowed is one "
-                "floating-point element"
+                f"{name} must be one floating-point element, got a tensor of shape "
+                f"{tuple(loss.shape)} and {loss.dtype}"
             )
         return loss.detach().reshape(())
     if isinstance(loss, bool) or not isinstance(loss, numbers.Real):
-        raise TypeError(f"{name} is {loss!r}; allowed is a number or a tensor with one element")
+        raise TypeError(f"{name} must be a number or a tensor with one element, got {loss!r}")
     return torch.tensor(float(loss), dtype=torch.float64, device="cpu")

@@ -161,9 +161,9 @@ class Reading:
             TypeError, ValueError: unless ``band`` is a number from 0.
         """
         if isinstance(band, bool) or not isinstance(band, (int, float)):
-            raise TypeError(f"band is {band!r}; allowed is a number from 0")
+            raise TypeError(f"band must be a number >= 0, got {band!r}")
         if not (math.isfinite(band) and band >= 0):
-            raise ValueError(f"band is {band!r}; allowed is a number from 0")
+            raise ValueError(f"band must be a number >= 0, got {band!r}")
         r = self.layer_array("r")
         r = r[np.isfinite(r)]
         return float(np.mean(np.abs(r - 1) <= band)) if r.size else math.nan

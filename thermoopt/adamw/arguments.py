@@ -32,21 +32,19 @@ def check_arguments(controller: object, measure_every: object, ema_steps: object
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
     if controller is not None and not isinstance(controller, Controller):
-        raise TypeError(
-            f"controller is {controller!r}; allowed is None or a thermoopt.controllers.Controller"
-        )
+        raise TypeError(f"controller must be None or a thermoopt.controllers.Controller, got {controller!r}")
     if measure_every is not None and (
         isinstance(measure_every, bool) or not isinstance(measure_every, int) or measure_every < 1
     ):
         raise (ValueError if isinstance(measure_every, int) else TypeError)(
-            f"measure_every is {measure_every!r}; allowed is None or a whole number from 1"
+            f"measure_every must be None or an integer >= 1, got {measure_every!r}"
         )
     if ema_steps is None:
         return
     if isinstance(ema_steps, bool) or not isinstance(ema_steps, (int, float)):
-        raise TypeError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")
+        raise TypeError(f"ema_steps must be None or a number >= 1, got {ema_steps!r}")
     if not (math.isfinite(ema_steps) and ema_steps >= 1):
-        raise ValueError(f"ema_steps is {ema_steps!r}; allowed is None or a number from 1")
+        raise ValueError(f"ema_steps must be None or a number >= 1, got {ema_steps!r}")
 
 
 def check_count(name: str, value: object) -> None:
@@ -56,9 +54,9 @@ def check_count(name: str, value: object) -> None:
         TypeError, ValueError: naming the argument, its value and what is allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}; allowed is a whole number from 1")
+        raise TypeError(f"{name} must be an integer >= 1, got {value!r}")
     if value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed is a whole number from 1")
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
 INNER = ("optimizer", "opt", "base", "base_optimizer")

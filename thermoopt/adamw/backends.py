@@ -36,7 +36,7 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
         RuntimeError: for a kernel that is not available; the message says why.
     """
     if not isinstance(name, str) or name not in BACKENDS:
-        raise ValueError(f"backend is {name!r}; allowed are {', '.join(map(repr, BACKENDS))}")
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
     groups = list(groups)
     if name == "torch":
         return TorchBackend(name, dry_kernel(groups))
@@ -44,7 +44,9 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
         for group in groups:
             for flag, value in (("foreach", True), ("fused", False)):
                 if group[flag] is value:
-                    raise ValueError(f"backend is {name!r} and {flag} is {value}; allowed is one of the two")
+                    raise ValueError(
+                        f"backend and {flag} exclude each other, got backend={name!r} and {flag}={value}"
+                    )
         kernel = _kernel(name)
         if not kernel.available():
             raise RuntimeError(f"backend {name!r} is not available: {kernel.unavailable_reason()}")

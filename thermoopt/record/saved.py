@@ -111,7 +111,7 @@ class SavedRun:
                 why = f"none of {len(reader.torn)} lines is JSON" if reader.torn else "the file is empty"
                 if reader.lines > len(reader.torn):
                     why = "it holds no reading yet"
-                raise ValueError(f"{path}: {why}; allowed is a file of readings ({WRITERS})")
+                raise ValueError(f"{path}: {why}; it must be a file of readings ({WRITERS})")
             if reader.torn:
                 told.append(_torn(reader.torn))
         rows += _beside(path, told)

@@ -35,20 +35,18 @@ def check_control(
     """Raise TypeError or ValueError if controller, observer, shape and optimizer do not go together."""
     if observer is not None:
         if not isinstance(observer, Observer):
-            raise TypeError(f"observer is {observer!r}; allowed is None or a thermoopt.observer.Observer")
+            raise TypeError(f"observer must be None or a thermoopt.observer.Observer, got {observer!r}")
         if observer.optimizer is not optimizer:
-            raise ValueError("observer observes another optimizer; allowed is one of the optimizer given")
+            raise ValueError("observer must observe the optimizer given, got one of another optimizer")
     if controller is None:
         return
     check_materialized(p for group in optimizer.param_groups for p in group["params"])
     if not isinstance(controller, Controller):
-        raise TypeError(
-            f"controller is {controller!r}; allowed is None or a thermoopt.controllers.Controller"
-        )
+        raise TypeError(f"controller must be None or a thermoopt.controllers.Controller, got {controller!r}")
     if shape != "constant" and any(isinstance(part, Cooling) for part in _parts(controller)):
         raise ValueError(
-            f"shape is {shape!r} and controller cools too: the two would multiply; allowed is shape "
-            "'constant', or a controller without Cooling"
+            "shape must be 'constant' with a controller that cools too, since the two would "
+            f"multiply, got {shape!r}"
         )
     if controller.needs and any("d" in group for group in optimizer.param_groups):
         own = type(optimizer).__name__
@@ -58,6 +56,4 @@ def check_control(
             "Thermostat('coherence')"
         )
     if isinstance(optimizer, ThermoAdamW) and optimizer.controller is not None:
-        raise ValueError(
-            "controller is given, and the ThermoAdamW has one of its own; allowed is one of the two"
-        )
+        raise ValueError("controller must be None here, since the ThermoAdamW has one of its own")

@@ -36,30 +36,29 @@ class SchedulePlan:
         names = [*SHAPES, "inverse_time"]
         total = self.total_steps
         if self.shape not in names:
-            raise ValueError(f"shape is {self.shape!r}; allowed are {', '.join(map(repr, names))}")
+            raise ValueError(f"shape must be one of {', '.join(map(repr, names))}, got {self.shape!r}")
         if total is None and self.shape not in ANYTIME:
             raise ValueError(
-                f"total_steps is None with shape {self.shape!r}, which ends with the run; allowed is a whole "
-                f"number from 1, or None with {' or '.join(map(repr, ANYTIME))}"
+                f"total_steps must be an integer >= 1 with shape {self.shape!r}, which ends with the "
+                f"run, got None; it may be None with {' or '.join(map(repr, ANYTIME))}"
             )
         for name, value, least in (("total_steps", total, 1), ("warmup_steps", self.warmup_steps, 0)):
             if name == "total_steps" and value is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is {value!r}; allowed is a whole number from {least}")
+                raise TypeError(f"{name} must be an integer >= {least}, got {value!r}")
             if value < least:
-                raise ValueError(f"{name} is {value!r}; allowed is a whole number from {least}")
+                raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
         if total is not None and self.warmup_steps > total:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps!r}; allowed are at most total_steps = {total}"
-            )
+            raise ValueError(f"warmup_steps must be at most total_steps = {total}, got {self.warmup_steps!r}")
         if not (math.isfinite(self.eta_min) and self.eta_min >= 0):
-            raise ValueError(f"eta_min is {self.eta_min!r}; allowed is a number from 0")
+            raise ValueError(f"eta_min must be a number >= 0, got {self.eta_min!r}")
         if (self.shape == "inverse_time") != (self.rate is not None) or (
             self.rate is not None and not self.rate > 0
         ):
             raise ValueError(
-                f"rate is {self.rate!r}; allowed is a number > 0 with shape 'inverse_time', else None"
+                "rate must be a number > 0 with shape 'inverse_time' and None with any other, got "
+                f"{self.rate!r}"
             )
 
     def floor(self, base: float | Tensor) -> float:

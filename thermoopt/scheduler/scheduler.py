@@ -126,7 +126,7 @@ class ThermoScheduler(LRScheduler):
         self._plan = SchedulePlan(total_steps, warmup_steps, shape, eta_min, rate)
         lrs = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
         if eta_min > max(lrs, default=math.inf):
-            raise ValueError(f"eta_min is {eta_min!r}; allowed are at most the optimizer's lr, {max(lrs)!r}")
+            raise ValueError(f"eta_min must be at most the optimizer's lr, {max(lrs)!r}, got {eta_min!r}")
         check_control(optimizer, controller, observer, shape)
         if controller is not None:
             claim(controller, self)
@@ -176,8 +176,8 @@ class ThermoScheduler(LRScheduler):
         if loss is not None and not isinstance(loss, Reading):
             if isinstance(loss, numbers.Integral):
                 raise TypeError(
-                    f"loss is {loss!r}; allowed is None, a float or a tensor with one element. An epoch "
-                    "is not taken: time is counted in optimizer steps"
+                    f"loss must be None, a float or a tensor with one element, got {loss!r}; an epoch is "
+                    "not accepted, since time is counted in optimizer steps"
                 )
             value = as_loss(loss)
             if self._observer is not None:

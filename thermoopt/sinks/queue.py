@@ -45,7 +45,7 @@ class SinkQueue:
 
     def __init__(self, sinks: Iterable[Any]) -> None:
         if not isinstance(sinks, Iterable):
-            raise TypeError(f"sinks is {sinks!r}; allowed is a list of sinks")
+            raise TypeError(f"sinks must be a list of sinks, got {sinks!r}")
         self._sinks = [_as_sink(sink) for sink in sinks]
         self._waiting: list[deque[Reading]] = [deque() for _ in self._sinks]
         self._warned = [False for _ in self._sinks]
@@ -113,8 +113,8 @@ def _as_sink(sink: Any) -> Sink:
         if has_method(sink, method) and not isinstance(sink, type):
             return kind(sink)
     raise TypeError(
-        f"sinks holds {sink!r}; allowed are objects with write(reading) or log(dict, step), such as those of "
-        f"thermoopt.sinks, a SummaryWriter, a W&B run, mlflow and trackio{_hint(sink)}"
+        "sinks must be objects with write(reading) or log(dict, step), such as those of thermoopt.sinks, a "
+        f"SummaryWriter, a W&B run, mlflow or trackio, got {sink!r}{_hint(sink)}"
     )
 
 

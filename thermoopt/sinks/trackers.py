@@ -59,8 +59,7 @@ class TensorBoardSink:
     def __init__(self, writer: Any, *, prefix: str = PREFIX, layers: str | None = None) -> None:
         if not has_method(writer, "add_scalar"):
             raise TypeError(
-                f"TensorBoardSink: writer is {writer!r}; allowed is an object with "
-                "add_scalar(tag, value, step)"
+                f"TensorBoardSink: writer must be an object with add_scalar(tag, value, step), got {writer!r}"
             )
         self._writer = writer
         self._names = _Names(prefix, layers)
@@ -84,7 +83,7 @@ class LogSink:
 
     def __init__(self, logger: Any, *, prefix: str = PREFIX, layers: str | None = None) -> None:
         if not has_method(logger, "log"):
-            raise TypeError(f"LogSink: logger is {logger!r}; allowed is an object with log(dict, step)")
+            raise TypeError(f"LogSink: logger must be an object with log(dict, step), got {logger!r}")
         self._logger = logger
         self._names = _Names(prefix, layers)
 
@@ -117,7 +116,7 @@ class WandbSink:
     ) -> None:
         if not (has_method(run, "define_metric") and has_method(run, "log")):
             raise TypeError(
-                f"WandbSink: run is {run!r}; allowed is wandb, or the run that wandb.init() returned"
+                f"WandbSink: run must be wandb or the run that wandb.init() returned, got {run!r}"
             )
         self._given = run
         self._prefix = prefix
@@ -172,8 +171,8 @@ class MLflowSink:
     ) -> None:
         if not has_method(mlflow, "log_metrics"):
             raise TypeError(
-                f"MLflowSink: mlflow is {mlflow!r}; allowed is the module mlflow, or an object with "
-                "log_metrics(dict, step)"
+                "MLflowSink: mlflow must be the module mlflow or an object with log_metrics(dict, "
+                f"step), got {mlflow!r}"
             )
         self._mlflow = mlflow
         self._names = _Names(prefix, layers, _mlflow_names)
