@@ -174,7 +174,7 @@ def test_cool_now_without_a_cooling_that_acts():
 
 
 def test_bad_chains():
-    with pytest.raises(ValueError, match="no controllers"):
+    with pytest.raises(ValueError, match="at least one controller"):
         Chain()
     with pytest.raises(TypeError, match="controller 1 must be"):
         Chain(Script({}), 3)
