@@ -1,4 +1,4 @@
-"""Barostat: the weight decay that norms can hold."""
+"""Barostat: the weight decay that norms can sustain."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from thermoopt.physics import ANGULAR_BOUND, AVERAGE, NU, TOLERANCE, Balance, Te
 __all__ = ["ANGULAR_BOUND", "BOUNDS", "NU", "Barostat", "repaired_decay"]
 
 READINGS_BETWEEN = 10
-"""Readings between two actions, beside the hold-off in steps: the decay's loop is to be at least ten times
-slower than one that acts on every reading (theory, section 4)."""
+"""Readings between two actions, in addition to the hold-off in steps: the decay's loop should be at least ten
+times slower than one that acts on every reading (theory, section 4)."""
 
 BOUNDS = Bounds(lo=1e-3, hi=1.0, slew_up=1.01, slew_down=1.1, min_readings=5, hold_off=100)
 """Down to a thousandth (decay a thousand times too high can be repaired), never above what the group says.
@@ -28,16 +28,16 @@ factor of 30 takes 36 steps, well within the hold-off; upwards ten times as long
 
 @dataclass
 class _Group:
-    """One parameter group that decays matrices.
+    """A parameter group with decayed matrices.
 
     Attributes:
         lever: the repair, a factor on the group's decay.
         first, acted: step of its first reading; number of its readings at the last action.
         wd: ``group["weight_decay"]`` when first attached.
-        lr_max: largest learning rate read so far.
+        lr_max: largest learning rate so far.
         coupling: learning rate over its maximum, 1 until it falls.
-        repaired: layers whose collapse it was repaired for, until it is back at its top.
-        reported: layers whose gradient was reported to shrink them, until it no longer does.
+        repaired: layers whose collapse caused a repair, until the factor is back at its maximum.
+        reported: layers reported as shrunk by their gradient, until they no longer are.
         layers, reference2, horizon: the decayed matrices, their squared norms at the start, steps ahead.
     """
 
@@ -55,41 +55,43 @@ class _Group:
 
 
 class Barostat(Controller):
-    r"""Gives every group's wd_scale: decay follows the learning rate, and gives way before norms collapse.
+    r"""Sets every group's wd_scale: decay follows the learning rate, and is reduced before norms collapse.
 
-    It speaks of decayed matrices: layers of two or more dimensions in groups with weight decay, that had a
-    gradient since the last reading and did not start at zero. Groups without any stay at scale 1, so a group
-    with decay 0 keeps it.
+    It considers decayed matrices: layers of two or more dimensions in groups with weight decay that have had
+        a
+    gradient since the last reading and did not start at zero. Groups without any keep scale 1, so decay 0
+    stays 0.
 
-    *Coupling* keeps the equilibrium norm :math:`\sqrt{\eta d/2\lambda}` through a schedule,
+    *Coupling* preserves the equilibrium norm :math:`\sqrt{\eta d/2\lambda}` during a schedule,
 
     .. math:: \lambda_t = \lambda\,\eta_t / \max_{s\le t}\eta_s,
 
-    with :math:`\eta` the mean over the group's decayed matrices of the last reading; while the rate rises,
-    the ratio is 1. It is feed-forward, neither bounded nor logged.
+    with :math:`\eta` the mean over the group's decayed matrices in the last reading; while the rate rises the
+    ratio is 1. This is feed-forward, neither bounded nor logged.
 
     *Repair*: with the source S of the norm balance :math:`\|\theta'\|^2 = (1-\eta\lambda)^2\|\theta\|^2 + S`,
-    a layer collapses if its norm is forecast to be below :math:`\nu` of its norm at the start, its free-fall
-    fraction :math:`1 - S/(2\eta\lambda\|\theta\|^2)` is above 1/2, or not below 0 where the norm is that
-    small already, and the angular step it would have at the forecast norm, :math:`\eta\|U\|/\|\theta\|`,
-    is above a bound: on a scale-invariant layer a shrinking norm is only a larger effective learning rate.
-    The group's decay then goes to the smallest
+    a layer collapses if its norm is forecast to fall below :math:`\nu` of its initial norm, its free-fall
+    fraction :math:`1 - S/(2\eta\lambda\|\theta\|^2)` is above 1/2 (or not negative, if the norm is that small
+    already), and its angular step at the forecast norm, :math:`\eta\|U\|/\|\theta\|`, is above a bound: for a
+    scale-invariant layer a shrinking norm only means a larger effective learning rate. The group's decay is
+    then set to the smallest
 
     .. math:: \lambda = S/(2\eta\,\nu^2\|\theta_{\mathrm{start}}\|^2)
 
-    of its collapsing layers, and once decay takes less than the source gives in all of them that are not
-    frozen meanwhile, back up to what the same formula then says. Where S <= 0 it is the gradient that shrinks
-    the weights: with the norm itself below :math:`\nu` of the start this is reported, once a layer until its
-    norm is back, and nothing is done. (A forecast with S < 0 soon is 0, in healthy runs too: it is not
-    trusted.)
+    of its collapsing layers. Once decay removes less than the source restores in all of them (except those
+    frozen since), decay rises again to the value of the same formula. If S <= 0 the gradient shrinks the
+    weights: if the norm itself is below :math:`\nu` of its initial value, this is reported once per layer
+        until
+    the norm has recovered, and nothing is done. (A forecast with S < 0 soon reaches 0, in healthy runs too,
+    so it is not trusted.)
 
     Args:
         couple: whether decay follows the learning rate.
-        nu: share of the norm at the start to hold, in (0, 1).
-        horizon: steps to forecast over, at least 1; None is the memory of the second moment,
-            1 / (1 - beta2), for which the present source can be trusted, or :data:`AVERAGE`.
-        angular_bound: radians a step, at least 0.
-        bounds: of the repair's factor.
+        nu: fraction of the initial norm to hold, in (0, 1).
+        horizon: steps to forecast, at least 1; None uses the memory of the second moment, 1 / (1 - beta2),
+            for which the present source can be trusted, or :data:`AVERAGE` without one.
+        angular_bound: bound in radians per step, at least 0.
+        bounds: limits of the repair's factor.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -131,7 +133,7 @@ class Barostat(Controller):
         return bool(self._norm2)
 
     def attach(self, start: Start) -> None:
-        """Take in layers and groups; from its first reading on, what it knows of one by name it keeps."""
+        """Receive layers and groups; after the first reading it keeps the state of those it knows by name."""
         if not self._norm2:
             self._forget()
         self._start = start
@@ -149,7 +151,7 @@ class Barostat(Controller):
             group.reference2 = [self._reference2[layer] for layer in group.layers]
 
     def update(self, reading: Reading | None, step: int) -> Scales:
-        """Return one wd factor a group; neutral before :meth:`attach`."""
+        """Return one wd factor per group; neutral before :meth:`attach`."""
         if self._start is None:
             return Scales()
         groups = [(name, self._groups[name]) for name in self._start.group_names]
@@ -166,7 +168,7 @@ class Barostat(Controller):
         return Scales(wd=[g.lever.move() * g.coupling if g.layers else 1.0 for _, g in groups])
 
     def _balance(self, group: _Group, reading: Reading, place: Mapping[str, int]) -> Balance:
-        """Balance of the group's layers that were seen, and have moved since the last reading.
+        """Return the balance of the group's layers that were seen and have moved since the last reading.
 
         A frozen layer keeps its averages to the last bit, while decay no longer touches it.
         """
@@ -191,7 +193,7 @@ class Barostat(Controller):
             group.coupling = lr / group.lr_max if group.lr_max > 0 else 1.0
 
     def _report(self, name: str, group: _Group, balance: Balance, step: int) -> None:
-        """Log the layers that their gradient shrinks, once each until the norm is back."""
+        """Log the layers that their gradient shrinks, once each until the norm has recovered."""
         if group.lever.readings < self._bounds.min_readings:
             return
         small = balance.norm2 < self._nu**2 * balance.reference2
@@ -211,7 +213,7 @@ class Barostat(Controller):
                 group.reported.remove(layer)
 
     def _act(self, name: str, group: _Group, balance: Balance, step: int) -> None:
-        """Repair what collapses, or let the decay recover."""
+        """Reduce decay for collapsing layers, or let it recover."""
         lever = group.lever
         rested = not lever.acted or lever.readings - group.acted >= READINGS_BETWEEN
         if not (rested and lever.ready(step) and step - group.first >= AVERAGE):
@@ -240,7 +242,7 @@ class Barostat(Controller):
                 group.repaired.clear()
 
     def _target(self, group: _Group, balance: Balance, i: int) -> float:
-        """Factor at which decay and source of layer i balance at nu of its norm at the start."""
+        """Return the factor at which decay and source of layer i balance at nu of its initial norm."""
         held2 = self._nu**2 * balance.reference2[i]
         decay = repaired_decay(float(balance.source[i]), float(balance.lr[i]), float(held2))
         return decay / (group.wd * group.coupling)
@@ -264,7 +266,7 @@ class Barostat(Controller):
 
     @property
     def log(self) -> list[Action]:
-        """Every action so far, and reports: actions whose old and new scale are the same."""
+        """Every action so far, including reports, whose old and new scale are equal."""
         return list(self._log)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a controller is: plain readings in, plain multipliers out."""
+"""The interface of a controller: plain readings in, plain multipliers out."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Action", "Controller", "Scales", "Start", "check_claim", "claim"]
 
 @dataclass(frozen=True)
 class Scales:
-    """Multipliers for the coming step.
+    """Multipliers for the next step.
 
     Attributes:
-        lr: a factor for every parameter group, or one a group;
+        lr: one factor for all parameter groups, or one per group;
             ``lr_eff = group["lr"] * lr * layer factor``.
         wd: likewise; ``wd_eff = group["weight_decay"] * wd``.
-        layers: optional factors by layer name; layers not named keep theirs. They are checked where they are
-            set (:meth:`thermoopt.ThermoAdamW.set_layer_factors`).
-        weights: how the coming step enters the sums of a law that lives on impulse.
+        layers: optional factors by layer name; other layers keep theirs. They are checked where they are set
+            (:meth:`thermoopt.ThermoAdamW.set_layer_factors`).
+        weights: weights of the next step in the sums of a law that uses impulse.
 
     Raises:
         ValueError: if a factor of ``lr`` or ``wd`` is negative or not finite.
@@ -44,7 +44,7 @@ class Scales:
                     raise ValueError(f"Scales: {kind} must hold finite numbers >= 0, got {value!r}")
 
     def spread(self, n_groups: int) -> tuple[list[float], list[float]]:
-        """Return one lr and one wd factor for each of so many groups.
+        """Return one lr and one wd factor for each of ``n_groups`` groups.
 
         Raises:
             ValueError: if the scales are for another number of groups.
@@ -62,20 +62,20 @@ class Scales:
 
 @dataclass(frozen=True)
 class Start:
-    """What a controller is told of the parameters before it acts: plain numbers, as they were at the start.
+    """The parameters at the start, as plain numbers, which a controller receives before it acts.
 
     Attributes:
         names: layer names, in the order of a reading's columns.
         group_of: index of each layer's parameter group.
-        group_names: a name for each group.
-        numel: real elements of each layer.
-        ndim: dimensions of each layer's tensor; below 2 it is a bias, a norm's gain or a scalar.
+        group_names: name of each group.
+        numel: number of real elements of each layer.
+        ndim: number of dimensions of each layer's tensor; below 2 it is a bias, a norm's gain or a scalar.
         rms: root mean square of each layer's parameters before the first step; 0 for zero-initialised ones.
         fan_in: real elements that feed one output of each layer, ``numel / shape[0]``; 1 for vectors.
         lr: ``group["lr"]`` of each group when the controller was attached: a law that yields an absolute
             rate is divided by it, so that an outside schedule still multiplies.
         wd: likewise ``group["weight_decay"]``.
-        beta1: decay of the first moment of each group; 0 where the optimizer keeps none.
+        beta1: decay of the first moment of each group; 0 if the optimizer keeps none.
         beta2: likewise of the second moment.
     """
 
@@ -94,16 +94,16 @@ class Start:
 
 @dataclass(frozen=True)
 class Action:
-    """One move of a controller.
+    """One action of a controller.
 
     Attributes:
-        step: number of the first step it takes effect in.
-        controller: class of the controller that moved.
+        step: number of the first step in which it takes effect.
+        controller: class name of the controller.
         group: name of the parameter group, or ``"all"``.
         kind: ``"lr"`` or ``"wd"``.
-        old, new: the scale before, and the one aimed at (a slew limit may take steps to get there).
-        evidence: what it was decided on: value and standard error by name (NaN where it has none).
-        reason: in words.
+        old, new: the previous and the target scale (a slew limit may take several steps to reach it).
+        evidence: the basis of the decision: value and standard error by name (NaN without one).
+        reason: the reason in words.
     """
 
     step: int
@@ -116,12 +116,12 @@ class Action:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON and checkpoints."""
+        """Return it as plain data for JSON and checkpoints."""
         return {**asdict(self), "evidence": {k: list(v) for k, v in self.evidence.items()}}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Action:
-        """Take up what :meth:`to_dict` gave."""
+        """Restore it from the result of :meth:`to_dict`."""
         evidence = {k: (float(v[0]), float(v[1])) for k, v in saved["evidence"].items()}
         return cls(**{**saved, "evidence": evidence})
 
@@ -131,42 +131,43 @@ class Controller(ABC):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Sums its law lives on (:data:`thermoopt.physics.TRAVEL_SUMS`), to be in ``reading.travel``."""
+        """Sums that its law uses (:data:`thermoopt.physics.TRAVEL_SUMS`), expected in ``reading.travel``."""
         return frozenset()
 
     @property
     def ema_steps(self) -> float | None:
-        """Length of the readings' average it wants, in steps; None leaves it to the measuring side."""
+        """Averaging time of readings that it wants, in steps; None leaves it to the measuring side."""
         return None
 
     @property
     def every(self) -> int | None:
-        """Steps between two readings it wants; None leaves them to the measuring side."""
+        """Steps between readings that it wants; None leaves it to the measuring side."""
         return None
 
     @property
     def begun(self) -> bool:
-        """Whether it holds anything of a run: then it serves no other before :meth:`reset`."""
+        """Whether it holds state of a run; it then serves no other run before :meth:`reset`."""
         return False
 
     def attach(self, start: Start) -> None:  # noqa: B027 - most controllers have no use for it
-        """Be told of the parameters; called before the first update and again whenever a group was added."""
+        """Receive the parameters; called before the first update and again whenever a group was added."""
 
     def see_lr(self, lr: Sequence[float]) -> None:  # noqa: B027 - most controllers have no use for it
-        """Be told, before an update, each group's ``group["lr"]`` as it now is; NaN where a device has it.
+        """Receive each group's present ``group["lr"]`` before an update; NaN if it is on a device.
 
-        Called only where somebody else may write it: :class:`thermoopt.ThermoAdamW`, not a ThermoScheduler,
+        Called only where others may write it: by :class:`thermoopt.ThermoAdamW`, but not by a
+            ThermoScheduler,
         which owns it.
         """
 
     @abstractmethod
     def update(self, reading: Reading | None, step: int) -> Scales:
-        """Return the scales of a step that is about to be taken.
+        """Return the scales of the step that is about to be taken.
 
         Args:
-            reading: the newest reading if there is one that was not handed over yet, else None. Each is
-                handed over once, also across a checkpoint.
-            step: number of the coming step, counted from 1 by the optimizer.
+            reading: the newest reading if it has not been passed yet, else None. Each reading is passed once,
+                also across a checkpoint.
+            step: number of the next step, counted from 1 by the optimizer.
         """
 
     @property
@@ -176,14 +177,14 @@ class Controller(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to go on, in plain floats, ints, strings, lists and dicts by string.
+        """Return all that is needed to resume: floats, ints, strings, lists and dicts with string keys.
 
         It travels as JSON (:mod:`thermoopt.account.json_state`).
         """
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
 
     @abstractmethod
     def reset(self) -> None:
@@ -191,20 +192,20 @@ class Controller(ABC):
 
 
 _OWNERS: weakref.WeakKeyDictionary[Controller, weakref.ref[object]] = weakref.WeakKeyDictionary()
-"""Which optimizer or scheduler each controller serves: one at a time."""
+"""The optimizer or scheduler that each controller serves, one at a time."""
 
 
 def claim(controller: Controller, owner: object) -> None:
-    """Let a controller and its parts serve an owner from now on.
+    """Assign a controller and its parts to an owner.
 
     A copy of a controller that has run belongs to nobody yet and may be claimed.
 
     Args:
-        controller: to be claimed.
-        owner: what drives it; only a weak reference is kept.
+        controller: the controller to claim.
+        owner: the object that drives it; only a weak reference is kept.
 
     Raises:
-        ValueError: if one of them holds a run of another owner. Nothing has changed then.
+        ValueError: if one of them holds a run of another owner, before anything has changed.
     """
     parts = list(_parts(controller))
     for part in parts:

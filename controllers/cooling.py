@@ -13,10 +13,10 @@ from thermoopt.controllers.base import Controller, Scales, Start
 __all__ = ["SHAPES", "Cooling", "cooling_factor"]
 
 OUTSIDE = 0.02
-"""Relative change of a group's lr from which somebody else schedules it: above rounding."""
+"""Relative change of a group's lr from which an outside schedule is assumed: above rounding."""
 
 TAIL = 0.2
-"""Share of the run that the ``wsd`` tail takes, the length most used with 1 - sqrt (arXiv 2405.18392)."""
+"""Fraction of the run for the ``wsd`` tail, the most common length with 1 - sqrt (arXiv 2405.18392)."""
 
 
 def _wsd(u: float) -> float:
@@ -29,14 +29,14 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda u: (1 + math.cos(math.pi * u)) / 2,
     "wsd": _wsd,
 }
-"""Shapes as functions of u, the share of the run done after warm-up, from 1 at u = 0. ``linear`` goes to zero
-(arXiv 2502.15938), ``wsd`` stays and ends with 1 - sqrt (arXiv 2405.18392)."""
+"""Shapes as functions of u, the completed fraction of the run after warm-up, starting from 1 at u = 0.
+``linear`` falls to zero (arXiv 2502.15938); ``wsd`` is constant and ends with 1 - sqrt (arXiv 2405.18392)."""
 
 
 def cooling_factor(
     step: int, *, total_steps: int | None, shape: str, warmup_steps: int, floor: float, rate: float
 ) -> float:
-    r"""Factor on the learning rate of one step.
+    r"""Return the factor on the learning rate of one step.
 
     Warm-up is linear, ``step / warmup_steps``; then ``floor + (1 - floor) * s`` with s one of
     :data:`SHAPES` at :math:`u = (\mathrm{step}-1-\mathrm{warmup})/(\mathrm{total}-\mathrm{warmup})`, clipped
@@ -49,12 +49,12 @@ def cooling_factor(
     :math:`\eta_0`).
 
     Args:
-        step: number of the step, from 1.
+        step: number of the step, counted from 1.
         total_steps: length of the run; None for a constant amplitude.
-        shape: a name of :data:`SHAPES`, or ``"inverse_time"``.
+        shape: a name from :data:`SHAPES`, or ``"inverse_time"``.
         warmup_steps: steps of the warm-up.
-        floor: what the shape ends at.
-        rate: for ``"inverse_time"``, per step.
+        floor: final value of the shape.
+        rate: decay per step for ``"inverse_time"``.
     """
     if step <= warmup_steps:
         return step / warmup_steps
@@ -69,10 +69,10 @@ def cooling_factor(
 
 
 def check_total_steps(total_steps: object) -> None:
-    """Refuse what is no length of a run.
+    """Raise unless a value is a valid length of a run.
 
     Raises:
-        TypeError, ValueError: naming ``total_steps``, for all but None and whole numbers from 1.
+        TypeError, ValueError: naming ``total_steps``, unless it is None or an integer >= 1.
     """
     if total_steps is None:
         return
@@ -84,19 +84,19 @@ def check_total_steps(total_steps: object) -> None:
 
 
 class Cooling(Controller):
-    """Gives every group's lr_scale a shape over the run; the amplitude is another controller's or the user's.
+    """Shapes every group's lr_scale over the run; the amplitude comes from another controller or the user.
 
-    After ``total_steps`` the factor stays where the shape ended. Without ``total_steps`` the run is anytime:
-    a constant amplitude until :meth:`cool_now` starts the quench.
+    After ``total_steps`` the factor keeps its final value. Without ``total_steps`` the run has no fixed end:
+    the amplitude is constant until :meth:`cool_now` starts the quench.
 
     Args:
         total_steps: length of the run in optimizer steps; needed by every shape but ``"constant"`` and
-            ``"inverse_time"``, unless the run is to be anytime.
+            ``"inverse_time"``, unless the run has no fixed end.
         shape: ``"constant"``, ``"linear"``, ``"cosine"``, ``"wsd"`` or ``"inverse_time"``.
-        warmup: steps from 1, or a share of ``total_steps`` below 1; 0 for none. None is 5 % of
-            ``total_steps`` (the warm-up that this project's measurements of laws used), 0 in an anytime run.
-        floor: factor at the end, in [0, 1].
-        rate: dimensionless decay a step for ``"inverse_time"``, curvature times initial lr, > 0.
+        warmup: number of steps, at least 1, or a fraction of ``total_steps`` below 1; 0 for none. None is 5 %
+            of ``total_steps`` (as in this project's measurements of laws), and 0 without ``total_steps``.
+        floor: final factor, in [0, 1].
+        rate: dimensionless decay per step for ``"inverse_time"``, curvature times initial lr, > 0.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -128,7 +128,7 @@ class Cooling(Controller):
             raise ValueError(
                 f"warmup must be a whole number of steps, or a share of total_steps below 1, got {warmup!r}"
             )
-        # of a run of a few steps the first must move already
+        # in a run of a few steps the first must already move
         warmup_steps = round(warmup * total_steps) if share and total_steps is not None else int(warmup)
         if total_steps is not None and warmup_steps > total_steps:
             raise ValueError(f"warmup must be at most total_steps = {total_steps}, got {warmup!r}")
@@ -145,15 +145,15 @@ class Cooling(Controller):
 
     @property
     def begun(self) -> bool:
-        """Whether it was asked for a step's factor."""
+        """Whether it has returned a step's factor."""
         return self._step > 0
 
     def attach(self, start: Start) -> None:
-        """Keep the groups' lr, to tell when somebody else schedules it too."""
+        """Remember the groups' lr, to detect an outside schedule."""
         self._lr = start.lr
 
     def see_lr(self, lr: Sequence[float]) -> None:
-        """Warn, once a run, where an outside schedule moves the lr: the two multiply."""
+        """Warn, once per run, if an outside schedule changes the lr: the two multiply."""
         if self._fixed["shape"] == "constant" or self._outside or len(lr) != len(self._lr):
             return
         for now, base in zip(lr, self._lr, strict=True):
@@ -169,7 +169,7 @@ class Cooling(Controller):
                 return
 
     def update(self, reading: Reading | None, step: int) -> Scales:
-        """Return the factor of the coming step for all groups; readings are not looked at."""
+        """Return the factor of the next step for all groups; readings are ignored."""
         self._step = step
         total = self._fixed["total_steps"]
         if total is not None and step == total + 2 and self._fixed["shape"] != "constant":
@@ -187,10 +187,10 @@ class Cooling(Controller):
         return Scales(lr=factor)
 
     def cool_now(self, steps: int) -> None:
-        """Start the quench with the coming step: 1 - sqrt, down to the floor in so many steps.
+        """Start the quench with the next step: 1 - sqrt, down to the floor in ``steps`` steps.
 
         Raises:
-            ValueError: if ``steps`` is below 1 or a quench is under way.
+            ValueError: if ``steps`` is below 1 or a quench is in progress.
         """
         if isinstance(steps, bool) or steps < 1:
             raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
@@ -203,7 +203,7 @@ class Cooling(Controller):
         return {"step": self._step, "quench_from": self._quench_from, "quench_steps": self._quench_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up step and quench."""
+        """Load step and quench."""
         self._step, self._quench_from = int(state["step"]), int(state["quench_from"])
         self._quench_steps = int(state["quench_steps"])
 

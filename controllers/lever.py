@@ -1,4 +1,4 @@
-"""A bounded, slewed, logged scale: what every acting controller moves."""
+"""A bounded, slew-limited, logged scale, which every acting controller uses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Bounds", "Lever"]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a controller may do to a scale.
+    """Limits on a controller's changes of a scale.
 
     Attributes:
         lo, hi: the scale stays in [lo, hi]; 0 <= lo <= hi.
-        slew_up, slew_down: largest factor a step upwards and downwards, above 1.
-        min_readings: readings before the first action, from 0.
-        hold_off: steps after an action before the next, from 0.
+        slew_up, slew_down: largest factor per step upwards and downwards, > 1.
+        min_readings: readings before the first action, >= 0.
+        hold_off: steps between two actions, >= 0.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -47,14 +47,14 @@ class Bounds:
 
 
 class Lever:
-    """One scale on its way to a target.
+    """A scale on its way to a target.
 
-    An action sets the target, within bounds; every step then brings the value nearer, by no more than the
-    slew limit. The target never leaves the bounds, so nothing winds up while the value stands at one.
+    An action sets the target, within bounds; every step then moves the value towards it by at most the slew
+    limit. The target never leaves the bounds, so there is no wind-up while the value is at one of them.
 
     Args:
-        bounds: what it may do.
-        value: where it starts; kept within bounds.
+        bounds: the limits.
+        value: the initial value, clipped to the bounds.
     """
 
     def __init__(self, bounds: Bounds, value: float = 1.0) -> None:
@@ -64,7 +64,7 @@ class Lever:
         self.readings = 0
 
     def ready(self, step: int) -> bool:
-        """Whether it may act: enough readings seen, and the hold-off over."""
+        """Whether it may act: enough readings have been seen, and the hold-off is over."""
         held = self.acted > 0 and step - self.acted < self.bounds.hold_off
         return self.readings >= self.bounds.min_readings and not held
 
@@ -80,12 +80,12 @@ class Lever:
         reason: str,
         tolerance: float = 0.0,
     ) -> Action | None:
-        """Set the target and return the action, or None where it may not act or little would change.
+        """Set the target and return the action, or None if it may not act or little would change.
 
         Args:
-            target: wanted scale; not finite asks for nothing.
-            step: number of the coming step.
-            controller, group, kind, evidence, reason: go into the :class:`Action`.
+            target: wanted scale; a non-finite value requests nothing.
+            step: number of the next step.
+            controller, group, kind, evidence, reason: recorded in the :class:`Action`.
             tolerance: relative change of the target below which nothing is done.
         """
         if not math.isfinite(target) or not self.ready(step):
@@ -98,7 +98,7 @@ class Lever:
         return action
 
     def move(self) -> float:
-        """Go one step towards the target and return the value."""
+        """Move one step towards the target and return the value."""
         if self.target > self.value:
             # from 0 no factor leads away
             limit = self.value * self.bounds.slew_up if self.value > 0 else self.target

@@ -13,30 +13,30 @@ PRESETS = ("default", "finetune", "respect_lr")
 """Names of the presets."""
 
 FINETUNE_KAPPA = 0.1
-"""Displacement that fine-tuning starts with, in units of the weights' own size."""
+"""Initial displacement for fine-tuning, in units of the weights' own size."""
 
 WARMUP = 0.1
 """Share of the run that warms up. Measured by this project: 5 % leaves transformers 3 to 10 % worse at 300
 to 1200 steps, and a start that is too high is forgiven while its rate is low."""
 
 RESPECT = 4.0
-"""How far ``respect_lr`` may go from the user's lr, up and down: about the error of a hand-tuned lr."""
+"""Factor by which ``respect_lr`` may move up or down from the user's lr: the error of a hand-tuned one."""
 
 
 def autotune(total_steps: int | None = None, preset: str = "default", *, shape: str = "linear") -> Chain:
-    """Return the controllers that take the place of a tuned learning rate and a schedule.
+    """Return the controllers that replace a tuned learning rate and a schedule.
 
     A chain of :class:`Thermostat` (the amplitude), :class:`Barostat` (weight decay) and :class:`Cooling`
     (warm-up over 10 % of the run and the shape). ``ThermoAdamW(model.named_parameters(),
     controller=autotune(T))`` needs no lr.
 
     Args:
-        total_steps: length of the run in optimizer steps, a whole number from 1. None is anytime: the
+        total_steps: length of the run in optimizer steps, at least 1. None for a run without a fixed end: the
             amplitude is held until ``chain.cool_now(steps)`` starts the quench.
         preset: ``"default"`` finds the rate from scratch; ``"finetune"`` starts from a small displacement
-            budget; ``"respect_lr"`` takes the optimizer's lr as centre and moves within a factor of 4, all
-            layers of a group alike.
-        shape: of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`).
+            budget; ``"respect_lr"`` stays within a factor of 4 of the optimizer's lr, with the same factor
+            for all layers of a group.
+        shape: shape of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`).
 
     Raises:
         TypeError, ValueError: for values out of range; the message names the argument.

@@ -1,4 +1,4 @@
-"""A record of the scales of a run, and its replay: the ablation that tells feedback from shape."""
+"""A recording of a run's scales and its replay: the ablation that separates feedback from shape."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from thermoopt.controllers.wrappers import Wrapper
 __all__ = ["Recorder", "Replay"]
 
 ROW = ("step", "lr", "wd", "layers")
-"""Keys of a row of a trajectory: the step from which the scales hold, and what :class:`Scales` says; of
-``layers`` what changed."""
+"""Keys of a row of a trajectory: the step from which the scales apply, and the fields of :class:`Scales`,
+with only the changes of ``layers``."""
 
 
 class Recorder(Wrapper):
-    """Passes a controller's scales on and keeps their trajectory, for :class:`Replay`.
+    """Forwards a controller's scales and records their trajectory for :class:`Replay`.
 
     Args:
         controller: the one to record.
@@ -68,7 +68,7 @@ class Recorder(Wrapper):
         return scales
 
     def save(self, path: str | Path) -> None:
-        """Write the trajectory, one JSON object a line; :meth:`Replay.load` reads it."""
+        """Write the trajectory, one JSON object per line; :meth:`Replay.load` reads it."""
         lines = (json.dumps(row, allow_nan=False) + "\n" for row in self._rows)
         Path(path).write_text("".join(lines), encoding="utf-8")
 
@@ -88,7 +88,7 @@ class Recorder(Wrapper):
 
 
 class Replay(Controller):
-    """Plays a recorded trajectory back, whatever the readings say.
+    """Plays back a recorded trajectory regardless of the readings.
 
     The ablation that tells feedback from shape: the same scales, open loop. Neutral before the first row;
     every row holds until the next, the last for good.
@@ -120,7 +120,7 @@ class Replay(Controller):
 
     @classmethod
     def load(cls, path: str | Path) -> Replay:
-        """Read what :meth:`Recorder.save` wrote.
+        """Read a file written by :meth:`Recorder.save`.
 
         Raises:
             OSError: if the file cannot be read.
@@ -140,11 +140,11 @@ class Replay(Controller):
         return self._scales[i - 1] if i else Scales()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: where it stands is the step."""
+        """Return nothing: its position is the step."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up nothing."""
+        """Load nothing."""
 
     def reset(self) -> None:
         """Forget nothing."""
@@ -155,7 +155,7 @@ def _plain(factor: float | Sequence[float]) -> float | list[float]:
 
 
 def _copy(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row that shares nothing with the original."""
+    """Return a deep copy of a row."""
     return {
         "step": row["step"],
         "lr": _plain(row["lr"]),
@@ -177,7 +177,7 @@ def _factors(row: Mapping[str, Any], key: str) -> float | list[float]:
 
 
 def _parse(row: object) -> tuple[int, float | list[float], float | list[float], dict[str, float]]:
-    """Step, lr, wd and layers of a row.
+    """Return step, lr, wd and layers of a row.
 
     Raises:
         ValueError: saying what is wrong with it.

@@ -1,4 +1,4 @@
-"""Controllers made of controllers: several at once, and a dry run."""
+"""Controllers made of other controllers: chains and dry runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _check_controller(argument: str, controller: object) -> None:
 
 
 def _product(a: float | Sequence[float], b: float | Sequence[float]) -> float | list[float]:
-    """Product of two factors, each for all groups or one a group."""
+    """Return the product of two factors, each for all groups or one per group."""
     if isinstance(a, Sequence) and isinstance(b, Sequence):
         if len(a) != len(b):
             raise ValueError(f"Chain: one controller gives {len(a)} factors, another {len(b)}")
@@ -28,17 +28,16 @@ def _product(a: float | Sequence[float], b: float | Sequence[float]) -> float | 
 
 
 class Chain(Controller):
-    """Asks several controllers with the same reading and multiplies their scales.
+    """Passes each reading to several controllers and multiplies their scales.
 
-    Layer factors multiply by name; a layer that one of them names keeps that one's factor until it names it
-    again.
+    Layer factors multiply by name; a controller's factor for a layer remains until it names the layer again.
 
     Args:
         controllers: at least one.
 
     Raises:
         ValueError: without any.
-        TypeError: if one is no controller.
+        TypeError: if one is not a controller.
     """
 
     def __init__(self, *controllers: Controller) -> None:
@@ -56,17 +55,17 @@ class Chain(Controller):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What any of them needs."""
+        """All sums that any of them needs."""
         return frozenset().union(*(c.needs for c in self.controllers))
 
     @property
     def ema_steps(self) -> float | None:
-        """The shortest average that one of them wants."""
+        """The shortest averaging time that any of them wants."""
         return min((c.ema_steps for c in self.controllers if c.ema_steps is not None), default=None)
 
     @property
     def every(self) -> int | None:
-        """The shortest interval that one of them wants."""
+        """The shortest interval that any of them wants."""
         return min((c.every for c in self.controllers if c.every is not None), default=None)
 
     @property
@@ -85,10 +84,10 @@ class Chain(Controller):
             controller.see_lr(lr)
 
     def update(self, reading: Reading | None, step: int) -> Scales:
-        """Return the product of their scales, and the weights of the one that gives some.
+        """Return the product of their scales, with the weights of the controller that gives any.
 
         Raises:
-            ValueError: if two give factors for different numbers of groups, or weights both.
+            ValueError: if two give factors for different numbers of groups, or both give weights.
         """
         lr: float | Sequence[float] = 1.0
         wd: float | Sequence[float] = 1.0
@@ -119,7 +118,7 @@ class Chain(Controller):
         """Start the quench of every member that has one (:meth:`Cooling.cool_now`).
 
         Raises:
-            ValueError: if none has, or as that method says.
+            ValueError: if no member has one, and as that method does.
         """
         members = list(_members(self))
         coolers = [m for m in members if hasattr(m, "cool_now")]
@@ -226,15 +225,15 @@ class Wrapper(Controller):
 
 
 class DryRun(Wrapper):
-    """Lets a controller judge every reading, and does nothing.
+    """Passes every reading to a controller without applying its scales.
 
-    Its log is the controller's: what would have been done, had every reading been as it was.
+    Its log is the controller's: the actions it would have taken on these readings.
 
     Args:
-        controller: the one to try.
+        controller: the controller to try.
 
     Raises:
-        TypeError: if it is no controller.
+        TypeError: if it is not a controller.
     """
 
     def __init__(self, controller: Controller) -> None:
@@ -243,11 +242,11 @@ class DryRun(Wrapper):
 
     @property
     def would(self) -> Scales:
-        """What the controller returned last; neutral before the first update and after a load."""
+        """The controller's last scales; neutral before the first update and after loading."""
         return self._would
 
     def update(self, reading: Reading | None, step: int) -> Scales:
-        """Return neutral scales, with the weights that a law's own sums need."""
+        """Return neutral scales, with the weights that the law's own sums need."""
         self._would = self.controller.update(reading, step)
         return Scales(weights=self._would.weights)
 
@@ -263,7 +262,7 @@ class DryRun(Wrapper):
 
 
 def _members(controller: Controller) -> Iterator[Controller]:
-    """The controllers that act in a chain; what a dry run tries does not."""
+    """Return the controllers that act in a chain; those inside a dry run do not."""
     parts = getattr(controller, "controllers", ())
     if not parts:
         yield controller

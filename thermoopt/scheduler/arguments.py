@@ -1,4 +1,4 @@
-"""What a ThermoScheduler checks of its arguments before anything is made."""
+"""Checks of a ThermoScheduler's arguments, before anything is created."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_lr(optimizer: Optimizer) -> None:
 def check_control(
     optimizer: Optimizer, controller: Controller | None, observer: Observer | None, shape: str
 ) -> None:
-    """Raise TypeError or ValueError if controller, observer, shape and optimizer do not go together."""
+    """Raise TypeError or ValueError if controller, observer, shape and optimizer do not fit together."""
     if observer is not None:
         if not isinstance(observer, Observer):
             raise TypeError(f"observer must be None or a thermoopt.observer.Observer, got {observer!r}")

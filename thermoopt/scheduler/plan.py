@@ -1,4 +1,4 @@
-"""The plain schedule of one parameter group's learning rate, to the last bit what torch's schedulers give."""
+"""The plain schedule of one parameter group's learning rate, bit for bit that of torch's schedulers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thermoopt.controllers import SHAPES, cooling_factor
 __all__ = ["ANYTIME", "GroupSchedule", "SchedulePlan", "copied", "geometric_mean", "plain"]
 
 ANYTIME = ("constant", "inverse_time")
-"""Shapes that need no length of the run: neither looks at its end."""
+"""Shapes that do not depend on the length of the run."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,12 @@ class SchedulePlan:
             )
 
     def floor(self, base: float | Tensor) -> float:
-        """Return what the shape ends at, as a share of a group's lr."""
+        """Return the final value of the shape as a fraction of a group's lr."""
         value = float(base)
         return 1.0 if value <= self.eta_min else self.eta_min / value
 
     def next_lr(self, previous: float | Tensor, base: float | Tensor, floor: float, n: int) -> float | Tensor:
-        """Lr after n steps from that after n - 1, by torch's operations in its order."""
+        """Return the lr after n steps from that after n - 1, with torch's operations in torch's order."""
         w, total = self.warmup_steps, self.total_steps
         if n < w:  # LinearLR from 1/w to 1 in w - 1 steps
             s = 1 / w
@@ -99,14 +99,14 @@ class SchedulePlan:
 
 @dataclass
 class GroupSchedule:
-    """One parameter group: where its schedule stands, and its scales.
+    """The state of one parameter group's schedule, and its scales.
 
     Attributes:
         base, wd: base values of lr and weight decay.
-        floor: what the shape ends at, as a share of ``base``.
+        floor: final value of the shape as a fraction of ``base``.
         lr: the plain schedule's lr at time ``epoch`` (optimizer steps taken; -1 before the first).
         lr_scale, wd_scale: a controller's factors.
-        owns_wd: whether a controller ever moved the decay.
+        owns_wd: whether a controller has ever changed the decay.
     """
 
     base: float | Tensor
@@ -119,7 +119,7 @@ class GroupSchedule:
     owns_wd: bool = False
 
     def advance(self, plan: SchedulePlan, epoch: int) -> None:
-        """Go on to a time, one step after the other: the lr follows from the one before."""
+        """Advance to a time step by step: each lr follows from the previous one."""
         last = epoch if plan.total_steps is None else min(epoch, plan.total_steps)
         for n in range(self.epoch + 1, last + 1):
             self.lr = plan.next_lr(self.lr, self.base, self.floor, n)
@@ -130,7 +130,7 @@ class GroupSchedule:
         return {**vars(self), "base": float(self.base), "lr": float(self.lr)}
 
     def load_state_dict(self, state: Mapping[str, Any], plan: SchedulePlan, same_plan: bool) -> None:
-        """Take up what :meth:`state_dict` gave; lr and time only where they are of the same plan."""
+        """Load the result of :meth:`state_dict`; lr and time only if they belong to the same plan."""
         self.base, self.wd = _like(state["base"], self.base), float(state["wd"])
         self.floor = plan.floor(self.base)
         self.lr_scale, self.wd_scale = float(state["lr_scale"]), float(state["wd_scale"])
@@ -140,12 +140,12 @@ class GroupSchedule:
 
 
 def copied(lr: float | Tensor) -> float | Tensor:
-    """Return an lr that is no alias."""
+    """Return a copy of an lr."""
     return lr.detach().clone() if isinstance(lr, Tensor) else lr
 
 
 def plain(state: Any) -> Any:
-    """Copy nested data with lists in the place of tensors."""
+    """Copy nested data with lists in place of tensors."""
     if isinstance(state, Mapping):
         return {key: plain(value) for key, value in state.items()}
     if isinstance(state, (list, tuple)):
@@ -154,7 +154,7 @@ def plain(state: Any) -> Any:
 
 
 def geometric_mean(pairs: list[tuple[int, float]]) -> float:
-    """Mean of factors by weight; the factor itself where all are one."""
+    """Return the weighted geometric mean of factors, exactly the factor if all are equal."""
     factors = {factor for _, factor in pairs}
     if len(factors) == 1:
         return factors.pop()

@@ -1,4 +1,4 @@
-"""ThermoScheduler: a shape over the run for any torch optimizer, and a controller on top of it."""
+"""ThermoScheduler: a learning-rate shape for any torch optimizer, with an optional controller on top."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["ThermoScheduler"]
 
 
 def _observer_first(init: Callable[..., None]) -> Callable[..., None]:
-    """Let an observer stand in front of the optimizer: ``ThermoScheduler(observer, optimizer, ...)``."""
+    """Accept an observer before the optimizer: ``ThermoScheduler(observer, optimizer, ...)``."""
 
     @functools.wraps(init)
     def wrapper(self: ThermoScheduler, *args: Any, **kwargs: Any) -> None:
@@ -45,63 +45,62 @@ def _observer_first(init: Callable[..., None]) -> Callable[..., None]:
 class ThermoScheduler(LRScheduler):
     r"""Learning-rate schedule with warm-up for any torch optimizer, with or without a controller.
 
-    In step n + 1, n being the optimizer steps taken,
+    In step n + 1, where n is the number of optimizer steps taken,
 
     .. math::
         \eta = \eta_{base}\, s(n)\, \mathrm{lr\_scale},\qquad \lambda = \lambda_{base}\, \mathrm{wd\_scale}
 
-    *Shape.* Warm-up takes s from 1/w to 1 in w steps; then it is ``"constant"``, ``"linear"`` or
-    ``"cosine"``, ``"wsd"`` (constant, and a last fifth of 1 - sqrt), all down to ``eta_min``, or
+    *Shape.* During warm-up s rises from 1/w to 1 in w steps. It is then ``"constant"``, ``"linear"``,
+    ``"cosine"`` or ``"wsd"`` (constant, then 1 - sqrt over the last fifth), each down to ``eta_min``, or
     ``"inverse_time"``, 1/(1 + rate t) with t = n - w, towards it
-    (:func:`thermoopt.controllers.cooling.cooling_factor`). Without a controller the values are torch's own to
-    the last bit: LinearLR, CosineAnnealingLR, LambdaLR, joined by SequentialLR. After ``total_steps`` the lr
-    stays where the shape ended. A group whose lr is not above ``eta_min`` keeps it.
+    (:func:`thermoopt.controllers.cooling.cooling_factor`). Without a controller the values equal torch's own
+    bit for bit: LinearLR, CosineAnnealingLR, LambdaLR, joined by SequentialLR. After ``total_steps`` the lr
+    keeps its final value. A group whose lr is not above ``eta_min`` keeps its lr.
 
-    *Time* is the optimizer's: :meth:`step` called several times between two optimizer steps changes nothing,
-    called too seldom it catches up. A step that a GradScaler holds back does not count, unless the optimizer
-    is fused (torch calls its step all the same). A checkpoint library's dry step does not count.
+    *Time* is the optimizer's: extra calls to :meth:`step` between optimizer steps do nothing; missed calls
+    are caught up. A step that a GradScaler skips does not count, unless the optimizer is fused (torch then
+    calls its step anyway). A checkpoint library's dry step does not count.
 
     *Ownership.* lr, and weight decay once a controller has asked for a wd factor other than 1, are always
-    formed from the base values (``initial_lr``; the decay at construction), so a value written from outside
-    lasts until the next :meth:`step`. An lr that is a Tensor stays one. A group added in mid-run has the
-    lr it was added with as its base, and follows the shape from the next :meth:`step` on.
+    computed from the base values (``initial_lr``; the decay at construction), so a value written from outside
+    lasts only until the next :meth:`step`. An lr that is a Tensor stays one. The base of a group that is
+    added during the run is the lr it was added with; it follows the shape from the next :meth:`step` on.
 
-    *Controller.* Once an optimizer step it sees the newest reading of an
-    :class:`~thermoopt.observer.Observer` and gives the scales. Layer factors go to a ThermoAdamW as they are;
-    for any other optimizer, which has one lr a group, their geometric mean over the group, weighted by
-    elements, is a factor on the group's lr (a thermostat's rate D then moves the group by D times that mean
-    of its layers' units): with one layer a group (one group a parameter) it is each layer's own. Where the
-    size of an optimizer's update is not known beforehand (all but Adam and AdamW) a law of absolute rates, as
-    in :func:`thermoopt.autotune`, leaves the lr as given until the first reading.
+    *Controller.* Once per optimizer step the controller sees the newest reading of an
+    :class:`~thermoopt.observer.Observer` and returns the scales. A ThermoAdamW applies layer factors
+    directly. Any other optimizer has one lr per group, which is multiplied by the geometric mean of the
+    group's layer factors, weighted by elements (a thermostat's rate D then moves the group by D times that
+    mean of its layers' units); with one layer per group this is the layer's own factor. If the size of an
+    optimizer's update is not known in advance (all but Adam and AdamW), a law of absolute rates, as in
+    :func:`thermoopt.autotune`, leaves the given lr unchanged until the first reading.
 
-    *Distance.* For a law that lives on the distance from the start (autotune's) a sample of the parameters
-    as they were before the first step, one element in 17 (all up to 16,384), is kept in the optimizer's
-    groups as ``"thermo_travel"``, as torch keeps ``initial_lr``: ``optimizer.state_dict()`` carries it, and
-    the two states may be loaded in either order. With an optimizer's state that holds none, the distance
-    counts from the parameters as they are at the next step, and a warning says so. The layers' own units are
-    those at construction: load pre-trained weights before.
+    *Distance.* For a law that uses the distance from the start (autotune's), a sample of the parameters
+    before the first step, one element in 17 (all, up to 16,384), is kept in the optimizer's groups as
+    ``"thermo_travel"``, as torch keeps ``initial_lr``: it is part of ``optimizer.state_dict()``, and the two
+    states may be loaded in either order. If an optimizer's state has none, the distance is measured from the
+    parameters at the next step, with a warning. The layers' units are those at construction: load pre-trained
+    weights first.
 
     Args:
         optimizer: any torch optimizer.
-        total_steps: length of the run in optimizer steps, from 1; None with ``"constant"`` and
-            ``"inverse_time"`` only.
-        warmup_steps: steps of linear warm-up, 0 to total_steps.
+        total_steps: length of the run in optimizer steps, at least 1; None only with ``"constant"`` and
+            ``"inverse_time"``.
+        warmup_steps: steps of linear warm-up, 0 to ``total_steps``.
         shape: see above.
-        controller: turns readings into scales; None is the plain schedule, and measures nothing.
-        eta_min: lr at the end of the shape, in units of lr, from 0.
-        rate: dimensionless decay a step for ``"inverse_time"``, curvature times initial lr, > 0.
-        observer: measures for the controller; it may also stand before the optimizer, as first argument.
-            None makes one, with averages as long as the controller wants them.
-        last_epoch: as in torch: -1, or the number of optimizer steps taken less one where groups hold an
+        controller: turns readings into scales; None is the plain schedule, which measures nothing.
+        eta_min: lr at the end of the shape, in units of lr, >= 0.
+        rate: dimensionless decay per step for ``"inverse_time"``, curvature times initial lr, > 0.
+        observer: measures for the controller; it may also be passed first, before the optimizer. None creates
+            one with the averaging time that the controller wants.
+        last_epoch: as in torch: -1, or the number of optimizer steps taken minus one if groups hold an
             ``initial_lr``.
 
     Raises:
-        TypeError, ValueError: for arguments that are not what they should be; the message names the
-            argument, its value and what is allowed. A controller that cools is refused with a shape other
-            than ``"constant"`` (the two would multiply), one of absolute rates for an optimizer that finds
-            its own step size (Prodigy, D-Adaptation), and any for a ThermoAdamW that has one of its own.
-            Nothing has changed then.
-        KeyError: torch's, for ``last_epoch`` from 0 without ``initial_lr``.
+        TypeError, ValueError: for invalid arguments, before anything has changed; the message names the
+            argument, its value and what is allowed. A controller that cools is rejected with a shape other
+            than ``"constant"`` (the two would multiply), one of absolute rates with an optimizer that finds
+            its own step size (Prodigy, D-Adaptation), and any with a ThermoAdamW that has its own.
+        KeyError: from torch, for ``last_epoch`` >= 0 without ``initial_lr``.
 
     References:
         linear to zero: arXiv 2502.15938; 1 - sqrt: arXiv 2405.18392; 1/t: arXiv 2505.10559.
@@ -159,18 +158,18 @@ class ThermoScheduler(LRScheduler):
     # ---------------------------------------------------------------- torch's interface
 
     def step(self, loss: float | Tensor | Reading | None = None) -> None:
-        """Set the rates of the coming optimizer step: call it after ``optimizer.step()``.
+        """Set the rates of the next optimizer step; call it after ``optimizer.step()``.
 
         Args:
-            loss: reported to the observer if there is one, without waiting for a device; NaN and infinity
-                are counted there and go no further. A :class:`~thermoopt.account.Reading` (what
-                ``observer.step()`` returned) is taken and not needed.
+            loss: passed to the observer if there is one, without waiting for a device; the observer only
+                counts NaN and infinity. A :class:`~thermoopt.account.Reading` (as returned by
+                ``observer.step()``) is accepted and ignored.
 
         Raises:
-            TypeError: for a whole number: time is the optimizer's, and an epoch is not taken.
-            TypeError, ValueError: for any other thing that is no loss. Nothing has changed then.
+            TypeError: for an integer: time is the optimizer's, and an epoch is not accepted.
+            TypeError, ValueError: for anything else that is not a loss, before anything has changed.
         """
-        if not self._begun:  # torch's constructor takes a first step of its own
+        if not self._begun:  # torch's constructor calls step() once itself
             self._step_count += 1
             return
         if loss is not None and not isinstance(loss, Reading):
@@ -193,7 +192,7 @@ class ThermoScheduler(LRScheduler):
         self._advance()
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return the lr of each group at the present time, with the controller's scales."""
+        """Return the present lr of each group, including the controller's scales."""
         return [
             held.lr * (held.lr_scale * factor)
             for held, factor in zip(self._held, self._group_factors(), strict=True)
@@ -206,13 +205,13 @@ class ThermoScheduler(LRScheduler):
 
     @property
     def observer(self) -> Observer | None:
-        """What measures for the controller, or None."""
+        """The observer that measures for the controller, or None."""
         return self._observer
 
     # ---------------------------------------------------------------- the schedule and the controller
 
     def _advance(self) -> None:
-        """Bring schedule and controller up to the optimizer's time and write the rates."""
+        """Advance schedule and controller to the optimizer's time and write the rates."""
         self._take_in_groups()
         for epoch in range(self.last_epoch + 1, self._taken + 1):
             if self._controller is not None and self._observer is not None:
@@ -238,7 +237,7 @@ class ThermoScheduler(LRScheduler):
         self._attach()
 
     def _attach(self) -> None:
-        """Tell the controller of the parameters as they were when they joined."""
+        """Describe the parameters to the controller, as they were when they were added."""
         if self._controller is None or self._observer is None:
             return
         now = self._observer.start()
@@ -272,7 +271,7 @@ class ThermoScheduler(LRScheduler):
             held.owns_wd |= wd != 1.0
 
     def _group_factors(self) -> list[float]:
-        """Layer factors of each group as one, their geometric mean weighted by elements."""
+        """Return one factor per group: the geometric mean of its layer factors, weighted by elements."""
         if not self._layer_factors or self._start is None:
             return [1.0] * len(self._held)
         members: list[list[tuple[int, float]]] = [[] for _ in self._held]
@@ -298,10 +297,10 @@ class ThermoScheduler(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return time, base values, scales, and the controller's and the observer's state: plain data.
 
-        Numbers, strings, lists and dicts; no tensor. What has other keys in the course of a run is one JSON
-        string (:mod:`thermoopt.account.json_state`). What a controller that needs the distance from the
-        start adds is in the optimizer's state (see above). The samples of an observer that tracks are not in
-        it: save the observer's own state, too.
+        It contains numbers, strings, lists and dicts, but no tensors. Parts whose keys change during a run
+        are one JSON string (:mod:`thermoopt.account.json_state`). The start that a controller needs for the
+        distance is in the optimizer's state (see above). The samples of a tracking observer are not included:
+        save the observer's own state too.
         """
         return {
             "last_epoch": self.last_epoch,
@@ -318,13 +317,13 @@ class ThermoScheduler(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave, and set the optimizer's rates accordingly.
+        """Load the result of :meth:`state_dict`, and set the optimizer's rates accordingly.
 
-        The plan is this scheduler's own: where it differs from the saved one (a run that was made longer),
-        the lr is formed anew as if it had always held. Groups that the state does not know keep their base.
+        The plan remains this scheduler's own: if it differs from the saved one (a run that was made longer),
+        the lr is recomputed as if it had always applied. Groups that the state lacks keep their base.
 
         Raises:
-            ValueError: if the state holds more groups than the optimizer; nothing has changed then.
+            ValueError: if the state has more groups than the optimizer, before anything has changed.
         """
         saved, held = state_dict["groups"], len(self.optimizer.param_groups)
         if len(saved) > held:
@@ -357,7 +356,7 @@ class ThermoScheduler(LRScheduler):
 
 
 def _counting(scheduler: weakref.ref[ThermoScheduler]) -> Callable[[Optimizer, Any, Any], None]:
-    """Count the optimizer's steps for a scheduler, for as long as there is one."""
+    """Count the optimizer's steps for a scheduler while the scheduler exists."""
 
     @uncompiled
     def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
