@@ -78,6 +78,15 @@ def one(index, value, other):
     return np.where(np.arange(len(LAYERS)) == index, value, other)
 
 
+def only(index, values):
+    """``[n, n_layers]``: values over the run for one layer, 0.1 for all others."""
+    return np.where(np.arange(len(LAYERS)) == index, np.asarray(values)[:, None], 0.1)
+
+
+SINCE = np.maximum(STEPS - 200, 0)
+"""Steps since the middle of the run."""
+
+
 def losses(values):
     return SimpleNamespace(steps=np.arange(1, len(values) + 1), values=np.asarray(values, dtype=float))
 
@@ -125,6 +134,13 @@ SICK = [
     ("weight_decay_irrelevant", "LOW", record({"wd_eff": 1e-3})),
     ("dead_layer", "HIGH", record(layers={"grad_norm": one(2, 0.0, 0.1)})),
     ("dead_layer", "MEDIUM", record(layers={"grad_norm": one(2, math.nan, 0.1)})),
+    # an average of 50 steps over zeros, from step 200 on
+    ("dead_layer", "HIGH", record(layers={"grad_norm": only(2, 0.1 * 0.98 ** (SINCE / 2))})),
+    ("dead_layer", "MEDIUM", record(layers={"grad_norm": only(2, np.where(SINCE > 0, math.nan, 0.1))})),
+    ("learning_rate_runaway", "HIGH", record({"wd_eff": 1e-3}, {"lr_eff": 5.0, "wd_eff": 1e-3})),
+    ("learning_rate_zero", "HIGH", record({"lr_eff": np.where(SINCE > 0, 0.0, 1e-3)})),
+    ("learning_rate_zero", "MEDIUM", record({"lr_eff": np.where(SINCE > 180, 0.0, 1e-3)})),
+    ("learning_rate_zero", "HIGH", record(steps=600, skipped={"lr_zero": 20})),
     ("exploding_layer", "HIGH", record(layers={"param_norm": one(0, 50.0, 1.1)})),
     (
         "exploding_layer",
@@ -290,7 +306,7 @@ def test_findings_as_data():
     assert data["layers"] == ["c.weight"]
     assert data["layer_type"] == "mlp"
     assert data["null"] is None  # NaN is no JSON
-    assert data["readings"] == N // 2
+    assert data["readings"] == N
     assert finding.confidence in CONFIDENCES
 
 

@@ -156,12 +156,21 @@ class Evidence:
         return float(np.nanmax(self.total("lr_eff"), initial=0.0))
 
     def relative_rate(self) -> float:
-        """Peak learning rate over initial rms, median over matrices: an Adam step relative to a weight."""
+        r"""Peak size of a step over that of the weights at the start, of the median matrix.
+
+        With Adam's moments an element moves by up to lr a step: lr over the rms. Without, lr is in units of
+        the optimizer's own (D-adaptation's lr is 1): what was moved, :math:`\|\theta'-\theta\|/\|\theta_0\|`.
+        """
         if not len(self.layer_steps):  # a record without layers
             return math.nan
         rms = self.start / np.sqrt(self.layers("numel")[-1])
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return median((np.fmax.reduce(self.layers("lr_eff"), axis=0) / rms)[self.matrix])
+        lr, moved = self.layers("lr_eff"), self.layers("angular_step") * self.layers("param_norm")
+        with np.errstate(all="ignore"):
+            by_moments = np.isfinite(self.layers("gaussianity")).any(axis=0)
+            rates = np.where(
+                by_moments, np.fmax.reduce(lr, axis=0) / rms, np.fmax.reduce(moved, axis=0) / self.start
+            )
+            return median(rates[self.matrix])
 
     def loss_ratios(self) -> tuple[float, float]:
         """Highest running mean of ten losses and mean of the last quarter, both over the first loss.

@@ -11,8 +11,10 @@ from thermoopt.diagnosis.evidence import Evidence
 from thermoopt.diagnosis.finding import Finding
 from thermoopt.diagnosis.kinds.layers import dead_layer, exploding_layer, layers_out_of_step
 from thermoopt.diagnosis.kinds.rates import (
+    learning_rate_runaway,
     learning_rate_too_high,
     learning_rate_too_low,
+    learning_rate_zero,
     momentum_overdamped,
     oscillation,
 )
@@ -24,7 +26,9 @@ __all__ = ["FOLLOWS", "KINDS"]
 KINDS: dict[str, Callable[[Evidence], Finding | None]] = {
     kind.__name__: kind
     for kind in (
+        learning_rate_runaway,
         non_finite_steps,
+        learning_rate_zero,
         learning_rate_too_high,
         exploding_layer,
         weight_decay_collapse,
@@ -40,7 +44,25 @@ KINDS: dict[str, Callable[[Evidence], Finding | None]] = {
 """Every kind by name, causes before what follows from them."""
 
 FOLLOWS = {
-    "non_finite_steps": {"learning_rate_too_high", "exploding_layer", "oscillation", "layers_out_of_step"},
+    "learning_rate_runaway": {
+        "non_finite_steps",
+        "learning_rate_too_high",
+        "exploding_layer",
+        "weight_decay_collapse",
+        "learning_rate_too_low",
+        "oscillation",
+        "dead_layer",
+        "layers_out_of_step",
+        "gradient_noise",
+    },
+    "learning_rate_zero": {"learning_rate_too_low", "oscillation", "layers_out_of_step", "gradient_noise"},
+    "non_finite_steps": {
+        "learning_rate_too_high",
+        "exploding_layer",
+        "weight_decay_collapse",
+        "oscillation",
+        "layers_out_of_step",
+    },
     "learning_rate_too_high": {
         "weight_decay_collapse",
         "dead_layer",

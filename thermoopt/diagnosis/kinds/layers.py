@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thermoopt.diagnosis.evidence import MIN_READINGS, Array, Evidence, median
 from thermoopt.diagnosis.finding import Finding, two_digits
@@ -28,45 +29,85 @@ DECADES = 1.5
 at most 1.3 in healthy runs (an embedding of unit variance beside a GRU), 1.5 to 2.5 where half of the
 matrices run at a thousandth of the learning rate."""
 
+LASTING = 5
+"""Successive readings, a whole average, for which a layer must have had no gradient."""
+
+SAME_FALL = 1e-4
+"""Largest relative difference between the rates at which averages over exact zeros fall: readings are kept in
+float32, 6e-8 of a norm, and fall by some percent from one to the next."""
+
 PEERS = 3
 """Fewest matrices for a comparison with their median."""
 
 
 def dead_layer(run: Evidence) -> Finding | None:
-    """Parameters that get no gradient: none at all, or exactly zero.
+    r"""Parameters that get no gradient: none at all or exactly zero, ever or since some step.
 
-    Null: rounding does not make a gradient exactly zero in every element of a layer over a hundred steps or
-    so; frozen parameters do not count. HIGH if gradients are zero (the layer is in the graph, but something
-    blocks it), MEDIUM if there never was one (the layer may be unused on purpose).
+    Null: a gradient that is exactly zero in every element of a layer and in every one of some hundred steps
+    does not come about by rounding; frozen parameters do not count. An average over exact zeros falls by the
+    same factor every step, :math:`1-1/\mathrm{ema\_steps}`, which no gradient that only fades does
+    (:data:`SAME_FALL`). HIGH where gradients are zero (the layer is in the graph, and something blocks it),
+    MEDIUM where there is none (it may be unused on purpose).
     """
     if len(run.layer_steps) < MIN_READINGS:
         return None
     norms = run.layers("grad_norm")
-    rows = norms[run.layers_late]
     free = np.array([name not in run.frozen for name in run.names])
     never = np.isnan(norms).all(axis=0) & free
-    with np.errstate(invalid="ignore"):
-        zero = (rows == 0).all(axis=0) & free
-    if not (never.any() or zero.any()):
+    silent = {"zero": _zero_since(norms, run.layer_steps), "none": _none_since(norms)}
+    for what, since in silent.items():
+        dead = (since < len(norms) - LASTING) & free & ~never
+        if dead.any() or (what == "none" and never.any()):
+            break
+    else:
         return None
-    layers = run.select(zero if zero.any() else never)
-    what = "a gradient of exactly zero" if zero.any() else "no gradient at all"
+    whole = since[dead].min(initial=len(norms)) == 0
+    layers = run.select(dead if dead.any() else never)
     many = f"{layers[0]} and {len(layers) - 1} more have" if len(layers) > 1 else f"{layers[0]} has"
-    cause = "a detach(), a dead activation or a zero factor behind it" if zero.any() else "forward() uses it"
+    first = 0 if whole or not dead.any() else int(since[dead].min())
+    readings = len(norms) - first
+    gradient = "a gradient of exactly zero" if what == "zero" else "no gradient"
+    if first:
+        gradient += f" since step {int(run.layer_steps[first - 1])}"
+    elif what == "none":
+        gradient += " at all"
+    cause = (
+        "Look for a detach(), a dead activation or a zero factor behind it."
+        if what == "zero"
+        else "See whether forward() uses it; if not, leave it out of the optimizer or set requires_grad to "
+        "False."
+    )
     return Finding(
         "dead_layer",
-        "HIGH" if zero.any() else "MEDIUM",
-        f"{many} {what} in {len(rows)} readings.",
-        f"Look for {cause}."
-        if zero.any()
-        else f"See whether {cause}; if not, leave it out of the optimizer or set requires_grad to False.",
+        "HIGH" if what == "zero" else "MEDIUM",
+        f"{many} {gradient} in {readings} readings.",
+        cause,
         measure="grad_norm",
         effect=0.0,
         null=math.nan,
-        readings=len(rows),
+        readings=readings,
         layers=layers,
         layer_type=run.type_of(layers),
     )
+
+
+def _none_since(norms: Array) -> NDArray[np.int64]:
+    """Reading from which on each layer has no gradient, ``[n]``; their number where it has one to the end."""
+    there = np.isfinite(norms)
+    return np.where(there.any(axis=0), len(norms) - np.argmax(there[::-1], axis=0), len(norms))
+
+
+def _zero_since(norms: Array, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Reading from which on each layer's gradient is zero, ``[n]``; their number where it is not."""
+    apart = np.diff(steps)[:, None]
+    with np.errstate(all="ignore"):
+        fall = np.log(norms[1:] / norms[:-1]) / apart
+        zero = (norms[1:] == 0) & (norms[:-1] == 0)
+        same = (fall < 0) & (np.abs(fall / fall[-1] - 1) < SAME_FALL)
+    still = zero | same
+    moving = np.argmax(~still[::-1], axis=0)
+    count = np.where(still.all(axis=0), len(still), moving)
+    return np.where(count > 0, len(norms) - 1 - count, len(norms))
 
 
 def exploding_layer(run: Evidence) -> Finding | None:

@@ -11,8 +11,10 @@ from thermoopt.diagnosis.finding import Finding, two_digits
 from thermoopt.physics import GAUSSIAN
 
 __all__ = [
+    "learning_rate_runaway",
     "learning_rate_too_high",
     "learning_rate_too_low",
+    "learning_rate_zero",
     "momentum_memory",
     "momentum_overdamped",
     "oscillation",
@@ -22,6 +24,13 @@ INTERMITTENT = 0.25
 """Gaussianity N1/d below which gradients come in bursts that v remembers; 0.798 is Gaussian. Measured: at
 least 0.15 in healthy runs, except for convolutions at three times their best rate (0.06 to 0.11); at most
 0.16 at a hundred times the best rate."""
+
+RUNAWAY = 30.0
+"""The same ratio from which it is sure whatever else is to be seen: ten times :data:`OVERSIZED`; runs at a
+hundred times their best rate have 5 to 45."""
+
+STOOD = 0.1
+"""Share of a run at learning rate 0 from which that is sure to be no mere end."""
 
 CALM = 0.6
 """r above which an update is not small compared with its own equilibrium. Measured: below 0.5 at a hundred
@@ -100,18 +109,74 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
         return None
     loss = "" if math.isnan(left) else f", and the loss is at {left:.2g} of its first value"
     loss += f" after a peak of {peak:.2g} of it" if peak > RISEN else ""
+    bursts = gaussianity < INTERMITTENT
+    seen = f"gradients come in bursts (gaussianity {gaussianity:.2g}, r {r:.2g}), " if bursts else ""
     return Finding(
         "learning_rate_too_high",
         confidence,
-        f"gradients come in bursts (gaussianity {gaussianity:.2g}, r {r:.2g}), a step at the peak rate of "
-        f"{run.peak_lr:.2g} is {rate:.2g} times a weight's initial size{loss}.",
+        f"{seen}a step at the peak rate of {run.peak_lr:.2g} is {rate:.2g} times a weight's initial "
+        f"size{loss}.",
         f"Lower the learning rate by a factor of about {two_digits(rate / USUAL)}, to "
         f"{run.peak_lr * USUAL / rate:.1g}.",
-        measure="gaussianity",
-        effect=gaussianity,
-        null=GAUSSIAN,
-        interval=run.late_interval("gaussianity"),
+        measure="gaussianity" if bursts else "step over initial weight",
+        effect=gaussianity if bursts else rate,
+        null=GAUSSIAN if bursts else USUAL,
+        interval=run.late_interval("gaussianity") if bursts else (math.nan, math.nan),
         readings=int(run.late.sum()),
+    )
+
+
+def learning_rate_runaway(run: Evidence) -> Finding | None:
+    """A rate at which every step replaces the weights many times over, whatever else is to be seen.
+
+    Null: :data:`USUAL`. It needs no losses, and explains what else such a run shows: decay at that rate
+    erases weights, and numbers leave their range. HIGH above :data:`RUNAWAY`.
+    """
+    if run.n == 0:
+        return None
+    rate = run.relative_rate()
+    if not rate > RUNAWAY:
+        return None
+    lr = run.total("lr_eff")
+    at = int(run.steps[int(np.nanargmax(lr))]) if np.isfinite(lr).any() else 0
+    return Finding(
+        "learning_rate_runaway",
+        "HIGH",
+        f"the learning rate went up to {run.peak_lr:.2g} at step {at}, where a step is {two_digits(rate)} "
+        "times a weight's initial size.",
+        f"Bound the learning rate: by a factor of about {two_digits(rate / USUAL)}, to "
+        f"{run.peak_lr * USUAL / rate:.1g}. What sets it (a controller, a schedule, a search) ran away.",
+        measure="step over initial weight",
+        effect=rate,
+        null=USUAL,
+        readings=run.n,
+    )
+
+
+def learning_rate_zero(run: Evidence) -> Finding | None:
+    """A run that goes on after its learning rate has come to 0: a schedule shorter than the run.
+
+    Null: none, at rate 0 nothing moves. HIGH from :data:`STOOD` of the run on, MEDIUM from
+    :data:`MIN_READINGS` steps on.
+    """
+    moving = run.steps[run.total("lr_eff") != 0] if run.n else np.zeros(0)
+    if len(moving) == 0:
+        return None
+    last = int(moving[-1])
+    idle = run.taken - last
+    if len(moving) == run.n and not run.skipped.get("lr_zero"):
+        return None
+    if idle < MIN_READINGS or idle < STOOD / 10 * run.taken:
+        return None
+    return Finding(
+        "learning_rate_zero",
+        "HIGH" if idle >= STOOD * run.taken else "MEDIUM",
+        f"the learning rate is 0 since about step {last + 1}: {idle} of {run.taken} steps moved nothing.",
+        "Give the schedule the length of the run (total_steps), or stop when it ends.",
+        measure="lr_eff",
+        effect=0.0,
+        null=math.nan,
+        readings=run.n,
     )
 
 
