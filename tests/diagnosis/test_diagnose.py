@@ -85,6 +85,8 @@ def only(index, values):
 
 SINCE = np.maximum(STEPS - 200, 0)
 """Steps since the middle of the run."""
+FORGETS = 0.1 * np.sqrt(0.98**SINCE * (1 - 0.98**200.0) / (1 - 0.98 ** np.maximum(STEPS, 200.0)))
+"""Root of an average over 50 steps of squared gradients of 0.1, and of 0 since then."""
 
 
 def losses(values):
@@ -134,8 +136,8 @@ SICK = [
     ("weight_decay_irrelevant", "LOW", record({"wd_eff": 1e-3})),
     ("dead_layer", "HIGH", record(layers={"grad_norm": one(2, 0.0, 0.1)})),
     ("dead_layer", "MEDIUM", record(layers={"grad_norm": one(2, math.nan, 0.1)})),
-    # an average of 50 steps over zeros, from step 200 on
-    ("dead_layer", "HIGH", record(layers={"grad_norm": only(2, 0.1 * 0.98 ** (SINCE / 2))})),
+    # an average over zeros, from step 200 on
+    ("dead_layer", "HIGH", record(layers={"grad_norm": only(2, FORGETS)}, ema_steps=50)),
     ("dead_layer", "MEDIUM", record(layers={"grad_norm": only(2, np.where(SINCE > 0, math.nan, 0.1))})),
     ("learning_rate_runaway", "HIGH", record({"wd_eff": 1e-3}, {"lr_eff": 5.0, "wd_eff": 1e-3})),
     ("learning_rate_zero", "HIGH", record({"lr_eff": np.where(SINCE > 0, 0.0, 1e-3)})),
@@ -201,6 +203,7 @@ NOT_SICK = {
             for k, v in FALLS.items()
         }
     ),
+    "gradients that fade as fast": record(layers={"grad_norm": only(2, FORGETS**0.9)}, ema_steps=50),
     "a frozen layer": record(layers={"grad_norm": one(2, math.nan, 0.1)}, frozen=("c.weight",)),
     "all layers grow alike": record(layers={"param_norm": 50.0}),
     "one decade apart": record(layers={"angular_step": one(3, 5e-4, 5e-3)}),

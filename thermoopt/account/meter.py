@@ -51,7 +51,8 @@ class Meter:
     A sum x measured :math:`\Delta` steps after the last one enters as
     :math:`X \leftarrow qX + (1-q)x` with :math:`q = (1-1/\mathrm{ema\_steps})^\Delta`; a weight
     started at 0 goes the same way and divides it (no bias at the start, nothing undefined in between).
-    ``ema_steps=1`` gives the raw step. A layer without a gradient keeps its averages.
+    ``ema_steps=1`` gives the raw step. A layer without a gradient keeps its averages, but is left out of
+    readings (not ``seen``) once it had none for longer than ``ema_steps``: what it did then is over.
 
     Args:
         ema_steps: length of the average, in optimizer steps, at least 1.
@@ -61,6 +62,7 @@ class Meter:
 
     def __init__(self, ema_steps: float, unavailable: Collection[Sum] = ()) -> None:
         self.keep = 1 - 1 / ema_steps
+        self.memory = ema_steps
         self._missing = columns_of(unavailable) if unavailable else None
         self.run = RunState()
         self.names: tuple[str, ...] = ()
@@ -142,7 +144,7 @@ class Meter:
             return None
         if self._latest is None:
             weight, weight2, last, lr, wd, beta2 = self._state[COLUMNS:]
-            seen = weight > 0
+            seen = (weight > 0) & (last.max() - last <= self.memory)
             safe = np.where(seen, weight, 1.0)
             mean, error2 = self._state[:COLUMNS] / safe, weight2 / safe**2
             if self._missing is not None:

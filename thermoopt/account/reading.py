@@ -92,7 +92,10 @@ class _Layers(Mapping[str, Quantities]):
 
 @dataclass(frozen=True)
 class Reading:
-    """One account of the run. Layers that never had a gradient are absent from ``layers``.
+    """One account of the run.
+
+    Layers that never had a gradient, or none for longer than an average lasts, are absent from ``layers`` and
+    count in no total.
 
     Attributes:
         step: the optimizer step it speaks of, counted from 1 by the optimizer itself.
@@ -100,7 +103,7 @@ class Reading:
         terms: ``[len(Term), n_layers]`` extensive terms (:func:`thermoopt.physics.layer_terms`).
         group_of: ``[n_layers]`` index of each layer's parameter group.
         group_names: a name for each group.
-        seen: ``[n_layers]`` whether the layer was ever measured.
+        seen: ``[n_layers]`` whether the layer is one of ``layers``.
         skipped: measured steps that moved nothing, by cause (:data:`SKIP_CAUSES`).
         travel: the sums that a controller named, in the readings that it is handed.
         loss: the last loss reported before, in readings that an observer hands out or records.

@@ -91,6 +91,7 @@ class Evidence:
         n: number of readings.
         steps: ``[n]`` their steps.
         late: ``[n]`` mask of the readings in the second half.
+        keep: factor by which an average forgets in a step, NaN where it is not known.
         names: layer names; columns of every ``[m, n_layers]`` array.
         matrix: ``[n_layers]`` mask of layers of two or more dimensions that did not start at zero.
         start: ``[n_layers]`` norms at the start.
@@ -103,6 +104,8 @@ class Evidence:
         self.skipped = dict(run.skipped)
         self.bad_losses = run.bad_losses
         self.frozen = frozenset(run.frozen)
+        ema_steps = getattr(run, "ema_steps", None)  # a record on file does not say it
+        self.keep = math.nan if ema_steps is None else 1 - 1 / ema_steps
         self.steps = np.asarray(run.history.steps)
         self.n = len(self.steps)
         self.late = np.arange(self.n) >= self.n // 2

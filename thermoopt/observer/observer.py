@@ -166,6 +166,11 @@ class Observer(RunReports):
         return self._source.measure_every
 
     @property
+    def ema_steps(self) -> float:
+        """Length of the readings' average in optimizer steps."""
+        return self._source.ema_steps
+
+    @property
     def skipped(self) -> dict[str, int]:
         """Measured steps that moved nothing, by cause."""
         return self._source.skipped

@@ -192,6 +192,11 @@ class StepHooks:
         return self._sinks
 
     @property
+    def ema_steps(self) -> float:
+        """Length of the readings' average in optimizer steps."""
+        return self._ema_steps
+
+    @property
     def measure_every(self) -> int:
         """Every so many steps one is measured."""
         return self._measure_every

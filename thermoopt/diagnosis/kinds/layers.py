@@ -33,8 +33,8 @@ LASTING = 5
 """Successive readings, a whole average, for which a layer must have had no gradient."""
 
 SAME_FALL = 1e-4
-"""Largest relative difference between the rates at which averages over exact zeros fall: readings are kept in
-float32, 6e-8 of a norm, and fall by some percent from one to the next."""
+"""Largest relative difference between how fast an average falls and how fast it forgets for that to be the
+same: readings are kept in float32, 6e-8 of a norm, and fall by some percent from one to the next."""
 
 PEERS = 3
 """Fewest matrices for a comparison with their median."""
@@ -44,8 +44,8 @@ def dead_layer(run: Evidence) -> Finding | None:
     r"""Parameters that get no gradient: none at all or exactly zero, ever or since some step.
 
     Null: a gradient that is exactly zero in every element of a layer and in every one of some hundred steps
-    does not come about by rounding; frozen parameters do not count. An average over exact zeros falls by the
-    same factor every step, :math:`1-1/\mathrm{ema\_steps}`, which no gradient that only fades does
+    does not come about by rounding; frozen parameters do not count. An average over exact zeros only forgets,
+    by :math:`1-1/\mathrm{ema\_steps}` a step, which no gradient that merely fades lets it do
     (:data:`SAME_FALL`). HIGH where gradients are zero (the layer is in the graph, and something blocks it),
     MEDIUM where there is none (it may be unused on purpose).
     """
@@ -54,7 +54,7 @@ def dead_layer(run: Evidence) -> Finding | None:
     norms = run.layers("grad_norm")
     free = np.array([name not in run.frozen for name in run.names])
     never = np.isnan(norms).all(axis=0) & free
-    silent = {"zero": _zero_since(norms, run.layer_steps), "none": _none_since(norms)}
+    silent = {"zero": _zero_since(norms, run.layer_steps, run.keep), "none": _none_since(norms)}
     for what, since in silent.items():
         dead = (since < len(norms) - LASTING) & free & ~never
         if dead.any() or (what == "none" and never.any()):
@@ -97,16 +97,16 @@ def _none_since(norms: Array) -> NDArray[np.int64]:
     return np.where(there.any(axis=0), len(norms) - np.argmax(there[::-1], axis=0), len(norms))
 
 
-def _zero_since(norms: Array, steps: NDArray[np.int64]) -> NDArray[np.int64]:
+def _zero_since(norms: Array, steps: NDArray[np.int64], keep: float) -> NDArray[np.int64]:
     """Reading from which on each layer's gradient is zero, ``[n]``; their number where it is not."""
     apart = np.diff(steps)[:, None]
     with np.errstate(all="ignore"):
-        fall = np.log(norms[1:] / norms[:-1]) / apart
-        zero = (norms[1:] == 0) & (norms[:-1] == 0)
-        same = (fall < 0) & (np.abs(fall / fall[-1] - 1) < SAME_FALL)
-    still = zero | same
-    moving = np.argmax(~still[::-1], axis=0)
-    count = np.where(still.all(axis=0), len(still), moving)
+        # an average is of the steps so far: its weight is 1 - keep**t
+        total = norms**2 * (1 - keep ** steps[:, None].astype(float))
+        fall = np.log(total[1:] / total[:-1]) / apart
+        forgets = np.abs(fall / math.log(keep) - 1) < SAME_FALL if 0 < keep < 1 else np.zeros_like(fall, bool)
+    still = forgets | ((norms[1:] == 0) & (norms[:-1] == 0))
+    count = np.where(still.all(axis=0), len(still), np.argmax(~still[::-1], axis=0))
     return np.where(count > 0, len(norms) - 1 - count, len(norms))
 
 
