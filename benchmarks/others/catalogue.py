@@ -48,10 +48,18 @@ def _case(
 
 def _torch() -> Iterator[Case]:
     special: dict[str, Kwargs] = {
-        "LBFGS": {"closure": True, "lr": 0.1, "max_iter": 4},
+        "LBFGS": {"closure": True, "lr": 0.1, "max_iter": 2},
         "Muon": {"only": _matrices, "lr": 1e-2},
     }
-    rates = {"SGD": 0.3, "ASGD": 0.3, "Adadelta": 1.0, "Adagrad": 3e-2, "Adafactor": 1e-2, "Rprop": 1e-3}
+    rates = {
+        "SGD": 0.3,
+        "ASGD": 0.3,
+        "Adadelta": 1.0,
+        "Adagrad": 3e-2,
+        "Adafactor": 1e-2,
+        "Rprop": 1e-3,
+        "RAdam": 1e-2,
+    }
     for name in sorted(vars(torch.optim)):
         cls = getattr(torch.optim, name)
         if not (isinstance(cls, type) and issubclass(cls, Optimizer)) or cls is Optimizer:
@@ -72,7 +80,7 @@ def _schedulefree() -> Iterator[Case]:
     for name in sorted(vars(module)):
         cls = getattr(module, name)
         if isinstance(cls, type) and issubclass(cls, Optimizer):
-            lr = 0.3 if name.startswith("SGD") else 3e-3
+            lr = {"S": 0.3, "R": 1e-2}.get(name[0], 3e-3)
             yield _case("schedulefree", cls, lr=lr, closure=name.endswith("Closure"))
 
 

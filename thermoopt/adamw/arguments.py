@@ -103,6 +103,11 @@ def check_hookable(optimizer: object) -> None:
             else repr(optimizer)
         )
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {what}{hint}")
+    if optimizer.defaults.get("gradient_release", False):
+        raise TypeError(
+            f"optimizer must step all its parameters at once, got a {kind} with gradient_release=True, which "
+            "steps each inside of backward: iterations cannot be told apart"
+        )
     hooked = getattr(type(optimizer).step, "hooked", False)  # torch's own mark, set by Optimizer.__init__
     if not hooked or not all(hasattr(optimizer, name) for name in HOOKS):
         raise TypeError(

@@ -2,7 +2,7 @@
 
 from thermoopt.observer.carried_start import CarriedTravel
 from thermoopt.observer.observer import LOG_EVERY, Observer
-from thermoopt.observer.step_hooks import closure_of, is_dry
+from thermoopt.observer.step_hooks import check_whole_step, closure_of, is_dry
 from thermoopt.observer.tracker import TRACKABLE
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "TRACKABLE",
     "CarriedTravel",
     "Observer",
+    "check_whole_step",
     "closure_of",
     "is_dry",
 ]

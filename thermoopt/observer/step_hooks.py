@@ -20,7 +20,15 @@ from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import Sharding, capturing, local
 from thermoopt.uncompiled import uncompiled
 
-__all__ = ["CLOSURE", "StepHooks", "closure_of", "group_lr", "is_dry", "when_gradients_are_there"]
+__all__ = [
+    "CLOSURE",
+    "StepHooks",
+    "check_whole_step",
+    "closure_of",
+    "group_lr",
+    "is_dry",
+    "when_gradients_are_there",
+]
 
 CLOSURE = "closure"
 """One more cause to skip a measured step, beside :data:`thermoopt.account.SKIP_CAUSES`: the optimizer did not
@@ -84,6 +92,7 @@ class StepHooks:
     @uncompiled
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._begun = None
+        check_whole_step(optimizer, args, kwargs)
         if closure_of(args, kwargs) is None and is_dry(optimizer):
             self._begun = "dry"
         elif (self._meter.run.step + 1) % self._measure_every == 0 and not capturing():
@@ -278,6 +287,21 @@ class StepHooks:
 def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
     """Return the closure of a step from what its hooks are handed: the optimizer comes first."""
     return args[1] if len(args) > 1 else kwargs.get("closure")
+
+
+def check_whole_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse a step of one parameter: as many of them as there are parameters make an iteration.
+
+    Raises:
+        RuntimeError: if the step was called with one of the parameters.
+    """
+    given = [x for x in (*args[1:], *kwargs.values()) if isinstance(x, Tensor)]
+    if given and any(x is p for x in given for group in optimizer.param_groups for p in group["params"]):
+        raise RuntimeError(
+            f"step() must be called for all parameters at once, this {type(optimizer).__name__} was called "
+            "for one (gradient release): iterations cannot be counted or measured then. Remove the observer "
+            "or scheduler, or train without gradient release"
+        )
 
 
 def when_gradients_are_there(

@@ -21,10 +21,11 @@ from thermoopt.account import as_leaf, as_loss, from_leaf
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
-from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer, closure_of, is_dry
+from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
 from thermoopt.scheduler.arguments import check_control, check_lr
+from thermoopt.scheduler.clock import count_steps
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, geometric_mean, plain
-from thermoopt.uncompiled import uncompiled
+from thermoopt.tensors import follow_groups, same_members
 
 __all__ = ["ThermoScheduler"]
 
@@ -146,13 +147,16 @@ class ThermoScheduler(LRScheduler):
         if controller is not None and self._observer is not None:
             self._carried = self._observer.serve(controller)
         self._held: list[GroupSchedule] = []
+        self._members: list[list[Tensor]] = []
+        self._used_up = False
         self._start: Start | None = None
         self._rms: dict[str, float] = {}
         self._layer_factors: dict[str, float] = {}
         self._named: Mapping[str, float] = {}
         self.last_epoch = last_epoch
         self._taken = last_epoch + 1
-        weakref.finalize(self, optimizer.register_step_pre_hook(_counting(weakref.ref(self))).remove)
+        own = weakref.ref(self)
+        weakref.finalize(self, count_steps(optimizer, lambda: _count(own)))
         self._advance()
 
     # ---------------------------------------------------------------- torch's interface
@@ -224,16 +228,39 @@ class ThermoScheduler(LRScheduler):
         for held in self._held:
             held.advance(self._plan, self.last_epoch)
         self._write()
+        self._say_if_used_up()
+
+    def _say_if_used_up(self) -> None:
+        """Warn once that a step was taken at lr 0 because the schedule had ended."""
+        total = self._plan.total_steps
+        if total is None or self._taken <= total or self._used_up or self._plan.ends_above_zero:
+            return
+        self._used_up = True
+        warnings.warn(
+            f"step {self._taken} was taken after the end of the schedule, total_steps = {total}, where the "
+            "lr is 0: nothing moves any more. Make the scheduler with the length of the run in optimizer steps, or "
+            "with eta_min above 0",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     def _take_in_groups(self) -> None:
+        """Follow groups that were added, removed or whose tensors changed; each keeps its own schedule."""
         groups = self.optimizer.param_groups
-        if len(groups) == len(self._held):
+        members = [list(group["params"]) for group in groups]
+        if same_members(members, self._members):
             return
-        for group in groups[len(self._held) :]:
+        kept = follow_groups(self._members, members)
+        held: list[GroupSchedule] = []
+        for group, old in zip(groups, kept, strict=True):
+            if old is not None:
+                held.append(self._held[old])
+                continue
             group.setdefault("initial_lr", copied(group["lr"]))
             base, wd = copied(group["initial_lr"]), float(group.get("weight_decay") or 0.0)
-            self._held.append(GroupSchedule(base, wd, self._plan.floor(base)))
-        self.base_lrs = [copied(held.base) for held in self._held]
+            held.append(GroupSchedule(base, wd, self._plan.floor(base)))
+        self._held, self._members = held, members
+        self.base_lrs = [copied(own.base) for own in held]
         self._attach()
 
     def _attach(self) -> None:
@@ -355,16 +382,10 @@ class ThermoScheduler(LRScheduler):
         )
 
 
-def _counting(scheduler: weakref.ref[ThermoScheduler]) -> Callable[[Optimizer, Any, Any], None]:
-    """Count the optimizer's steps for a scheduler while the scheduler exists."""
-
-    @uncompiled
-    def hook(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        own = scheduler()
-        if own is not None and (closure_of(args, kwargs) is not None or not is_dry(optimizer)):
-            own._taken += 1
-
-    return hook
+def _count(scheduler: weakref.ref[ThermoScheduler]) -> None:
+    own = scheduler()
+    if own is not None:
+        own._taken += 1
 
 
 def _untracked(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """From tensors, on any device and any number of ranks, to numbers on the host."""
 
+from thermoopt.tensors.layout import follow_groups, follow_layers, same_members
 from thermoopt.tensors.norms import root_mean_squares
 from thermoopt.tensors.sharding import Sharding, is_distributed, local, place
 from thermoopt.tensors.transit import Arrival, Fetch, capturing
@@ -12,8 +13,11 @@ __all__ = [
     "Sharding",
     "TravelProbe",
     "capturing",
+    "follow_groups",
+    "follow_layers",
     "is_distributed",
     "local",
     "place",
     "root_mean_squares",
+    "same_members",
 ]
