@@ -238,7 +238,7 @@ class ThermoScheduler(LRScheduler):
         self._used_up = True
         warnings.warn(
             f"step {self._taken} was taken after the end of the schedule, total_steps = {total}, where the "
-            "lr is 0: nothing moves any more. Make the scheduler with the length of the run in optimizer steps, or "
+            "lr is 0: nothing moves any more. Make the scheduler with the length of the run, or "
             "with eta_min above 0",
             RuntimeWarning,
             stacklevel=4,
