@@ -22,6 +22,9 @@ from thermoopt.observer import step_hooks as hooks_module
 from thermoopt.observer.observer import Observer
 from thermoopt.scheduler.scheduler import ThermoScheduler
 
+# a finished schedule stays
+pytestmark = pytest.mark.filterwarnings("ignore:step .* was taken after the end of the schedule")
+
 BASE = 0.0371
 RATE = 0.07
 

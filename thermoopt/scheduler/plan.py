@@ -32,11 +32,6 @@ class SchedulePlan:
     eta_min: float
     rate: float | None
 
-    @property
-    def ends_above_zero(self) -> bool:
-        """Whether the lr stays above 0 for good."""
-        return self.eta_min > 0 or self.shape in ANYTIME
-
     def __post_init__(self) -> None:
         names = [*SHAPES, "inverse_time"]
         total = self.total_steps

@@ -233,7 +233,10 @@ class ThermoScheduler(LRScheduler):
     def _say_if_used_up(self) -> None:
         """Warn once that a step was taken at lr 0 because the schedule had ended."""
         total = self._plan.total_steps
-        if total is None or self._taken <= total or self._used_up or self._plan.ends_above_zero:
+        if total is None or self._taken <= total or self._used_up:
+            return
+        # what is on a device is not waited for
+        if any((isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0 for lr in self._last_lr):
             return
         self._used_up = True
         warnings.warn(
