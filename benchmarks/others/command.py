@@ -98,11 +98,12 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Every optimizer under Observer, diagnose and ThermoScheduler",
         "",
-        f"`python -m thermoopt.benchmarks.others`: {STEPS} steps of a small classifier at the optimizer's "
-        "own learning rate: of its default, 3e-4, 3e-3, 3e-2 and 0.3 the best after a quarter of it. Clean: "
-        "no crash, every step counted once, weights and optimizer state the same bits as without, sigma, "
-        "norms and distance as a float64 account, the schedule's bits those of torch's, no finding of HIGH or "
-        "MEDIUM confidence. Refused: the observer said in words why it cannot. Unusable: fails by itself.",
+        f"`python -m thermoopt.benchmarks.others`: {STEPS} steps of a small classifier at the "
+        "optimizer's own learning rate: of its default, 3e-4, 3e-3, 3e-2 and 0.3 the best after a "
+        "quarter of it. Clean: no crash, every step counted once, weights and optimizer state the "
+        "same bits as without, sigma, norms and distance as a float64 account, the schedule's bits "
+        "those of torch's, no finding of HIGH or MEDIUM confidence. Refused: the observer said in "
+        "words why it cannot. Unusable: fails by itself.",
         "",
         ", ".join(f"{p} {_version(p)}" for p in sorted(packages)) + ".",
         "",
