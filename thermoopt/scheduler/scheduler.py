@@ -29,6 +29,9 @@ from thermoopt.tensors import follow_groups, same_members
 
 __all__ = ["ThermoScheduler"]
 
+ROUNDING = 1e-12
+"""Share of a group's lr that counts as 0: shapes end there to rounding."""
+
 
 def _observer_first(init: Callable[..., None]) -> Callable[..., None]:
     """Accept an observer before the optimizer: ``ThermoScheduler(observer, optimizer, ...)``."""
@@ -235,9 +238,11 @@ class ThermoScheduler(LRScheduler):
         total = self._plan.total_steps
         if total is None or self._taken <= total or self._used_up:
             return
-        # what is on a device is not waited for
-        if any((isinstance(lr, Tensor) and lr.device.type != "cpu") or lr != 0 for lr in self._last_lr):
-            return
+        for lr, held in zip(self._last_lr, self._held, strict=True):
+            if isinstance(lr, Tensor) and lr.device.type != "cpu":
+                return  # not waited for
+            if float(lr) > ROUNDING * float(held.base):
+                return
         self._used_up = True
         warnings.warn(
             f"step {self._taken} was taken after the end of the schedule, total_steps = {total}, where the "
