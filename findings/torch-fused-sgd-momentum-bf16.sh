@@ -5,7 +5,7 @@
 # more every full vector of 16 elements stays where it is (or takes garbage: momentum buffers hold values from nowhere,
 # -1.9e29 in one run, and differ from run to run); only the remainder is stepped. No error, no warning. From 1.0 with a
 # gradient of 0.5 and lr 0.1 three steps lead to 0.719 (foreach and plain loop); fused most elements stay at 1.0.
-# Without momentum, or in float32, fused is right.
+# In float32 fused is right.
 #
 # Exits non-zero if torch does something else.
 set -euo pipefail
@@ -34,5 +34,4 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16):
     wrong = int((~torch.isclose(plain, fused, atol=0.05)).sum())
     print(f"{dtype}: plain {plain[0]:.3f}, fused {fused[:3].tolist()}, {wrong} of {len(plain)} elements wrong")
     assert wrong == 0 if dtype == torch.float32 else wrong >= 16
-    assert torch.allclose(trained(dtype), trained(dtype, fused=True), atol=0.01)
 PY

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from thermoopt.account.history import reading_record as reading_record
     from thermoopt.account.json_state import as_leaf as as_leaf
     from thermoopt.account.json_state import from_leaf as from_leaf
-    from thermoopt.account.layer_names import add_to_meter as add_to_meter
-    from thermoopt.account.layer_names import layer_names as layer_names
     from thermoopt.account.losses import Losses as Losses
     from thermoopt.account.losses import as_loss as as_loss
     from thermoopt.account.meter import Meter as Meter
+    from thermoopt.account.naming import add_to_meter as add_to_meter
+    from thermoopt.account.naming import layer_names as layer_names
     from thermoopt.account.pending import MAX_PENDING as MAX_PENDING
     from thermoopt.account.pending import PendingSums as PendingSums
     from thermoopt.account.reading import BAND as BAND
@@ -39,7 +39,7 @@ __getattr__, __dir__ = lazy_face(
             "as_leaf",
             "from_leaf",
         ),
-        "thermoopt.account.layer_names": (
+        "thermoopt.account.naming": (
             "add_to_meter",
             "layer_names",
         ),

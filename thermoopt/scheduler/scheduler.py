@@ -239,15 +239,13 @@ class ThermoScheduler(LRScheduler):
         if total is None or self._taken <= total or self._used_up:
             return
         for lr, held in zip(self._last_lr, self._held, strict=True):
-            if isinstance(lr, Tensor) and lr.device.type != "cpu":
-                return  # not waited for
-            if float(lr) > ROUNDING * float(held.base):
+            on_device = isinstance(lr, Tensor) and lr.device.type != "cpu"
+            if on_device or float(lr) > ROUNDING * float(held.base):  # one on a device is not waited for
                 return
         self._used_up = True
         warnings.warn(
             f"step {self._taken} was taken after the end of the schedule, total_steps = {total}, where the "
-            "lr is 0: nothing moves any more. Make the scheduler with the length of the run, or "
-            "with eta_min above 0",
+            "lr is 0: nothing moves any more. Give it the length of the run, or eta_min above 0",
             RuntimeWarning,
             stacklevel=4,
         )
