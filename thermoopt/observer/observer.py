@@ -122,7 +122,7 @@ class Observer(RunReports):
         self._handle: Any = None
         self._every = 1
         self._handed = 0
-        self._made_at = self._source.steps
+        self._made_at, self.ema_steps = self._source.steps, self._source.ema_steps
         self._idle_calls = 0
         self._completed: tuple[Reading, Reading] | None = None
 
@@ -164,11 +164,6 @@ class Observer(RunReports):
     def measure_every(self) -> int:
         """Every so many steps one is measured."""
         return self._source.measure_every
-
-    @property
-    def ema_steps(self) -> float:
-        """Length of the readings' average in optimizer steps."""
-        return self._source.ema_steps
 
     @property
     def skipped(self) -> dict[str, int]:
