@@ -30,8 +30,8 @@ PARTS = ("cost", "layers", "bytes", "inspect", "kill")
 OLD_READINGS = 200
 """Readings of the old build that are written out; its lines are all alike, and longer runs are multiples."""
 
-COST_STEPS = 600
-"""Of a loop: 60 readings, each of them with a row of layers, before any are thinned: the dearest stretch."""
+COST_STEPS = 320
+"""Of a loop: 32 readings, each of them with a row of layers, before any are thinned: the dearest stretch."""
 
 Result = dict[str, Any]
 
@@ -177,7 +177,8 @@ CHILDREN: dict[str, Callable[..., Result]] = {
 def ask(python: str, child: str, *arguments: Any) -> Result:
     """Run one of the functions above in a process of a build, and take its result."""
     command = [python, __file__, "--child", child, json.dumps(arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # the safe path: cuda.py, which lies beside this file, is not torch's cuda
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONSAFEPATH": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{child} {arguments} of {python}: {done.stderr[-2000:]}")
