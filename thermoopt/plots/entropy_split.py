@@ -88,10 +88,11 @@ def stack_parts(ax: Axes, history: HistoryLike) -> None:
     steps = np.asarray(history.steps)
     sigma = gaps(history.total("sigma"))
     line(ax, steps, sigma, color="black", lw=1.8, label="σ", zorder=3)
+    low = high = sigma
     parts = {name: gaps(history.total(name)) for name, *_ in _PARTS}
     if len(steps) > 2 * BINS:
         parts = {name: binned(steps, part)[2] for name, part in parts.items()}
-        steps, _, sigma, _ = binned(steps, sigma)
+        steps, low, _, high = binned(steps, sigma)
     up, down = np.zeros(len(steps)), np.zeros(len(steps))
     for name, color, label in _PARTS:
         part = parts[name]
@@ -106,7 +107,7 @@ def stack_parts(ax: Axes, history: HistoryLike) -> None:
     settled = slice(len(steps) // 20, None)
     if up.max() < 2 * up[settled].max():
         settled = slice(None)
-    ax.set_ylim(*_limits(down[settled], up[settled], sigma[settled]))
+    ax.set_ylim(*_limits(down[settled], up[settled], low[settled], high[settled]))
     legend(ax, ncols=2, loc="upper right")
 
 
