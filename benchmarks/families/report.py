@@ -97,10 +97,13 @@ def report(rows: Rows, commit: str = "") -> str:
     """
     reference = reference_rows(rows)
     columns: dict[str, Ratios] = {}
+    seeds: dict[str, dict[Cell, int]] = {}
     for method, told in dict.fromkeys((row["method"], row["told"]) for row in rows):
-        values = ratios(reported(rows, method, told), reference)
+        own = reported(rows, method, told)
         both = sum(1 for row in rows if row["method"] == method and row["told"] != told)
-        columns[method + ((" (loss)" if told else " (no loss)") if both else "")] = values
+        name = method + ((" (loss)" if told else " (no loss)") if both else "")
+        columns[name] = ratios(own, reference)
+        seeds[name] = {cell: len(set(own[cell]) & set(reference[cell])) for cell in columns[name]}
     short = {w: WORKLOADS[w].horizons[0] for w, _ in reference}
     titles = {
         cell: "Held out"
@@ -119,16 +122,18 @@ def report(rows: Rows, commit: str = "") -> str:
             about = (
                 f"No constant was chosen on these; run once{f', at commit {commit}' if commit else ''}.\n\n"
             )
-        table = _methods_table(columns, [cell for cell in titles if titles[cell] == title])
+        table = _methods_table(columns, seeds, [cell for cell in titles if titles[cell] == title])
         parts.append(f"## {title}\n\n{about}{table}")
     parts.append("## Learning rates chosen\n\n" + _lrs(rows))
     parts.append("## Scores\n\n" + _scores(rows))
     return "\n\n".join(parts) + "\n"
 
 
-def _methods_table(columns: Mapping[str, Ratios], cells: Sequence[Cell]) -> str:
-    """Methods down, families across, workloads below: those that have every cell get a mean and a worst."""
-    lines = _head(["method", "worst on"], ["geometric mean", "worst", "workloads"])
+def _methods_table(
+    columns: Mapping[str, Ratios], seeds: Mapping[str, Mapping[Cell, int]], cells: Sequence[Cell]
+) -> str:
+    """Methods in short, with how many workloads and seeds they are of, then every workload."""
+    lines = _head(["method", "worst on"], ["geometric mean", "worst", "workloads", "seeds"])
     ordered = sorted(cells, key=lambda cell: family(cell[0]))
     shown = {}
     for method, values in columns.items():
@@ -136,8 +141,10 @@ def _methods_table(columns: Mapping[str, Ratios], cells: Sequence[Cell]) -> str:
         if own:
             shown[method] = own
             s = summary(own)
+            counts = sorted({seeds[method][cell] for cell in own})
             lines.append(
-                f"| {method} | {_named(s.of)} | {s.mean:.3f} | {s.worst:.2f} | {len(own)} of {len(cells)} |"
+                f"| {method} | {_named(s.of)} | {s.mean:.3f} | {s.worst:.2f} | {len(own)} of {len(cells)} | "
+                f"{'/'.join(map(str, counts))} |"
             )
     lines += ["", *_head(["family", "workload"], list(shown))]
     for cell in ordered:

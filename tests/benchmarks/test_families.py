@@ -99,7 +99,7 @@ def test_tables_hold_what_the_rows_say():
     rows += [row("wine", "adamw linear", 1e-2, 0, 0.5), row("wine", "prodigy", None, 0, 1.0)]
     rows += [row("wine", "autotune", None, 0, 0.25, told=told) for told in (False, True)]
     text = report(rows)
-    assert f"| prodigy | wine | {1.02 / 0.52:.3f} | {1.02 / 0.52:.2f} | 1 of 1 |" in text
+    assert f"| prodigy | wine | {1.02 / 0.52:.3f} | {1.02 / 0.52:.2f} | 1 of 1 | 1 |" in text
     assert f"| autotune (no loss) | wine | {0.27 / 0.52:.3f} |" in text
     assert "| wine | 0.01 |" in text
     assert "Held out" not in text
