@@ -1,4 +1,4 @@
-"""The thermostat: moves learning rates to where a set-point law wants them."""
+"""The thermostat: moves learning rates to the values that a set-point law asks for."""
 
 from __future__ import annotations
 
@@ -28,48 +28,48 @@ EFOLDS = 100.0
 (linear regression on unscaled features) comes too late; what limits the others is the law, not this."""
 
 TOLERANCE = 0.01
-"""Relative change of a target below which nothing is done: far below what a loss can tell."""
+"""Relative change of a target below which nothing is done: far below what a loss can resolve."""
 
 FORGET = 0.999
-"""Stands in for beta2 where an optimizer has none: Adam's default."""
+"""Used as beta2 for an optimizer without one: Adam's default."""
 
 LATE_WARMUP = 0.1
-"""Share of the run over which layers that join in mid-run warm up: what the presets give those of the
-start."""
+"""Fraction of the run over which layers that join during the run warm up, as in the presets."""
 
 
 class Thermostat(Controller):
     """Drives the learning rate of all groups, or of each, to a set-point.
 
-    Laws in metric ``"rms"`` speak of Adam's update, whose elements are of unit size (0.23 rms in pure noise
-    at beta1 = 0.9). For an optimizer without Adam's moments lr is divided by the measured size of its update
-    over that: the same displacement a step. That is normalised descent, and needs a cooling to come to rest.
+    Laws in metric ``"rms"`` assume Adam's update, whose elements are of unit size (0.23 rms in pure noise at
+    beta1 = 0.9). For an optimizer without Adam's moments, lr is divided by the measured size of its update
+    over Adam's, which gives the same displacement per step. That is normalised descent, which needs a cooling
+    to come to rest.
 
-    *Newcomers.* Layers that join in mid-run (added, unfrozen, enlarged, without a gradient until then) have a
-    rate of their own: the law's start, their own time, units and a warm-up over a tenth of the run. Layers
-    that were never seen with a gradient stand at the first step of that warm-up.
+    *Newcomers.* Layers that join during the run (added, unfrozen, enlarged, or without a gradient until then)
+    have a separate rate, with the law's start, their own time and units, and a warm-up over a tenth of the
+    run. Layers that have never had a gradient stay at the first step of that warm-up.
 
-    *Reverse gear.* A rate comes down when gradient noise leaps, when half of what the loss had gained is lost
-    again (where a loss is reported), and when a layer moves by more than a quarter of max(its rms, its unit)
-    a step (:mod:`thermoopt.controllers.gear`); the law's set-point comes down with it.
+    *Reverse gear.* A rate is lowered when gradient noise jumps, when half of the loss's progress is lost
+    again (if a loss is reported), and when a layer moves by more than a quarter of max(its rms, its unit) per
+    step (:mod:`thermoopt.controllers.gear`); the law's set-point is lowered with it.
 
-    *Outside schedules* multiply. Where one raises ``group["lr"]`` above what it was at the start, an absolute
-    rate is divided by the highest factor so far: what others schedule can lower a rate, not overheat it.
+    *Outside schedules* multiply. If one raises ``group["lr"]`` above its initial value, an absolute rate is
+    divided by the highest factor so far: an outside schedule can lower a rate but not overheat it.
 
     Args:
         setpoint: a name of :data:`thermoopt.controllers.setpoints.LAWS` (``"bounded_diffusion"``,
             ``"diffusion"``, ``"angular"``, ``"distance"``, ``"coherence"``, ``"polyak"``) or a function of
-            :class:`~thermoopt.controllers.setpoints.Signals` that returns the factor on ``group["lr"]`` it
-            wants, a :class:`~thermoopt.controllers.setpoints.Wanted`, or None for no change.
-        total_steps: length of the run; None where it is not known.
-        per: ``"run"``, one rate for all groups, or ``"group"``, one each.
-        layers: whether layers of one group run at their own rate in metric ``"rms"``.
+            :class:`~thermoopt.controllers.setpoints.Signals` that returns the wanted factor on
+            ``group["lr"]``, a :class:`~thermoopt.controllers.setpoints.Wanted`, or None for no change.
+        total_steps: length of the run; None if unknown.
+        per: ``"run"`` for one rate for all groups, or ``"group"`` for one rate per group.
+        layers: whether the layers of a group have separate rates in metric ``"rms"``.
         lr_scale: bounds of every group's lr_scale.
-        bounds: of the rate itself, in the law's metric, with slew limits, minimum number of readings and
-            hold-off; None takes the default: any rate, growth by e in T/100 steps, as fast down, from the
-            first reading, no hold-off.
-        reverse: whether the reverse gear works; it is there for laws in metric ``"rms"``.
-        options: passed to the law: ``kappa``, ``lead``, ``k``, ``f_star``, ``r_min``.
+        bounds: bounds of the rate itself, in the law's metric, with slew limits, minimum number of readings
+            and hold-off; None takes the default: any rate, change by a factor e in T/100 steps at most, from
+            the first reading on, no hold-off.
+        reverse: whether to use the reverse gear, which exists for laws in metric ``"rms"``.
+        options: options of the law: ``kappa``, ``lead``, ``k``, ``f_star``, ``r_min``.
 
     Raises:
         ValueError: for values out of range; the message names the argument.
@@ -134,17 +134,17 @@ class Thermostat(Controller):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Sums the law lives on."""
+        """Sums that the law uses."""
         return self._law.needs
 
     @property
     def ema_steps(self) -> float | None:
-        """Averages over a fortieth of the run, 5 to 50 steps: a loop must be slower than what it sees."""
+        """Averages over a fortieth of the run, 5 to 50 steps: a loop must be slower than its measurements."""
         return None if self._total_steps is None else min(50.0, max(5.0, self._total_steps / 40))
 
     @property
     def every(self) -> int | None:
-        """Steps between two readings: 200 over a run, at least every 50."""
+        """Steps between two readings: 200 readings per run, and at least one every 50 steps."""
         return None if self._total_steps is None else min(50, max(1, self._total_steps // 200))
 
     @property
@@ -154,18 +154,18 @@ class Thermostat(Controller):
 
     @property
     def standing(self) -> dict[str, Standing]:
-        """Where each rate stands: wanted, held, and what equilibrium says of it, as of the last reading."""
+        """State of each rate as of the last reading: wanted, held, and relative to equilibrium."""
         return dict(self._standing)
 
     @property
     def begun(self) -> bool:
-        """Whether it was asked for a step's scales."""
+        """Whether it has returned a step's scales."""
         return self._begun > 0
 
     # -------------------------------------------------------------- the loop
 
     def attach(self, start: Start) -> None:
-        """Take up the layers' units and the groups' lr.
+        """Receive the layers' units and the groups' lr.
 
         Raises:
             ValueError: if a group's lr is 0 and the law yields an absolute rate.
@@ -194,16 +194,16 @@ class Thermostat(Controller):
         return start.group_names if self._per == "group" else ("all",)
 
     def _base(self, group: int) -> str:
-        """The rate that a group's layers have unless they joined late."""
+        """Return the rate of a group's layers other than those that joined late."""
         assert self._start is not None
         return self._start.group_names[group] if self._per == "group" else "all"
 
     def see_lr(self, lr: Sequence[float]) -> None:
-        """Take in what an outside schedule makes of each group's lr."""
+        """Receive each group's lr as set by an outside schedule."""
         self._rates.see_lr(lr)
 
     def update(self, reading: Reading | None, step: int) -> Scales:
-        """Return the scales of the coming step, having looked at the reading if there is one."""
+        """Return the scales of the next step, after processing the reading if there is one."""
         if self._start is None:
             return Scales()
         if not self._begun:
@@ -222,7 +222,7 @@ class Thermostat(Controller):
         return self._scales(step)
 
     def _admit(self, reading: Reading, step: int) -> None:
-        """Let layers wait that had no gradient when others had, and take in those that now have one."""
+        """Hold back layers that had no gradient when others had, and admit those that now have one."""
         for i, name in enumerate(reading.names):
             if self._readings == 1 and not reading.seen[i]:
                 self._waiting.add(name)
@@ -343,10 +343,10 @@ class Thermostat(Controller):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave.
+        """Load the result of :meth:`state_dict`.
 
         Raises:
-            ValueError: if it is of a thermostat with another law; nothing has changed then.
+            ValueError: if it is from a thermostat with another law, before anything has changed.
         """
         if state.get("law") != self._name:
             of = f"Thermostat({state['law']!r})" if "law" in state else "thermostat of before 0.2"
@@ -367,16 +367,16 @@ class Thermostat(Controller):
         self._log.extend(Action.from_dict(saved) for saved in state["log"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return all but the law, which its name or function gives back."""
+        """Return everything except the law, which is restored from its name or function."""
         return {key: value for key, value in vars(self).items() if key != "_law"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up what :meth:`__getstate__` gave."""
+        """Restore the result of :meth:`__getstate__`."""
         self.__dict__.update(state)
         self._law = _law_of(self._setpoint)
 
     def reset(self) -> None:
-        """Forget the run; the next :meth:`attach` tells of another, until then it is of the same layers."""
+        """Forget the run; until the next :meth:`attach` the layers remain the same."""
         self._forget()
         if self._start is not None:
             self.attach(self._start)
@@ -388,7 +388,7 @@ def _law_of(setpoint: str | Callable[..., Any]) -> Law:
 
 
 def _users(function: Callable[..., Any]) -> Callable[..., Wanted | None]:
-    """A user's function as a law: a bare number is a factor on lr."""
+    """Wrap a user's function as a law; a bare number is a factor on lr."""
 
     @functools.wraps(function)  # with its signature, which tells the options it takes
     def want(signals: Signals, **options: float) -> Wanted | None:

@@ -1,9 +1,9 @@
 r"""The layers' own units: the scale that a rate D multiplies, and the factors that make it so.
 
-Initialisers mean a *gain*, :math:`g_l = \mathrm{rms}_l\sqrt{\mathrm{fan\_in}_l}`: :math:`1/\sqrt3` for every
-linear and convolution layer of torch's defaults, :math:`\sqrt2` for He's, smaller exactly where a network
-scales residual outputs down. The rms alone also holds the width, which says nothing of how far a layer is to
-go.
+Initialisers set a *gain*, :math:`g_l = \mathrm{rms}_l\sqrt{\mathrm{fan\_in}_l}`: :math:`1/\sqrt3` for every
+linear and convolution layer with torch's defaults, :math:`\sqrt2` with He's, and smaller exactly where a
+network scales down residual outputs. The rms itself also depends on the width, which says nothing about how
+far a layer has to move.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ FALLBACK = 0.02
 """Unit of a model that is zero everywhere: the initial scale of GPT-2's matrices."""
 
 STEPS_AN_OCTAVE = 8
-"""Layer factors are rounded to powers of 2**(1/8), 9 % apart: layers of like shape then share one factor,
-and a torch step that takes one group a factor takes few. No loss of this project's measurements resolves 5 %
-of a rate."""
+"""Layer factors are rounded to powers of 2**(1/8), 9 % apart, so that layers of similar shape share a factor
+and a torch step with one group per factor needs few groups. No loss in this project's measurements resolves 5
+% of a rate."""
 
 NO_SCALE = 8.0
-"""A gain so many times above or below the typical one is no scale that an initialiser meant: look-up tables
-of unit normals (gain sqrt(width), 8 at width 64), matrices that start near 0, layer scales of 1e-5. Residual
-outputs of GPT-2 stay within (1/sqrt(2 L), a factor of 8 at 32 layers)."""
+"""A gain this many times above or below the typical one is not a scale intended by an initialiser: look-up
+tables of unit normals (gain sqrt(width), 8 at width 64), matrices that start near 0, layer scales of 1e-5.
+Residual outputs of GPT-2 stay within it (1/sqrt(2 L), a factor of 8 at 32 layers)."""
 
 EQUILIBRIUM_RMS = math.sqrt((1 - 0.9) / (1 + 0.9))
-"""Rms of Adam's update in pure noise at beta1 = 0.9: what a foreign optimizer's update is compared with."""
+"""Rms of Adam's update in pure noise at beta1 = 0.9, with which another optimizer's update is compared."""
 
 SPAN = 2.0
-"""Furthest that a layer's unit may lie from the typical one. Tuned AdamW has one rate for all layers;
+"""Largest factor between a layer's unit and the typical one. Tuned AdamW has one rate for all layers;
 positions of std 0.02 beside torch's default layers (a quarter of their gain) would learn too slowly at their
-own."""
+own unit."""
 
 LARGEST_GAIN = math.sqrt(2)
 """Gain of He's initialisation, the largest in common use: a network that starts larger moves in its units."""
@@ -52,8 +52,8 @@ class Units:
 
     Attributes:
         layer: s_l of each layer, > 0.
-        group: of each group the geometric mean over its layers.
-        factor: of each layer s_l over its group's unit, rounded.
+        group: geometric mean over the layers of each group.
+        factor: s_l of each layer over its group's unit, rounded.
     """
 
     layer: NDArray[np.float64]
@@ -75,7 +75,7 @@ def layer_units(start: Start, fixed: Mapping[str, float] | None = None) -> Units
 
     Args:
         start: the parameters before the first step.
-        fixed: units by layer name that were told before: layers that join in mid-run do not change them.
+        fixed: earlier units by layer name, which layers that join during the run do not change.
 
     Returns:
         The :class:`Units`.
@@ -107,15 +107,15 @@ def _geometric_mean(values: NDArray[np.float64] | Sequence[float]) -> float:
 
 
 class GroupRates:
-    """Between rates in a law's metric and the groups' lr_scale.
+    """Converts between rates in a law's metric and the groups' lr_scale.
 
     Args:
         metric: ``"rms"`` or ``"lr"``.
         lr_scale: bounds of every group's lr_scale.
 
     Attributes:
-        sizes: of groups whose optimizer has no Adam moments, the measured size of the update over Adam's.
-        peaks: by how much an outside schedule has raised each group's lr above the start's, at most.
+        sizes: measured size of the update over Adam's, for groups whose optimizer has no Adam moments.
+        peaks: largest factor by which an outside schedule has raised each group's lr above its initial value.
     """
 
     def __init__(self, metric: str, lr_scale: tuple[float, float]) -> None:
@@ -125,7 +125,7 @@ class GroupRates:
         self.peaks: dict[str, float] = {}
 
     def attach(self, start: Start, units: Units) -> None:
-        """Take up groups and units.
+        """Receive groups and units.
 
         Raises:
             ValueError: if a group's lr is 0 and the law yields an absolute rate.
@@ -140,7 +140,7 @@ class GroupRates:
         self._start, self._units = start, units
 
     def size_up(self, reading: Reading) -> None:
-        """Compare updates of groups without Adam's moments with Adam's: a law means steps of unit size."""
+        """Measure the updates of groups without Adam's moments relative to Adam's, which laws assume."""
         assert self._start is not None
         for group, beta2 in enumerate(self._start.beta2):
             if beta2 == 0 and group < len(reading.groups):
@@ -150,7 +150,7 @@ class GroupRates:
                     self.sizes[self._start.group_names[group]] = size
 
     def see_lr(self, lr: Sequence[float]) -> None:
-        """Keep by how much an outside schedule has raised each group's lr above the start's, at most."""
+        """Record the largest factor by which an outside schedule has raised each group's lr."""
         if self._start is None or self._metric != "rms":
             return
         for name, now, base in zip(self._start.group_names, lr, self._start.lr, strict=True):
@@ -167,11 +167,11 @@ class GroupRates:
                 self.peaks[name] = factor
 
     def state(self) -> tuple[float, ...]:
-        """Return all that scales depend on beside a rate."""
+        """Return everything besides a rate that scales depend on."""
         return (*self.sizes.values(), *self.peaks.values())
 
     def scale(self, group: int, rate: float) -> float:
-        """Return the lr_scale of a group at a rate; 1 where the size of an update is not known yet."""
+        """Return a group's lr_scale at a rate; 1 while the size of its update is unknown."""
         assert self._start is not None
         lo, hi = self._lr_scale
         if self._metric == "lr":
@@ -180,7 +180,7 @@ class GroupRates:
         return min(max(scale, lo), hi) if math.isfinite(scale) else 1.0
 
     def reach(self, base: str) -> tuple[float, float]:
-        """Rates that ``lr_scale`` lets through: a target beyond them would only wind up.
+        """Return the bounds that ``lr_scale`` puts on rates: a target beyond them would only wind up.
 
         Args:
             base: a group's name, or ``"all"``.
@@ -194,7 +194,7 @@ class GroupRates:
         return (lo * min(ones), hi * max(ones)) if all(map(math.isfinite, ones)) else (0.0, math.inf)
 
     def _one(self, group: int) -> float:
-        """Rate of a group at lr_scale 1, NaN where the size of an update is not known yet."""
+        """Return the rate of a group at lr_scale 1; NaN while the size of its update is unknown."""
         assert self._start is not None
         name = self._start.group_names[group]
         size = 1.0 if self._start.beta2[group] > 0 else self.sizes.get(name, math.nan)

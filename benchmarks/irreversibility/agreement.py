@@ -34,8 +34,7 @@ GRID = np.logspace(-3, np.log10(4), 8)
 """Step sizes in units of 1/λ, λ the largest eigenvalue at the point: 2 is the edge of stability."""
 
 TRAINED = 50
-"""Steps that a net has been trained for when it is measured: gradients are then neither those of the start
-nor noise."""
+"""Training steps before a net is measured: its gradients are then neither the initial ones nor noise."""
 
 FIRST, SECOND = ("0.weight", "0.bias"), ("2.weight",)
 
@@ -209,7 +208,7 @@ SYMMETRIES: dict[str, Callable[[int], float]] = {
     "theorem 7, Adam, signed permutation: change of φ": partial(_adam, signed=True),
     "theorem 7 does not hold, Adam, rotation: change of φ": partial(_adam, signed=False),
 }
-"""What is checked of the theorems, by name: each a number from a seed."""
+"""The checks of the theorems by name, each a function from a seed to a number."""
 
 
 def symmetry(seed: int) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Parts: ``agreement`` (the measures against (η/4)‖U‖² on a quadratic and small nets), ``symmetries`` (theorems
 6 and 7), ``valley`` (does phi fall at equal loss?), ``paths`` (update energy along six schedules, 2000 steps
-of a transformer, a recurrent net and a regression). Every result is a row of ``rows.jsonl``; what is there
-already is not run again. Stored paths go to ``paths/`` as ``[steps, 4]`` arrays (energy, r, lr, loss).
+of a transformer, a recurrent net and a regression). Every result is a row of ``rows.jsonl``; cases that have
+a row are not repeated. Paths are stored in ``paths/`` as ``[steps, 4]`` arrays (energy, r, lr, loss).
 
     python -m thermoopt.benchmarks.irreversibility --tier quick                 # paths of 500 steps instead
     python -m thermoopt.benchmarks.irreversibility --out runs/irreversibility        # all
@@ -40,13 +40,13 @@ __all__ = ["PARTS", "main"]
 PARTS = ("agreement", "symmetries", "valley", "paths")
 SEEDS = (0, 1, 2)
 TIERS = {"quick": 500, "full": STEPS}
-"""Steps of the paths: all other parts take minutes."""
+"""Steps of the paths; all other parts take minutes."""
 
 Job = tuple[tuple[Any, ...], Callable[[], dict[str, Any]]]
 
 
 def key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What a row is about."""
+    """The fields that identify a row."""
     names = {
         "agreement": ("kind", "seed"),
         "symmetries": ("seed",),
@@ -65,7 +65,7 @@ def _walked(it: Valley) -> dict[str, Any]:
 
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:
-    """Yield everything asked for: what it is about, and how it is done."""
+    """Yield all requested jobs: their key and their function."""
     if "agreement" in args.parts:
         for seed in args.seeds:
             for kind in KINDS:
@@ -90,13 +90,13 @@ def jobs(args: argparse.Namespace) -> Iterator[Job]:
 
 
 def work(case: tuple[argparse.Namespace, tuple[Any, ...]]) -> dict[str, Any]:
-    """Do one job, named by what it is about: functions do not travel between processes."""
+    """Run a job given by its key, since functions cannot be passed between processes."""
     args, what = case
     return dict(jobs(args))[what]()
 
 
 def main() -> None:
-    """Run what is missing, then write the report."""
+    """Run the missing jobs, then write the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What paths of update energy are measured on: a transformer, a recurrent language model, a regression."""
+"""The models for paths of update energy: a transformer, a recurrent language model, a regression."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SYMBOLS, LENGTH, BATCH = 16, 8, 16
 JUDGED = 512
 
 LR = {"transformer": 1e-3, "gru": 2e-3, "linear": 1e-1}
-"""Peak learning rates: usual ones for the first two; weights of the regression have far to go."""
+"""Peak learning rates: usual ones for the first two; the regression's weights have far to go."""
 
 ABOUT = {
     "transformer": f"causal transformer of 2 layers, d_model 128, 4 heads, that sorts {LENGTH} symbols out "

@@ -1,4 +1,4 @@
-"""Update energy along a run: one training, its readings, and their float64 recomputation."""
+"""Update energy along a run: a training, its readings, and their recomputation in float64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["COLUMNS", "SCHEDULES", "STEPS", "Path", "plan", "train"]
 
 STEPS = 2000
 RECOMPUTED = 200
-"""Steps of a run that is confirmed in float64."""
+"""Number of steps that are confirmed in float64."""
 
 BETAS, EPS = (0.9, 0.999), 1e-8
 
@@ -71,7 +71,7 @@ def plan(models: list[str], schedules: list[str], seeds: list[int], steps: int) 
 
 
 class Recomputation:
-    """Adam's moments in float64 from the same gradients, by the textbook: an independent ‖U‖²/4."""
+    """Adam's moments in float64 from the same gradients by the textbook formulas: an independent ‖U‖²/4."""
 
     def __init__(self, parameters: list[torch.Tensor]) -> None:
         self._parameters = parameters
@@ -80,7 +80,7 @@ class Recomputation:
         self._t = 0
 
     def energy(self) -> float:
-        """Take in the present gradients and return ‖U‖²/4 of the coming step."""
+        """Update with the present gradients and return ‖U‖²/4 of the next step."""
         self._t += 1
         total = 0.0
         for p, m, v in zip(self._parameters, self._m, self._v, strict=True):

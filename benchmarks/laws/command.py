@@ -4,8 +4,8 @@ Three experiments. ``toy``: every closed form of the river valley against simula
 at a constant rate, whose readings are compared with gradients at rest, with the loss that cooling releases,
 and layer by layer with the loss that averaging releases. ``schedule``: final losses over a grid of schedules.
 
-Every run is a row of ``rows.jsonl``; what is there already is not run again, so a stopped benchmark goes on
-where it stood. Tables go to ``laws.md``, figures beside it.
+Every run is a row of ``rows.jsonl``; runs that have a row are not repeated, so a stopped benchmark resumes
+where it stopped. Tables are written to ``laws.md``, with the figures beside it.
 
     python -m thermoopt.benchmarks.laws --out runs/laws  # everything, 20 minutes on 2 cores
     python -m thermoopt.benchmarks.laws --experiments toy --seeds 0           # part of it
@@ -88,12 +88,12 @@ def complete(cases: Iterable[Case], out: Path, workers: int) -> list[dict[str, A
 
 
 def _key(row: dict[str, Any], like: dict[str, Any]) -> str:
-    """What tells a case from others: the fields of its experiment."""
+    """Return the key of a case: the fields of its experiment."""
     return json.dumps({name: row.get(name) for name in like}, sort_keys=True)
 
 
 def main() -> None:
-    """Run what is missing, then write tables and figures."""
+    """Run the missing cases, then write tables and figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

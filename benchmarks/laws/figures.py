@@ -74,7 +74,7 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _logarithmic(ax: Axes, axes: str = "xy") -> None:
-    """Make axes logarithmic, once the points are there."""
+    """Make axes logarithmic after the points have been drawn."""
     for name in axes:
         getattr(ax, f"set_{name}scale")("log")
     decades(ax, axes)
@@ -141,7 +141,7 @@ def _temperature(holds: Sequence[Row]) -> Figure:
 
 
 def _cross(ax: Axes, x: Sequence[Any], y: Sequence[Any], label: str, i: int) -> None:
-    """Points with errors both ways."""
+    """Draw points with error bars in both directions."""
     ax.errorbar(
         [v.mean for v in x],
         [v.mean for v in y],

@@ -37,12 +37,12 @@ BETA1 = 0.9
 """Of every run."""
 
 POWERS = np.linspace(0.05, 3.0, 60)
-"""Exponents of D that a fit looks at."""
+"""Exponents of D that a fit tries."""
 
 
 @dataclass(frozen=True)
 class Value:
-    """A mean over seeds and its standard error, NaN of one seed."""
+    """A mean over seeds and its standard error, NaN for one seed."""
 
     mean: float
     error: float
@@ -60,7 +60,7 @@ def over_seeds(values: Sequence[float]) -> Value:
 
 
 def toy_points(rows: Sequence[Row], law: str) -> list[dict[str, Any]]:
-    """Points of a law, pooled over seeds: the mean of the measured, errors added in quadrature."""
+    """Return a law's points pooled over seeds: means of the measured, errors added in quadrature."""
     pooled: dict[tuple[str, float], list[dict[str, Any]]] = {}
     for row in rows:
         if row["experiment"] == "toy" and row["law"] == law:
@@ -82,24 +82,27 @@ def toy_points(rows: Sequence[Row], law: str) -> list[dict[str, Any]]:
 
 
 def released(row: Row, length: int) -> float:
-    """Loss after length/2 steps at the held rate less that after a quench of so many: equal sums of rates."""
+    """Return the loss after length/2 steps at the held rate minus that after a quench of length steps.
+
+    Both have the same sum of rates.
+    """
     return row["constant"][str(length // 2)] - row["quenched"][str(length)]
 
 
 def noise_share(row: Row) -> float:
-    """Noise in the energy of a gradient, by the reading: d_iS_noise is eta (1 - beta1) times the noise."""
+    """Return the noise in a gradient's energy by the reading: d_iS_noise is eta (1 - beta1) times it."""
     return row["total"]["d_iS_noise"] / (4 * (1 - BETA1) * row["total"]["thermal_loss"])
 
 
 def _spectrum(row: Row) -> NoiseSpectrum:
-    """The spectrum, its weights scaled to the noise of 48 gradients, which two start vectors tell badly."""
+    """Return the spectrum scaled to the noise of 48 gradients, which two start vectors measure badly."""
     weights = np.array(row["spectrum"]["weights"])
     noise = row["rest"]["energy"] - row["rest"]["signal"]
     return NoiseSpectrum(np.array(row["spectrum"]["curvatures"]), weights * noise / weights.sum())
 
 
 def _by_curvature(row: Row, length: int) -> float:
-    """Thermal loss at the held rate less that after the quench, mode by mode; NaN beyond the stable range."""
+    """Return thermal loss at the held rate minus that after the quench, by mode; NaN if unstable."""
     spectrum = _spectrum(row)
     if row["lr"] >= spectrum.largest_rate(BETA1):
         return math.nan
@@ -109,7 +112,7 @@ def _by_curvature(row: Row, length: int) -> float:
 
 
 def equilibrated(row: Row) -> float:
-    """Share of (eta/4) times the noise that is held at the end of the hold; NaN beyond the stable range."""
+    """Return the fraction of (eta/4) times the noise present at the end of the hold; NaN if unstable."""
     spectrum = _spectrum(row)
     if row["lr"] >= spectrum.largest_rate(BETA1):
         return math.nan
@@ -124,7 +127,7 @@ PREDICTORS: dict[str, Callable[[Row, int], float]] = {
     "noise and curvature at rest": _by_curvature,
     "weights averaged over 50 steps": lambda row, length: row["middle"] - row["averaged"],
 }
-"""What could tell the loss that a quench releases: of a row and the quench's length, [L]."""
+"""Candidate predictors of the loss that a quench releases, from a row and the quench's length, [L]."""
 
 
 def predicted(row: Row, name: str, length: int) -> float:
@@ -134,14 +137,15 @@ def predicted(row: Row, name: str, length: int) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """How well a number tells the loss released.
+    """How well a predictor tells the released loss.
 
     Attributes:
         ratio: geometric mean of released over predicted.
-        spread: factor by which single runs differ from that (exp of the standard deviation of the logarithm).
-        unseen: the same for a workload whose runs had no part in the ratio, root mean square over all runs.
-        correlation: of the logarithms.
-        runs: that both numbers are above 0 in; the others cannot be judged.
+        spread: factor by which single runs differ from it (exp of the standard deviation of the logarithm).
+        unseen: the same for a workload whose runs were not used for the ratio, root mean square over all
+            runs.
+        correlation: correlation of the logarithms.
+        runs: number of runs in which both are positive; the others cannot be judged.
     """
 
     ratio: float
@@ -152,7 +156,7 @@ class Forecast:
 
 
 def forecast(rows: Sequence[Row], name: str, length: int) -> Forecast | None:
-    """Judge a predictor on the rows of the hold; None of fewer than three runs."""
+    """Judge a predictor on the rows of the hold; return None for fewer than three runs."""
     pairs = [(r["workload"], released(r, length), predicted(r, name, length)) for r in rows]
     pairs = [p for p in pairs if p[1] > 0 and p[2] > 0]
     if len(pairs) < 3:
@@ -217,10 +221,10 @@ class FinalFit:
     """A fit of final losses, L = L0 + A D^-p + K h.
 
     Attributes:
-        h: what the heat at the end is taken for: ``"none"``, ``"last rate"`` or ``"spectrum"``.
-        L0, A, p, K: of the fit, K in [L] over the unit of h.
+        h: the measure of the final heat: ``"none"``, ``"last rate"`` or ``"spectrum"``.
+        L0, A, p, K: parameters of the fit, K in [L] over the unit of h.
         rms: root mean square of the residuals, [L].
-        left_out: the same for each shape when it had no part in the fit.
+        left_out: the same for each shape when it is left out of the fit.
         points: shape, factor, measured (mean over seeds), its error, fitted, fitted without the shape.
     """
 

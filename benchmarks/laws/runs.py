@@ -1,4 +1,4 @@
-"""Real networks under the laws: runs held at a rate, cooled, averaged; runs along schedules."""
+"""The laws in real networks: runs held at a rate, cooled and averaged, and runs along schedules."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ TUNED = {"gpt": 1e-3, "gru": 1e-2, "mlp": 1e-2, "cnn": 3e-2, "vit": 3e-3, "digit
 """Best learning rates of AdamW + linear (benchmarks/results/control)."""
 
 HELD = ("gpt", "gru", "mlp", "cnn", "vit")
-"""Workloads of the hold: two language models, and what the paper left open."""
+"""Workloads of the hold: two language models, and kinds that the paper did not cover."""
 
 SCHEDULED = ("gpt", "gru", "mlp")
 """Workloads of the grid of schedules."""
 
 FACTORS = (0.3, 1.0, 3.0)
-"""Rates, in units of the tuned one."""
+"""Learning rates in units of the tuned one."""
 
 WARMUP = 20
 QUENCHES = (50, 100)
@@ -54,18 +54,18 @@ WINDOW = 50
 """Steps that weights are averaged over; also the memory of the readings."""
 
 JUDGED = 16.0
-"""Size of the batch that losses are compared on, in training batches: the same one for all weights."""
+"""Size of the batch on which losses are compared, in training batches; the same batch for all weights."""
 
 BATCHES = 48
-"""Gradients at fixed parameters: their mean energy is then known to 2 to 5 %."""
+"""Number of gradients at fixed parameters: it gives their mean energy to 2 to 5 %."""
 
 CURVED = 4
-"""Training batches whose mean loss the Hessian is of."""
+"""Number of training batches in the mean loss whose Hessian is used."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A run at a constant rate, and what is measured at its end; ``steps`` are :data:`WINDOW` at least."""
+    """A run at a constant rate, measured at its end; ``steps`` is at least :data:`WINDOW`."""
 
     workload: str
     factor: float
@@ -85,7 +85,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A run along a schedule; ``steps`` are more than :data:`WARMUP`."""
+    """A run along a schedule; ``steps`` is more than :data:`WARMUP`."""
 
     workload: str
     shape: str
@@ -111,11 +111,11 @@ SHAPES = {
     "wsd": schedules.wsd,
     "1/t": schedules.inverse_time,
 }
-"""Shapes in u, the share of the run that is done after the warm-up."""
+"""Shapes in u, the completed fraction of the run after the warm-up."""
 
 
 def rates(shape: str, peak: float, steps: int) -> np.ndarray:
-    """Learning rates of a run, ``[steps]``; u is taken at the middle of a step, so that D is the integral."""
+    """Return the learning rates of a run, ``[steps]``; u is taken mid-step, so that D is the integral."""
     n = np.arange(steps)
     up = (n + 1) / WARMUP
     u = (n - WARMUP + 0.5) / (steps - WARMUP)
@@ -139,7 +139,7 @@ class _Run:
         )
 
     def train(self, etas: np.ndarray) -> Iterator[int]:
-        """Take a step a rate; yields the number of those taken."""
+        """Take one step per rate and yield the number of steps taken."""
         for i, eta in enumerate(etas, 1):
             for group in self.optimizer.param_groups:
                 group["lr"] = float(eta)
@@ -166,15 +166,15 @@ def _quantities(q: Quantities) -> dict[str, float | None]:
 
 
 def hold(case: Held) -> dict[str, Any]:
-    """Train at a constant rate, then look: readings, gradients at rest, curvature, averages, quenches.
+    """Train at a constant rate, then measure: readings, gradients at rest, curvature, averages, quenches.
 
     Returns:
         The row: the case; ``lr``; ``total`` and ``layers``, readings; ``in_band``, their equilibrium
         fraction; ``rest``, energies of gradients at fixed parameters; ``spectrum``; ``loss`` and ``valid``
         at the end; ``middle`` and ``averaged``, losses of the weights in the middle of the last
         :data:`WINDOW` steps and of their mean;
-        ``layer_averaged``, of the middle's with one layer averaged; ``constant``, losses after so many more
-        steps at the same rate; ``quenched``, losses after quenches of so many steps; ``seconds``.
+        ``layer_averaged``, losses of the middle's with one layer averaged; ``constant``, losses by number of
+        further steps at the same rate; ``quenched``, losses by length of a quench; ``seconds``.
     """
     started = time.perf_counter()
     lr = TUNED[case.workload] * case.factor

@@ -18,7 +18,7 @@ WALLS = (0.1, 0.3, 1.0, 3.0)
 ETAS = (0.02, 0.05, 0.1, 0.2, 0.4)
 STEPS = 3000
 BURN_IN = 500
-"""Steps left out: the start has the right variance, but Adam's moments and sign's shape need time."""
+"""Initial steps left out: the start has the right variance, but Adam's moments and sign's shape need time."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Toy:
 
 
 def _points(at: list[float], mean: Mean, expected: Any, series: str) -> list[dict[str, Any]]:
-    """One point a value."""
+    """Return one point per value."""
     values = zip(at, np.ravel(mean.value), np.ravel(mean.error), np.ravel(expected), strict=True)
     return [
         {"series": series, "at": float(x), "measured": float(m), "error": float(e), "expected": float(p)}
@@ -184,7 +184,7 @@ def _greedy(case: Toy) -> list[dict[str, Any]]:
 
 
 def _final_loss(case: Toy) -> list[dict[str, Any]]:
-    """A spectrum and a river: loss at the end of four schedules of 400 steps, less that at the start."""
+    """A spectrum and a river: final minus initial loss of four schedules of 400 steps."""
     valley, steps, eta = RiverValley(tuple(np.geomspace(0.01, 1, 8)), slope=0.1), 400, 0.4
     u = np.arange(steps) / steps
     shapes = {

@@ -1,4 +1,4 @@
-"""Does acting on a warning pay: a run in which decay is too high, and the same run with the advice taken."""
+"""Whether acting on a warning pays: a run with too much decay, and the same run with the advice applied."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BRANCHED = ("gpt", "digits")
 """A transformer and a convolution net."""
 
 PULL = 0.03
-"""Share of each weight that decay takes a step: ln 2 / 0.03 = 23 steps to half without any gradient."""
+"""Fraction of each weight that decay removes per step: half in ln 2 / 0.03 = 23 steps without gradients."""
 
 STEPS = 600
 
@@ -31,7 +31,7 @@ def branches(workloads: Iterable[str], seeds: Iterable[int]) -> Iterator[tuple[s
 
 
 def _arm(workload: str, seed: int, act: bool) -> dict[str, Any]:
-    """Train at a constant rate; with ``act``, take the detector's advice at every warning."""
+    """Train at a constant rate; with ``act``, follow the detector's advice at every warning."""
     task = WORKLOADS[workload].build(seed)
     wd = PULL / TUNED[workload]
     optimizer = torch.optim.AdamW(task.model.named_parameters(), lr=TUNED[workload], weight_decay=wd)

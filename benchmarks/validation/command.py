@@ -1,8 +1,8 @@
 """How often a diagnosis is wrong: false alarms, misses, and what an intervention gains.
 
-Every run is a row of ``rows.jsonl``; what is there already is not run again. The tables go to
+Every run is a row of ``rows.jsonl``; runs that have a row are not repeated. The tables are written to
 ``validation.md``. Thresholds were set on seed 0 of the development workloads; only other seeds, and workloads
-that nothing was set on, are judged here. thermoclaw 0.1.6 looks at the same runs where it is installed.
+on which nothing was set, are judged here. thermoclaw 0.1.6 judges the same runs if it is installed.
 
     python -m thermoopt.benchmarks.validation --out runs/validation  # everything, half an hour on 2 cores
     python -m thermoopt.benchmarks.validation --workloads mlp cnn --seeds 1     # part of it
@@ -34,14 +34,14 @@ from thermoopt.benchmarks.validation.runs import DEVELOPMENT, Case, healthy, sic
 __all__ = ["judge", "main", "plan"]
 
 CHECKS = 8
-"""Times at equal distance at which a run is diagnosed: it counts as alarmed if one of them alarms."""
+"""Number of equally spaced diagnoses of a run, which counts as alarmed if any of them alarms."""
 
 HELD_OUT = ("vit", "lstm")
-"""Workloads that no threshold was set on."""
+"""Workloads on which no threshold was set."""
 
 
 class Watch:
-    """Everything that looks at a run."""
+    """All tools that judge a run."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, case: Case) -> None:
         self.observer = Observer(model, optimizer)
@@ -50,7 +50,7 @@ class Watch:
         self.peer = _Thermoclaw(model, optimizer) if importlib.util.find_spec("thermoclaw") else None
 
     def each(self, step: int, loss: float) -> None:
-        """Look after a step."""
+        """Judge the run after a step."""
         self.observer.step(loss=loss)
         if self.peer is not None:
             self.peer.step(loss)
@@ -140,7 +140,7 @@ def _one_thread() -> None:
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the missing cases."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

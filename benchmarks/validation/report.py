@@ -16,7 +16,7 @@ TIER2 = {
     "momentum_overdamped": "beta1 0.999",
     "healthy": "lr x 1, constant",
 }
-"""The pathologies of tier 2, by the kind they deserve."""
+"""The pathologies of tier 2, by the kind of finding they should have."""
 
 TIER2_ON = ("gpt", "digits")
 

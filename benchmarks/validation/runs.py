@@ -1,4 +1,4 @@
-"""Healthy and sick runs on which a diagnosis is judged: what they are, and how one is trained."""
+"""Healthy and sick runs on which the diagnosis is judged, and their training."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TUNED = {
 where the two horizons differ."""
 
 DEVELOPMENT = ("gpt", "gru", "cnn", "mlp", "digits", "linear")
-"""Workloads whose seed 0 was looked at when thresholds were set."""
+"""Workloads whose seed 0 was used to set thresholds."""
 
 STEPS = 400
 WARMUP = 0.05
@@ -39,16 +39,16 @@ class Case:
     """One run.
 
     Attributes:
-        kind: ``"healthy"``, or the kind of finding that the run deserves.
-        workload, seed, steps: of the run.
-        what: what is particular about it, for tables.
-        lr: as a factor on the tuned one.
+        kind: ``"healthy"``, or the kind of finding that the run should have.
+        workload, seed, steps: workload, seed and length of the run.
+        what: description for tables.
+        lr: learning rate as a factor on the tuned one.
         schedule: ``constant``, ``cosine``, ``linear`` (both to zero, after a warm-up over 5 %) or ``warm-up``
             (linear over 30 %, then constant).
-        batch: as a factor on the workload's own.
+        batch: batch size as a factor on the workload's own.
         decay: weight decay.
-        betas: of AdamW.
-        switch: gradients are accumulated over so many batches in the second half.
+        betas: AdamW's betas.
+        switch: number of batches over which gradients are accumulated in the second half.
         defect: name of what is broken (:data:`DEFECTS`), or none.
     """
 
@@ -145,10 +145,10 @@ DEFECTS = {
     "one gradient not a number": "non_finite_steps",
     "gradients drowned in noise": "gradient_noise",
 }
-"""What can be broken in a run, and the finding it deserves."""
+"""The defects of a run, and the finding that each should have."""
 
 NEED_LAYERS = {"exploding_layer", "layers_out_of_step"}
-"""Kinds that compare layers: a model needs several."""
+"""Kinds that compare layers, for which a model needs several."""
 
 _HOOKS: dict[str, Callable[[nn.Module], None]] = {
     "first matrix detached": _detach,
@@ -158,7 +158,7 @@ _HOOKS: dict[str, Callable[[nn.Module], None]] = {
 
 
 def _groups(model: nn.Module, defect: str, lr: float) -> list[dict[str, Any]]:
-    """One parameter group a module, with wrong rates if that is the defect."""
+    """Return one parameter group per module, with wrong rates if that is the defect."""
     matrices = [name for name, _ in _matrices(model)]
     off, factor = {
         "last matrix at 300 times the rate": (matrices[-1:], 300.0),
@@ -194,8 +194,8 @@ def train(
     """Train once.
 
     Args:
-        case: what to train.
-        watch: makes the observer of a model and its optimizer.
+        case: the run to train.
+        watch: creates the observer of a model and its optimizer.
         each: called after every step with the observer, the step and the loss, before gradients are cleared.
 
     Returns:
