@@ -64,12 +64,17 @@ def torchs(opt, shape, total, warmup, eta_min):
 
 
 def torch_takes(lr):
-    """Whether torch's own schedules take such an lr: those of torch 2.6 fail on tensors of one dimension."""
+    """Whether torch's own schedules take such an lr.
+
+    Those of torch 2.6 fail on tensors of one dimension, and SequentialLR lets a tensor lr be its own base.
+    """
+    opt = optimizer(copy.deepcopy(lr))
     try:
-        LinearLR(optimizer(copy.deepcopy(lr)))
+        SequentialLR(opt, [LinearLR(opt), LinearLR(opt)], milestones=[1])
     except RuntimeError:
         return False
-    return True
+    group = opt.param_groups[0]
+    return not isinstance(lr, torch.Tensor) or group["lr"] is not group["initial_lr"]
 
 
 def options(shape):
