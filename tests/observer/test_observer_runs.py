@@ -388,7 +388,7 @@ def test_epochs(kind):
                                                       ("val_acc", torch.ones(2), ValueError)])  # fmt: skip
 def test_bad_validation_values(name, value, error):
     observer = Observer(None, adamw(model().parameters()))
-    with pytest.raises(error, match=f"{name} is"):
+    with pytest.raises(error, match=f"{name} must be"):
         observer.epoch_end(**{name: value})
     assert observer.epochs == []
 
