@@ -1,4 +1,4 @@
-"""The record of a run on file: its form, and the run read back from it."""
+"""The record of a run on file: its format, and runs read back from it."""
 
 from thermoopt.record.columns import CLOSED, META, layer_table, pyarrow, tables_of
 from thermoopt.record.form import (

@@ -41,17 +41,16 @@ class SavedLosses:
 
 @dataclass
 class SavedRun:
-    """What is on file of a run; :func:`thermoopt.diagnose` takes it as it takes an observer.
+    """The record of a run read from file; :func:`thermoopt.diagnose` accepts it like an observer.
 
     Attributes:
         path: the file.
         history: its readings.
-        losses: those on record, which may be replaced by a fuller list.
+        losses: the recorded losses, which may be replaced by a fuller list.
         start_norms: squared norm of each layer in its first reading.
-        skipped: measured steps that moved no average, by cause, up to the last reading.
-        frozen, bad_losses: a file does not tell.
-        notes: what happened on the way: dicts with ``note`` (``action``, ``spike``, ``skip``, your own) and
-            ``step``.
+        skipped: number of steps that were due to be measured but entered no average, by cause.
+        frozen, bad_losses: empty and 0, since a file does not record them.
+        notes: events: dicts with ``note`` (``action``, ``spike``, ``skip`` or a custom one) and ``step``.
     """
 
     path: Path
@@ -72,18 +71,18 @@ class SavedRun:
         layers: str | None = None,
         progress: Progress | None = None,
     ) -> SavedRun:
-        """Read what JSONLSink, ParquetSink or an export wrote.
+        """Read a file written by JSONLSink, ParquetSink or an export.
 
-        Where steps go back, a run was resumed and goes on from there: what was recorded at or after that
-        step is forgotten. Rows of layers lie in a file beside (``run.layers.jsonl.gz`` for
-        ``run.jsonl.gz``) and are read with it; without it the run has no layers.
+        If steps go back, the run was resumed from there: readings recorded at or after that step are
+        discarded. Layer rows are in a file beside it (``run.layers.jsonl.gz`` for ``run.jsonl.gz``) and are
+        read with it; without that file the run has no layers.
 
         Args:
-            path: of the file.
-            since: leave out readings before this step; norms at the start stay those of the start.
+            path: path of the file.
+            since: leave out readings before this step; initial norms are still those of the start.
             layers: leave out layers whose name does not match; ``*`` and ``?`` as in a shell, several
                 patterns separated by commas.
-            progress: is called with bytes read and bytes in all.
+            progress: called with the number of bytes read and the total.
 
         Raises:
             OSError: if it cannot be read.
@@ -149,12 +148,12 @@ class SavedRun:
 
     @cached_property
     def layer_types(self) -> dict[str, str]:
-        """Type of each layer, by its name alone: the model is gone."""
+        """Type of each layer from its name alone, since there is no model."""
         return {name: detect_layer_type(name) for name in self.history.layer_names}
 
     @cached_property
     def matrices(self) -> frozenset[str]:
-        """Layers taken to have two or more dimensions: all but norms and what is called a bias."""
+        """Layers assumed to have two or more dimensions: all except norms and those called bias."""
         return frozenset(
             name
             for name, kind in self.layer_types.items()

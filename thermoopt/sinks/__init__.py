@@ -1,4 +1,4 @@
-"""Where readings go while a run is on: files, experiment trackers, and the queue that feeds them."""
+"""Destinations of readings during a run: files, experiment trackers, and the queue that feeds them."""
 
 from thermoopt.sinks.csv_sink import CSVSink
 from thermoopt.sinks.jsonl import FileSink, JSONLSink

@@ -1,4 +1,4 @@
-"""Files that only grow: what is appended is there whole or not at all, plain or as gzip."""
+"""Append-only files, plain or gzip: each append is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from pathlib import Path
 __all__ = ["MAGIC", "AppendFile", "close_member", "gzip_member"]
 
 MAGIC = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
-"""How every gzip member of ours begins (no name, no time), by which a reader finds the next one."""
+"""First bytes of every gzip member written here (no name, no time), by which a reader finds the next."""
 
 LEVEL = 6
 """zlib's own default. On readings level 3 is 15 % larger at a third of the time; either is off the training
 thread and without the interpreter's lock."""
 
 MEMBER_LINES = 2048
-"""Lines after which a gzip member is closed: the most that a damaged one could take along."""
+"""Lines after which a gzip member is closed: the most that could be lost with a damaged one."""
 
 _MARK = b"\x00\x00\xff\xff"
-"""End of what a sync flush of zlib brings out."""
+"""The bytes that end a sync flush of zlib."""
 
 
 class AppendFile:
-    """A file that is appended to, gzip where its name ends in ``.gz``.
+    """An append-only file, gzip if its name ends in ``.gz``.
 
-    Each append is one system call; one that was cut short is taken back, so that the file stays as it was.
-    gzip is flushed at every append and closed by :meth:`settle`: a reader has everything at any time, and
-    ``zcat`` has no complaint after a settled one. Where someone else appended meanwhile, :attr:`alone` is
-    False from then on and a member of one's own begins.
+    Each append is one system call; an incomplete one is undone, so that the file stays as it was. gzip is
+    flushed at every append and closed by :meth:`settle`: a reader can read everything at any time, and
+    ``zcat`` accepts a settled file without complaint. If another process has appended, :attr:`alone` is False
+    from then on and a separate member begins.
 
     Args:
-        path: the file; folders are made.
-        owner: of the file, for messages.
+        path: the file; folders are created.
+        owner: name of the file's owner, for messages.
 
     Raises:
         OSError: if it cannot be written.
@@ -58,7 +58,7 @@ class AppendFile:
             self._mend()
 
     def append(self, text: str) -> None:
-        """Append lines; raise OSError, with the file as it was, where not all of them could be."""
+        """Append lines; if not all can be written, restore the file and raise OSError."""
         self.look()
         data = text.encode()
         before = member = self._member
@@ -75,13 +75,13 @@ class AppendFile:
             self.settle()
 
     def append_bytes(self, data: bytes) -> int:
-        """Append what is encoded already, as :meth:`append` does; return where it begins."""
+        """Append encoded bytes as :meth:`append` does; return their offset."""
         self.look()
         self._put(data)
         return self.size - len(data)
 
     def look(self) -> None:
-        """See whether someone else appended, or put another file in the place of this one."""
+        """Check whether another process has appended to the file or replaced it."""
         if not self._regular:
             return
         size = os.fstat(self._fd).st_size
@@ -104,7 +104,7 @@ class AppendFile:
 
     @property
     def fresh(self) -> bool:
-        """Whether what comes next is read without what came before: a new gzip member, or not alone."""
+        """Whether the next lines can be read without the previous ones: a new gzip member, or not alone."""
         return self._member is None if self._gzip else not self.alone
 
     def _put(self, data: bytes) -> None:
@@ -119,7 +119,7 @@ class AppendFile:
         self.size += len(data)
 
     def _mend(self) -> None:
-        """End what a crash left open: a line without its end, a gzip member without its sum."""
+        """Repair what a crash left incomplete: a line without its end, a gzip member without its checksum."""
         if not self._gzip:
             if os.pread(self._fd, 1, self.size - 1) != b"\n":
                 self._put(b"\n")

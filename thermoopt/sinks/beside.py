@@ -1,4 +1,4 @@
-"""Writing beside training: a thread that encodes and writes what the training thread hands over."""
+"""Background writing: a thread that encodes and writes the items of the training thread."""
 
 from __future__ import annotations
 
@@ -14,53 +14,53 @@ from typing import Any, Protocol
 __all__ = ["BLOCK", "CAPACITY", "SECONDS", "BlockWriter", "Pipe"]
 
 CAPACITY = 64
-"""Readings that may wait, those being written included: what a crash can cost at most."""
+"""Most readings that may wait, including those being written: the most that a crash can lose."""
 
 BLOCK = CAPACITY // 2
-"""Readings that are written together as soon as there are so many: as many more may come meanwhile."""
+"""Number of readings that are written together, during which as many more may arrive."""
 
 SECONDS = 2.0
-"""Age at which readings are written though they are fewer: with the write itself well under 5 seconds."""
+"""Age in seconds at which fewer readings are written: including the write, well under 5 seconds."""
 
 PATIENCE = 0.1
-"""Seconds in all that training waits for a full queue before it is told."""
+"""Total seconds that training waits for a full queue before a warning."""
 
 RETRY = 1.0
 """Seconds between attempts while writing fails."""
 
 MAX_UNSENT = 10_000
-"""Readings kept while writing fails, as many as a history keeps; the oldest go first, and are counted."""
+"""Readings kept while writing fails, as many as in a history; the oldest are dropped first, and counted."""
 
 
 class BlockWriter(Protocol):
     """Writes items, all of them or none; called from one thread at a time."""
 
     news: list[str]
-    """What is to be told to whoever hands over; the pipe empties it."""
+    """Messages for the training thread; the pipe empties it."""
 
     def write(self, items: list[Any]) -> None:
-        """Write items, or raise: the same ones come again."""
+        """Write items, or raise: the same items are then offered again."""
 
     def settle(self) -> None:
-        """Bring to file what was held back: everything written so far is then whole."""
+        """Complete the file: everything written so far is then readable."""
 
     def end(self) -> None:
-        """Nothing more comes, for now: at exit, and when the sink is closed."""
+        """Called at exit and when the sink is closed: no items follow for now."""
 
     def restart(self) -> None:
-        """Begin anew in a process that was forked."""
+        """Start over in a forked process."""
 
 
 class Pipe:
-    """A bounded queue with a thread behind it, started when the first item comes.
+    """A bounded queue with a thread, which starts with the first item.
 
-    A full queue makes :meth:`put` wait, and says so once. While the writer fails nothing waits: items are
-    kept, the writer is tried again, and a warning comes from :meth:`put` or :meth:`flush`. A forked child
-    has neither the parent's items nor its thread; what it puts itself is written by a thread of its own.
+    A full queue makes :meth:`put` wait, with one warning. While the writer fails, nothing waits: items are
+    kept, the writer is retried, and :meth:`put` or :meth:`flush` warns. A forked child has neither the
+    parent's items nor its thread; its own items are written by its own thread.
 
     Args:
-        writer: does the work.
-        name: of the sink, for messages.
+        writer: writes the items.
+        name: name of the sink, for messages.
     """
 
     def __init__(self, writer: BlockWriter, name: str) -> None:
@@ -85,16 +85,16 @@ class Pipe:
 
     @property
     def unsent(self) -> int:
-        """Items that were not written yet."""
+        """Number of items not written yet."""
         return len(self._items) if self._process == os.getpid() else 0
 
     @property
     def mine(self) -> bool:
-        """Whether this is the process that the waiting items belong to."""
+        """Whether the waiting items belong to this process."""
         return self._process == os.getpid()
 
     def put(self, item: Any) -> None:
-        """Hand over one item."""
+        """Add one item."""
         if self._process != os.getpid():
             self._writer.restart()
             self._begin()
@@ -114,7 +114,7 @@ class Pipe:
         self._tell()
 
     def flush(self) -> None:
-        """Wait until everything handed over is on file, or an attempt to write it has failed."""
+        """Wait until all items are on file, or an attempt to write them has failed."""
         if self._process != os.getpid() or self._thread in (None, threading.current_thread()):
             return
         with self._changed:
@@ -162,7 +162,7 @@ class Pipe:
         self.waited += time.monotonic() - began
 
     def _tell(self) -> None:
-        """Warn, once of each kind, of what the thread met: warnings belong to who handed over."""
+        """Issue the thread's warnings, once per kind, in the thread that added the items."""
         failure, told = self._failure, self._told
         while self._writer.news:
             message = f"sink {self._name}: {self._writer.news.pop()}"

@@ -1,4 +1,4 @@
-"""CSVSink: one line a reading and scope, written beside training."""
+"""CSVSink: one line per reading and scope, written in the background."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["CSVSink"]
 
 
 class CSVSink(FileSink):
-    """Appends one line a reading and scope (total, then each group): step, scope, quantities.
+    """Appends one line per reading and scope (total, then each group): step, scope, quantities.
 
-    Values have the digits that :class:`JSONLSink` writes; what is undefined or infinite is empty. A thread
-    writes, 32 readings or 2 seconds at a time.
+    Values have as many digits as in :class:`JSONLSink`; undefined and infinite values are empty. A thread
+    writes every 32 readings or 2 seconds.
 
     Args:
-        path: the file; folders are made; the header is written once, into an empty file. With ``.gz`` at its
-            end it is compressed.
+        path: the file; folders are created; the header is written once, to an empty file. With the ending
+            ``.gz`` it is compressed.
 
     Raises:
         OSError: if the path cannot be written, at construction.

@@ -1,4 +1,4 @@
-"""JSONLSink: the record of a run, small however long it gets, written beside training."""
+"""JSONLSink: the record of a run, small for a run of any length, written in the background."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _alike(items: Sequence[Item]) -> list[tuple[tuple[tuple[str, ...], tuple[str
 
 
 class FileSink:
-    """What sinks that write files share: a thread that writes, what it has not written yet, flush and close.
+    """Base of sinks that write files: a writing thread, the readings not yet written, flush and close.
 
     Subclasses set ``_pipe`` and ``_schedule``.
     """
@@ -150,15 +150,15 @@ class FileSink:
     _schedule: Schedule
 
     def write(self, reading: Reading) -> None:
-        """Hand over one reading; it is on file after 2 seconds, 32 readings or :meth:`flush`."""
+        """Queue one reading; it is on file after 2 seconds, 32 readings or :meth:`flush`."""
         self._pipe.put(self._schedule.item(reading))
 
     def mark(self, kind: str, /, **fields: Any) -> None:
-        """Note that something happened: it stands in the record, and the next reading keeps its layers.
+        """Add a note to the record; the next reading keeps its layers.
 
         Args:
-            kind: in a word: ``action``, ``finding``, ``restart``, your own.
-            fields: plain data to go with it.
+            kind: one word: ``action``, ``finding``, ``restart`` or a custom one.
+            fields: plain data for the note.
 
         Raises:
             ValueError: for a kind that is empty or means something else in the file.
@@ -172,7 +172,7 @@ class FileSink:
         flush(self._pipe, self._schedule)
 
     def close(self) -> None:
-        """Flush and end the thread, which also happens at exit; a later reading starts another one."""
+        """Flush and end the thread, as also at exit; a later reading starts another thread."""
         finish(self._pipe, self._schedule)
 
     @property
@@ -182,12 +182,12 @@ class FileSink:
 
     @property
     def dropped(self) -> int:
-        """Readings given up because writing failed for too long."""
+        """Number of readings dropped because writing failed for too long."""
         return self._pipe.dropped
 
     @property
     def waited(self) -> float:
-        """Seconds that training waited because writing was slower."""
+        """Seconds that training has waited for slower writing."""
         return self._pipe.waited
 
 
@@ -206,29 +206,29 @@ def finish(pipe: Pipe, schedule: Schedule) -> None:
 
 
 class JSONLSink(FileSink):
-    """Keeps the record of a run in files that stay small, written beside training.
+    """Keeps the record of a run in files that stay small, written in the background.
 
-    Readings of total and groups are appended to ``path``, all of them, at the digits they deserve. Layers go
-    to a file beside it (``run.layers.jsonl.gz`` for ``run.jsonl.gz``): at every reading at first, and when
-    ``max_rows`` rows are there every second is dropped and the distance between them doubles, so that a run
-    of any length has a bounded number of them. Readings at which something happened (a spike of the loss or
-    the gradient, a skipped step, a controller's action, what :meth:`mark` notes) keep their layers in
-    ``max_events`` rows of their own. :class:`thermoopt.SavedRun` and ``thermoopt inspect`` read both; the
-    form is that of :mod:`thermoopt.record_format`.
+    All readings of total and groups are appended to ``path``, with as many digits as are significant. Layers
+    are written to a file beside it (``run.layers.jsonl.gz`` for ``run.jsonl.gz``), at first for every
+    reading; when there are ``max_rows`` rows, every second one is dropped and the spacing doubles, so that
+    their number is bounded for a run of any length. Readings with an event (a spike of the loss or the
+    gradient, a skipped step, a controller's action, a note by :meth:`mark`) keep their layers in up to
+    ``max_events`` separate rows. :class:`thermoopt.SavedRun` and ``thermoopt inspect`` read both; the form is
+    that of :mod:`thermoopt.record_format`.
 
-    A thread encodes and writes, 32 readings or 2 seconds at a time. A crash costs at most 64 readings or 5
-    seconds; all that was recorded before a ``state_dict()`` is on file. A resumed run appends to the same
-    file; where steps repeat, the later line is the valid one.
+    A thread encodes and writes every 32 readings or 2 seconds. A crash loses at most 64 readings or 5
+    seconds; everything recorded before a ``state_dict()`` is on file. A resumed run appends to the same file;
+    where steps repeat, the later line is valid.
 
     Args:
-        path: the file; folders are made. With ``.gz`` at its end it is compressed, to a quarter.
-        layers: whether layers are kept.
-        max_rows: rows of layers on the schedule, at least 2.
-        max_events: rows of layers of readings at which something happened, at least 2.
+        path: the file; folders are created. With the ending ``.gz`` it is compressed, to a quarter.
+        layers: whether to keep layers.
+        max_rows: most rows of layers on the schedule, at least 2.
+        max_events: most rows of layers of readings with an event, at least 2.
 
     Raises:
         OSError: if the path cannot be written, at construction.
-        TypeError, ValueError: for limits that are no integers from 2.
+        TypeError, ValueError: unless the limits are integers >= 2.
     """
 
     def __init__(

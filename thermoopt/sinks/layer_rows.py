@@ -1,4 +1,4 @@
-"""The rows of layers of a record: a bounded file, halved into a new one when it is full."""
+"""The layer rows of a record: a bounded file, which is halved when it is full."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from thermoopt.sinks.append_file import AppendFile, gzip_member
 __all__ = ["MAX_EVENTS", "MAX_ROWS", "LayerFile", "Part", "room"]
 
 MAX_ROWS = 256
-"""Rows of the schedule, as many as a history keeps: more than a heat map has pixels for."""
+"""Rows on the schedule, as many as in a history: more than a heat map has pixels for."""
 
 MAX_EVENTS = 128
-"""Rows of readings at which something happened."""
+"""Rows of readings with an event."""
 
 MAX_BYTES = 1 << 25
 """Where many layers would make a part larger than this (some 1,700 from 128 rows on), it has fewer rows."""
@@ -35,12 +35,12 @@ SUPERSEDED = 32
 
 
 def room(most: int, n_layers: int) -> int:
-    """Return how many rows a part of ``most`` has for so many layers."""
+    """Return how many of ``most`` rows a part has for a number of layers."""
     return min(most, max(MIN_ROWS, MAX_BYTES // max(1, 4 * len(Term) * n_layers)))
 
 
 class Part:
-    """Which readings become rows: all at first; when there are too many every second goes, and so on.
+    """Selects the readings that become rows: all at first; when there are too many, every second is dropped.
 
     Attributes:
         steps: of the rows.

@@ -43,25 +43,25 @@ MAX_NOTES = 1000
 
 
 class ParquetSink(FileSink):
-    """Keeps the record of a run in Parquet, written beside training (extra ``record``).
+    """Keeps the record of a run in Parquet, written in the background (extra ``record``).
 
-    ``run.parquet`` has one row a reading and scope (``total``, then each group) with the columns ``step``,
-    ``scope``, ``loss`` and one a quantity; pandas and polars read it in one call. Row groups are closed every
-    ``every`` readings: the file is written anew beside the old one, synced and renamed, so that it is whole
-    at any time. What is not in it yet stands in ``run.journal.jsonl.gz``. Layers are kept as
-    :class:`JSONLSink` keeps them, in ``run.layers.jsonl.gz``, and when the sink is closed, or at exit, also
-    in ``run.layers.parquet`` with the columns ``step``, ``layer``, ``why`` and one a quantity. Everything
-    else is as for :class:`JSONLSink`, and ``thermoopt inspect`` reads all of it.
+    ``run.parquet`` has one row per reading and scope (``total``, then each group) with the columns ``step``,
+    ``scope``, ``loss`` and one per quantity; pandas and polars read it in one call. A row group is closed
+    every ``every`` readings: a new file is written beside the old one, synced and renamed, so that the file
+    is complete at any time. Later readings are in ``run.journal.jsonl.gz``. Layers are kept in
+    ``run.layers.jsonl.gz`` as by :class:`JSONLSink`, and, when the sink is closed or at exit, also in
+    ``run.layers.parquet`` with the columns ``step``, ``layer``, ``why`` and one per quantity. Everything else
+    is as for :class:`JSONLSink`, and ``thermoopt inspect`` reads all of it.
 
     Args:
-        path: the file; folders are made.
-        every: readings of a row group, at least; of long runs an eighth of what was before.
+        path: the file; folders are created.
+        every: fewest readings in a row group; in long runs, an eighth of all readings before it.
         layers, max_rows, max_events: as for :class:`JSONLSink`.
 
     Raises:
         ImportError: without pyarrow.
         OSError: if the path cannot be written, at construction.
-        TypeError, ValueError: for limits that are no integers from 2; for a file that is not a record.
+        TypeError, ValueError: unless the limits are integers >= 2; for a file that is not a record.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where readings go while a run is on: files, and the queue that feeds them and all other sinks."""
+"""The queue that passes readings to files and all other sinks during a run."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from thermoopt.sinks.trackers import LogSink, MLflowSink, TensorBoardSink, Wandb
 __all__ = ["MAX_UNSENT", "Sink", "SinkQueue"]
 
 MAX_UNSENT = 10_000
-"""Readings kept for a sink that fails, as many as a history keeps; the oldest go first, and are counted."""
+"""Readings kept for a failing sink, as many as in a history; the oldest are dropped first, and counted."""
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes readings one by one."""
+    """Receives readings one by one."""
 
     def write(self, reading: Reading) -> None:
-        """Write one reading, or raise: it is then offered again with the next one."""
+        """Write one reading, or raise: the reading is then offered again with the next one."""
 
 
 class SinkQueue:
-    """Feeds readings to sinks without ever stopping the training.
+    """Passes readings to sinks without ever stopping the training.
 
-    Sinks that write files take a reading at once and write it beside training; all others get it in the
-    training thread, in which trackers look up their active run. A sink that raises is warned of once; its
-    readings wait and are offered again, in order, with the next one. ``unsent`` tells what still waits,
-    ``dropped`` what was given up when the wait got too long.
+    Sinks that write files queue a reading and write it in the background; all others receive it in the
+    training thread, in which trackers look up their active run. If a sink raises, there is one warning; its
+    readings wait and are offered again, in order, with the next one. ``unsent`` counts the readings that
+    wait, ``dropped`` those given up after too long.
 
     Args:
-        sinks: :class:`Sink` objects, or what one is made of: a TensorBoard ``SummaryWriter``, a W&B run or
-            the module ``wandb``, the modules ``mlflow`` and ``trackio``, any object with ``log(dict, step)``
-            or ``log_metrics(dict, step)``.
+        sinks: :class:`Sink` objects, or objects that can be wrapped as one: a TensorBoard ``SummaryWriter``,
+            a W&B run or the module ``wandb``, the modules ``mlflow`` and ``trackio``, any object with
+            ``log(dict, step)`` or ``log_metrics(dict, step)``.
 
     Raises:
-        TypeError: if one is none of these.
+        TypeError: for any other object.
     """
 
     def __init__(self, sinks: Iterable[Any]) -> None:
@@ -56,12 +56,12 @@ class SinkQueue:
 
     @property
     def unsent(self) -> int:
-        """Readings that wait: for a sink that failed, or to be written to a file."""
+        """Number of readings that wait for a failed sink or to be written to a file."""
         return sum(len(queue) for queue in self._waiting) + sum(sink.unsent for sink in self._files)
 
     @property
     def dropped(self) -> int:
-        """Readings given up, the oldest first, because a sink failed for too long."""
+        """Number of readings dropped, oldest first, because a sink failed for too long."""
         return self._dropped + sum(sink.dropped for sink in self._files)
 
     @property
@@ -69,18 +69,18 @@ class SinkQueue:
         return [sink for sink in self._sinks if isinstance(sink, FileSink)]
 
     def mark(self, kind: str, /, **fields: Any) -> None:
-        """Note in the records that something happened (:meth:`FileSink.mark`)."""
+        """Add a note to the records (:meth:`FileSink.mark`)."""
         for sink in self._files:
             sink.mark(kind, **fields)
 
     def write(self, reading: Reading) -> None:
-        """Offer one reading, after those that wait, to every sink."""
+        """Offer one reading to every sink, after those that wait."""
         for queue in self._waiting:
             queue.append(reading)
         self._offer()
 
     def flush(self) -> None:
-        """Offer everything that waits once more, and wait until files hold all of it."""
+        """Offer all waiting readings once more, and wait until they are on file."""
         self._offer()
         for sink in self._files:
             sink.flush()

@@ -1,7 +1,7 @@
 """Readings for experiment trackers: TensorBoard, W&B, MLflow, trackio, any object with ``log(dict, step)``.
 
-Nothing is imported: a sink calls methods of the writer, run or module that it is given, in the training
-thread: that is where trackers keep their active run, and most of them send in a thread of their own.
+Nothing is imported: a sink calls methods of the given writer, run or module in the training thread, where
+trackers keep their active run; most of them send in a separate thread.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class TensorBoardSink:
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with ``add_scalar``.
         prefix: first part of every name, so that two optimizers may share a tracker.
-        layers: pattern of the layers to send, too: ``*`` and ``?`` as in a shell, several patterns separated
-            by commas. Of a layer go the eight quantities :data:`LAYER_QUANTITIES`.
+        layers: pattern of layers to send too, with ``*`` and ``?`` as in a shell, several patterns separated
+            by commas. The eight :data:`LAYER_QUANTITIES` of each layer are sent.
 
     Raises:
-        TypeError, ValueError: if the writer has no ``add_scalar``; for a prefix that is no name.
+        TypeError, ValueError: if the writer has no ``add_scalar``; for a prefix that is not a name.
     """
 
     def __init__(self, writer: Any, *, prefix: str = PREFIX, layers: str | None = None) -> None:
@@ -71,14 +71,14 @@ class TensorBoardSink:
 
 
 class LogSink:
-    """Hands ``log(dict, step)`` to a logger: trackio or its run, Accelerate, or an object of your own.
+    """Calls ``log(dict, step)`` of a logger: trackio or its run, Accelerate, or a custom object.
 
     Args:
-        logger: has ``log``.
+        logger: an object with ``log``.
         prefix, layers: as for :class:`TensorBoardSink`.
 
     Raises:
-        TypeError, ValueError: if the logger has no ``log``; for a prefix that is no name.
+        TypeError, ValueError: if the logger has no ``log``; for a prefix that is not a name.
     """
 
     def __init__(self, logger: Any, *, prefix: str = PREFIX, layers: str | None = None) -> None:
@@ -93,22 +93,22 @@ class LogSink:
 
 
 class WandbSink:
-    """Logs to a W&B run with a step of its own, ``thermo/step``, and leaves W&B's step to you.
+    """Logs to a W&B run with a separate step, ``thermo/step``, leaving W&B's own step to you.
 
-    W&B has one step for everyone who logs, and drops what comes with a smaller one: a reading with its own
-    step would be lost, or your row after it. Readings therefore go without a step into the row that is open
-    (``commit=False``), and ``define_metric`` makes ``thermo/step`` the axis of ``thermo/*``. Where the open
-    row already holds a reading it is ended first, so that none is lost, and W&B's step grows by one.
+    W&B has one step for all calls to ``log``, and drops rows with a smaller step: either a reading with its
+    own step or your next row would be lost. Readings are therefore added without a step to the open row
+    (``commit=False``), and ``define_metric`` makes ``thermo/step`` the axis of ``thermo/*``. If the open row
+    already holds a reading, the row is ended first so that none is lost, and W&B's step grows by one.
 
     Args:
-        run: what ``wandb.init()`` returned, or the module ``wandb``, whose run is looked up at each reading.
-        keep_all: end rows, as above. If you log with a ``step=`` that grows more slowly than readings come
-            (an epoch, say), W&B would then drop your rows; with False a row's last reading is the one that
-            goes.
+        run: the result of ``wandb.init()``, or the module ``wandb``, whose run is looked up at each reading.
+        keep_all: whether to end rows as above. If you log with a ``step=`` that grows more slowly than
+            readings arrive (an epoch, for example), W&B would then drop your rows; with False only the last
+            reading of a row is logged.
         prefix, layers: as for :class:`TensorBoardSink`; the step is then ``PREFIX/step``.
 
     Raises:
-        TypeError, ValueError: if the run has no ``log`` and ``define_metric``; for a prefix that is no name.
+        TypeError, ValueError: if the run lacks ``log`` or ``define_metric``; for a prefix that is not a name.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class WandbSink:
         self._open: int | None = None
 
     def write(self, reading: Reading) -> None:
-        """Log every finite scalar of total, groups and layers asked for, and the step, into the open row.
+        """Log every finite scalar of total, groups and requested layers, and the step, to the open row.
 
         Raises:
             RuntimeError: if there is no run yet.
@@ -151,11 +151,12 @@ class WandbSink:
 
 
 class MLflowSink:
-    """Calls ``log_metrics(dict, step)``: MLflow's, or that of an object of your own (Lightning's loggers).
+    """Calls ``log_metrics(dict, step)`` of MLflow or a custom object (Lightning's loggers).
 
-    MLflow refuses some names, so group names are changed where they must be: characters other than letters,
-    digits and ``_ - . / space`` become ``_``, so do path components without a name (``..``, an empty one),
-    and of long names the beginning is kept.
+    MLflow rejects some names, so group names are changed where necessary: characters other than letters,
+        digits
+    and ``_ - . / space`` become ``_``, as do path components without a name (``..``, an empty one), and long
+    names are cut at the end.
 
     Args:
         mlflow: the module, or an object with ``log_metrics``.
@@ -163,7 +164,7 @@ class MLflowSink:
         prefix, layers: as for :class:`TensorBoardSink`.
 
     Raises:
-        TypeError, ValueError: if there is no ``log_metrics``; for a prefix that is no name.
+        TypeError, ValueError: if there is no ``log_metrics``; for a prefix that is not a name.
     """
 
     def __init__(
@@ -182,7 +183,7 @@ class MLflowSink:
         """Call ``log_metrics`` once with every finite scalar of total, groups and the layers asked for.
 
         Raises:
-            RuntimeError: without a run to log to, in the place of which MLflow would start one of its own.
+            RuntimeError: without a run to log to, in which case MLflow would start one itself.
         """
         if not self._where and has_method(self._mlflow, "active_run") and self._mlflow.active_run() is None:
             raise RuntimeError(
