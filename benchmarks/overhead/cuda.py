@@ -1,4 +1,4 @@
-"""Time of an AdamW step on a CUDA device: torch foreach, torch fused, and the Triton plan measuring or not.
+"""Time of an AdamW step on a CUDA device: torch's own, ThermoAdamW and Observer, the Triton plan alone.
 
 Run ``python -m thermoopt.benchmarks.overhead.cuda`` on a machine with a CUDA device
 and read the Markdown table it prints. Exit status 2: no CUDA device, or no triton.
@@ -7,8 +7,8 @@ Every method steps its own copy of the same parameters. In each round every meth
 and temperature drift for all alike; a run is several steps between two CUDA events, host time included when
 the host is slower than the device. Bytes are those a float32 step must move: parameter, gradient and two
 moments read, all but the gradient written, 28 bytes an element. The bandwidth they are compared with is that
-of ``copy_`` between two buffers of half a GiB, timed in the same rounds. The four methods of a set hold 64
-bytes an element together: 23 GB for 350 M, which ``--sets`` can leave out.
+of ``copy_`` between two buffers of half a GiB, timed in the same rounds. A method holds 16 bytes an element:
+22 GB for the eleven at 124 M; at 350 M only four take part.
 """
 
 from __future__ import annotations
@@ -17,13 +17,17 @@ import argparse
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from thermoopt import Observer, ThermoAdamW, autotune
+from thermoopt.adamw import backends
 from thermoopt.benchmarks.overhead.shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
+from thermoopt.kernels import triton as kernels
 
 COPY_BYTES = 1 << 30
 """Bytes a copy reads and writes together: larger than any cache, small beside any GPU's memory."""
@@ -31,8 +35,12 @@ COPY_BYTES = 1 << 30
 
 SETS: dict[str, Shapes] = {
     **{name: GPT_SETS[name] for name in ("GPT 5 M", "GPT 27 M", "GPT 124 M", "GPT 350 M")},
+    "GPT 124 M bfloat16": GPT_SETS["GPT 124 M"],
     "200 x 1 K": [(1_024,)] * 200,
 }
+
+LARGE = 200_000_000
+"""Elements from which on only the methods of :data:`FEW` take part: eleven copies would not fit."""
 
 
 @dataclass
@@ -92,52 +100,85 @@ def milliseconds(run: Callable[[], object], steps: int) -> float:
     return start.elapsed_time(end) / steps
 
 
-def random_parameters(shapes: Sequence[tuple[int, ...]]) -> list[torch.nn.Parameter]:
+Maker = Callable[[Shapes, torch.dtype], Callable[[], object]]
+"""Makes a method's step of parameters of these shapes."""
+
+
+def random_parameters(shapes: Shapes, dtype: torch.dtype = torch.float32) -> list[torch.nn.Parameter]:
     """Parameters with gradients, the same numbers at every call."""
     rng = torch.Generator("cuda").manual_seed(0)
     params = []
     for shape in shapes:
-        p = torch.nn.Parameter(0.02 * torch.randn(shape, device="cuda", generator=rng))
-        p.grad = 1e-3 * torch.randn(shape, device="cuda", generator=rng)
+        p = torch.nn.Parameter((0.02 * torch.randn(shape, device="cuda", generator=rng)).to(dtype))
+        p.grad = (1e-3 * torch.randn(shape, device="cuda", generator=rng)).to(dtype)
         params.append(p)
     return params
 
 
-def torch_method(shapes: Sequence[tuple[int, ...]], *, fused: bool) -> Callable[[], object]:
-    params = random_parameters(shapes)
-    return torch.optim.AdamW(params, lr=1e-4, fused=fused, foreach=not fused).step
+def torch_method(*, fused: bool, observed: bool = False) -> Maker:
+    """Torch's own step, with an observer or without."""
+
+    def make(shapes: Shapes, dtype: torch.dtype) -> Callable[[], object]:
+        params = random_parameters(shapes, dtype)
+        optimizer = torch.optim.AdamW(params, lr=1e-4, fused=fused, foreach=not fused)
+        if observed:
+            observers.append(Observer(None, optimizer))
+        return optimizer.step
+
+    return make
 
 
-def triton_method(shapes: Sequence[tuple[int, ...]], *, measure: bool) -> Callable[[], object]:
-    from thermoopt.kernels import triton as kernels
+observers: list[Observer] = []
 
-    params = random_parameters(shapes)
-    moments = [[torch.zeros_like(p, requires_grad=False) for p in params] for _ in range(2)]
-    steps = [torch.zeros((), device="cuda") for _ in params]
-    plan = kernels.Plan(params, moments[0], moments[1], [None] * len(params), steps)
-    grads = [p.grad for p in params if p.grad is not None]
 
-    def step() -> Tensor | None:
-        return plan.step(
-            grads,
-            lr=1e-4,
-            weight_decay=1e-2,
-            beta1=0.9,
-            beta2=0.999,
-            eps=1e-8,
-            maximize=False,
-            measure=measure,
+def thermo_method(*, triton: bool = True, tuned: bool = False, **flags: Any) -> Maker:
+    """ThermoAdamW, with autotune or without; ``triton=False`` as where there is no Triton."""
+
+    def make(shapes: Shapes, dtype: torch.dtype) -> Callable[[], object]:
+        kept, backends.dry_kernel = (
+            backends.dry_kernel,
+            backends.dry_kernel if triton else lambda groups: None,
         )
+        try:
+            controller = autotune(100_000) if tuned else None
+            return ThermoAdamW(random_parameters(shapes, dtype), lr=1e-4, controller=controller, **flags).step
+        finally:
+            backends.dry_kernel = kept
 
-    return step
+    return make
 
 
-METHODS: dict[str, Callable[[Sequence[tuple[int, ...]]], Callable[[], object]]] = {
-    "torch foreach": lambda shapes: torch_method(shapes, fused=False),
-    "torch fused": lambda shapes: torch_method(shapes, fused=True),
-    "Triton, not measuring": lambda shapes: triton_method(shapes, measure=False),
-    "Triton, measuring": lambda shapes: triton_method(shapes, measure=True),
+def plan_method(*, measure: bool) -> Maker:
+    """The Triton plan alone."""
+
+    def make(shapes: Shapes, dtype: torch.dtype) -> Callable[[], object]:
+        params = random_parameters(shapes, dtype)
+        moments = [[torch.zeros_like(p, requires_grad=False) for p in params] for _ in range(2)]
+        steps = [torch.zeros((), device="cuda") for _ in params]
+        plan = kernels.Plan(params, moments[0], moments[1], [None] * len(params), steps)
+        grads = [p.grad for p in params if p.grad is not None]
+        numbers = {"lr": 1e-4, "weight_decay": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+        return lambda: plan.step(grads, **numbers, maximize=False, measure=measure)
+
+    return make
+
+
+METHODS: dict[str, Maker] = {
+    "torch foreach": torch_method(fused=False),
+    "torch fused": torch_method(fused=True),
+    "ThermoAdamW as imported": thermo_method(),
+    "ThermoAdamW, measuring off": thermo_method(measure_every=1 << 30),
+    "ThermoAdamW, autotune": thermo_method(tuned=True),
+    "ThermoAdamW fused, every 10th": thermo_method(fused=True),
+    "ThermoAdamW fused, no Triton, every 10th": thermo_method(fused=True, triton=False),
+    "ThermoAdamW fused, no Triton, every step": thermo_method(fused=True, triton=False, measure_every=1),
+    "Observer on torch fused, every 10th": torch_method(fused=True, observed=True),
+    "Triton plan, not measuring": plan_method(measure=False),
+    "Triton plan, measuring": plan_method(measure=True),
 }
+
+FEW = ("torch fused", "ThermoAdamW as imported", "Triton plan, not measuring", "Triton plan, measuring")
+"""Methods of the largest set."""
 
 
 def measure_set(name: str, rounds: int, steps: int, warm_up: int) -> tuple[list[Row], list[float]]:
@@ -146,7 +187,9 @@ def measure_set(name: str, rounds: int, steps: int, warm_up: int) -> tuple[list[
     elements = sum(math.prod(shape) for shape in shapes)
     half = torch.empty(COPY_BYTES // 8, device="cuda")
     other = torch.empty_like(half)
-    runs = {method: make(shapes) for method, make in METHODS.items()}
+    dtype = torch.bfloat16 if name.endswith("bfloat16") else torch.float32
+    taking_part = FEW if elements > LARGE else METHODS
+    runs = {method: METHODS[method](shapes, dtype) for method in taking_part}
     rows = {method: Row(name, method, elements) for method in runs}
     copies = []
     for run in (*runs.values(), lambda: other.copy_(half)):
@@ -162,7 +205,7 @@ def measure_set(name: str, rounds: int, steps: int, warm_up: int) -> tuple[list[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30, help="interleaved rounds (default 30)")
+    parser.add_argument("--rounds", type=int, default=12, help="interleaved rounds (default 12)")
     parser.add_argument("--steps", type=int, default=10, help="steps a run (default 10)")
     parser.add_argument("--warm-up", type=int, default=20, help="steps before the first round (default 20)")
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS), help="parameter sets")
@@ -170,23 +213,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("cuda_overhead: torch sees no CUDA device, so nothing was measured", file=sys.stderr)
         return 2
-    from thermoopt.kernels import triton as kernels
-
     if not kernels.available():
         print(f"cuda_overhead: {kernels.unavailable_reason()}, so nothing was measured", file=sys.stderr)
         return 2
+    cold = time.perf_counter()
+    reason = kernels.trial()
+    print(f"first compilation, or its cache: {time.perf_counter() - cold:.1f} s {reason or ''}")
     rows: list[Row] = []
     copies: list[float] = []
     for name in options.sets:
         more, speeds = measure_set(name, options.rounds, options.steps, options.warm_up)
         rows += more
         copies += speeds
+        observers.clear()
         torch.cuda.empty_cache()
     speed = statistics.median(copies)
     low, high = quartiles(copies)
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}")
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}, "
+        f"triton {kernels.triton.__version__}"
+    )
     print(f"copy: {speed:.0f} GB/s read and written (quartiles {low:.0f} to {high:.0f})")
-    print(f"{options.rounds} rounds of {options.steps} steps, float32\n")
+    print(f"{options.rounds} rounds of {options.steps} steps, float32 unless said\n")
     print(table(rows, speed))
     return 0
 

@@ -129,7 +129,7 @@ def test_unknown_names_are_named():
         opt.reading.layers["nope"]
     array = opt.reading.layer_array("r")
     assert array.shape == (4,)
-    assert COLUMNS == opt._meter.export_group(0)["meter"].shape[0] - 6
+    assert COLUMNS == opt._ledger.meter.export_group(0)["meter"].shape[0] - 6
 
 
 def test_reading_is_formed_once():

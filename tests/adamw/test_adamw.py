@@ -7,7 +7,9 @@ import torch
 
 from tests.support.small_net import assert_same_bits, model, train
 from thermoopt import ThermoAdamW
+from thermoopt.account import MAX_PENDING
 from thermoopt.controllers import Controller, Scales
+from thermoopt.tensors import Fetch
 
 FLAGS = {
     "for-loop": {"foreach": False},
@@ -292,17 +294,21 @@ def test_scales_for_another_number_of_groups_are_refused():
 
 def test_no_host_sync_on_the_way(monkeypatch):
     """step() reads sums only when its fetch says they have arrived, and waits when too many are pending."""
-    from thermoopt.account import pending
-    from thermoopt.adamw import optimizer as adamw
-
-    monkeypatch.setattr(pending.Fetch, "ready", lambda self: False)
-    net = model()
+    monkeypatch.setattr(Fetch, "ready", lambda self: False)
+    net = model().double()  # torch operations measure it, and their sums are fetched
     opt = ThermoAdamW(net.parameters(), measure_every=1, backend="torch")
-    train(net, opt, adamw.MAX_PENDING)
-    assert len(opt._pending) == adamw.MAX_PENDING
-    train(net, opt, 1)
-    assert len(opt._pending) <= adamw.MAX_PENDING
-    assert opt.reading.step == adamw.MAX_PENDING + 1  # reading waits for all of them
+
+    def arrived():
+        return opt._ledger.run.readings
+
+    for step in range(MAX_PENDING):
+        for p in net.parameters():
+            p.grad = torch.ones_like(p)
+        opt.step()
+        assert arrived() == 0, step
+    opt.step()
+    assert arrived() == 1
+    assert opt.reading.step == MAX_PENDING + 1  # reading waits for all of them
 
 
 @pytest.mark.parametrize("name", ["_fsdp_wrapped_module.0.weight", "0._flat_param"])

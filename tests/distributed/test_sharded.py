@@ -36,7 +36,7 @@ from tests.support.sharded_runs import (
     wholes,
 )
 from thermoopt import ThermoAdamW, autotune
-from thermoopt.adamw.plans import Batches
+from thermoopt.adamw.plans import PlanCache
 from thermoopt.physics.sums import Sum
 
 pytestmark = pytest.mark.dist
@@ -81,7 +81,7 @@ GIVEN = 2e-6
 @contextlib.contextmanager
 def kernel_takes():
     """List for each step how many tensors a kernel took, how many were DTensors, fresh, and left over."""
-    seen, true = [], Batches.run
+    seen, true = [], PlanCache.run
 
     def run(self, optimizer, rates, tensors, measure, half=None):
         out = true(self, optimizer, rates, tensors, measure, half)
@@ -93,11 +93,11 @@ def kernel_takes():
         seen.append((taken, foreign, len(tensors.fresh), len(tensors.rest)))
         return out
 
-    Batches.run = run
+    PlanCache.run = run
     try:
         yield seen
     finally:
-        Batches.run = true
+        PlanCache.run = true
 
 
 def case(ranks, name, shape):

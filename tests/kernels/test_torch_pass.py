@@ -66,7 +66,7 @@ def expected_sums(opt, params, group):
 def raw_step(opt):
     """One step; the sums that its reading was made of, ``[len(Sum), n_layers]`` (ema_steps = 1)."""
     opt.step()
-    return opt.reading, opt._meter._state[: len(Sum)]
+    return opt.reading, opt._ledger.meter._state[: len(Sum)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

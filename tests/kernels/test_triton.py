@@ -38,7 +38,10 @@ from thermoopt.kernels import triton_kernels as device_code
 @pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
 @needs_triton
 def test_under_the_interpreter():
-    files = [str(Path(__file__).with_name(name)) for name in ("test_triton.py", "test_triton_account.py")]
+    files = [
+        str(Path(__file__).with_name(name))
+        for name in ("test_triton.py", "test_triton_account.py", "test_triton_optimizer.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

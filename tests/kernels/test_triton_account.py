@@ -24,6 +24,7 @@ from tests.support.triton_world import (
 from thermoopt.account.meter import STATE_ROWS, Meter
 from thermoopt.account.reading import SKIP_CAUSES
 from thermoopt.kernels import Sum
+from thermoopt.kernels import triton_account as account_code
 from thermoopt.kernels import triton_kernels as device_code
 
 SIZES = [5, BLOCK + 1, 3 * BLOCK]
@@ -152,9 +153,11 @@ def test_every_kernel_compiles(tmp_path, monkeypatch, kernel, capability):
         pytest.skip("this triton names constants differently")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     tl = triton.language
-    fn = getattr(device_code, kernel)
+    fn = getattr(device_code, kernel, None) or getattr(account_code, kernel)
     types = dict.fromkeys(("addresses", "numels", "first_chunk", "last_chunk"), "*i64")
-    types |= dict.fromkeys(("settings", "out", "lr", "decay", "beta1", "beta2", "eps", "sign"), "*fp64")
+    types |= dict.fromkeys(
+        ("settings", "out", "lr", "factor", "decay", "beta1", "beta2", "eps", "sign"), "*fp64"
+    )
     types |= dict.fromkeys(("sums", "table", "run"), "*fp64")
     types |= dict.fromkeys(("chunk_tensor", "chunk_index", "columns", "flags"), "*i32")
     types |= dict.fromkeys(("partials", "found_inf", "grad_scale"), "*fp32")

@@ -405,7 +405,7 @@ def test_a_step_that_fails_is_forgotten():
     with pytest.raises(TypeError):
         train(net, opt, 1)
     opt.param_groups[0]["weight_decay"] = 0.0
-    observer._hooks._measure_every = 3
+    observer._source._measure_every = 3
     train(net, opt, 1)
     assert observer.reading is None
     train(net, opt, 1)
@@ -588,7 +588,7 @@ def test_going_back_to_a_checkpoint():
     assert observer.reading.step == 6
     fresh = Observer(net, opt, log_every=2)
     assert observer.skipped["no_gradients"] == 1
-    observer._hooks._meter.skip("closure")
+    observer._source._ledger.meter.skip("closure")
     fresh.load_state_dict(observer.state_dict())
     assert (fresh.skipped["closure"], fresh.skipped["no_gradients"]) == (1, 1)
 

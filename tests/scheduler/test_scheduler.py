@@ -17,8 +17,7 @@ from thermoopt import ThermoAdamW, autotune
 from thermoopt.account import pending
 from thermoopt.controllers import Controller, Cooling, Scales, Thermostat
 from thermoopt.controllers.cooling import cooling_factor
-from thermoopt.observer import observer as observer_module
-from thermoopt.observer import step_hooks as hooks_module
+from thermoopt.observer import source as source_module
 from thermoopt.observer.observer import Observer
 from thermoopt.scheduler.scheduler import ThermoScheduler
 
@@ -564,8 +563,9 @@ def test_sums_of_a_device_are_waited_for_one_step_late(make, monkeypatch):
     controller = Far()
     observer = Observer(None, opt) if make == "thermoadamw" else Observer(None, opt, 1, ema_steps=5)
     scheduler = ThermoScheduler(opt, 200, shape="constant", controller=controller, observer=observer)
-    for module in (hooks_module, observer_module):
-        monkeypatch.setattr(module, "reading_lag", lambda *_: 1)
+    monkeypatch.setattr(source_module, "reading_lag", lambda *_: 1)
+    if make != "thermoadamw":
+        observer._source._ledger.lag = 1
     init, numpy, made_in, step = pending.Fetch.__init__, pending.Fetch.numpy, {}, 0
 
     def made(self, tensor):

@@ -5,18 +5,24 @@ from typing import TYPE_CHECKING
 from thermoopt.lazy import lazy_face
 
 if TYPE_CHECKING:
+    from thermoopt.account.device_table import DeviceSums as DeviceSums
+    from thermoopt.account.device_table import reading_lag as reading_lag
     from thermoopt.account.history import ROWS_PER_EMA as ROWS_PER_EMA
     from thermoopt.account.history import History as History
     from thermoopt.account.history import HistoryLike as HistoryLike
     from thermoopt.account.history import reading_record as reading_record
     from thermoopt.account.json_state import as_leaf as as_leaf
     from thermoopt.account.json_state import from_leaf as from_leaf
+    from thermoopt.account.ledger import Ledger as Ledger
+    from thermoopt.account.ledger_view import LedgerView as LedgerView
     from thermoopt.account.losses import Losses as Losses
     from thermoopt.account.losses import as_loss as as_loss
     from thermoopt.account.meter import Meter as Meter
     from thermoopt.account.naming import add_to_meter as add_to_meter
     from thermoopt.account.naming import layer_names as layer_names
     from thermoopt.account.pending import MAX_PENDING as MAX_PENDING
+    from thermoopt.account.pending import Averaged as Averaged
+    from thermoopt.account.pending import Done as Done
     from thermoopt.account.pending import PendingSums as PendingSums
     from thermoopt.account.reading import BAND as BAND
     from thermoopt.account.reading import SKIP_CAUSES as SKIP_CAUSES
@@ -29,6 +35,10 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "thermoopt.account.device_table": (
+            "DeviceSums",
+            "reading_lag",
+        ),
         "thermoopt.account.history": (
             "History",
             "HistoryLike",
@@ -43,12 +53,16 @@ __getattr__, __dir__ = lazy_face(
             "add_to_meter",
             "layer_names",
         ),
+        "thermoopt.account.ledger": ("Ledger",),
+        "thermoopt.account.ledger_view": ("LedgerView",),
         "thermoopt.account.losses": (
             "Losses",
             "as_loss",
         ),
         "thermoopt.account.meter": ("Meter",),
         "thermoopt.account.pending": (
+            "Averaged",
+            "Done",
             "MAX_PENDING",
             "PendingSums",
         ),
@@ -71,8 +85,13 @@ __all__ = [
     "MAX_PENDING",
     "ROWS_PER_EMA",
     "SKIP_CAUSES",
+    "Averaged",
+    "DeviceSums",
+    "Done",
     "History",
     "HistoryLike",
+    "Ledger",
+    "LedgerView",
     "Losses",
     "Meter",
     "PendingSums",
@@ -85,6 +104,7 @@ __all__ = [
     "from_leaf",
     "layer_names",
     "mean",
+    "reading_lag",
     "reading_record",
     "run_summary",
 ]

@@ -161,6 +161,34 @@ class Meter:
             )
         return self._latest
 
+    def took(self) -> None:
+        """Count a step that a kernel averaged into :attr:`state` by itself."""
+        self.run.readings += 1
+        self._latest = None
+
+    @property
+    def state(self) -> Array:
+        """The averages, ``[STATE_ROWS, n_layers]``: the same array until a group is added."""
+        return self._state
+
+    def pack(self) -> tuple[Array, Array, NDArray[np.bool_] | None]:
+        """Return averages, counters as a device keeps them, and which columns are not available.
+
+        Counters, ``[8]``: step, readings, last step taken in, skipped steps by cause, what an average keeps.
+        """
+        last = self._state[COLUMNS + 2].max(initial=0.0)
+        skipped = [self.run.skipped[cause] for cause in SKIP_CAUSES]
+        run = np.array([self.run.step, self.run.readings, last, *skipped, self.keep], dtype=np.float64)
+        return self._state, run, self._missing
+
+    def unpack(self, state: Array, run: Array) -> None:
+        """Take over averages and counters from a device; the step is the caller's to count."""
+        self._state[:] = state
+        self.run.readings = int(run[1])
+        for cause, n in zip(SKIP_CAUSES, run[3:], strict=False):
+            self.run.skipped[cause] = int(n)
+        self._latest = None
+
     def export_group(self, group: int) -> dict[str, int | Tensor]:
         """Everything needed to go on, as plain ints and one float64 tensor ``[STATE_ROWS, n]``."""
         counts: dict[str, int | Tensor] = {f"skipped_{c}": n for c, n in self.run.skipped.items()}

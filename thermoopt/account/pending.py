@@ -11,13 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.account.device_table import DeviceSums
 from thermoopt.physics.sums import Sum
-from thermoopt.tensors import Fetch
+from thermoopt.tensors import Fetch, send
 
 if TYPE_CHECKING:
     from thermoopt.tensors import Arrival, PendingTravel, Sharding
 
-__all__ = ["PendingSums"]
+__all__ = ["MAX_PENDING", "Averaged", "Done", "PendingSums"]
 
 Array = NDArray[np.float64]
 
@@ -84,18 +85,30 @@ class PendingSums:
 
     def _whole_sums(self, device: torch.device) -> Tensor:
         """Sums of this rank with their bias corrections, ``[k, len(Sum)]``, without waiting for a device."""
-        out = torch.from_numpy(self.sums.T.copy()).to(device)
+        out = send(self.sums.T.copy(), device)
         for columns, fetch in self.parts:
-            out.index_add_(0, torch.from_numpy(columns).to(device), fetch.source.to(out))
+            out.index_add_(0, send(columns, device), fetch.source.to(out))
         if self.raw is None:
             return out
-        t = torch.from_numpy(self.t).to(device)
+        t = send(self.t, device)
         for array, columns, fetch in self.late:
             if array is self.t:
-                t[torch.from_numpy(columns).to(device)] = fetch.source.to(t)
-        betas = (torch.from_numpy(beta).to(device) for beta in (self.beta1, self.beta2))
-        raw = torch.from_numpy(self.raw).to(device)
+                t.index_copy_(0, send(columns, device), fetch.source.to(t))
+        betas = (send(beta, device) for beta in (self.beta1, self.beta2))
+        raw = send(self.raw, device)
         return torch.where(raw[:, None], out * _corrections(t, *betas).T, out)
+
+    def on_device(self, device: torch.device) -> DeviceSums:
+        """Return the account as numbers on a device, without waiting for it."""
+        rows = np.stack([self.lr, self.wd, self.beta1, self.beta2, self.t])
+        constants = send(rows, device)
+        for array, columns, fetch in self.late:
+            row = next(
+                k for k, x in enumerate((self.lr, self.wd, self.beta1, self.beta2, self.t)) if x is array
+            )
+            constants[row].index_copy_(0, send(columns, device), fetch.source.to(constants))
+        found_inf = None if self.found_inf is None else self.found_inf.source
+        return DeviceSums(send(self.index, device), self._whole_sums(device), constants, found_inf)
 
     def ready(self) -> bool:
         """Whether everything has arrived."""
@@ -159,6 +172,24 @@ class PendingSums:
             self.raw = None
         constants = {"lr": self.lr, "wd": self.wd, "beta1": self.beta1, "beta2": self.beta2}
         return self.sums, self.t, constants
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A kernel has counted a step and, if it was measured, averaged its sums into the ledger by itself.
+
+    Attributes:
+        measured: whether the step was measured.
+        refused: the cause for which no average moved, or None; a device keeps it to itself.
+    """
+
+    measured: bool
+    refused: str | None = None
+
+
+Done = PendingSums | DeviceSums | Averaged | str | None
+"""What is left of a step: sums to be averaged; nothing but the count, the kernel has averaged; the cause
+(:data:`~thermoopt.account.reading.SKIP_CAUSES`) for which it says nothing; None if it was not measured."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from thermoopt.adamw.arguments import (
     inner_optimizer,
 )
 from thermoopt.adamw.backends import dry_kernel
-from thermoopt.adamw.control_loop import reading_lag, start_of
+from thermoopt.adamw.control_loop import start_of
 from thermoopt.adamw.optimizer import ThermoAdamW
 from thermoopt.adamw.rates import FactorCache, Rates, group_rates
 from thermoopt.adamw.torch_backend import MeasuringPass
@@ -27,6 +27,5 @@ __all__ = [
     "fill",
     "group_rates",
     "inner_optimizer",
-    "reading_lag",
     "start_of",
 ]

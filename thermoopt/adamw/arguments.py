@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from thermoopt.account import layer_names
 from thermoopt.controllers import Controller
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "check_count",
     "check_hookable",
     "check_materialized",
+    "check_names",
     "inner_optimizer",
 ]
 
@@ -133,3 +136,17 @@ def averaging_steps(given: float | None, controller: Controller | None) -> float
     """Length of the readings' average: the one given, else what the controller wants, else the default."""
     wanted = None if controller is None else controller.ema_steps
     return float(given if given is not None else wanted or EMA_STEPS)
+
+
+def check_names(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse two layers of one name.
+
+    Raises:
+        ValueError: naming it.
+    """
+    names: set[str] = set()
+    for i, group in enumerate(groups):
+        for name in layer_names(i, group):
+            if name in names:
+                raise ValueError(f"params holds the name {name!r} twice; names of parameters must differ")
+            names.add(name)

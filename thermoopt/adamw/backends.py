@@ -17,15 +17,18 @@ __all__ = ["BACKENDS", "choose_backend", "dry_kernel"]
 BACKENDS = ("auto", "torch", "native", "triton")
 """Names a user may ask for."""
 
+_KINDS = {"cpu": "native", "cuda": "triton"}
+"""Kernels by the kind of device they are for."""
+
 _told: set[str] = set()
 
 
 def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend:
     """Return the backend of that name.
 
-    ``"auto"`` takes the native kernel where it is available, the first parameter is on CPU, and some group
-    leaves the choice open (neither ``fused`` nor ``foreach`` given, not ``differentiable``). It never takes
-    the Triton kernel, which has not been run on a GPU yet: on CUDA the step is torch's.
+    ``"auto"`` takes the native kernel for parameters on CPU and the Triton kernel for parameters on CUDA,
+    where it is available (the first parameter decides) and some group leaves the choice open (neither
+    ``fused`` nor ``foreach`` given, not ``differentiable``); otherwise the step is torch's.
 
     Args:
         name: one of :data:`BACKENDS`.
@@ -52,31 +55,40 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
             raise RuntimeError(f"backend {name!r} is not available: {kernel.unavailable_reason()}")
         return OnePassBackend(name, name, kernel)
     free = any(g["fused"] is None and g["foreach"] is None and not g["differentiable"] for g in groups)
-    if not (_on_cpu(groups) and free):
+    kind = _kind(groups)
+    if kind is None or not free:
         return TorchBackend(name, dry_kernel(groups))
-    kernel = _kernel("native")
-    if kernel.available():
-        return OnePassBackend("native", name, kernel)
-    if not _told:
-        _told.add("native")
-        warnings.warn(
-            f"the native backend is not available ({kernel.unavailable_reason()}); "
-            "ThermoAdamW uses torch's own step and measures every 10th",
-            UserWarning,
-            stacklevel=4,
-        )
+    kernel = _kernel(kind)
+    reason = _reason(kernel)
+    if reason is None:
+        return OnePassBackend(kind, name, kernel)
+    _tell(kind, f"the {kind} backend is not available ({reason}); ThermoAdamW uses torch's own step")
     return TorchBackend(name)
 
 
 def dry_kernel(groups: Iterable[Mapping[str, Any]]) -> ModuleType | None:
-    """Return the native kernel, to measure with, where it is available and the first parameter on CPU."""
-    kernel = _kernel("native") if _on_cpu(groups) else None
-    return kernel if kernel is not None and kernel.available() else None
+    """Return the kernel to measure with, for where the first parameter lies; None where there is none."""
+    kind = _kind(groups)
+    kernel = None if kind is None else _kernel(kind)
+    return kernel if kernel is not None and _reason(kernel) is None else None
 
 
-def _on_cpu(groups: Iterable[Mapping[str, Any]]) -> bool:
+def _kind(groups: Iterable[Mapping[str, Any]]) -> str | None:
+    """Name of the kernel for the device of the first parameter."""
     first = next((p for group in groups for p in group["params"] if isinstance(p, Tensor)), None)
-    return first is not None and first.device.type == "cpu"
+    return None if first is None else _KINDS.get(first.device.type)
+
+
+def _reason(kernel: ModuleType) -> str | None:
+    """Why a kernel cannot be used, or None; what compiles when it is first used is tried."""
+    return kernel.trial() if kernel.available() else kernel.unavailable_reason() or "it cannot run here"
+
+
+def _tell(kind: str, message: str) -> None:
+    """Warn once a process."""
+    if kind not in _told:
+        _told.add(kind)
+        warnings.warn(f"{message} and measures every 10th", UserWarning, stacklevel=5)
 
 
 def _kernel(name: str) -> ModuleType:

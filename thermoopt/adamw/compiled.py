@@ -1,4 +1,4 @@
-"""torch's AdamW step in a form that ``torch.compile`` traces once: rates are tensors, not constants."""
+"""torch's own AdamW step, and a form of it that ``torch.compile`` traces once: rates are tensors there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim.adamw import adamw
 
 from thermoopt.adamw.rates import Rates
 
-__all__ = ["Traceable", "split_traceable", "traced_step"]
+__all__ = ["Traceable", "check_capturable", "split_traceable", "torch_step", "traced_step"]
 
 
 @dataclass
@@ -116,3 +116,29 @@ def traced_step(parts: Sequence[Traceable]) -> None:
                 weight_decay=0.0,
                 **part.constants,
             )
+
+
+def check_capturable(optimizer: torch.optim.AdamW) -> None:
+    """Raise torch's error for a CUDA graph that captures a step of groups that are not ``capturable``."""
+    newer = getattr(optimizer, "_accelerator_graph_capture_health_check", None)
+    (newer or optimizer._cuda_graph_capture_health_check)()
+
+
+def torch_step(optimizer: torch.optim.AdamW, groups: list[dict[str, Any]] | None = None) -> None:
+    """Run torch's own AdamW step, over ``groups`` instead of the optimizer's where given.
+
+    ``torch.optim.AdamW.step`` may carry the wrapper that runs step hooks; a subclass's step has one already,
+    and hooks must run once.
+    """
+    step = torch.optim.AdamW.step
+    if getattr(step, "hooked", False):
+        step = step.__wrapped__  # type: ignore[attr-defined]
+    if groups is None:
+        step(optimizer)
+        return
+    own = optimizer.param_groups
+    optimizer.param_groups = groups
+    try:
+        step(optimizer)
+    finally:
+        optimizer.param_groups = own

@@ -10,27 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from thermoopt.account import Meter
+from thermoopt.account import Meter, as_loss
 from thermoopt.account.reading import Reading
 from thermoopt.adamw.rates import Rates
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
 from thermoopt.physics.travel import Travel
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import Fetch, PendingTravel, Sharding, TravelProbe
+from thermoopt.tensors import Fetch, PendingTravel, TravelProbe
 
-__all__ = ["ControlLoop", "reading_lag", "start_of"]
-
-DEVICE_LAG = 1
-"""Steps by which a reading from a device is late, always the same: then runs repeat, and ranks that hold the
-same numbers decide alike. On CPU sums are there at once."""
-
-
-def reading_lag(optimizer: Optimizer, sharding: Sharding) -> int:
-    """Steps by which a reading is late: 0 where the sums of a step are on the host with its end."""
-    first = next((p for group in optimizer.param_groups for p in group["params"]), None)
-    return 0 if first is None or (first.device.type == "cpu" and not sharding) else DEVICE_LAG
+__all__ = ["ControlLoop", "start_of"]
 
 
 class ControlLoop:
@@ -102,37 +91,38 @@ class ControlLoop:
             self._scales = self.controller.update(reading, step)
         return self._scales
 
-    def push(self, params: Sequence[Mapping[str, Any]], rates: Sequence[Rates], optimizer: Any) -> None:
-        """Let the coming step's forces enter the sums of a law that lives on impulse."""
-        if self.probe is None or "impulse" not in self.probe.needs or self._scales.weights is None:
-            return
-        lrs = [
-            rate.layer_lr(j) for g, rate in zip(params, rates, strict=True) for j in range(len(g["params"]))
-        ]
-        signs = [-1.0 if g["maximize"] else 1.0 for g in params for _ in g["params"]]
-        self.probe.push(
-            [lr * sign for lr, sign in zip(lrs, signs, strict=True)],
-            self._scales.weights,
-            grad_scale=getattr(optimizer, "grad_scale", None),
-            found_inf=getattr(optimizer, "found_inf", None),
-        )
+    def measure_travel(
+        self, groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates], optimizer: Any, due: bool
+    ) -> PendingTravel | None:
+        """Form the sums that the controller named, of the parameters before the coming step.
 
-    def report_loss(self, loss: float | Tensor | None) -> None:
+        Args:
+            groups: parameter groups.
+            rates: of the groups in the coming step.
+            optimizer: may hold a fused GradScaler's ``grad_scale`` and ``found_inf``.
+            due: whether the reading of that step will be recorded.
+        """
+        if self.probe is None:
+            return None
+        weights = self._scales.weights
+        if "impulse" in self.probe.needs and weights is not None:
+            self.probe.push(
+                _signed_rates(groups, rates),
+                weights,
+                grad_scale=getattr(optimizer, "grad_scale", None),
+                found_inf=getattr(optimizer, "found_inf", None),
+            )
+        return self.probe.measure() if due else None
+
+    def report_loss(self, loss: object) -> None:
         """Keep the loss for the next reading; what is not a finite number counts as none.
 
         Raises:
-            TypeError: if it is no number.
+            TypeError, ValueError: as :func:`thermoopt.account.as_loss`.
         """
-        if loss is None:
-            return
-        if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise TypeError(f"loss is a tensor of shape {tuple(loss.shape)}; allowed is one number")
-            self._loss = Fetch(loss.detach().reshape(()).clone())  # it may be added to later
-        elif isinstance(loss, (int, float)) and not isinstance(loss, bool):
-            self._loss = float(loss)
-        else:
-            raise TypeError(f"loss is {loss!r}; allowed is a number or a tensor of one")
+        value = as_loss(loss)
+        # a tensor may be added to later
+        self._loss = Fetch(value.clone()) if isinstance(loss, Tensor) else float(value)
 
     # -------------------------------------------------------------- after a step
 
@@ -206,6 +196,15 @@ class ControlLoop:
 def _host_lr(lr: float | Tensor) -> float:
     """An lr as a number, NaN where it would have to be waited for."""
     return math.nan if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
+
+
+def _signed_rates(groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates]) -> list[float | Tensor]:
+    """Effective learning rate of each layer, negative where gradients are ascended."""
+    return [
+        rate.layer_lr(j) * (-1.0 if group["maximize"] else 1.0)
+        for group, rate in zip(groups, rates, strict=True)
+        for j in range(len(group["params"]))
+    ]
 
 
 def _finite(loss: Fetch | float | None) -> float | None:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from thermoopt.account import PendingSums
-from thermoopt.adamw.compiled import Traceable
-from thermoopt.adamw.plans import Batches, Place, account
+from thermoopt.account import Averaged, Done, Ledger
+from thermoopt.adamw.compiled import Traceable, torch_step
+from thermoopt.adamw.plans import PlanCache, account
 from thermoopt.adamw.rates import Rates, scaled_groups
-from thermoopt.adamw.torch_step import torch_step
-from thermoopt.tensors import is_distributed
+from thermoopt.adamw.sorting import Place, Sorted
+from thermoopt.adamw.torch_sums import one_device
+from thermoopt.tensors import WARM_UP, capturing, is_distributed
 
 __all__ = ["OnePassBackend"]
 
 
 class OnePassBackend:
-    """One kernel call a device for update and sums of every tensor it can take.
+    """One kernel call a device for update, sums and averages of every tensor it can take.
 
     A tensor's very first step is torch's fused one, which creates the state as torch would. Tensors the
     kernel cannot take go to torch's own step and a measuring pass, silently.
@@ -29,7 +30,7 @@ class OnePassBackend:
         name: ``"native"`` or ``"triton"``.
         requested: what the user asked for. Under ``"auto"`` a group with ``fused`` or ``foreach`` given
             keeps torch's step, and tensors that share memory go back to it with a warning.
-        kernel: module with ``ineligible`` and ``Plan``.
+        kernel: module with ``ineligible``, ``Plan`` and ``ON_DEVICE``.
     """
 
     measure_every = 1
@@ -37,40 +38,79 @@ class OnePassBackend:
     def __init__(self, name: str, requested: str, kernel: ModuleType) -> None:
         self.name = name
         self.requested = requested
+        self._on_device: bool = kernel.ON_DEVICE
         overlap = "warn" if requested == "auto" else "raise"
-        self._batches = Batches(kernel, self._takes, dry=False, on_overlap=overlap)
+        self._plans = PlanCache(kernel, self._takes, dry=False, on_overlap=overlap)
 
     def reset(self) -> None:
-        """Forget the plans: groups or state were replaced, tensors are looked at anew."""
-        self._batches.reset()
+        """Forget the plans: groups or state were replaced, tensors are looked at again."""
+        self._plans.reset()
 
     def step(
         self,
         optimizer: torch.optim.AdamW,
         rates: Sequence[Rates],
+        ledger: Ledger,
         due: bool,
         traced: list[Traceable] | None = None,
-    ) -> PendingSums | None:
-        """Take one step at the given rates; return its sums if it was due to be measured.
+    ) -> Done:
+        """Take one step at the given rates; return what is left to be averaged if it was due to be measured.
 
         Nothing is left to a compiler: the kernel is compiled already.
 
         Raises:
             ValueError: for tensors that share memory, by name, unless the backend is ``"auto"``.
+            RuntimeError: for a CUDA graph that captures a step before one like it was taken.
         """
-        tensors = self._batches.sort(optimizer)
+        tensors = self._plans.sort(optimizer)
+        found = self._plans.whole(optimizer, tensors, ledger)
+        if found is None:
+            return self._in_parts(optimizer, rates, ledger, due, tensors)
+        batch, grads = found
+        settings = self._plans.settings(optimizer, rates, batch)
+        try:
+            batch.plan.step(grads, **settings, measure=due, number=ledger.run.step + 1)
+        except ValueError:
+            if not self._plans.look_again(batch, grads):  # nothing has moved
+                raise
+            return self._in_parts(optimizer, rates, ledger, due, self._plans.sort(optimizer))
+        return Averaged(due, batch.plan.refused)
+
+    def _in_parts(
+        self,
+        optimizer: torch.optim.AdamW,
+        rates: Sequence[Rates],
+        ledger: Ledger,
+        due: bool,
+        tensors: Sorted,
+    ) -> Done:
+        """Take a step that the kernel and torch share, or that lies on several devices or ranks."""
+        if capturing():
+            if tensors.fresh or ledger.table is None:
+                raise RuntimeError(WARM_UP)
+            due = False  # the sums of both meet on the host
         if any(optimizer.param_groups[i]["params"][j].grad.is_sparse for _, i, j in tensors.rest):
             torch_step(optimizer)  # raises torch's own error before anything has moved
-        done = self._batches.run(optimizer, rates, tensors, due)
-        pending = account(optimizer, rates, tensors, done) if due else None
+        if self._on_device and (home := one_device(optimizer, ledger)) is not None:
+            ledger.keep_on(home)
+        done = self._plans.run(optimizer, rates, tensors, due)
+        left = account(optimizer, rates, tensors, done) if due else None
         for part, flags in ((tensors.rest, {}), (tensors.fresh, {"fused": True, "foreach": None})):
             for alike in _apart(optimizer.param_groups, part):
                 torch_step(optimizer, _restricted(optimizer.param_groups, rates, alike, flags))
-        return pending
+        return left
+
+    def is_warming(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Return False: measured or not, a step is the same call."""
+        return False
+
+    def put_rates(self, rates: Sequence[Rates]) -> None:
+        """Let captured graphs take their next step at these rates."""
+        self._plans.put_rates(rates)
 
     def _takes(self, group: dict[str, Any]) -> bool:
         """Whether the group's flags leave its step to the kernel."""
-        if group["differentiable"] or (group["capturable"] and self.name != "triton"):
+        if group["differentiable"] or (group["capturable"] and not self._on_device):
             return False
         return self.requested != "auto" or (group["fused"] is None and group["foreach"] is None)
 

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thermoopt.account import (
-    MAX_PENDING,
-    ROWS_PER_EMA,
-    History,
-    Meter,
-    PendingSums,
-    add_to_meter,
-    as_leaf,
-    from_leaf,
-    layer_names,
-)
+from thermoopt.account import History, Ledger, LedgerView, from_leaf
 from thermoopt.account.reading import Reading
-from thermoopt.adamw.arguments import averaging_steps, check_arguments, check_materialized
+from thermoopt.adamw.arguments import averaging_steps, check_arguments, check_materialized, check_names
 from thermoopt.adamw.backends import choose_backend
-from thermoopt.adamw.compiled import Traceable, traced_step
-from thermoopt.adamw.control_loop import DEVICE_LAG, ControlLoop, start_of
-from thermoopt.adamw.rates import FactorCache, Rates, fresh_thermo, group_rates
+from thermoopt.adamw.compiled import Traceable, check_capturable, traced_step
+from thermoopt.adamw.control_loop import ControlLoop, start_of
+from thermoopt.adamw.rates import FactorCache, Rates, group_rates
+from thermoopt.adamw.state import (
+    KEY,
+    GroupState,
+    apply_scales,
+    export_groups,
+    saved_controller,
+    set_layer_factors,
+    start_norms,
+)
 from thermoopt.adamw.torch_backend import Backend
-from thermoopt.controllers import Controller, Scales
+from thermoopt.controllers import Controller
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import PendingTravel, Sharding, capturing, root_mean_squares
+from thermoopt.tensors import PendingTravel, capturing
 from thermoopt.uncompiled import uncompiled
 
 __all__ = ["ThermoAdamW"]
 
 
-class ThermoAdamW(torch.optim.AdamW):
+class ThermoAdamW(LedgerView, torch.optim.AdamW):
     r"""AdamW that measures the entropy production of training inside its own step.
 
     .. math::
@@ -61,8 +57,9 @@ class ThermoAdamW(torch.optim.AdamW):
         ema_steps: length of the readings' average in optimizer steps, at least 1 (the raw step); None is the
             length that the controller wants, else 50.
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
-            (one pass on CPU) or ``"triton"`` (one pass on CUDA, not run on a GPU yet). ``"auto"`` takes the
-            native kernel for the tensors it can take unless ``fused`` or ``foreach`` is given.
+            (one pass on CPU) or ``"triton"`` (one pass on CUDA, compute capability 8.0 or higher). ``"auto"``
+            takes the kernel of the parameters' device for the tensors it can take unless ``fused`` or
+            ``foreach`` is given.
         sinks: what receives readings on the way: those of :mod:`thermoopt.sinks`, a SummaryWriter,
             ``wandb.run``, ``mlflow``, ``trackio``, any object with ``write(reading)``, ``log(dict, step)`` or
             ``log_metrics(dict, step)``. Copies and pickles of the optimizer go without them.
@@ -122,8 +119,8 @@ class ThermoAdamW(torch.optim.AdamW):
             backend=choose_backend(backend, self.param_groups),
             history=History(),
             process_group=process_group,
+            sinks=sinks,
         )
-        self._sinks = SinkQueue(sinks)
         self._adopt_groups()
 
     def _setup(
@@ -134,77 +131,34 @@ class ThermoAdamW(torch.optim.AdamW):
         backend: Backend,
         history: History,
         process_group: Any = None,
+        sinks: Iterable[Any] = (),
     ) -> None:
         self._loop = None if controller is None else ControlLoop(controller, process_group)
         self._measure_every = measure_every
-        self._ema_steps = ema_steps
         self._backend = backend
-        self._history = history
-        self._sinks = SinkQueue(())
-        self._pending: deque[PendingSums] = deque()
-        self._recorded: deque[Reading] = deque(maxlen=MAX_PENDING)
+        self._sinks = SinkQueue(sinks)
+        self._ledger = Ledger(
+            ema_steps,
+            self._sinks,
+            record_every=None if controller is None else controller.every,
+            history=history,
+            on_record=None if self._loop is None else self._offer,
+            on_unbegun=None if self._loop is None else self._unbegin,
+        )
         self._factors = FactorCache()
         self._factors_set: Mapping[str, float] | None = None
-        self._sharding: Sharding | None = None
 
     # ---------------------------------------------------------------- what users read
 
     @property
-    def reading(self) -> Reading | None:
-        """The last completed reading, or None before the first. Waits for sums still on a device."""
-        self._collect(wait=True)
-        return self._meter.reading
-
-    def newest_reading(self) -> Reading | None:
-        """Return the last reading whose sums have arrived: as :attr:`reading`, and waits for nothing."""
-        self._collect(wait=False)
-        return self._meter.reading
-
-    def late_reading(self, lag: int) -> Reading | None:
-        """Return the last recorded reading that is ``lag`` steps old or older, waiting for it if need be.
-
-        Ranks that call it after the same step get the same one, whenever their sums arrive.
-        """
-        self._collect_before(self.steps + 1 - lag)
-        return next((r for r in reversed(self._recorded) if r.step + lag <= self.steps), None)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps taken, as :attr:`Reading.step` counts them."""
-        return self._meter.run.step
-
-    @property
     def measure_every(self) -> int:
-        """Every so many steps one is measured."""
+        """Every so many steps one is measured; in a captured CUDA graph every step is."""
         return self._measure_every or self._backend.measure_every
-
-    @property
-    def record_every(self) -> int:
-        """Steps between two readings that go to history, sinks and controller, at least."""
-        every = None if self._loop is None else self._loop.controller.every
-        return every or math.ceil(self._ema_steps / ROWS_PER_EMA)
-
-    @property
-    def ema_steps(self) -> float:
-        """Length of the readings' average in optimizer steps."""
-        return self._ema_steps
-
-    @property
-    def history(self) -> History:
-        """The bounded record of readings."""
-        self._collect(wait=True)
-        return self._history
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Measured steps that moved nothing, by cause (:data:`thermoopt.account.SKIP_CAUSES`)."""
-        self._collect(wait=True)
-        return dict(self._meter.run.skipped)
 
     @property
     def sinks(self) -> SinkQueue:
         """The sinks' queue: ``unsent`` and ``dropped`` count readings that a failing sink did not take."""
-        self._collect(wait=True)
+        self._ledger.settle()
         return self._sinks
 
     @property
@@ -223,7 +177,7 @@ class ThermoAdamW(torch.optim.AdamW):
         Only laws that live on the loss need it. What is not finite counts as not reported.
 
         Raises:
-            TypeError: if it is no number.
+            TypeError, ValueError: unless it is a number or a floating tensor with one element.
         """
         if self._loop is not None:
             self._loop.report_loss(loss)
@@ -238,16 +192,7 @@ class ThermoAdamW(torch.optim.AdamW):
             KeyError: if a name belongs to no parameter.
             ValueError: if a factor is negative or not finite. Nothing has changed then.
         """
-        place = {name: i for i, name in enumerate(self._meter.names)}
-        for name, factor in factors.items():
-            if name not in place:
-                raise KeyError(f"layer factor for {name!r}, which belongs to no parameter of this optimizer")
-            if not (math.isfinite(factor) and factor >= 0):
-                raise ValueError(f"layer factor of {name!r} is {factor!r}; allowed are finite numbers >= 0")
-        starts = np.searchsorted(self._meter.group_of, np.arange(len(self.param_groups)))
-        for name, factor in factors.items():
-            group = self._meter.group_of[place[name]]
-            self.param_groups[group]["thermo"]["layer_factors"][place[name] - starts[group]] = factor
+        set_layer_factors(self.param_groups, self._ledger.meter.names, factors)
 
     # ---------------------------------------------------------------- the step
 
@@ -276,125 +221,97 @@ class ThermoAdamW(torch.optim.AdamW):
     def _advance(self, traced: bool = False) -> list[Traceable]:
         """The step itself, which ``torch.compile`` leaves as it is: kernels and numpy are not for tracing.
 
-        Returns: with ``traced``, what is still to be stepped where the compiler can see it.
+        Returns:
+            With ``traced`` what is still to be stepped where the compiler can see it.
         """
         captured = capturing()
-        if not captured:
-            self._collect(wait=False)
+        if captured:
+            check_capturable(self)
+        else:
+            self._ledger.begin()
             self._control()
-        rates = [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
-        due = not captured and self._due(rates)
-        travel = self._travel(rates, due) if not captured else None
+        rates = self._rates()
+        dry = all(rate.maybe_zero for rate in rates)
+        # a checkpoint library's dry step, of lr 0, must be recognised as such
+        due = captured or dry or (self._ledger.run.step + 1) % self.measure_every == 0
+        due = due or self._backend.is_warming(self.param_groups)
+        travel = None if captured else self._travel(rates, due)
         parts: list[Traceable] = []
-        pending = self._backend.step(self, rates, due, parts if traced else None)
-        self._meter.run.step += 1
-        if pending is not None:
-            pending.step, pending.travel = self._meter.run.step, travel
-            if self.sharding:
-                pending.add_up(self.sharding)
-            self._pending.append(pending)
-            self._collect(wait=len(self._pending) > MAX_PENDING)
+        done = self._backend.step(self, rates, self._ledger, due, parts if traced else None)
+        self._ledger.enter(done, travel, maybe_dry=dry)
         return parts
 
-    @property
-    def sharding(self) -> Sharding:
-        """Which ranks the sums of each layer come from."""
-        if self._sharding is None:
-            self._sharding = Sharding([p for group in self.param_groups for p in group["params"]])
-        return self._sharding
+    def before_replay(self) -> None:
+        """Prepare the replay of a CUDA graph that captured :meth:`step`: call it before each one.
 
-    def _due(self, rates: Sequence[Rates]) -> bool:
-        """Whether the coming step is measured.
+        What Python does in a step is not in the graph. This books the last replay (its reading is recorded
+        when it is due) and lets the controller set the rates of the coming one, as :meth:`step` does.
+        Averages are kept on the device with or without it, and :attr:`reading` is up to date in any case.
 
-        A step with lr 0 always is: a checkpoint library's dry step must be recognised as such.
+        Raises:
+            RuntimeError: if no step was captured, or its backend has its rates in the graph and a controller
+                is to change them (``"triton"`` reads them from the device).
         """
-        return (self.steps + 1) % self.measure_every == 0 or all(r.maybe_zero for r in rates)
+        if not self._ledger.replays:
+            raise RuntimeError("before_replay: no step of this optimizer was captured in a CUDA graph")
+        if self._loop is not None and self.backend != "triton":
+            raise RuntimeError(
+                f"before_replay: the rates of backend {self.backend!r} are part of the graph, so that its "
+                "controller cannot change them; allowed is backend 'triton', or no controller"
+            )
+        if self._loop is not None and "impulse" in self._loop.controller.needs:
+            raise RuntimeError("before_replay: controller needs 'impulse', which reads each step's gradients")
+        self._ledger.begin()
+        self._control()
+        rates = self._rates()
+        self._ledger.expect_replay(self._travel(rates, True))
+        self._backend.put_rates(rates)
 
-    def _collect(self, wait: bool) -> None:
-        """Average in the sums that have arrived; with ``wait``, all that are on the way."""
-        while self._pending and (wait or self._pending[0].ready()):
-            self._take(self._pending.popleft())
-
-    def _collect_before(self, step: int) -> None:
-        """Average in, waiting for them, the sums of all steps before one."""
-        while self._pending and self._pending[0].step < step:
-            self._take(self._pending.popleft())
+    def _rates(self) -> list[Rates]:
+        return [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
 
     def _travel(self, rates: Sequence[Rates], due: bool) -> PendingTravel | None:
         """Form the sums that the controller named, of the parameters before the step."""
-        if self._loop is None or self._loop.probe is None:
+        if self._loop is None:
             return None
-        self._loop.push(self.param_groups, rates, self)
-        return self._loop.probe.measure() if due and self._record_due(self._meter.run.step + 1) else None
+        due = due and self._ledger.is_record_due(self._ledger.run.step + 1)
+        return self._loop.measure_travel(self.param_groups, rates, self, due)
 
-    def _take(self, pending: PendingSums) -> None:
-        cause = pending.skip_cause()
-        if cause is None:
-            cause = self._meter.update(pending.step, pending.index, *pending.arrays())
-        if cause is not None:
-            self._meter.skip(cause)
-            # a dry step is no step: take back its count, and what a controller learned of a run not begun
-            self._meter.run.step -= cause == "dry"
-            if cause == "dry" and self._loop is not None and self._meter.run.step == 0:
-                self._loop.detach(forget=True)
-                self._forget_scales()
-        elif self._record_due(pending.step):
-            reading = self._meter.reading
-            assert reading is not None
-            self._meter.run.recorded = pending.step
-            self._meter.run.unseen = 1
-            self._recorded.append(reading)
-            self._history.append(reading)
-            if self._loop is not None:
-                self._loop.offer(reading, pending.travel, self._sinks)
-            self._sinks.write(reading)
-
-    def _record_due(self, step: int) -> bool:
-        last = self._meter.run.recorded
-        return last == 0 or step - last >= self.record_every
+    # ---------------------------------------------------------------- the controller
 
     def _control(self) -> None:
         """Let the controller set the scales of the coming step; it sees each recorded reading once."""
-        loop = self._loop
+        loop, ledger, groups = self._loop, self._ledger, self.param_groups
         if loop is None:
             return
-        coming = self._meter.run.step + 1
-        lag = 0 if all(p.device.type == "cpu" for p in self.param_groups[0]["params"][:1]) else DEVICE_LAG
-        self._collect_before(coming - lag)
+        coming = ledger.run.step + 1
+        ledger.collect_before(coming - ledger.lag)
         if not loop.attached:
-            self._attach(loop)
-        self._apply(loop.decide(coming, lag, self.param_groups))
-        self._meter.run.unseen = int(loop.waiting)
-
-    def _attach(self, loop: ControlLoop) -> None:
-        """Tell the controller of the parameters as they were at the start."""
-        thermos = [group["thermo"] for group in self.param_groups]
-        fresh = [group for group in self.param_groups if (group["thermo"]["start_rms"] < 0).any()]
-        found = root_mean_squares([p for group in fresh for p in group["params"]])
-        for group, values in zip(fresh, found.split([len(g["params"]) for g in fresh]), strict=True):
-            group["thermo"]["start_rms"] = values.clone()
-        rms = [x for thermo in thermos for x in thermo["start_rms"].tolist()]
-        lr, wd = ([thermo[key] for thermo in thermos] for key in ("start_lr", "start_wd"))
-        params = [p for group in self.param_groups for p in group["params"]]
-        loop.attach(start_of(self.param_groups, self._meter, rms, lr, wd), params)
-
-    def _forget_scales(self) -> None:
-        for group in self.param_groups:
-            fresh = fresh_thermo(group)
-            for key in ("start_lr", "start_wd"):  # those of construction: a dry step has lr 0
-                del fresh[key]
-            group["thermo"].update(fresh)
-
-    def _apply(self, scales: Scales) -> None:
-        groups = self.param_groups
-        lrs, wds = scales.spread(len(groups))
+            # as they were at the start
+            loop.attach(start_of(groups, ledger.meter, *start_norms(groups)), self._params())
+        scales = loop.decide(coming, ledger.lag, groups)
         if scales.layers and scales.layers is not self._factors_set:
             self.set_layer_factors(scales.layers)
             self._factors_set = scales.layers
-        for group, lr, wd in zip(groups, lrs, wds, strict=True):
-            group["thermo"]["lr_scale"], group["thermo"]["wd_scale"] = lr, wd
+        apply_scales(groups, scales)
+        ledger.run.unseen = int(loop.waiting)
+
+    def _offer(self, reading: Reading, travel: PendingTravel | None) -> None:
+        """Keep a recorded reading for the controller, and note in the sinks what it did since the last."""
+        assert self._loop is not None
+        self._loop.offer(reading, travel, self._sinks)
+
+    def _unbegin(self) -> None:
+        """Forget what the controller learned of a run that has not begun: its only step was dry."""
+        assert self._loop is not None
+        self._loop.detach(forget=True)
+        for group in self.param_groups:
+            GroupState(group).forget_scales(group)
 
     # ---------------------------------------------------------------- groups and state
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as torch does; its layers are measured from the next step on.
@@ -403,99 +320,66 @@ class ThermoAdamW(torch.optim.AdamW):
             ValueError: as torch does, and if a layer name is taken; the group is not added then.
         """
         super().add_param_group(param_group)
-        group = self.param_groups[-1]
         try:
-            check_materialized(group["params"])
+            check_materialized(self.param_groups[-1]["params"])
+            check_names(self.param_groups)
         except ValueError:
             self.param_groups.pop()
             raise
-        group.setdefault("thermo", fresh_thermo(group))
-        names: set[str] = set()
-        for i, g in enumerate(self.param_groups):
-            for name in layer_names(i, g):
-                if name in names:
-                    self.param_groups.pop()
-                    raise ValueError(f"params holds the name {name!r} twice; names of parameters must differ")
-                names.add(name)
-        if hasattr(self, "_meter"):
-            self._collect(wait=True)
-            add_to_meter(self._meter, group)
+        GroupState.adopt(self.param_groups[-1])
+        if hasattr(self, "_ledger"):
+            self._ledger.add_group(self.param_groups[-1])
+            self._ledger.follow(self._params())
             self._backend.reset()
-            self._sharding = None
             if self._loop is not None:
                 self._loop.detach(forget=False)
 
     def _adopt_groups(self) -> None:
-        """Build the meter anew from what the groups hold, after construction, loading or unpickling."""
-        self._meter = Meter(self._ema_steps)
-        self._pending.clear()
-        self._recorded.clear()
+        """Begin a ledger of what the groups hold, after construction, loading or unpickling."""
+        ledger = self._ledger
+        ledger.reset()
         self._backend.reset()
-        self._factors_set = self._sharding = None
-        snapshots: list[Mapping[str, Any]] = []
-        saved_controller = None
-        for i, group in enumerate(self.param_groups):
-            fresh, saved = fresh_thermo(group), group.get("thermo", {})
-            snapshots.append(saved)
-            group["thermo"] = {key: saved.get(key, value) for key, value in fresh.items()}
-            for key in ("layer_factors", "start_rms"):
-                group["thermo"][key] = torch.as_tensor(
-                    group["thermo"][key], dtype=torch.float64, device="cpu"
-                )
-            add_to_meter(self._meter, group)
-            self._meter.import_group(i, saved)
-            saved_controller = saved.get("controller", saved_controller)
-        if self._meter.run.step == 0:
+        self._factors_set = None
+        saved = [GroupState.adopt(group) for group in self.param_groups]
+        for group in self.param_groups:
+            ledger.add_group(group)
+        ledger.follow(self._params())
+        ledger.import_groups(saved)
+        if ledger.run.step == 0:
             # state of a plain AdamW: go on counting where it stands
             steps = [s["step"] for s in self.state.values() if isinstance(s, dict) and "step" in s]
-            self._meter.run.step = int(max((float(s) for s in steps), default=0))
+            ledger.run.step = int(max((float(s) for s in steps), default=0))
         if self._loop is not None:
-            if saved_controller is not None:
-                self._loop.controller.load_state_dict(from_leaf(saved_controller))
-            params = [p for group in self.param_groups for p in group["params"]]
-            self._loop.import_groups(snapshots, self._meter, params)
-
-    def _snapshots(self) -> list[dict[str, Any]]:
-        """What every group carries through a checkpoint: scales, averages, counters, the controller."""
-        self._collect(wait=True)
-        out: list[dict[str, Any]] = []
-        for i, group in enumerate(self.param_groups):
-            scales = {k: v.clone() if isinstance(v, Tensor) else v for k, v in group["thermo"].items()}
-            out.append({**scales, **self._meter.export_group(i)})
-            if self._loop is not None:
-                layers = np.flatnonzero(self._meter.group_of == i).tolist()
-                out[-1].update(self._loop.export_group(layers, group["params"], int(self._meter.numel.sum())))
-        if self._loop is not None and out:
-            out[0]["controller"] = as_leaf(self._loop.controller.state_dict())
-        return out
+            controller = saved_controller(saved)
+            if controller is not None:
+                self._loop.controller.load_state_dict(from_leaf(controller))
+            self._loop.import_groups(saved, ledger.meter, self._params())
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict; every group carries a snapshot of scales and averages as ``thermo``."""
-        live = [group["thermo"] for group in self.param_groups]
-        snapshots = self._snapshots()
+        live = [group[KEY] for group in self.param_groups]
+        snapshots = export_groups(self.param_groups, self._ledger, self._loop)
         self._sinks.flush()
         try:
             # torch's state dict refers to what a group holds, and hooks may read and edit it
             for group, snapshot in zip(self.param_groups, snapshots, strict=True):
-                group["thermo"] = snapshot
+                group[KEY] = snapshot
             return super().state_dict()
         finally:
             for group, thermo in zip(self.param_groups, live, strict=True):
-                group["thermo"] = thermo
+                group[KEY] = thermo
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: all but sinks and process group, which are a process's."""
+        snapshots = export_groups(self.param_groups, self._ledger, self._loop)
+        groups = [{**group, KEY: held} for group, held in zip(self.param_groups, snapshots, strict=True)]
         keep = {
             "controller": self.controller,
             "measure_every": self._measure_every,
-            "ema_steps": self._ema_steps,
+            "ema_steps": self.ema_steps,
             "backend": self._backend.requested,
-            "history": self._history,
+            "history": self._ledger.history,
         }
-        groups = [
-            {**group, "thermo": snapshot}
-            for group, snapshot in zip(self.param_groups, self._snapshots(), strict=True)
-        ]
         return {**super().__getstate__(), "param_groups": groups, "_thermo_setup": keep}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -507,4 +391,4 @@ class ThermoAdamW(torch.optim.AdamW):
             setup = {**setup, "backend": choose_backend(setup["backend"], self.param_groups)}
             self._setup(**setup)
         self._adopt_groups()
-        self._history.rewind(self._meter.run.step)
+        self._ledger.rewind()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["FactorCache", "Rates", "fresh_thermo", "group_rates", "scaled_groups"]
+from thermoopt.adamw.state import GroupState
+
+__all__ = ["FactorCache", "Rates", "Rows", "group_rates", "kernel_rates", "scaled_groups", "spread"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +26,15 @@ class Rates:
         wd: ``group["weight_decay"] * wd_scale``.
         factors: one factor on ``lr`` a parameter, or None where all are 1.
         neutral: whether all of it is just what the group says.
+        base, scale: what ``lr`` is the product of, the group's own and the factor on it.
     """
 
     lr: float | Tensor
     wd: float
     factors: list[float] | None
     neutral: bool
+    base: float | Tensor = 1.0
+    scale: float = 1.0
 
     @property
     def maybe_zero(self) -> bool:
@@ -56,35 +64,91 @@ class FactorCache:
         return known[2]
 
 
-def fresh_thermo(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What a group holds under ``thermo`` before anything was controlled: every factor 1.
-
-    ``start_lr`` and ``start_wd`` are the group's rates now; ``start_rms``, the layers' rms before the first
-    controlled step, is -1 as long as it is not known.
-    """
-    n = len(group["params"])
-    return {
-        "lr_scale": 1.0,
-        "wd_scale": 1.0,
-        "layer_factors": torch.ones(n, dtype=torch.float64, device="cpu"),
-        "start_lr": float(group["lr"]),
-        "start_wd": float(group["weight_decay"]),
-        "start_rms": torch.full((n,), -1.0, dtype=torch.float64, device="cpu"),
-    }
-
-
 def group_rates(index: int, group: dict[str, Any], cache: FactorCache) -> Rates:
     """Read the effective rates of one group."""
-    thermo = group["thermo"]
-    lr_scale, wd_scale = thermo["lr_scale"], thermo["wd_scale"]
-    factors = cache.floats(index, thermo["layer_factors"])
+    thermo = GroupState(group)
+    lr_scale, wd_scale = thermo.lr_scale, thermo.wd_scale
+    factors = cache.floats(index, thermo.factors)
     lr, wd = group["lr"], group["weight_decay"]
     return Rates(
         lr=lr if lr_scale == 1.0 else lr * lr_scale,
         wd=wd if wd_scale == 1.0 else wd * wd_scale,
         factors=factors,
         neutral=lr_scale == 1.0 and wd_scale == 1.0 and factors is None,
+        base=lr,
+        scale=lr_scale,
     )
+
+
+def spread(values: Sequence[Any], group: NDArray[np.int64]) -> Any:
+    """Return one number where all groups agree, else one a tensor, ``[n]``.
+
+    Args:
+        values: one of each group.
+        group: ``[n]`` the tensors' groups.
+    """
+    first = values[0]
+    return first if all(v is first or v == first for v in values) else np.array(values)[group]
+
+
+@dataclass
+class Rows:
+    """Where the tensors that a kernel steps together stand, ``[n]`` each.
+
+    Attributes:
+        group: index of each tensor's group, ascending.
+        position: its position in the group.
+    """
+
+    group: NDArray[np.int64]
+    position: NDArray[np.int64]
+    _known: tuple[list[Any], NDArray[np.float64]] | None = None
+
+    def factors(self, rates: Sequence[Rates]) -> NDArray[np.float64] | None:
+        """Return the layers' factors, ``[n]``, or None where all are 1; kept as long as they are the same."""
+        own = [rate.factors for rate in rates]
+        if all(f is None for f in own):
+            return None
+        if self._known is None or not all(map(operator.is_, own, self._known[0])):
+            pairs = zip(self.group.tolist(), self.position.tolist(), strict=True)
+            self._known = own, np.array([1.0 if (f := own[i]) is None else f[j] for i, j in pairs])
+        return self._known[1]
+
+
+def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
+    """Return effective rates as a kernel's step takes them: one number or ``[n]`` each.
+
+    A learning rate on a device stays there and goes with the ``factor`` on it, so that a captured graph
+    follows both.
+
+    Args:
+        rates: of every group.
+        rows: the kernel's tensors.
+    """
+    group, factors = rows.group, rows.factors(rates)
+    out: dict[str, Any] = {"weight_decay": spread([rate.wd for rate in rates], group)}
+    devices = [b.device for b in (rate.base for rate in rates) if is_on_device(b)]
+    name, values = ("factor", "scale") if devices else ("lr", "lr")
+    own = spread([float(getattr(rate, values)) for rate in rates], group)
+    out[name] = own if factors is None else own * factors
+    if len(rates) == 1 and devices:
+        out["lr"] = rates[0].base
+    elif devices:
+        counts = np.bincount(group, minlength=len(rates)).tolist()
+        out["lr"] = torch.cat(
+            [
+                rate.base.reshape(1).expand(n).double()
+                if isinstance(rate.base, Tensor) and is_on_device(rate.base)
+                else torch.full((n,), float(rate.base), dtype=torch.float64, device=devices[0])
+                for rate, n in zip(rates, counts, strict=True)
+            ]
+        )
+    return out
+
+
+def is_on_device(x: Any) -> bool:
+    """Whether a rate is a tensor that the host would have to wait for."""
+    return isinstance(x, Tensor) and x.device.type != "cpu"
 
 
 def scaled_groups(groups: Sequence[dict[str, Any]], rates: Sequence[Rates]) -> list[dict[str, Any]]:

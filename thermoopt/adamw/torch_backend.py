@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.optim import Optimizer
 
-from thermoopt.account import PendingSums
-from thermoopt.adamw.compiled import Traceable, split_traceable
-from thermoopt.adamw.plans import Batches, account
+from thermoopt.account import Averaged, Done, Ledger
+from thermoopt.adamw.compiled import Traceable, split_traceable, torch_step
+from thermoopt.adamw.plans import PlanCache, account
 from thermoopt.adamw.rates import Rates, scaled_groups
-from thermoopt.adamw.torch_step import torch_step
-from thermoopt.adamw.torch_sums import torch_sums
+from thermoopt.adamw.torch_sums import FlatSums, one_device, torch_sums
 
 __all__ = ["Backend", "MeasuringPass", "TorchBackend"]
 
@@ -36,16 +35,28 @@ class Backend(Protocol):
         self,
         optimizer: torch.optim.AdamW,
         rates: Sequence[Rates],
+        ledger: Ledger,
         due: bool,
         traced: list[Traceable] | None = None,
-    ) -> PendingSums | None:
-        """Take one step at the given rates; return its sums if it was due to be measured.
+    ) -> Done:
+        """Take one step at the given rates; return what is left to be averaged if it was due to be measured.
 
-        Where ``traced`` is a list, ``torch.compile`` takes the step of what the backend puts into it.
+        A kernel may count the step and average its sums into the ledger by itself. Where ``traced`` is a
+        list, ``torch.compile`` takes the step of what the backend puts into it.
         """
+
+    def is_warming(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the coming step must be measured so that a graph can capture one like it."""
+
+    def put_rates(self, rates: Sequence[Rates]) -> None:
+        """Let captured graphs take their next step at these rates."""
 
     def reset(self) -> None:
         """Forget everything about tensors: groups or state were replaced."""
+
+
+WARM_STEPS = 3
+"""First steps that are all measured where a CUDA graph may capture a later one: as many as torch warms up."""
 
 
 class MeasuringPass:
@@ -57,28 +68,57 @@ class MeasuringPass:
     """
 
     def __init__(self, kernel: ModuleType | None = None) -> None:
-        self._batches = None
+        self._flat = FlatSums()
+        self._plans = None
         if kernel is not None:
-            self._batches = Batches(kernel, lambda group: True, dry=True, on_overlap="leave")
+            self._plans = PlanCache(kernel, lambda group: True, dry=True, on_overlap="leave")
 
-    def sums(self, optimizer: Optimizer, rates: Sequence[Rates], half: int | None = None) -> PendingSums:
-        """Start forming the sums of a step that is about to be taken at the given rates.
+    def sums(
+        self,
+        optimizer: Optimizer,
+        rates: Sequence[Rates],
+        ledger: Ledger,
+        half: int | None = None,
+        *,
+        average: bool = True,
+    ) -> Done:
+        """Form the sums of a step that is about to be taken at the given rates.
 
         Args:
             optimizer: about to step.
             rates: effective rates of its groups.
+            ledger: that is going to take what is returned.
             half: 0 or 1 lets the kernel read that half of large tensors in the place of all
                 (:meth:`thermoopt.kernels.native.Plan.step`).
+            average: whether a kernel may average the sums in at once; else they are always returned.
         """
-        if self._batches is None:
+        if self._plans is None:
+            home = one_device(optimizer, ledger)
+            if home is not None:
+                ledger.keep_on(home)
+                done = self._flat.sums(optimizer, rates, home)
+                if done is not None:
+                    return done
             return torch_sums(optimizer, rates)
-        tensors = self._batches.sort(optimizer)
-        return account(optimizer, rates, tensors, self._batches.run(optimizer, rates, tensors, True, half))
+        tensors = self._plans.sort(optimizer)
+        found = self._plans.whole(optimizer, tensors, ledger) if average else None
+        if found is not None:
+            batch, grads = found
+            settings = self._plans.settings(optimizer, rates, batch, half)
+            try:
+                batch.plan.step(grads, **settings, measure=True, number=ledger.run.step + 1)
+            except ValueError:
+                if not self._plans.look_again(batch, grads):
+                    raise
+                tensors = self._plans.sort(optimizer)
+            else:
+                return Averaged(True, batch.plan.refused)
+        return account(optimizer, rates, tensors, self._plans.run(optimizer, rates, tensors, True, half))
 
     def reset(self) -> None:
         """Forget the kernel's plans: groups or state were replaced."""
-        if self._batches is not None:
-            self._batches.reset()
+        if self._plans is not None:
+            self._plans.reset()
 
 
 class TorchBackend:
@@ -95,27 +135,38 @@ class TorchBackend:
 
     def __init__(self, requested: str, kernel: ModuleType | None = None) -> None:
         self.requested = requested
+        self._cold = WARM_STEPS
         self._pass = MeasuringPass(kernel)
 
     def step(
         self,
         optimizer: torch.optim.AdamW,
         rates: Sequence[Rates],
+        ledger: Ledger,
         due: bool,
         traced: list[Traceable] | None = None,
-    ) -> PendingSums | None:
+    ) -> Done:
         """Measure if due, then let torch take the step."""
-        pending = self._pass.sums(optimizer, rates) if due else None
+        done = self._pass.sums(optimizer, rates, ledger) if due else None
+        self._cold -= 1
         if traced is not None:
             eager, parts = split_traceable(optimizer, rates)
             traced += parts
             if eager:
                 torch_step(optimizer, eager)
-            return pending
+            return done
         neutral = all(rate.neutral for rate in rates)
         torch_step(optimizer, None if neutral else scaled_groups(optimizer.param_groups, rates))
-        return pending
+        return done
+
+    def put_rates(self, rates: Sequence[Rates]) -> None:
+        """Change nothing: torch's step has its rates in the graph, but for a ``lr`` that is a tensor."""
 
     def reset(self) -> None:
         """Forget the kernel's plans."""
+        self._cold = WARM_STEPS
         self._pass.reset()
+
+    def is_warming(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the coming step is one of the first, of groups that a graph may capture."""
+        return self._cold > 0 and any(group["capturable"] for group in groups)

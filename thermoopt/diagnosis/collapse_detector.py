@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from thermoopt.account.reading import Reading
-from thermoopt.diagnosis.layer_rates import UNKNOWN, CoupledShare, LayerRates, decay_entry, group_decay
+from thermoopt.diagnosis.layer_rates import CoupledShare, LayerRates
 from thermoopt.diagnosis.norm_forecast import CollapseAlarm, Forecast, advice, afterwards, count
 from thermoopt.observer import Observer
 from thermoopt.physics import ANGULAR_BOUND, AVERAGE, NU, TOLERANCE, Balance, NormMotion, Term, steps_until
+from thermoopt.traits import UNKNOWN, decay_entry, group_decay
 
 __all__ = ["CollapseDetector"]
 

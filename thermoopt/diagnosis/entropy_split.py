@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 from thermoopt.account.reading import Reading
 from thermoopt.diagnosis.entropy_advice import HEAT, dominant, split_advice
-from thermoopt.diagnosis.layer_rates import COUPLED, UNKNOWN, decay_entry, group_decay
 from thermoopt.observer import Observer
 from thermoopt.param_groups import LAYER_TYPES
 from thermoopt.physics import R_IE_CAP, quantities
 from thermoopt.plots import check_display, show_figure
+from thermoopt.traits import DECOUPLED, decay_entry, group_decay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -311,7 +311,7 @@ class EntropySplit:
         if reading is None:
             return {}
         coupled = [
-            group_decay(group) > 0 and decay_entry(self._optimizer, group) in (COUPLED, UNKNOWN)
+            group_decay(group) > 0 and decay_entry(self._optimizer, group) != DECOUPLED
             for group in self._optimizer.param_groups
         ]
         return {name: coupled[g] for name, g in zip(reading.names, reading.group_of.tolist(), strict=True)}

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import FactorCache, ThermoAdamW, group_rates
 from thermoopt.physics import AVERAGE, Term, sgd_shrink, swing_rest
+from thermoopt.traits import COUPLED, DECOUPLED, UNKNOWN, decay_entry, group_decay, has_adam_moments
 
-__all__ = ["COUPLED", "DECOUPLED", "UNKNOWN", "CoupledShare", "LayerRates", "decay_entry", "group_decay"]
+__all__ = ["CoupledShare", "LayerRates"]
 
 Array = NDArray[np.float64]
-
-DECOUPLED, COUPLED, UNKNOWN = "decoupled", "coupled", "unknown"
-"""Ways in which decay enters: separately from the update; through the gradient as in torch's SGD, with a
-known effect; in some other way, in which it cannot be separated from the update."""
-
-
-def group_decay(group: Mapping[str, Any]) -> float:
-    """Return a group's weight decay, 0 if it has none."""
-    return float(group.get("weight_decay") or 0.0)
-
-
-def decay_entry(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
-    """Return how a group's decay enters the step.
-
-    :data:`DECOUPLED` for AdamW and for groups with ``decoupled_weight_decay``, :data:`COUPLED` for SGD with
-    torch's own step, else :data:`UNKNOWN` (Adam's coupled decay passes through its second moment).
-    """
-    if isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False):
-        return DECOUPLED
-    step = inspect.unwrap(type(optimizer).step)
-    by_torch = isinstance(optimizer, torch.optim.SGD) and step is inspect.unwrap(torch.optim.SGD.step)
-    return COUPLED if by_torch else UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -74,7 +51,7 @@ class LayerRates:
     def of(cls, optimizer: Optimizer, n: int) -> LayerRates:
         """Read the rates of the first ``n`` parameters of an optimizer."""
         rows: list[tuple[Any, ...]] = []
-        adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
+        adam = has_adam_moments(optimizer)
         for i, group in enumerate(optimizer.param_groups):
             lr, wd, factors = float(group.get("lr") or 0.0), group_decay(group), None
             if isinstance(optimizer, ThermoAdamW):

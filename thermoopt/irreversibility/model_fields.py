@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import SGD, Adam, Optimizer
 
 from thermoopt.irreversibility.fields import UpdateField
+from thermoopt.traits import is_decoupled
 
 __all__ = ["Loss", "adam_field", "momentum_field", "sgd_field"]
 
@@ -288,8 +289,8 @@ def _groups(
     plain = ("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "nesterov", "amsgrad", "maximize")
     return {
         name: {
-            "decoupled_weight_decay": isinstance(optimizer, torch.optim.AdamW),
-            **{key: of[id(p)][key] for key in (*plain, "decoupled_weight_decay") if key in of[id(p)]},
+            "decoupled_weight_decay": is_decoupled(optimizer, of[id(p)]),
+            **{key: of[id(p)][key] for key in plain if key in of[id(p)]},
         }
         for name, p in named.items()
     }

@@ -1,16 +1,24 @@
 """One step and its sums: bodies of one function for different machines."""
 
+from thermoopt.kernels.averages import CAUSES, RUN, average_in, count
 from thermoopt.kernels.doctor import report
+from thermoopt.kernels.flat_pass import FlatPass, is_flat
 from thermoopt.kernels.layout import is_dense, real_elements
 from thermoopt.kernels.reference import reference_step
 from thermoopt.kernels.torch_pass import LayerTensors, Parcel, measure
 from thermoopt.physics.sums import Sum
 
 __all__ = [
+    "CAUSES",
+    "RUN",
+    "FlatPass",
     "LayerTensors",
     "Parcel",
     "Sum",
+    "average_in",
+    "count",
     "is_dense",
+    "is_flat",
     "measure",
     "real_elements",
     "reference_step",

@@ -29,13 +29,14 @@ import itertools
 import operator
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels.layout import is_dense
+from thermoopt.kernels.native_checks import CODES, PLAIN, ineligible, same_layout, unlike, unreadable
 from thermoopt.kernels.native_library import COEFFICIENTS, ISA, ISAS, LIBRARY, REASON, TORCH_WIDTH, Call
 from thermoopt.physics.sums import Sum
 
@@ -48,9 +49,6 @@ __all__ = [
     "openmp",
     "unavailable_reason",
 ]
-
-CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The dtypes the kernel takes and what it calls them."""
 
 CHUNK = 8192
 """Elements a chunk: 128 KB of float32 parameter, gradient and moments, which a level-2 cache holds."""
@@ -70,8 +68,13 @@ SERIAL_BELOW = 16384
 _AMSGRAD, _MAXIMIZE, _MEASURE, _DRY = 1, 2, 4, 8
 
 
+_NUMBERS = frozenset((int, float, bool))
+
 _REFUSED = (None, "found_inf", "nonfinite", "dry")
 """What the library returns, in words: causes of :data:`thermoopt.account.SKIP_CAUSES`."""
+
+ON_DEVICE = False
+"""Averages are kept on the host: what a step did is known when it returns."""
 
 TABLE_ROWS = 27
 """Rows of a table of averages: as many as :data:`thermoopt.account.meter.STATE_ROWS`, which stands above."""
@@ -94,6 +97,10 @@ def unavailable_reason() -> str | None:
     return REASON
 
 
+def trial() -> None:
+    """Return None: what is compiled with the package needs no trial."""
+
+
 def openmp() -> bool:
     """Whether the native kernel was built with OpenMP, that is, uses more than one thread."""
     return LIBRARY is not None and bool(LIBRARY.thermoopt_openmp())
@@ -102,46 +109,6 @@ def openmp() -> bool:
 def instruction_set() -> str:
     """What the kernel runs on here: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
     return ISAS[ISA]
-
-
-def ineligible(
-    param: Tensor,
-    grad: Tensor | None,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None,
-    step: Tensor,
-) -> str | None:
-    """Why this tensor cannot be stepped natively, or None if it can.
-
-    A dense tensor without gaps whose gradient and moments share its strides (transposed, channels_last) is
-    fine: the step is elementwise, in memory order.
-
-    Args:
-        param, grad, exp_avg, exp_avg_sq: the tensors of one parameter; a ``grad`` of None is not looked at.
-        max_exp_avg_sq: the running maximum under amsgrad, else None.
-        step: the step count.
-
-    Returns:
-        A clause such as ``"exp_avg is torch.float64, not torch.float32 as its parameter"``.
-    """
-    if LIBRARY is None:
-        return REASON
-    if reason := _unreadable("step", step):
-        return reason
-    if step.dtype is not torch.float32 or step.numel() != 1:
-        return f"step is {step.dtype} of {step.numel()} elements, not one torch.float32"
-    if reason := _unreadable("param", param):
-        return reason
-    if param.dtype not in CODES:
-        return f"param is {param.dtype}; the native kernel takes float32, bfloat16 and float16"
-    if not is_dense(param):
-        return "param has gaps or overlaps in memory"
-    rest = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
-    for what, t in rest.items():
-        if t is not None and (reason := _unreadable(what, t) or _unlike(what, t, param)):
-            return reason
-    return None
 
 
 class Plan:
@@ -154,6 +121,7 @@ class Plan:
         max_exp_avg_sqs: ``n`` tensors, or None where a tensor is without amsgrad.
         steps: ``n`` step counts, float32, incremented by the kernel.
         names: what to call the tensors in errors; their index by default.
+        dry: its steps are dry unless they are told otherwise.
         isa: "avx512", "avx2" or "portable", where it runs; the best by default.
 
     Attributes:
@@ -173,6 +141,7 @@ class Plan:
         steps: Sequence[Tensor],
         *,
         names: Sequence[str] | None = None,
+        dry: bool = False,
         isa: str | None = None,
     ) -> None:
         if LIBRARY is None:
@@ -183,6 +152,8 @@ class Plan:
             raise ValueError(
                 f"lists of different lengths: {n} params, {[len(c) for c in columns]} state tensors"
             )
+        self._dry = dry
+        self._given: tuple[Any, ...] | None = None
         self.refused: str | None = None
         self._names = [f"tensor {i}" for i in range(n)] if names is None else list(names)
         for i, row in enumerate(zip(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, strict=True)):
@@ -266,6 +237,7 @@ class Plan:
         ):
             raise ValueError(f"layer must hold {len(self._params)} different columns of the table")
         self._averages = table, columns
+        self._table_at = table.ctypes.data
         call = self._call
         call.layer, call.n_layers, call.keep = columns.ctypes.data, table.shape[1], keep
 
@@ -285,7 +257,6 @@ class Plan:
             len(params) == len(self._params)
             and self._at == self._addresses(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
             and self._numels == list(map(_numel, params))
-            and self._dtypes == list(map(_dtype, params))
         )
 
     @staticmethod
@@ -311,7 +282,7 @@ class Plan:
         maximize: Scalars = False,
         measure: bool = True,
         number: int | None = None,
-        dry: bool = False,
+        dry: bool | None = None,
         half: int | None = None,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
@@ -344,6 +315,8 @@ class Plan:
                 ``grad_scale``, two parameters share a gradient.
         """
         assert LIBRARY is not None
+        if dry is None:
+            dry = self._dry
         pointers = self._gradients(grads)
         call, tables = self._call, self._tables
         if grad_scale is not None and not dry:
@@ -353,20 +326,14 @@ class Plan:
         call.grad_scale = _scalar("grad_scale", grad_scale)
         call.found_inf = _scalar("found_inf", found_inf)
         tables["grad"][:] = pointers
-        tables["lr"][:] = lr
-        tables["weight_decay"][:] = weight_decay
-        tables["beta1"][:] = beta1
-        tables["beta2"][:] = beta2
-        tables["eps"][:] = eps
-        flags = tables["flags"]
-        np.multiply(maximize, _MAXIMIZE, out=flags, casting="unsafe")
-        flags += self._amsgrad
-        flags += (_MEASURE if measure else 0) + (_DRY if dry else 0)
+        given = (lr, weight_decay, beta1, beta2, eps, maximize, measure, dry)
+        if not _NUMBERS.issuperset(map(type, given)) or given != self._given:
+            self._set(tables, given)
         out = np.empty((len(pointers), len(Sum))) if measure else None
         call.table = None
         if number is not None:
             assert self._averages is not None
-            call.table, call.number = self._averages[0].ctypes.data, number
+            call.table, call.number = self._table_at, number
         call.out = None if out is None else out.ctypes.data
         threads = torch.get_num_threads()
         if num_threads is not None:
@@ -379,6 +346,21 @@ class Plan:
         self.refused = _REFUSED[LIBRARY.thermoopt_step(self._pointer)]
         call.out = None  # the array is the caller's
         return None if self.refused == "found_inf" else out
+
+    def _set(self, tables: dict[str, NDArray], given: tuple[Any, ...]) -> None:
+        """Write what a step is taken with into the tables; numbers that come again need no writing."""
+        self._given = None
+        lr, weight_decay, beta1, beta2, eps, maximize, measure, dry = given
+        tables["lr"][:] = lr
+        tables["weight_decay"][:] = weight_decay
+        tables["beta1"][:] = beta1
+        tables["beta2"][:] = beta2
+        tables["eps"][:] = eps
+        flags = tables["flags"]
+        np.multiply(maximize, _MAXIMIZE, out=flags, casting="unsafe")
+        flags += self._amsgrad
+        flags += (_MEASURE if measure else 0) + (_DRY if dry else 0)
+        self._given = given
 
     def _take(self, half: int | None) -> None:
         """Let the coming call go over all chunks or one half, whose sums are scaled up."""
@@ -405,7 +387,7 @@ class Plan:
         """Which gradients the kernel cannot read, by index, and why; a caller sends those elsewhere."""
         reasons = {}
         for i, (g, p) in enumerate(zip(grads, self._params, strict=True)):
-            if reason := _unreadable("grad", g) or _unlike("grad", g, p):
+            if reason := unreadable("grad", g) or unlike("grad", g, p):
                 reasons[i] = reason
         return reasons
 
@@ -414,7 +396,7 @@ class Plan:
         try:
             fine = (
                 len(grads) == len(self._params)
-                and _PLAIN.issuperset(map(type, grads))
+                and PLAIN.issuperset(map(type, grads))
                 and all(map(_is_cpu, grads))
                 and self._dtypes == list(map(_dtype, grads))
                 and self._numels == list(map(_numel, grads))
@@ -422,7 +404,7 @@ class Plan:
             )
             if fine and self._strided:
                 # contiguous or not, they must lie as their parameters do
-                fine = all(map(_same_layout, grads, self._params))
+                fine = all(map(same_layout, grads, self._params))
             elif fine:
                 fine = all(map(_is_contiguous, grads))
             if fine:
@@ -457,7 +439,6 @@ def _is_within(columns: NDArray[np.int64], n: int) -> bool:
 
 
 _PID = os.getpid()
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _data_ptr = torch._C.TensorBase.data_ptr
 _is_contiguous = torch._C.TensorBase.is_contiguous
 _is_neg = torch._C.TensorBase.is_neg
@@ -466,39 +447,9 @@ _dtype = operator.attrgetter("dtype")
 _is_cpu = operator.attrgetter("is_cpu")
 
 
-def _unreadable(what: str, t: Tensor) -> str | None:
-    """Why no kernel may read the memory of ``t`` as plain numbers, or None."""
-    if type(t) not in _PLAIN:
-        return f"{what} is a {type(t).__name__}, not a plain tensor"
-    if t.layout is not torch.strided:
-        return f"{what} has layout {t.layout}"
-    if t.device.type != "cpu":
-        return f"{what} is on {t.device}"
-    if t.is_neg():
-        return f"{what} is a lazily negated view"
-    return None
-
-
-def _unlike(what: str, t: Tensor, param: Tensor) -> str | None:
-    """Why ``t`` cannot be walked together with ``param``, or None."""
-    if t.dtype is not param.dtype:
-        return f"{what} is {t.dtype}, not {param.dtype} as its parameter"
-    if t.shape != param.shape:
-        return f"{what} has shape {tuple(t.shape)}, not {tuple(param.shape)} as its parameter"
-    if not _same_layout(t, param):
-        return f"{what} has strides {t.stride()}, not {param.stride()} as its parameter"
-    return None
-
-
-def _same_layout(t: Tensor, param: Tensor) -> bool:
-    if t.is_contiguous() and param.is_contiguous():
-        return t.numel() == param.numel()
-    return t.shape == param.shape and t.stride() == param.stride()
-
-
 def _scalar(what: str, t: Tensor | None) -> int | None:
     if t is None:
         return None
-    if _unreadable(what, t) or t.dtype is not torch.float32 or t.numel() != 1:
+    if unreadable(what, t) or t.dtype is not torch.float32 or t.numel() != 1:
         raise ValueError(f"{what} must be one torch.float32 number on CPU, not {t.dtype} on {t.device}")
     return t.data_ptr()

@@ -19,10 +19,10 @@ This module's speed has not been measured on a GPU. It is tested with Triton's i
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -31,14 +31,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.kernels.triton_account import account_kernel
+from thermoopt.kernels.triton_checks import ineligible, miscounts, unavailable_reason
 from thermoopt.kernels.triton_kernels import (
     IMPORT_ERROR,
     INTERPRETED,
-    account_kernel,
     adamw_kernel,
     reduce_kernel,
     settings_kernel,
 )
+from thermoopt.kernels.triton_tables import DeviceNumbers, Part, Setting, SettingsTable
 from thermoopt.physics.sums import Sum
 
 if IMPORT_ERROR is None:
@@ -46,11 +48,6 @@ if IMPORT_ERROR is None:
     import triton.language as tl
 
 __all__ = ["Plan", "Setting", "available", "ineligible", "unavailable_reason"]
-
-_SETTINGS = ("lr", "weight_decay", "beta1", "beta2", "eps", "maximize")
-
-Setting = float | Sequence[float] | NDArray[Any] | Tensor
-"""One number for all tensors, one a tensor, or a 0-d or ``[n]`` tensor that may change between steps."""
 
 BLOCK = 512
 """Elements a program handles at a time: with 4 warps, a thread moves 16 bytes of float32 (unmeasured)."""
@@ -77,143 +74,32 @@ SETTINGS = 16
 RUN = 8
 """Counters of a run, see :func:`~thermoopt.kernels.triton_kernels.account_kernel`."""
 
-LEAST_CAPABILITY = (8, 0)
-"""Compute capability the kernels need: bfloat16 arithmetic came with 8.0, and nothing older was tried."""
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ON_DEVICE = True
+"""Averages are kept on the device: nothing is known on the host when a step returns."""
 
 
-def unavailable_reason() -> str | None:
-    """Say why these kernels cannot run in this process, or ``None`` if they can."""
-    if IMPORT_ERROR is not None:
-        return f"triton cannot be imported ({IMPORT_ERROR})"
-    if INTERPRETED:
-        return None
-    if not torch.cuda.is_available():
-        return "torch sees no CUDA device (and TRITON_INTERPRET=1 was not set when triton was imported)"
-    if torch.version.hip is not None:
-        return "torch is built for ROCm, on which these kernels were not tried"
-    capability = torch.cuda.get_device_capability()
-    if capability < LEAST_CAPABILITY:
-        have, need = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
-        return f"{torch.cuda.get_device_name()} has compute capability {have}, below {need}"
-    return None
+@functools.cache
+def trial() -> str | None:
+    """Take a step of two small tensors; return why the kernels cannot be compiled or run here, or ``None``.
+
+    The first trial of a process compiles, or finds in Triton's cache what an earlier one has compiled.
+    """
+    try:
+        p, m, v = ([torch.zeros(8, device="cpu" if INTERPRETED else "cuda") for _ in "ab"] for _ in "pmv")
+        steps = [torch.zeros((), device=p[0].device) for _ in p]
+        plan = Plan(p, m, v, [None, None], steps)
+        numbers = {"lr": 0.0, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+        sums = plan.step([torch.ones_like(x) for x in p], **numbers, maximize=False)
+        found = None if sums is None else float(sums[0, Sum.GG])
+    except Exception as error:  # whatever a compiler, its cache or the driver raise
+        what = str(error).strip().partition("\n")[0]
+        return f"its kernels do not compile: {type(error).__name__}: {what}"
+    return None if found == 8.0 else f"a step of two tensors gave {found}, not 8.0"
 
 
 def available() -> bool:
     """Whether these kernels can run in this process."""
     return unavailable_reason() is None
-
-
-def ineligible(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    max_exp_avg_sq: Tensor | None,
-    step: Tensor,
-    *,
-    dry: bool = False,
-) -> str | None:
-    """Say why one parameter must go to another backend, or ``None`` if it can be handled here.
-
-    Needed: plain contiguous tensors of one shape, one CUDA device and one dtype out of float32, bfloat16 and
-    float16, and a zero-dimensional float32 step on that device (as torch holds it under ``fused`` or
-    ``capturable``); in a dry step a count of any kind will do. Under Triton's interpreter the device is the
-    CPU.
-    """
-    place = "cpu" if INTERPRETED else "cuda"
-    if param.device.type != place:
-        return f"the parameter is on {param.device}, not on a {place} device"
-    if param.dtype not in DTYPES:
-        return f"the parameter is {param.dtype}, not float32, bfloat16 or float16"
-    others = {"gradient": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    if max_exp_avg_sq is not None:
-        others["max_exp_avg_sq"] = max_exp_avg_sq
-    for name, x in {"parameter": param, **others}.items():
-        if type(x) not in (Tensor, torch.nn.Parameter):
-            return f"the {name} is a {type(x).__name__}, a subclass of Tensor"
-        if x.layout != torch.strided or not x.is_contiguous():
-            return f"the {name} is sparse or not contiguous"
-    for name, x in others.items():
-        if (x.device, x.dtype, x.shape) != (param.device, param.dtype, param.shape):
-            return f"the {name} differs from the parameter in device, dtype or shape"
-    if not dry and _miscounts(step, param.device):
-        return f"the step is not a 0-d float32 tensor on {param.device}"
-    return None
-
-
-def _miscounts(step: Tensor, device: torch.device) -> bool:
-    """Whether the kernels cannot read a step count where it is."""
-    return step.device != device or step.dtype != torch.float32 or step.ndim != 0
-
-
-@dataclass
-class _Part:
-    """Tensors of one dtype, with or without amsgrad: one launch."""
-
-    dtype: torch.dtype
-    amsgrad: bool
-    members: list[int]
-    first: int = 0
-    count: int = 0
-    aligned: bool = False
-
-
-class _Table:
-    """Numbers on the device, sent without waiting and only when they changed.
-
-    Inside a CUDA graph capture a copy that is needed is recorded, from pinned host memory that is then kept
-    for the graph's replays; one such block is set aside before, since capture may not allocate any.
-
-    Args:
-        size: numbers it holds.
-        dtype: of the numbers.
-        device: where they are wanted.
-        baked: each graph keeps the numbers of its capture, as addresses must. Otherwise replays follow what
-            was sent last.
-    """
-
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, *, baked: bool) -> None:
-        self.tensor = torch.zeros(size, dtype=dtype, device=device)
-        self._cuda = device.type == "cuda"
-        self._baked = baked
-        self._sent: list[Any] | None = None
-        self._spare: Tensor | None = None
-        self._kept: list[Tensor] = []
-        self._set_aside()
-
-    def send(self, numbers: list[Any]) -> None:
-        """Make the first ``len(numbers)`` entries hold ``numbers``.
-
-        Raises:
-            RuntimeError: in a second capture with no step outside of capture since the first.
-        """
-        capturing = self._cuda and torch.cuda.is_current_stream_capturing()
-        # a replay puts baked numbers back, so that after a capture what was sent last may not be there
-        if numbers == self._sent and not (self._baked and (capturing or self._kept)):
-            return
-        host = torch.tensor(numbers, dtype=self.tensor.dtype, device="cpu")
-        if capturing:
-            if self._spare is None:
-                raise RuntimeError("take a step outside of capture between two captures of one plan")
-            self._kept.append(self._spare)
-            host, self._spare = self._spare[: len(numbers)].copy_(host), None
-        elif self._cuda:
-            if self._kept and not self._baked:  # replays still to run on the device may read these blocks
-                torch.cuda.synchronize(self.tensor.device)
-                for block in self._kept:
-                    block[: len(numbers)].copy_(host)
-            host = host.pin_memory()
-            self._set_aside()
-        self.tensor[: len(numbers)].copy_(host, non_blocking=True)
-        self._sent = numbers
-
-    def _set_aside(self) -> None:
-        if self._cuda and self._spare is None:
-            self._spare = torch.empty(
-                self.tensor.shape, dtype=self.tensor.dtype, device="cpu", pin_memory=True
-            )
 
 
 class Plan:
@@ -263,8 +149,8 @@ class Plan:
         self._maxima, self._given_steps = list(max_exp_avg_sqs), list(steps)
         self._device = params[0].device
         self._dry, self._counts, self._steps = dry, None, self._given_steps
-        if dry and any(_miscounts(step, self._device) for step in steps):
-            self._counts = _Table(n, torch.float32, self._device, baked=False)
+        if dry and any(miscounts(step, self._device) for step in steps):
+            self._counts = DeviceNumbers(n, torch.float32, self._device, baked=False)
             self._steps = list(self._counts.tensor.unbind())
         # the rows of the address table that the plan owns; a maximum that is not there is never read
         maxima = [p if x is None else x for p, x in zip(self._params, self._maxima, strict=True)]
@@ -272,13 +158,10 @@ class Plan:
         self._numels = [p.numel() for p in self._params]
         self._check_owned()
         self._block, self._chunk, self._num_warps = block, block * blocks_per_chunk, num_warps
-        self._addresses = _Table(6 * n, torch.int64, self._device, baked=True)
-        width = n + n % 2  # pointers on 16 bytes spare compilations
-        self._numbers = _Table(len(_SETTINGS) * width, torch.float64, self._device, baked=False)
-        self._given: list[Any] = [None] * len(_SETTINGS)
-        self._rows = [[0.0] * width for _ in _SETTINGS]
-        self._views = list(self._numbers.tensor.view(len(_SETTINGS), width).unbind())
+        self._addresses = DeviceNumbers(6 * n, torch.int64, self._device, baked=True)
+        self._table = SettingsTable(n, self._device)
         self._current: list[int] = []
+        self._packed = np.zeros(6 * n, dtype=np.int64)
         self._settings = torch.zeros(n, SETTINGS, dtype=torch.float64, device=self._device)
         self._sums = torch.zeros(n, len(Sum), dtype=torch.float64, device=self._device)
         self._flags = torch.zeros(2, dtype=torch.int32, device=self._device)
@@ -287,6 +170,18 @@ class Plan:
         self._map_chunks()
         # made here: what is allocated in a capture belongs to its graph
         self._partials = torch.empty(len(Sum), self._n_chunks, device=self._device)
+
+    @property
+    def t(self) -> Tensor:
+        """Step counts of the last step, ``[n]``, float64 on the device: what the next one overwrites."""
+        return self._settings[:, 14]
+
+    def put(self, **settings: Setting) -> None:
+        """Let graphs that captured a step replay it with other numbers, by the names of :meth:`step`.
+
+        Device tensors are read where they are and need no call.
+        """
+        self._table.place(settings)
 
     def average_into(self, table: Tensor, run: Tensor, layer: NDArray[np.int64]) -> None:
         """Let the steps that are given a ``number`` be counted, and average their sums into a table.
@@ -305,7 +200,7 @@ class Plan:
                 raise ValueError(f"{name} must be contiguous float64 on {self._device}, not {x.dtype}")
         if run.shape != (RUN,) or len(layer) != len(self._params):
             raise ValueError(f"run must hold {RUN} numbers and layer {len(self._params)}")
-        self._averages = table, run, torch.tensor(layer, dtype=torch.int32).to(self._device)
+        self._averages = table, run, torch.tensor(layer, dtype=torch.int32, device=self._device)
 
     @torch.no_grad()
     def step(
@@ -318,6 +213,7 @@ class Plan:
         beta2: Setting,
         eps: Setting,
         maximize: bool | Sequence[bool] | NDArray[np.bool_],
+        factor: Setting = 1.0,
         measure: bool = True,
         number: int | None = None,
         half: int | None = None,
@@ -337,6 +233,7 @@ class Plan:
             beta2: decay of the second moment, see :data:`Setting`.
             eps: added to the root of the second moment, see :data:`Setting`.
             maximize: for all tensors, or one a tensor.
+            factor: on the learning rate, see :data:`Setting`.
             measure: whether to form the sums.
             number: where it is not None the step is counted in the run and, if it is measured, averaged into
                 the table of :meth:`average_into`. The number itself is the device's: replays of a graph
@@ -353,14 +250,32 @@ class Plan:
             ValueError: a wrong number of gradients or settings, or a tensor that is not eligible any more.
             RuntimeError: a second CUDA graph capture with no step outside of capture in between.
         """
-        n = len(self._params)
         self._locate(grads)
-        settings = self._place(
-            {"lr": lr, "weight_decay": weight_decay, "beta1": beta1, "beta2": beta2, "eps": eps}, maximize
+        settings = self._table.place(
+            {
+                "lr": lr,
+                "factor": factor,
+                "weight_decay": weight_decay,
+                "beta1": beta1,
+                "beta2": beta2,
+                "eps": eps,
+                "maximize": maximize,
+            }
         )
-        scale, stop = self._near(grad_scale), self._near(found_inf)
-        addresses = self._addresses.tensor
-        table, run, layer = self._averages if number is not None and self._averages else (None, None, None)
+        into = self._averages if number is not None else None
+        return self._launch(settings, self._near(grad_scale), self._near(found_inf), measure, into)
+
+    def _launch(
+        self,
+        settings: Sequence[Any],
+        scale: Tensor | None,
+        stop: Tensor | None,
+        measure: bool,
+        into: tuple[Tensor, Tensor, Tensor] | None,
+    ) -> Tensor | None:
+        """Launch the kernels of a step: all that a graph captures of it."""
+        n, addresses = len(self._params), self._addresses.tensor
+        table, run, layer = into or (None, None, None)
         with self._current_device():
             settings_kernel[(triton.cdiv(n, TENSORS_PER_PROGRAM),)](
                 addresses,
@@ -453,6 +368,12 @@ class Plan:
                 one, other = self._names[min(i, j)], self._names[max(i, j)]
                 raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
 
+    def rejected(self, grads: Sequence[Tensor]) -> dict[int, str]:
+        """Which gradients the kernels cannot read, by index, and why; a caller sends those elsewhere."""
+        rows = enumerate(zip(self._params, grads, self._steps, strict=True))
+        reasons = {i: ineligible(p, g, g, g, None, step) for i, (p, g, step) in rows}
+        return {i: reason for i, reason in reasons.items() if reason is not None}
+
     def matches(
         self,
         params: Sequence[Tensor],
@@ -470,7 +391,7 @@ class Plan:
         """Give every program its tensor and chunk; those of a tensor, and of a part, are consecutive."""
         keys = [(p.dtype, x is not None) for p, x in zip(self._params, self._maxima, strict=True)]
         self._parts = [
-            _Part(*key, [i for i, other in enumerate(keys) if other == key]) for key in dict.fromkeys(keys)
+            Part(*key, [i for i, other in enumerate(keys) if other == key]) for key in dict.fromkeys(keys)
         ]
         counts = [-(-numel // self._chunk) for numel in self._numels]
         first = [0] * len(counts)
@@ -507,48 +428,11 @@ class Plan:
             for part in self._parts:
                 rows = (current[k * n + i] for k in (0, 1, 2, 3, 5) for i in part.members)
                 part.aligned = all(address % 16 == 0 for address in rows)
+            self._packed = np.array(current, dtype=np.int64)
         if self._counts is not None:
-            self._counts.send([float(step) for step in self._given_steps])
-        self._addresses.send(current)
+            self._counts.send(np.array([float(step) for step in self._given_steps], dtype=np.float32))
+        self._addresses.send(self._packed)
         self._current = current
-
-    def _place(
-        self, settings: dict[str, Setting], maximize: bool | Sequence[bool] | NDArray[np.bool_]
-    ) -> list[Any]:
-        """Turn the settings and the gradient's sign into six device tensors, each followed by its stride.
-
-        Numbers lie in one table, each setting at a place of its own, so that a captured graph finds those
-        that were sent last.
-        """
-        n = len(self._params)
-        placed: list[Any] = []
-        given, rows = list(self._given), list(self._rows)
-        for k, (name, x) in enumerate({**settings, "maximize": maximize}.items()):
-            if isinstance(x, Tensor):
-                if x.shape not in ((), (n,)):
-                    raise ValueError(f"{name} must have no dimension or {n} entries, not {tuple(x.shape)}")
-                if x.device == self._device:
-                    placed += [x, x.stride(0) if x.ndim else 0]
-                    continue
-                if x.device.type != "cpu":
-                    raise ValueError(f"{name} is on {x.device}, the parameters on {self._device}")
-                x = x.tolist()
-            elif isinstance(x, np.ndarray):
-                x = x.tolist()
-            elif isinstance(x, Sequence):
-                x = list(x)
-            placed += [self._views[k], 1]
-            if given[k] == x and type(given[k]) is type(x):
-                continue
-            if isinstance(x, list) and len(x) != n:
-                raise ValueError(f"{name} has {len(x)} entries for {n} parameters")
-            row = x if isinstance(x, list) else [x] * n
-            row = [1.0 - 2.0 * y for y in row] if name == "maximize" else row
-            given[k], rows[k] = x, row + [0.0] * (n % 2)
-        if any(a is not b for a, b in zip(rows, self._rows, strict=True)):
-            self._numbers.send([y for row in rows for y in row])
-        self._given, self._rows = given, rows
-        return placed
 
     def _near(self, x: Tensor | None) -> Tensor | None:
         return x if x is None or x.device == self._device else x.to(self._device, non_blocking=True)

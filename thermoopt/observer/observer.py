@@ -14,18 +14,12 @@ from torch.optim import Optimizer
 
 from thermoopt.account import History, Losses
 from thermoopt.account.reading import Reading
-from thermoopt.adamw import (
-    EMA_STEPS,
-    ThermoAdamW,
-    check_count,
-    check_hookable,
-    check_materialized,
-    reading_lag,
-)
+from thermoopt.adamw import EMA_STEPS, check_count, check_hookable, check_materialized
 from thermoopt.controllers import Controller, Start
 from thermoopt.observer.carried_start import CarriedTravel
 from thermoopt.observer.run_reports import RunReports
-from thermoopt.observer.step_hooks import StepHooks, closure_of, is_dry, when_gradients_are_there
+from thermoopt.observer.source import source_of
+from thermoopt.observer.step_hooks import closure_of, is_dry, when_gradients_are_there
 from thermoopt.observer.tracker import TRACKABLE, Tracker
 from thermoopt.observer.watched_layers import Watched
 from thermoopt.sinks import SinkQueue
@@ -97,27 +91,18 @@ class Observer(RunReports):
     ) -> None:
         _check_arguments(model, optimizer, log_every, track, ema_steps)
         super().__init__()
-        queue = SinkQueue(sinks)
-        if queue and isinstance(optimizer, ThermoAdamW):
-            raise ValueError(f"sinks is {sinks!r}; allowed is () here: give sinks to the ThermoAdamW itself")
         self._model, self._optimizer = model, optimizer
-        self.sinks = optimizer.sinks if isinstance(optimizer, ThermoAdamW) else queue
-        names: dict[Tensor, str] = {}
-        if model is not None and not isinstance(optimizer, ThermoAdamW):
-            names.update((p, name) for name, p in model.named_parameters())
-        self._watched = Watched(model, optimizer, names)
+        names = {} if model is None else {p: name for name, p in model.named_parameters()}
+        queue = SinkQueue(sinks)
+        self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)
+        self.sinks = self._source.sinks
+        self._watched = Watched(model, optimizer, {} if self._source.is_own else names)
         self._losses = Losses()
-        self._hooks: StepHooks | None = None
         self._tracker: Tracker | None = None
         self._own_history: History | None = None
         self._handles: list[Any] = []
-        if isinstance(optimizer, ThermoAdamW):
-            self._source: ThermoAdamW | StepHooks = optimizer
-        else:
-            self._hooks = StepHooks(optimizer, names, log_every, float(ema_steps), queue, self._complete)
-            self._source = self._hooks
         if track:
-            self._begin_tracking(track, float(ema_steps))
+            self._begin_tracking(track)
         self._carried: CarriedTravel | None = None
         self._handle: Any = None
         self._every = 1
@@ -245,16 +230,15 @@ class Observer(RunReports):
 
     # ---------------------------------------------------------------- tracking
 
-    def _begin_tracking(self, track: Collection[str], ema_steps: float) -> None:
+    def _begin_tracking(self, track: Collection[str]) -> None:
         optimizer = self._optimizer
-        if isinstance(optimizer, ThermoAdamW):
-            ema_steps = optimizer.ema_steps
+        if self._source.is_own:
             self._own_history = History()
             self._handles += [
                 optimizer.register_step_post_hook(lambda *_: self._record()),
                 optimizer.register_load_state_dict_post_hook(lambda _: self._rewind(self._source.steps)),
             ]
-        self._tracker = Tracker(optimizer, track, ema_steps)
+        self._tracker = Tracker(optimizer, track, self._source.ema_steps)
         self._handles.append(optimizer.register_step_pre_hook(self._track))
 
     @uncompiled
@@ -269,7 +253,7 @@ class Observer(RunReports):
     def _record(self) -> None:
         """Let the history of a tracked ThermoAdamW have its newest reading when its own does."""
         source, history = self._source, self._own_history
-        if history is None or not isinstance(source, ThermoAdamW):
+        if history is None:
             return
         due = history.last_step + source.record_every if len(history) else 0
         reading = source.newest_reading() if source.steps >= due else None
@@ -307,8 +291,7 @@ class Observer(RunReports):
                 old.remove()
         self._handle = self._carried = None
         self._every = controller.every or 1
-        if self._hooks is not None and controller.every is not None:
-            self._hooks.record_every = controller.every
+        self._source.serve(controller.every)
         if controller.needs:
             self._carried = CarriedTravel(self._optimizer, controller.needs)
             self._handle = self._optimizer.register_step_pre_hook(self._before)
@@ -330,17 +313,12 @@ class Observer(RunReports):
     def fresh_reading(self) -> Reading | None:
         """Return the newest reading, with the last loss, if it was not handed over yet, else None.
 
-        Each is handed over once, also across a checkpoint. On CPU nothing is waited for. From a device or
-        from sharded layers a reading comes one step late, and is waited for then: ranks get the same one. A
-        loss still on a device is the next reading's. With hooks only readings that went to the history count.
+        Each is handed over once, also across a checkpoint. From a device a reading comes one step late and is
+        waited for: runs repeat, and ranks get the same one. On CPU it is that of the last step; sums of
+        sharded layers are waited for, so that a run does not depend on the number of ranks. A loss still on a
+        device is the next reading's. With hooks only readings that went to the history count.
         """
-        if isinstance(self._source, ThermoAdamW):
-            lag = reading_lag(self._optimizer, self._source.sharding)
-            reading = self._source.late_reading(lag) if lag else self._source.newest_reading()
-            if reading is not None and not self._due(reading.step):
-                return None
-        else:
-            reading = self._source.fresh_reading()
+        reading = self._source.fresh_reading(self._due)
         if reading is None:
             return None
         self._handed = reading.step
@@ -356,8 +334,7 @@ class Observer(RunReports):
 
     def close(self) -> None:
         """Remove the hooks. What was read stays."""
-        if self._hooks is not None:
-            self._hooks.close()
+        self._source.close()
         for handle in (self._handle, *self._handles):
             if handle is not None:
                 handle.remove()
@@ -380,7 +357,7 @@ class Observer(RunReports):
             state["travel"] = self._carried.state_dict()
         if self._tracker is not None:
             state["tracked"] = self._tracker.state_dict()
-        return state if self._hooks is None else {**state, **self._hooks.state_dict()}
+        return {**state, **self._source.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what :meth:`state_dict` gave.
@@ -394,9 +371,9 @@ class Observer(RunReports):
         tracked = state.get("tracked")
         if self._tracker is not None and tracked is not None:
             self._tracker.check(tracked)
-        if self._hooks is not None and "groups" in state:
-            self._hooks.load_state_dict(state)
-        elif self._hooks is not None:
+        if "groups" in state:
+            self._source.load_state_dict(state)
+        elif not self._source.is_own:
             warnings.warn(
                 "the observer's state is of a ThermoAdamW, which keeps its averages itself: those of this "
                 f"{type(self._optimizer).__name__} start afresh",

@@ -14,6 +14,7 @@ from thermoopt.controllers import Start
 from thermoopt.kernels import real_elements
 from thermoopt.param_groups import detect_layer_type, layer_types
 from thermoopt.tensors import root_mean_squares
+from thermoopt.traits import group_decay, has_adam_moments
 
 __all__ = ["Watched"]
 
@@ -82,12 +83,12 @@ class Watched:
         torch's Adam and AdamW and their subclasses: Lion's betas, say, are of no second moment.
         """
         groups = self._optimizer.param_groups
-        if not isinstance(self._optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        if not has_adam_moments(self._optimizer):
             groups = [{**group, "betas": (0.0, 0.0)} for group in groups]
         return start_of(
             groups,
             self._layout(),
             rms=root_mean_squares(self._params()).tolist(),
             lr=[float(group.get("lr") or 0.0) for group in groups],
-            wd=[float(group.get("weight_decay") or 0.0) for group in groups],
+            wd=[group_decay(group) for group in groups],
         )

@@ -3,10 +3,11 @@
 from thermoopt.tensors.layout import follow_groups, follow_layers, same_members
 from thermoopt.tensors.norms import root_mean_squares
 from thermoopt.tensors.sharding import Sharding, is_distributed, local, place
-from thermoopt.tensors.transit import Arrival, Fetch, capturing
+from thermoopt.tensors.transit import WARM_UP, Arrival, Fetch, capturing, send
 from thermoopt.tensors.travel_probe import PendingTravel, TravelProbe
 
 __all__ = [
+    "WARM_UP",
     "Arrival",
     "Fetch",
     "PendingTravel",
@@ -20,4 +21,5 @@ __all__ = [
     "place",
     "root_mean_squares",
     "same_members",
+    "send",
 ]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Arrival", "Fetch", "capturing"]
+__all__ = ["WARM_UP", "Arrival", "Fetch", "capturing", "send"]
 
 Array = NDArray[np.float64]
 
@@ -46,9 +46,29 @@ class Fetch:
         return self._tensor.detach().cpu().double().numpy()
 
 
+WARM_UP = (
+    "a CUDA graph cannot capture this step: its tensors, rates or state are new. Take it once outside of the "
+    "capture first (torch: warm up on a side stream before capturing, and again after load_state_dict)"
+)
+"""What is said where a capture begins too early."""
+
+
+def send(numbers: NDArray[Any], device: torch.device) -> Tensor:
+    """Send an array to a device without waiting for it.
+
+    Raises:
+        RuntimeError: while a CUDA graph is being captured.
+    """
+    if device.type != "cuda":
+        return torch.tensor(numbers, device=device)
+    if capturing():
+        raise RuntimeError(WARM_UP)
+    return torch.from_numpy(numbers).pin_memory().to(device, non_blocking=True)
+
+
 def capturing() -> bool:
-    """Whether a CUDA graph is being captured: Python does not run at its replay, so nothing is measured."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    """Whether a CUDA graph is being captured: Python does not run at its replay, only what it launches."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 class Arrival(Protocol):

@@ -24,7 +24,7 @@ from thermoopt.tensors.sampling import (
     share_of,
 )
 from thermoopt.tensors.sharding import Sharding
-from thermoopt.tensors.transit import Arrival, Fetch
+from thermoopt.tensors.transit import Arrival, Fetch, send
 
 __all__ = ["PendingTravel", "TravelProbe"]
 
@@ -215,9 +215,7 @@ class TravelProbe:
             if grad_scale is not None:
                 force.div_(grad_scale)
             force.nan_to_num_(0.0, 0.0, 0.0)
-            rates = torch.stack(
-                [torch.as_tensor(lrs[i], dtype=force.dtype, device=force.device) for i in bucket.index]
-            )
+            rates = _rates([lrs[i] for i in bucket.index], force)
             # a skipped step keeps all and adds nothing; the flag stays on its device
             real = 1.0 if found_inf is None else (found_inf == 0).to(force)
             torch._foreach_mul_(bucket.views(force), list((rates * real).unbind()))
@@ -355,3 +353,10 @@ class TravelProbe:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _rates(lrs: Sequence[float | Tensor], like: Tensor) -> Tensor:
+    """Return learning rates as ``[n]`` on a device; numbers go there in one copy that is not waited for."""
+    if not any(isinstance(lr, Tensor) for lr in lrs):
+        return send(np.array(lrs, dtype=np.float64), like.device).to(like.dtype)
+    return torch.stack([torch.as_tensor(lr, dtype=like.dtype, device=like.device) for lr in lrs])

@@ -1,0 +1,231 @@
+"""ThermoAdamW and Observer on a CUDA device: bits, accounts, graphs, and nothing that waits."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from thermoopt import Observer, ThermoAdamW, autotune
+from thermoopt.adamw import backends
+from thermoopt.controllers import Thermostat
+from thermoopt.kernels import triton as kernels
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
+]
+needs_triton = pytest.mark.skipif(not kernels.available(), reason=str(kernels.unavailable_reason()))
+
+SIZES = [(300, 70), (5,), (64, 64), (1,), (4097,)]
+
+
+def params(dtype=torch.float32, device="cuda"):
+    rng = torch.Generator().manual_seed(0)
+    out = [torch.nn.Parameter(torch.randn(s, generator=rng).to(device, dtype)) for s in SIZES]
+    for p in out:
+        p.grad = torch.zeros_like(p)
+    return out
+
+
+def named(ps):
+    return [(f"layer{i}", p) for i, p in enumerate(ps)]
+
+
+def give(ps, step):
+    rng = torch.Generator().manual_seed(step)
+    for p in ps:
+        p.grad.copy_(torch.randn(p.shape, generator=rng))
+
+
+def train(opt, ps, steps):
+    for step in steps:
+        give(ps, step)
+        opt.step()
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_auto_takes_triton_and_steps_as_fused(dtype):
+    mine, theirs = params(dtype), params(dtype)
+    ours, fused = ThermoAdamW(named(mine), lr=1e-2), torch.optim.AdamW(theirs, lr=1e-2, fused=True)
+    train(ours, mine, range(1, 12))
+    train(fused, theirs, range(1, 12))
+    assert ours.backend == "triton"
+    assert ours.measure_every == 1
+    close = {"rtol": 1e-5, "atol": 1e-6} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    for p, q in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(p, q, **close)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("flags", [{}, {"fused": True}, {"foreach": True}])
+def test_torch_backends_carry_torchs_bits(flags, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(backends, "dry_kernel", lambda groups: None)
+    mine, theirs = params(), params()
+    ours = ThermoAdamW(named(mine), lr=1e-2, backend="torch", measure_every=2, **flags)
+    train(ours, mine, range(1, 12))
+    train(torch.optim.AdamW(theirs, lr=1e-2, **flags), theirs, range(1, 12))
+    assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
+    assert ours.reading.step == 10
+
+
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=needs_triton), "torch", "flat"])
+def test_readings_are_the_hosts(backend, monkeypatch):
+    """The same steps on CPU, where the Python meter or the native kernel averages."""
+    if backend == "flat":
+        monkeypatch.setattr(backends, "dry_kernel", lambda groups: None)
+    mine, theirs = params(), params(device="cpu")
+    name = "torch" if backend == "flat" else backend
+    ours = ThermoAdamW(named(mine), lr=1e-2, backend=name, measure_every=1, ema_steps=10)
+    host = ThermoAdamW(named(theirs), lr=1e-2, backend="torch", measure_every=1, ema_steps=10)
+    train(ours, mine, range(1, 16))
+    train(host, theirs, range(1, 16))
+    assert ours._ledger.table is not None
+    assert ours.reading.step == host.reading.step == 15
+    np.testing.assert_allclose(ours.reading.terms, host.reading.terms, rtol=1e-3, atol=1e-6)
+    assert ours.history.steps.tolist() == host.history.steps.tolist()
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_an_observer_of_fused_adamw(kernel, monkeypatch):
+    if not kernel:
+        from thermoopt.observer import step_hooks
+
+        monkeypatch.setattr(step_hooks, "dry_kernel", lambda groups: None)
+    readings = []
+    for device in ("cuda", "cpu"):
+        ps = params(device=device)
+        opt = torch.optim.AdamW(ps, lr=1e-2, fused=True)
+        observer = Observer(None, opt, 2, ema_steps=8)
+        train(opt, ps, range(1, 14))
+        readings.append(observer.reading)
+    assert readings[0].step == readings[1].step == 12
+    np.testing.assert_allclose(readings[0].terms, readings[1].terms, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("flags", [{}, {"fused": True}, {"backend": "torch"}])
+def test_a_step_waits_for_nothing(flags):
+    ps = params()
+    opt = ThermoAdamW(named(ps), lr=1e-2, **flags)
+    for p in ps:
+        p.grad.normal_()
+    for _ in range(25):
+        opt.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(1000):
+            opt.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert opt.steps == 1025
+
+
+def captured(opt):
+    """Warm up on a side stream, as torch wants it, and capture a step."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            opt.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        opt.step()
+    return graph
+
+
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=needs_triton), "torch"])
+def test_replays_are_measured(backend):
+    mine, theirs = params(), params()
+    make = {"lr": torch.tensor(1e-2, device="cuda"), "capturable": True, "backend": backend, "ema_steps": 10}
+    opt, eager = ThermoAdamW(named(mine), **make), ThermoAdamW(named(theirs), measure_every=1, **make)
+    give(mine, 0)
+    graph = captured(opt)
+    train(eager, theirs, [0, 0, 0])
+    for step in range(1, 20):
+        give(mine, step)
+        graph.replay()
+        train(eager, theirs, [step])
+    torch.cuda.synchronize()
+    for p, q in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(p, q)
+    assert opt.steps == eager.steps == 22
+    assert opt.reading.step == 22
+    np.testing.assert_allclose(opt.reading.terms, eager.reading.terms, rtol=1e-5, atol=1e-9)
+
+
+@needs_triton
+def test_replays_take_the_controllers_rates():
+    mine, theirs = params(), params()
+    opts = [
+        ThermoAdamW(named(ps), lr=1e-2, capturable=True, controller=Thermostat("coherence", total_steps=200))
+        for ps in (mine, theirs)
+    ]
+    graphed, eager = opts
+    give(mine, 0)
+    graph = captured(graphed)
+    train(eager, theirs, [0, 0, 0])
+    for step in range(1, 40):
+        give(mine, step)
+        graphed.before_replay()
+        graph.replay()
+        train(eager, theirs, [step])
+    torch.cuda.synchronize()
+    assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
+    logs = [[a.to_dict() for a in opt.controller.log] for opt in opts]
+    assert logs[0] == logs[1] != []
+
+
+@needs_triton
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+def test_a_capture_must_be_warm_and_capturable():
+    ps = params()
+    opt = ThermoAdamW(named(ps), capturable=True)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="warm up"), torch.cuda.graph(graph):
+        opt.step()
+
+
+def test_state_travels():
+    mine, theirs = params(), params()
+    one, other = (ThermoAdamW(named(ps), lr=1e-2, controller=autotune(400)) for ps in (mine, theirs))
+    train(one, mine, range(1, 8))
+    with torch.no_grad():
+        for p, q in zip(theirs, mine, strict=True):
+            p.copy_(q)
+    other.load_state_dict(copy.deepcopy(one.state_dict()))
+    np.testing.assert_array_equal(one.reading.terms, other.reading.terms)
+    train(one, mine, range(8, 20))
+    train(other, theirs, range(8, 20))
+    assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
+
+
+def test_a_scaler_that_finds_infinities():
+    ps = params()
+    opt = ThermoAdamW(named(ps), lr=1e-2)
+    scaler = torch.amp.GradScaler("cuda", init_scale=4.0, growth_interval=1000)
+    for step in range(1, 6):
+        give(ps, step)
+        for p in ps:
+            p.grad.mul_(scaler.scale(torch.ones((), device="cuda")))
+        if step == 3:
+            ps[0].grad[0, 0] = torch.inf
+        scaler.step(opt)
+        scaler.update()
+    assert opt.reading is not None
+    assert opt.skipped["nonfinite"] == 0
+    assert all(torch.isfinite(p).all() for p in ps)
+
+
+def test_a_triton_that_does_not_compile(monkeypatch):
+    """One warning; torch's step, and measuring goes on."""
+    monkeypatch.setattr(kernels, "trial", lambda: "its kernels do not compile: OSError: read-only cache")
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    monkeypatch.setattr(backends, "_told", set())
+    ps = params()
+    with pytest.warns(UserWarning, match="triton backend is not available .*read-only cache"):
+        opt = ThermoAdamW(named(ps), lr=1e-2)
+    train(opt, ps, range(1, 12))
+    assert opt.backend == "torch"
+    assert opt.reading.step == 10

@@ -1,0 +1,394 @@
+"""The ledger of a run: sums under way, their averages, and the readings that were recorded."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from thermoopt.account.device_table import DeviceTable, reading_lag
+from thermoopt.account.history import ROWS_PER_EMA, History
+from thermoopt.account.meter import Meter, RunState
+from thermoopt.account.naming import add_to_meter
+from thermoopt.account.pending import MAX_PENDING, Averaged, Done, PendingSums
+from thermoopt.account.reading import Reading
+from thermoopt.kernels import CAUSES
+from thermoopt.physics.sums import Sum
+from thermoopt.tensors import WARM_UP, Fetch, PendingTravel, Sharding, capturing
+
+__all__ = ["Ledger", "ReadingSink"]
+
+
+class ReadingSink(Protocol):
+    """What a ledger hands recorded readings to."""
+
+    def write(self, reading: Reading) -> None:
+        """Take one."""
+
+
+@dataclass
+class _Fetched:
+    """Averages on their way from a device as they were after a step, and the travel of that step."""
+
+    step: int
+    block: Fetch
+    record: bool
+    travel: PendingTravel | None = None
+
+    def ready(self) -> bool:
+        return self.block.ready()
+
+
+class Ledger:
+    """What the steps of an optimizer did, from the sums of a step to the readings recorded.
+
+    Averages are kept on the host (:class:`~thermoopt.account.meter.Meter`) or beside the tensors
+    (:class:`~thermoopt.account.device_table.DeviceTable`), from where they are fetched for a reading that is
+    recorded or asked for.
+
+    Args:
+        ema_steps: length of the average in steps.
+        sinks: gets every recorded reading; None keeps them here.
+        record_every: least number of steps between two recorded readings; None is a fifth of ``ema_steps``.
+        history: goes on with this one.
+        unavailable: sums that the optimizer does not have (:class:`~thermoopt.account.meter.Meter`).
+        complete: adds to a reading, before it is recorded, what the sums do not hold.
+        on_record: called with every recorded reading and the travel of its step.
+        on_unbegun: called when the only step so far turned out to be a checkpoint library's dry step.
+
+    Attributes:
+        meter: averages and counters on the host.
+        table: those on the device, or None.
+        record_every: as above.
+        lag: by how many steps readings are handed over late (:func:`reading_lag`).
+    """
+
+    def __init__(
+        self,
+        ema_steps: float,
+        sinks: ReadingSink | None = None,
+        *,
+        record_every: int | None = None,
+        history: History | None = None,
+        unavailable: Collection[Sum] = (),
+        complete: Callable[[Reading], Reading] | None = None,
+        on_record: Callable[[Reading, PendingTravel | None], None] | None = None,
+        on_unbegun: Callable[[], None] | None = None,
+    ) -> None:
+        self.ema_steps = ema_steps
+        self.record_every = record_every or math.ceil(ema_steps / ROWS_PER_EMA)
+        self._sinks = sinks
+        self._history = History() if history is None else history
+        self._complete, self._on_record, self._on_unbegun = complete, on_record, on_unbegun
+        self.reset(unavailable)
+
+    def reset(self, unavailable: Collection[Sum] = ()) -> None:
+        """Begin anew with no layers and no steps; history and sinks stay."""
+        self.meter = Meter(self.ema_steps, unavailable)
+        self.table: DeviceTable | None = None
+        self.lag = 0
+        self._sharding: Sharding | None = None
+        self._queue: deque[PendingSums | _Fetched] = deque()
+        self._recorded: deque[Reading] = deque(maxlen=MAX_PENDING)
+        self._fresh: deque[Reading] = deque(maxlen=MAX_PENDING)
+        self._asked = 0  # the last step that was asked for from the device to be recorded
+        self._stale = self._replayed = False
+        self._expected: tuple[PendingTravel | None] | None = None
+
+    # ---------------------------------------------------------------- layers
+
+    def add_group(self, group: Mapping[str, Any], names: Mapping[Tensor, str] | None = None) -> None:
+        """Take in the layers of one more parameter group (:func:`~thermoopt.account.add_to_meter`)."""
+        self.to_host()
+        add_to_meter(self.meter, group, names)
+
+    def follow(self, params: Sequence[Tensor]) -> None:
+        """Let these be the layers' tensors: they tell how late readings are and which ranks share them."""
+        self.lag = reading_lag(params)
+        self._sharding = Sharding(params)
+
+    @property
+    def sharding(self) -> Sharding:
+        """Which ranks the sums of each layer come from."""
+        assert self._sharding is not None
+        return self._sharding
+
+    def keep_on(self, device: torch.device | None) -> None:
+        """Let averages be kept on a device from now on, or on the host (None).
+
+        Raises:
+            RuntimeError: if they would have to move while a CUDA graph is being captured.
+        """
+        if (None if self.table is None else self.table.device) == device:
+            return
+        if capturing():
+            raise RuntimeError(WARM_UP)
+        self.to_host()
+        if device is not None:
+            self.table = DeviceTable(self.meter, device)
+
+    def to_host(self) -> None:
+        """Bring averages to the host, waiting for all that is under way."""
+        self.settle()
+        self.table = None
+
+    # ---------------------------------------------------------------- steps
+
+    @property
+    def run(self) -> RunState:
+        """The run's counters on the host."""
+        return self.meter.run
+
+    @property
+    def steps(self) -> int:
+        """Steps taken; after a graph was captured the device is asked, which counts its replays."""
+        if self._replayed:
+            self.settle()
+        return self.meter.run.step
+
+    def is_record_due(self, step: int) -> bool:
+        """Whether a step's reading is far enough from the last one recorded."""
+        last = max(self.meter.run.recorded, self._asked)
+        return last == 0 or step - last >= self.record_every
+
+    def enter(self, done: Done, travel: PendingTravel | None = None, *, maybe_dry: bool = False) -> None:
+        """Count a step and take in what is left of it.
+
+        Args:
+            done: see :data:`Done`. A step known to be dry is not counted.
+            travel: the sums that a controller named, of the same step.
+            maybe_dry: every lr is 0: a checkpoint library may have taken the step.
+        """
+        if self.table is not None and capturing():
+            self._replayed = True
+            self._launch(self.table, done)
+            return
+        run = self.meter.run
+        run.step += done != "dry"
+        if self.table is not None and isinstance(done, str) and done not in CAUSES:
+            self.meter.skip(done)  # a cause that only the host knows
+            done = None
+        if self.table is not None:
+            self._stale = True
+            measured = self._launch(self.table, done)
+            due = self.is_record_due(run.step)
+            if measured and (due or maybe_dry):
+                self._ask(due, travel)
+            self.collect()
+        elif isinstance(done, Averaged):
+            if done.measured:
+                if done.refused is None:
+                    self.meter.took()
+                self._book(done.refused, run.step, travel)
+        elif isinstance(done, str):
+            self.meter.skip(done)
+        elif isinstance(done, PendingSums):
+            done.step, done.travel = run.step, travel
+            if self._sharding:
+                done.add_up(self._sharding)
+            self._queue.append(done)
+            self.collect()
+
+    @staticmethod
+    def _launch(table: DeviceTable, done: Done) -> bool:
+        """Count and average a step on the device; return whether it was measured."""
+        if isinstance(done, Averaged):
+            return done.measured
+        if done != "dry":
+            table.count()
+        if isinstance(done, str):
+            table.skip(done)
+        elif isinstance(done, PendingSums) and not len(done.index):
+            table.skip("no_gradients")
+        elif done is not None:
+            table.enter(done.on_device(table.device) if isinstance(done, PendingSums) else done)
+            return True
+        return False
+
+    @property
+    def replays(self) -> bool:
+        """Whether a step was captured in a CUDA graph, which may be replayed."""
+        return self._replayed
+
+    def expect_replay(self, travel: PendingTravel | None = None) -> None:
+        """Let the next thing that happens be a replay of a captured step."""
+        self._expected = (travel,)
+
+    def _book_replay(self) -> None:
+        """Count the replay that was expected, and ask for its reading where that is due."""
+        if self._expected is None:
+            return
+        (travel,), self._expected = self._expected, None
+        self.meter.run.step += 1
+        if self.is_record_due(self.meter.run.step):
+            self._ask(True, travel)
+
+    def begin(self) -> None:
+        """Take in, before a step, what has arrived."""
+        self._book_replay()
+        self.collect()
+
+    def _ask(self, record: bool, travel: PendingTravel | None) -> None:
+        """Ask for the averages of the step just taken."""
+        assert self.table is not None
+        step = self.meter.run.step
+        self._queue.append(_Fetched(step, self.table.fetch(), record, travel))
+        if record:
+            self._asked = step
+
+    # ---------------------------------------------------------------- arrivals
+
+    def collect(self, wait: bool = False) -> None:
+        """Take in what has arrived; with ``wait``, or of more than :data:`MAX_PENDING`, what is under way."""
+        while self._queue and (wait or self._queue[0].ready() or len(self._queue) > MAX_PENDING):
+            self._arrive()
+
+    def collect_before(self, step: int) -> None:
+        """Take in, waiting for them, all steps before one."""
+        while self._queue and self._queue[0].step < step:
+            self._arrive()
+
+    def settle(self) -> None:
+        """Bring the host up to the last step, waiting for what is under way."""
+        self._book_replay()
+        self.collect(wait=True)
+        if self.table is not None and (self._stale or self._replayed):
+            self._ask(False, None)
+            self.collect(wait=True)
+
+    def _arrive(self) -> None:
+        came = self._queue.popleft()
+        if isinstance(came, _Fetched):
+            self._take_fetched(came)
+            return
+        cause = came.skip_cause()
+        if cause is None:
+            cause = self.meter.update(came.step, came.index, *came.arrays())
+        self._book(cause, came.step, came.travel)
+
+    def _book(self, cause: str | None, step: int, travel: PendingTravel | None) -> None:
+        """Book a measured step: its averages have moved, or did not for a cause."""
+        if cause is not None:
+            self.meter.skip(cause)
+            if cause == "dry":  # no step: take back its count
+                self._unbook_dry()
+        elif self.is_record_due(step):
+            self._record(step, travel)
+
+    def _unbook_dry(self) -> None:
+        self.meter.run.step -= 1
+        if self.meter.run.step == 0 and self._on_unbegun is not None:
+            self._on_unbegun()
+
+    def _take_fetched(self, came: _Fetched) -> None:
+        run, dry = self.meter.run, self.meter.run.skipped["dry"]
+        counters, table = DeviceTable.unpack(came.block.numpy())
+        self.meter.unpack(table, counters)
+        # the device does not count dry steps, and counts replays of a graph that the host did not see
+        taken, last = int(counters[0]), int(counters[2])
+        more = taken - came.step
+        run.step += more
+        later = [other for other in self._queue if isinstance(other, _Fetched)]
+        for other in later:
+            other.step += more
+        self._stale = run.step != taken
+        if run.skipped["dry"] > dry and run.step == 0 and self._on_unbegun is not None:
+            self._on_unbegun()
+        if came.record and last == taken > run.recorded:
+            self._record(taken, came.travel)
+        # one that was skipped is asked for again
+        self._asked = max([run.recorded, *(other.step for other in later if other.record)])
+
+    def _record(self, step: int, travel: PendingTravel | None) -> None:
+        reading = self.meter.reading
+        assert reading is not None
+        if self._complete is not None:
+            reading = self._complete(reading)
+        self.meter.run.recorded, self.meter.run.unseen = step, 1
+        self._recorded.append(reading)
+        self._fresh.append(reading)
+        self._history.append(reading)
+        if self._on_record is not None:
+            self._on_record(reading, travel)
+        if self._sinks is not None:
+            self._sinks.write(reading)
+
+    # ---------------------------------------------------------------- what is read
+
+    @property
+    def reading(self) -> Reading | None:
+        """The last completed reading, or None before the first. Waits for what is under way."""
+        self.settle()
+        return self.meter.reading
+
+    def newest_reading(self) -> Reading | None:
+        """Return the last reading that has arrived, waiting for nothing; ask for a newer one on a device."""
+        if self.table is not None and self._stale and not self._queue and not capturing():
+            self._ask(False, None)
+        self.collect()
+        return self.meter.reading
+
+    def late_reading(self, lag: int) -> Reading | None:
+        """Return the last recorded reading that is ``lag`` steps old or older, waiting for it if need be.
+
+        Ranks that call it after the same step get the same one, whenever their sums arrive.
+        """
+        steps = self.meter.run.step
+        self.collect_before(steps + 1 - lag)
+        return next((r for r in reversed(self._recorded) if r.step + lag <= steps), None)
+
+    def fresh_reading(self) -> Reading | None:
+        """Return the newest recorded reading that is :attr:`lag` steps old if it was not handed over yet.
+
+        It is waited for: then runs repeat, and ranks decide alike.
+        """
+        steps = self.meter.run.step
+        self.collect_before(steps + 1 - self.lag)
+        reading = None
+        while self._fresh and self._fresh[0].step + self.lag <= steps:
+            reading = self._fresh.popleft()
+        self.meter.run.unseen = int(bool(self._fresh))
+        return reading if self.lag or reading is None else self.meter.reading  # which may be newer still
+
+    @property
+    def history(self) -> History:
+        """The bounded record of readings."""
+        self.settle()
+        return self._history
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Measured steps that moved nothing, by cause."""
+        self.settle()
+        return dict(self.meter.run.skipped)
+
+    # ---------------------------------------------------------------- state
+
+    def restart(self, unavailable: Collection[Sum] = ()) -> None:
+        """Begin averages anew with no layers; the run's counters go on."""
+        self.to_host()
+        run = self.meter.run
+        self.reset(unavailable)
+        run.readings = 0
+        self.meter.run = run
+
+    def export_groups(self) -> list[dict[str, Any]]:
+        """Return averages and counters of every group, as plain numbers and small tensors."""
+        self.settle()
+        return [self.meter.export_group(i) for i in range(len(self.meter.group_names))]
+
+    def import_groups(self, saved: Sequence[Mapping[str, object]]) -> None:
+        """Take up what :meth:`export_groups` gave; groups must have been added, and nothing be under way."""
+        for i, group in enumerate(saved):
+            self.meter.import_group(i, group)
+        if self.meter.run.unseen and self.meter.reading is not None:
+            self._fresh.append(self.meter.reading)
+
+    def rewind(self) -> None:
+        """Forget recorded readings of steps after the present one: a checkpoint was loaded."""
+        self._history.rewind(self.meter.run.step)

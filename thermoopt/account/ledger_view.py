@@ -1,0 +1,56 @@
+"""What a ledger shows to users of whoever keeps it."""
+
+from __future__ import annotations
+
+from thermoopt.account.history import History
+from thermoopt.account.ledger import Ledger
+from thermoopt.account.reading import Reading
+
+__all__ = ["LedgerView"]
+
+
+class LedgerView:
+    """Readings, history and counters of a class that keeps a ledger as ``_ledger``."""
+
+    _ledger: Ledger
+
+    @property
+    def reading(self) -> Reading | None:
+        """The last completed reading, or None before the first. Waits for sums still on a device."""
+        return self._ledger.reading
+
+    def newest_reading(self) -> Reading | None:
+        """Return the last reading whose sums have arrived: as :attr:`reading`, and waits for nothing."""
+        return self._ledger.newest_reading()
+
+    def late_reading(self, lag: int) -> Reading | None:
+        """Return the last recorded reading that is ``lag`` steps old or older, waiting for it if need be.
+
+        Ranks that call it after the same step get the same one, whenever their sums arrive.
+        """
+        return self._ledger.late_reading(lag)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, as :attr:`Reading.step` counts them."""
+        return self._ledger.steps
+
+    @property
+    def record_every(self) -> int:
+        """Steps between two readings that go to history, sinks and controller, at least."""
+        return self._ledger.record_every
+
+    @property
+    def ema_steps(self) -> float:
+        """Length of the readings' average in optimizer steps."""
+        return self._ledger.ema_steps
+
+    @property
+    def history(self) -> History:
+        """The bounded record of readings."""
+        return self._ledger.history
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Measured steps that moved nothing, by cause (:data:`thermoopt.account.reading.SKIP_CAUSES`)."""
+        return self._ledger.skipped

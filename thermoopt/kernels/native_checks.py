@@ -1,0 +1,91 @@
+"""Which tensors the native kernel can read and write."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thermoopt.kernels.layout import is_dense
+from thermoopt.kernels.native_library import LIBRARY, REASON
+
+__all__ = ["CODES", "PLAIN", "ineligible", "same_layout", "unlike", "unreadable"]
+
+CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""The dtypes the kernel takes and what it calls them."""
+
+PLAIN = frozenset((Tensor, torch.nn.Parameter))
+"""Classes whose memory is what it seems."""
+
+
+def ineligible(
+    param: Tensor,
+    grad: Tensor | None,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+    *,
+    dry: bool = False,
+) -> str | None:
+    """Why this tensor cannot be stepped natively, or None if it can.
+
+    A dense tensor without gaps whose gradient and moments share its strides (transposed, channels_last) is
+    fine: the step is elementwise, in memory order.
+
+    Args:
+        param, grad, exp_avg, exp_avg_sq: the tensors of one parameter; a ``grad`` of None is not looked at.
+        max_exp_avg_sq: the running maximum under amsgrad, else None.
+        step: the step count.
+        dry: for a step that writes nothing; what it reads must be as for any other.
+
+    Returns:
+        A clause such as ``"exp_avg is torch.float64, not torch.float32 as its parameter"``.
+    """
+    if LIBRARY is None:
+        return REASON
+    if reason := unreadable("step", step):
+        return reason
+    if step.dtype is not torch.float32 or step.numel() != 1:
+        return f"step is {step.dtype} of {step.numel()} elements, not one torch.float32"
+    if reason := unreadable("param", param):
+        return reason
+    if param.dtype not in CODES:
+        return f"param is {param.dtype}; the native kernel takes float32, bfloat16 and float16"
+    if not is_dense(param):
+        return "param has gaps or overlaps in memory"
+    rest = {"grad": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "max_exp_avg_sq": max_exp_avg_sq}
+    for what, t in rest.items():
+        if t is not None and (reason := unreadable(what, t) or unlike(what, t, param)):
+            return reason
+    return None
+
+
+def unreadable(what: str, t: Tensor) -> str | None:
+    """Why no kernel may read the memory of ``t`` as plain numbers, or None."""
+    if type(t) not in PLAIN:
+        return f"{what} is a {type(t).__name__}, not a plain tensor"
+    if t.layout is not torch.strided:
+        return f"{what} has layout {t.layout}"
+    if t.device.type != "cpu":
+        return f"{what} is on {t.device}"
+    if t.is_neg():
+        return f"{what} is a lazily negated view"
+    return None
+
+
+def unlike(what: str, t: Tensor, param: Tensor) -> str | None:
+    """Why ``t`` cannot be walked together with ``param``, or None."""
+    if t.dtype is not param.dtype:
+        return f"{what} is {t.dtype}, not {param.dtype} as its parameter"
+    if t.shape != param.shape:
+        return f"{what} has shape {tuple(t.shape)}, not {tuple(param.shape)} as its parameter"
+    if not same_layout(t, param):
+        return f"{what} has strides {t.stride()}, not {param.stride()} as its parameter"
+    return None
+
+
+def same_layout(t: Tensor, param: Tensor) -> bool:
+    """Whether two tensors of one size lie in memory in the same order."""
+    if t.is_contiguous() and param.is_contiguous():
+        return t.numel() == param.numel()
+    return t.shape == param.shape and t.stride() == param.stride()

@@ -1,0 +1,75 @@
+"""Which tensors the Triton kernels can read and write."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thermoopt.kernels.triton_kernels import IMPORT_ERROR, INTERPRETED
+
+__all__ = ["ineligible", "miscounts", "unavailable_reason"]
+
+LEAST_CAPABILITY = (8, 0)
+"""Compute capability the kernels need: bfloat16 arithmetic came with 8.0, and nothing older was tried."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unavailable_reason() -> str | None:
+    """Say why these kernels cannot run in this process, or ``None`` if they can."""
+    if IMPORT_ERROR is not None:
+        return f"triton cannot be imported ({IMPORT_ERROR})"
+    if INTERPRETED:
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device (and TRITON_INTERPRET=1 was not set when triton was imported)"
+    if torch.version.hip is not None:
+        return "torch is built for ROCm, on which these kernels were not tried"
+    capability = torch.cuda.get_device_capability()
+    if capability < LEAST_CAPABILITY:
+        have, need = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
+        return f"{torch.cuda.get_device_name()} has compute capability {have}, below {need}"
+    return None
+
+
+def ineligible(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+    *,
+    dry: bool = False,
+) -> str | None:
+    """Say why one parameter must go to another backend, or ``None`` if it can be handled here.
+
+    Needed: plain contiguous tensors of one shape, one CUDA device and one dtype out of float32, bfloat16 and
+    float16, and a zero-dimensional float32 step on that device (as torch holds it under ``fused`` or
+    ``capturable``); in a dry step a count of any kind will do. Under Triton's interpreter the device is the
+    CPU.
+    """
+    place = "cpu" if INTERPRETED else "cuda"
+    if param.device.type != place:
+        return f"the parameter is on {param.device}, not on a {place} device"
+    if param.dtype not in DTYPES:
+        return f"the parameter is {param.dtype}, not float32, bfloat16 or float16"
+    others = {"gradient": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    if max_exp_avg_sq is not None:
+        others["max_exp_avg_sq"] = max_exp_avg_sq
+    for name, x in {"parameter": param, **others}.items():
+        if type(x) not in (Tensor, torch.nn.Parameter):
+            return f"the {name} is a {type(x).__name__}, a subclass of Tensor"
+        if x.layout != torch.strided or not x.is_contiguous():
+            return f"the {name} is sparse or not contiguous"
+    for name, x in others.items():
+        if (x.device, x.dtype, x.shape) != (param.device, param.dtype, param.shape):
+            return f"the {name} differs from the parameter in device, dtype or shape"
+    if not dry and miscounts(step, param.device):
+        return f"the step is not a 0-d float32 tensor on {param.device}"
+    return None
+
+
+def miscounts(step: Tensor, device: torch.device) -> bool:
+    """Whether the kernels cannot read a step count where it is."""
+    return step.device != device or step.dtype != torch.float32 or step.ndim != 0

@@ -1,0 +1,145 @@
+"""Tables on a CUDA device that a Triton plan keeps up to date: addresses, and the settings of each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["SETTINGS", "DeviceNumbers", "Part", "Setting", "SettingsTable"]
+
+Setting = float | Sequence[float] | NDArray[Any] | Tensor
+"""One number for all tensors, one a tensor, or a 0-d or ``[n]`` tensor that may change between steps."""
+
+SETTINGS = ("lr", "factor", "weight_decay", "beta1", "beta2", "eps", "maximize")
+"""What each tensor's step is taken with, in the order of the kernel's arguments."""
+
+
+@dataclass
+class Part:
+    """Tensors of one dtype, with or without amsgrad: one launch."""
+
+    dtype: torch.dtype
+    amsgrad: bool
+    members: list[int]
+    first: int = 0
+    count: int = 0
+    aligned: bool = False
+
+
+class DeviceNumbers:
+    """Numbers on the device, sent without waiting and only when they changed.
+
+    Inside a CUDA graph capture a copy that is needed is recorded, from pinned host memory that is then kept
+    for the graph's replays; one such block is set aside before, since capture may not allocate any.
+
+    Args:
+        size: numbers it holds.
+        dtype: of the numbers.
+        device: where they are wanted.
+        baked: each graph keeps the numbers of its capture, as addresses must. Otherwise replays follow what
+            was sent last.
+    """
+
+    def __init__(self, size: int, dtype: torch.dtype, device: torch.device, *, baked: bool) -> None:
+        self.tensor = torch.zeros(size, dtype=dtype, device=device)
+        self._cuda = device.type == "cuda"
+        self._baked = baked
+        self._sent: NDArray[Any] | None = None
+        self._spare: Tensor | None = None
+        self._kept: list[Tensor] = []
+        self._set_aside()
+
+    def send(self, numbers: NDArray[Any]) -> None:
+        """Make the table hold ``numbers``, ``[size]``, of its own dtype.
+
+        Raises:
+            RuntimeError: in a second capture with no step outside of capture since the first.
+        """
+        capturing = self._cuda and torch.cuda.is_current_stream_capturing()
+        # a replay puts baked numbers back, so that after a capture what was sent last may not be there
+        restored = self._baked and (capturing or self._kept)
+        if not restored and self._sent is not None and np.array_equal(numbers, self._sent):
+            return
+        host = torch.from_numpy(numbers)
+        if capturing:
+            if self._spare is None:
+                raise RuntimeError("take a step outside of capture between two captures of one plan")
+            self._kept.append(self._spare)
+            host, self._spare = self._spare.copy_(host), None
+        elif self._cuda:
+            if self._kept and not self._baked:  # replays that are still to run may read these blocks
+                torch.cuda.synchronize(self.tensor.device)
+                for block in self._kept:
+                    block.copy_(host)
+            host = host.pin_memory()
+            self._set_aside()
+        self.tensor.copy_(host, non_blocking=True)
+        self._sent = numbers.copy()
+
+    def _set_aside(self) -> None:
+        if self._cuda and self._spare is None:
+            self._spare = torch.empty(
+                self.tensor.shape, dtype=self.tensor.dtype, device="cpu", pin_memory=True
+            )
+
+
+class SettingsTable:
+    """The settings of ``n`` tensors, each setting at a place of its own.
+
+    So a captured graph finds those that were sent last, whatever they are.
+
+    Args:
+        n: tensors.
+        device: of the tensors.
+    """
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self._n, self._device = n, device
+        width = n + n % 2  # pointers on 16 bytes spare compilations
+        self._numbers = DeviceNumbers(len(SETTINGS) * width, torch.float64, device, baked=False)
+        self._views = list(self._numbers.tensor.view(len(SETTINGS), width).unbind())
+        self._rows = np.zeros((len(SETTINGS), width))
+        self._given: dict[str, Any] = {}
+
+    def place(self, settings: Mapping[str, Setting | Sequence[bool]]) -> list[Any]:
+        """Send what changed of some settings; return each as a device tensor followed by its stride.
+
+        Raises:
+            ValueError: for a tensor or a list of another length, or a tensor on another device.
+        """
+        placed: list[Any] = []
+        rows, given = self._rows, self._given
+        for name, x in settings.items():
+            k = SETTINGS.index(name)
+            if isinstance(x, Tensor):
+                if x.shape not in ((), (self._n,)):
+                    raise ValueError(
+                        f"{name} must have no dimension or {self._n} entries, not {tuple(x.shape)}"
+                    )
+                if x.device == self._device:
+                    placed += [x, x.stride(0) if x.ndim else 0]
+                    continue
+                if x.device.type != "cpu":
+                    raise ValueError(f"{name} is on {x.device}, the parameters on {self._device}")
+                x = np.array(x.tolist())
+            placed += [self._views[k], 1]
+            number = type(x) in (float, int, bool)
+            if number and given.get(name) == x:
+                continue
+            row = np.asarray(x, dtype=np.float64)
+            if row.ndim and row.shape != (self._n,):
+                raise ValueError(f"{name} has {len(row)} entries for {self._n} parameters")
+            if rows is self._rows:
+                rows, given = self._rows.copy(), dict(self._given)
+            rows[k, : self._n] = 1.0 - 2.0 * row if name == "maximize" else row
+            given[name] = x if number else None
+        if rows is not self._rows:
+            self._numbers.send(rows.reshape(-1))
+            self._rows, self._given = rows, given
+        return placed

@@ -1,0 +1,180 @@
+"""Where an observer's readings come from: a ThermoAdamW's own account, or hooks on any other optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thermoopt.account import History, reading_lag
+from thermoopt.account.reading import Reading
+from thermoopt.adamw import ThermoAdamW
+from thermoopt.observer.step_hooks import StepHooks
+from thermoopt.sinks import SinkQueue
+
+__all__ = ["OwnAccount", "Source", "source_of"]
+
+
+class Source(Protocol):
+    """An account of an optimizer's steps, whoever keeps it.
+
+    Attributes:
+        is_own: whether the optimizer keeps it, in its own state.
+    """
+
+    is_own: bool
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken, as :attr:`Reading.step` counts them."""
+
+    @property
+    def measure_every(self) -> int:
+        """Every so many steps one is measured."""
+
+    @property
+    def record_every(self) -> int:
+        """Steps between two readings that go to history, sinks and controller, at least."""
+
+    @property
+    def ema_steps(self) -> float:
+        """Length of the readings' average in optimizer steps."""
+
+    @property
+    def reading(self) -> Reading | None:
+        """The last completed reading, or None before the first. Waits for what is under way."""
+
+    def newest_reading(self) -> Reading | None:
+        """Return the last reading that has arrived, waiting for nothing."""
+
+    @property
+    def history(self) -> History:
+        """The bounded record of readings."""
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Measured steps that moved nothing, by cause."""
+
+    @property
+    def sinks(self) -> SinkQueue:
+        """Where recorded readings go."""
+
+    def serve(self, every: int | None) -> None:
+        """Let :meth:`fresh_reading` give what a controller wants, every so many steps at least."""
+
+    def fresh_reading(self, is_due: Callable[[int], bool]) -> Reading | None:
+        """Return the newest reading for a controller, or None.
+
+        Args:
+            is_due: whether the reading of a step is far enough from the last one handed over.
+        """
+
+    def close(self) -> None:
+        """Measure no more. What was read stays."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return averages and counters, unless the optimizer carries them itself."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what :meth:`state_dict` gave."""
+
+
+class OwnAccount:
+    """The account that a ThermoAdamW keeps of itself.
+
+    Args:
+        optimizer: whose account it is.
+    """
+
+    is_own = True
+
+    def __init__(self, optimizer: ThermoAdamW) -> None:
+        self._optimizer = optimizer
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return self._optimizer.steps
+
+    @property
+    def measure_every(self) -> int:
+        """Every so many steps one is measured."""
+        return self._optimizer.measure_every
+
+    @property
+    def record_every(self) -> int:
+        """Steps between two recorded readings, at least."""
+        return self._optimizer.record_every
+
+    @property
+    def ema_steps(self) -> float:
+        """Length of the readings' average in optimizer steps."""
+        return self._optimizer.ema_steps
+
+    @property
+    def reading(self) -> Reading | None:
+        """The last completed reading."""
+        return self._optimizer.reading
+
+    def newest_reading(self) -> Reading | None:
+        """Return the last reading that has arrived."""
+        return self._optimizer.newest_reading()
+
+    @property
+    def history(self) -> History:
+        """The bounded record of readings."""
+        return self._optimizer.history
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Measured steps that moved nothing, by cause."""
+        return self._optimizer.skipped
+
+    @property
+    def sinks(self) -> SinkQueue:
+        """Where recorded readings go."""
+        return self._optimizer.sinks
+
+    def serve(self, every: int | None) -> None:
+        """Do nothing: the optimizer measures and records as it was told."""
+
+    def fresh_reading(self, is_due: Callable[[int], bool]) -> Reading | None:
+        """Return the newest reading, from a device the last recorded one that is a step old, if it is due.
+
+        On CPU it is waited for: sums of sharded layers may be under way.
+        """
+        lag = reading_lag([p for group in self._optimizer.param_groups for p in group["params"]])
+        reading = self._optimizer.late_reading(lag) if lag else self._optimizer.reading
+        return reading if reading is not None and is_due(reading.step) else None
+
+    def close(self) -> None:
+        """Do nothing: the optimizer goes on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the optimizer's state holds it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing, likewise."""
+
+
+def source_of(
+    optimizer: Optimizer,
+    names: Mapping[Tensor, str],
+    measure_every: int,
+    ema_steps: float,
+    sinks: SinkQueue,
+    complete: Callable[[Reading], Reading],
+) -> Source:
+    """Return the account to read; hooks get the arguments (:class:`StepHooks`) that a ThermoAdamW has itself.
+
+    Raises:
+        ValueError: for sinks and a ThermoAdamW; nothing is hooked then.
+    """
+    if not isinstance(optimizer, ThermoAdamW):
+        return StepHooks(optimizer, names, measure_every, ema_steps, sinks, complete)
+    if sinks:
+        raise ValueError("sinks must be () here: give sinks to the ThermoAdamW itself")
+    return OwnAccount(optimizer)

@@ -1,0 +1,77 @@
+"""What an optimizer is: how decay enters its step, and whether it keeps Adam's moments."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+__all__ = [
+    "COUPLED",
+    "DECOUPLED",
+    "UNKNOWN",
+    "decay_entry",
+    "decoupled_decay",
+    "group_decay",
+    "has_adam_moments",
+    "is_decoupled",
+    "steps_by_moments",
+]
+
+DECOUPLED, COUPLED, UNKNOWN = "decoupled", "coupled", "unknown"
+"""Ways in which decay enters: beside the update; in the gradient as torch's SGD has it, where its effect is
+known; in some other way, where it cannot be told from the rest."""
+
+_ADAMS = (torch.optim.Adam, torch.optim.AdamW)
+
+
+def group_decay(group: Mapping[str, Any]) -> float:
+    """Weight decay that a group names, 0 where it names none."""
+    return float(group.get("weight_decay") or 0.0)
+
+
+def is_decoupled(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
+    """Whether decay is known to enter beside the update: AdamW, or the group's ``decoupled_weight_decay``."""
+    return isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay", False))
+
+
+def decoupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    """Weight decay of a group that is known to be decoupled, else 0."""
+    return group_decay(group) if is_decoupled(optimizer, group) else 0.0
+
+
+def decay_entry(optimizer: Optimizer, group: Mapping[str, Any]) -> str:
+    """Tell how a group's decay enters the step.
+
+    :data:`DECOUPLED` as :func:`is_decoupled`, :data:`COUPLED` for SGD with torch's own step, else
+    :data:`UNKNOWN` (Adam's coupled decay runs through its second moment).
+    """
+    if is_decoupled(optimizer, group):
+        return DECOUPLED
+    sgd = isinstance(optimizer, torch.optim.SGD) and _steps_like(optimizer, torch.optim.SGD)
+    return COUPLED if sgd else UNKNOWN
+
+
+def has_adam_moments(optimizer: Optimizer) -> bool:
+    """Whether ``betas`` are those of Adam's two moments: torch's Adam and AdamW, and subclasses.
+
+    The betas of Lion, say, are of no second moment.
+    """
+    return isinstance(optimizer, _ADAMS)
+
+
+def steps_by_moments(optimizer: Optimizer) -> bool:
+    """Whether the step is torch's own Adam or AdamW and no weight decay goes into its gradient."""
+    return (
+        has_adam_moments(optimizer)
+        and _steps_like(optimizer, *_ADAMS)
+        and all(is_decoupled(optimizer, group) or not group_decay(group) for group in optimizer.param_groups)
+    )
+
+
+def _steps_like(optimizer: Optimizer, *kinds: type[Optimizer]) -> bool:
+    """Whether a class has the step of one of torch's own, below whatever wraps it."""
+    return inspect.unwrap(type(optimizer).step) in [inspect.unwrap(kind.step) for kind in kinds]
