@@ -40,7 +40,7 @@ from thermoopt.kernels.triton_kernels import (
     reduce_kernel,
     settings_kernel,
 )
-from thermoopt.kernels.triton_tables import DeviceNumbers, Part, Setting, SettingsTable
+from thermoopt.kernels.triton_tables import DeviceNumbers, LaunchPart, Setting, SettingsTable
 from thermoopt.physics.sums import Sum
 
 if IMPORT_ERROR is None:
@@ -391,7 +391,8 @@ class Plan:
         """Give every program its tensor and chunk; those of a tensor, and of a part, are consecutive."""
         keys = [(p.dtype, x is not None) for p, x in zip(self._params, self._maxima, strict=True)]
         self._parts = [
-            Part(*key, [i for i, other in enumerate(keys) if other == key]) for key in dict.fromkeys(keys)
+            LaunchPart(*key, [i for i, other in enumerate(keys) if other == key])
+            for key in dict.fromkeys(keys)
         ]
         counts = [-(-numel // self._chunk) for numel in self._numels]
         first = [0] * len(counts)

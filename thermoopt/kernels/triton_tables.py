@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["SETTINGS", "DeviceNumbers", "Part", "Setting", "SettingsTable"]
+__all__ = ["SETTINGS", "DeviceNumbers", "LaunchPart", "Setting", "SettingsTable"]
 
 Setting = float | Sequence[float] | NDArray[Any] | Tensor
 """One number for all tensors, one a tensor, or a 0-d or ``[n]`` tensor that may change between steps."""
@@ -21,7 +21,7 @@ SETTINGS = ("lr", "factor", "weight_decay", "beta1", "beta2", "eps", "maximize")
 
 
 @dataclass
-class Part:
+class LaunchPart:
     """Tensors of one dtype, with or without amsgrad: one launch."""
 
     dtype: torch.dtype
