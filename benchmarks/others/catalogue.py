@@ -98,7 +98,8 @@ def _optimi() -> Iterator[Case]:
     module = importlib.import_module("optimi")
     for name in ("Adam", "AdamW", "Adan", "Lion", "RAdam", "Ranger", "SGD", "StableAdamW"):
         rates = {"SGD": 0.1, "Lion": 1e-3}
-        yield _case("optimi", getattr(module, name), lr=rates.get(name, 3e-3))
+        plain = {"triton": False} if name == "StableAdamW" else {}  # it would look for a GPU
+        yield _case("optimi", getattr(module, name), lr=rates.get(name, 3e-3), **plain)
 
 
 def _dadaptation() -> Iterator[Case]:
@@ -121,6 +122,7 @@ def _timm() -> Iterator[Case]:
 def _pytorch_optimizer() -> Iterator[Case]:
     module = importlib.import_module("pytorch_optimizer")
     whole = {"adalomo", "adammini", "lomo"}  # take the model
+    by_groups = {"adago", "adamuon", "distributedmuon", "muon", "muonclip", "normuon"}
     options: dict[str, Kwargs] = {
         "bsam": {"num_data": 12800},
         "ranger21": {"num_iterations": 200},
@@ -136,6 +138,13 @@ def _pytorch_optimizer() -> Iterator[Case]:
         if name == "magma":
             inner = given.pop("optimizer")(model.parameters(), lr=given.pop("lr", 1e-3))
             return cls(inner)
+        if name in by_groups:
+            others = [p for p in model.parameters() if p.ndim != 2]
+            groups = [
+                {"params": _matrices(model), "use_muon": True},
+                {"params": others, "use_muon": False},
+            ]
+            return cls(groups, **given)
         return cls(model if name in whole else list(model.parameters()), **given)
 
     for name in module.get_supported_optimizers():

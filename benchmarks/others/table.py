@@ -34,7 +34,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         exact = "no"
     elif row.unavailable or inexact:
         exact = "all but " + ", ".join(sorted({*row.unavailable, *inexact}))
-    remarks = "steps of several evaluations are skipped" if row.skipped.get("closure") else ""
+    remarks = "closures that belong to no one step are skipped" if row.skipped.get("closure") else ""
     return (
         name,
         measured,

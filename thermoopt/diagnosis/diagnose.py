@@ -161,6 +161,11 @@ def _facts(run: Evidence, observer: Run) -> dict[str, Any]:
 def _why_none(run: Evidence) -> str:
     if run.skipped.get("no_gradients"):
         return "no parameter had a gradient: call loss.backward() before optimizer.step()"
+    if run.skipped.get("closure"):
+        return (
+            "every measured step evaluated its closure several times, or at weights that the optimizer had "
+            "moved (LBFGS, SAM): observe the optimizer inside, if there is one"
+        )
     if run.taken == 0:
         return "no optimizer step was seen: train first, with the optimizer that the observer was given"
     return "no step was measured yet: train for longer, or lower log_every"

@@ -31,7 +31,7 @@ __all__ = [
 
 CLOSURE = "closure"
 """One more cause to skip a measured step, beside :data:`thermoopt.account.SKIP_CAUSES`: the optimizer did not
-evaluate its closure exactly once, so no one gradient belongs to the step (LBFGS, SAM)."""
+evaluate its closure exactly once, or moved the weights before: no one gradient is the step's (LBFGS, SAM)."""
 
 
 HALVE_FROM = 5
@@ -249,9 +249,12 @@ def when_gradients_are_there(
         read(1)
         return None
     times = 0
+    placed = [(p, p._version) for group in args[0].param_groups for p in group["params"]]
 
     def measured() -> Any:
         nonlocal times
+        # at weights that the optimizer has moved meanwhile (SAM) a gradient is not this step's
+        times += times == 0 and any(p._version != version for p, version in placed)
         out = closure()
         times += 1
         read(times)
