@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo",
         help="train a small GPT on real text three ways and show what was measured and done",
-        description="Train a small byte-level GPT on real text three ways side by side (under four "
+        description="Train a small byte-level GPT on real text three ways side by side (two to four "
         "minutes on two cores): AdamW + cosine at lr 1e-3 and at 1e-2, and ThermoAdamW autotuned, which is "
         "given no lr. Print a table and what was measured, and write pictures, losses, readings and actions.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -28,7 +28,8 @@ from thermoopt.plots import ComparedRun, LossCurve, plot_comparison, plot_dashbo
 __all__ = ["DEFAULT_STEPS", "DemoResult", "run_demo"]
 
 DEFAULT_STEPS = 600
-"""Of each way: 182 to 402 s on two cores for all three, by what else ran."""
+"""Of each way. 1000 steps took 182 to 402 s on two cores for all three, by what else ran: 600 are to take six
+tenths of that."""
 
 BATCH = 16
 """Windows a step; the default run then reads a third of its text."""
