@@ -18,7 +18,7 @@ from thermoopt.diagnosis.kinds.rates import (
     momentum_overdamped,
     oscillation,
 )
-from thermoopt.diagnosis.kinds.steps import gradient_noise, non_finite_steps, schedule_used_up
+from thermoopt.diagnosis.kinds.steps import gradient_noise, non_finite_steps
 from thermoopt.diagnosis.kinds.weights import weight_decay_collapse, weight_decay_irrelevant
 
 __all__ = ["FOLLOWS", "KINDS"]

@@ -9,7 +9,7 @@ import numpy as np
 from thermoopt.diagnosis.evidence import Evidence
 from thermoopt.diagnosis.finding import Finding, two_digits
 
-__all__ = ["gradient_noise", "non_finite_steps", "schedule_used_up"]
+__all__ = ["gradient_noise", "non_finite_steps"]
 
 SILENT = 0.025
 """Magnitude of the cosine of gradient and moment that no reading of a run drowned in noise exceeds. Measured,
@@ -23,10 +23,6 @@ unseen."""
 OVERFLOWS = 0.1
 """Fraction of measured steps that a gradient scaler may skip: it tries a doubled scale every 2000 steps and
 skips some at the start."""
-
-STILL = 0.02
-"""Share of the run at lr 0 from which it is worth a word: schedules to zero end there, with a reading or
-two."""
 
 FEW = 5
 """This many skipped steps or fewer mean nothing."""
@@ -103,29 +99,3 @@ def non_finite_steps(run: Evidence) -> Finding | None:
             readings=run.n,
         )
     return None
-
-
-def schedule_used_up(run: Evidence) -> Finding | None:
-    """The learning rate reached 0 and stayed there while steps went on: a schedule shorter than the run.
-
-    Null: the mean learning rate of a reading is above 0, but for the last steps of a schedule that ends
-    there. HIGH: nothing moves.
-    """
-    lr = run.total("lr_eff")
-    moving = np.flatnonzero(lr > 0)
-    if not run.n or not len(moving) or moving[-1] + FEW >= run.n:
-        return None
-    since, last = int(run.steps[moving[-1] + 1]), int(run.steps[-1])
-    still = last - since + 1
-    if still <= STILL * run.taken:
-        return None
-    return Finding(
-        "schedule_used_up",
-        "HIGH",
-        f"lr is 0 since step {since}: {still} steps have moved nothing.",
-        "Give schedule or controller the length of the whole run (total_steps), or stop here.",
-        measure="lr_eff",
-        effect=0.0,
-        null=float(run.peak_lr),
-        readings=run.n - int(moving[-1]) - 1,
-    )
