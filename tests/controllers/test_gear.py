@@ -28,7 +28,7 @@ def test_a_leap_is_measured_against_the_median_of_one_to_three_windows_ago():
     assert math.isnan(leap([], 4.0, 80, 20.0))
 
 
-@pytest.mark.parametrize("times", [4.0, 8.0, 14.0])
+@pytest.mark.parametrize("times", [3.2, 3.5, 3.9])
 def test_a_leap_of_noise_lowers_the_rate_with_its_root(times):
     """Gradients of a batch 1/n as large have n times the variance; Adam's rate goes with the root."""
     gear = Gear()
@@ -46,7 +46,7 @@ def test_one_action_never_takes_more_than_its_share():
 def test_noise_that_falls_back_restores_what_it_took_and_no_more():
     gear = Gear()
     shifts = feed(gear, [1.0] * 60 + [9.0] * 40 + [0.5] * 60)
-    assert [f for _, f, _ in shifts] == [pytest.approx(1 / 3), pytest.approx(3.0)]
+    assert [f for _, f, _ in shifts] == [0.5, pytest.approx(2.0)]
     assert gear.cut == 1.0
     assert feed(Gear(), [1.0] * 60 + [0.01] * 60) == []  # nothing was taken: nothing to restore
 
