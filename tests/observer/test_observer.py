@@ -680,7 +680,7 @@ def test_sinks_of_a_thermoadamw_belong_to_it():
 )
 def test_bad_losses(loss, error):
     observer = Observer(None, sgd(model().parameters()))
-    with pytest.raises(error, match="loss is"):
+    with pytest.raises(error, match="loss must be"):
         observer.report_loss(loss)
     assert observer.loss is None
 

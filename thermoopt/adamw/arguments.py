@@ -106,7 +106,7 @@ def check_hookable(optimizer: object) -> None:
             else repr(optimizer)
         )
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {what}{hint}")
-    if optimizer.defaults.get("gradient_release", False):
+    if getattr(optimizer, "defaults", {}).get("gradient_release", False):
         raise TypeError(
             f"optimizer must step all its parameters at once, got a {kind} with gradient_release=True, which "
             "steps each inside of backward: iterations cannot be told apart"
