@@ -616,7 +616,7 @@ def test_bad_arguments(flags, error, words):
     ("flags", "words"),
     [
         ({"names": ["a", "b"]}, r"names .* the trainer's 1 optimizers, got \['a', 'b'\]"),
-        ({"track": ["sigma"]}, r"track holds \['sigma'\]"),
+        ({"track": ["sigma"]}, r"track must hold only .* got \['sigma'\]"),
         ({"folder": "s3://bucket/run"}, "folder must be a local one, got 's3://bucket/run'"),
     ],
 )

@@ -641,11 +641,11 @@ def test_counting_goes_on_where_the_state_stands():
     [
         ({"log_every": 0}, ValueError, ["log_every", "0", ">= 1"]),
         ({"log_every": 2.5}, TypeError, ["log_every", "2.5"]),
-        ({"ema_steps": 0.5}, ValueError, ["ema_steps", "0.5", "from 1"]),
+        ({"ema_steps": 0.5}, ValueError, ["ema_steps", "0.5", ">= 1"]),
         ({"ema_steps": "50"}, TypeError, ["ema_steps", "'50'"]),
         ({"sinks": [3]}, TypeError, ["sinks", "3", "write"]),
         ({"model": "net"}, TypeError, ["model", "'net'", "Module"]),
-        ({"model": torch.nn.Linear(2, 2)}, ValueError, ["model", "Linear", "none of whose parameters"]),
+        ({"model": torch.nn.Linear(2, 2)}, ValueError, ["model", "Linear", "shares no parameter"]),
         ({"optimizer": None}, TypeError, ["optimizer", "None", "Optimizer"]),
     ],
 )

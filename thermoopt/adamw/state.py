@@ -152,7 +152,7 @@ def set_layer_factors(
         if name not in place:
             raise KeyError(f"layer factor for {name!r}, which belongs to no parameter of this optimizer")
         if not (math.isfinite(factor) and factor >= 0):
-            raise ValueError(f"layer factor of {name!r} is {factor!r}; allowed are finite numbers >= 0")
+            raise ValueError(f"layer factor of {name!r} must be a finite number >= 0, got {factor!r}")
     homes = [(GroupState(group).factors, j) for group in groups for j in range(len(group["params"]))]
     for name, factor in factors.items():
         tensor, j = homes[place[name]]

@@ -399,19 +399,19 @@ def _check_arguments(
     check_materialized(p for group in optimizer.param_groups for p in group["params"])
     if model is not None:
         if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model is {model!r}; allowed is None or a torch.nn.Module")
+            raise TypeError(f"model must be None or a torch.nn.Module, got {model!r}")
         held = {p for group in optimizer.param_groups for p in group["params"]}
         if held.isdisjoint(model.parameters()):
             raise ValueError(
-                f"model is a {type(model).__name__} none of whose parameters the optimizer holds; allowed "
-                "is None or the model that the optimizer steps"
+                "model must be None or the model that the optimizer steps, got a "
+                f"{type(model).__name__} that shares no parameter with it"
             )
     check_count("log_every", log_every)
     if isinstance(track, str) or not isinstance(track, Collection):
-        raise TypeError(f"track is {track!r}; allowed is a tuple of {', '.join(map(repr, TRACKABLE))}")
+        raise TypeError(f"track must be a tuple of {', '.join(map(repr, TRACKABLE))}, got {track!r}")
     if unknown := [name for name in track if name not in TRACKABLE]:
-        raise ValueError(f"track holds {unknown!r}; allowed are {', '.join(map(repr, TRACKABLE))}")
+        raise ValueError(f"track must hold only {', '.join(map(repr, TRACKABLE))}, got {unknown!r}")
     if isinstance(ema_steps, bool) or not isinstance(ema_steps, (int, float)):
-        raise TypeError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")
+        raise TypeError(f"ema_steps must be a number >= 1, got {ema_steps!r}")
     if not (math.isfinite(ema_steps) and ema_steps >= 1):
-        raise ValueError(f"ema_steps is {ema_steps!r}; allowed is a number from 1")
+        raise ValueError(f"ema_steps must be a number >= 1, got {ema_steps!r}")
