@@ -256,8 +256,8 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
             raise RuntimeError("before_replay: no step of this optimizer was captured in a CUDA graph")
         if self._loop is not None and self.backend != "triton":
             raise RuntimeError(
-                f"before_replay: backend must be 'triton' with a controller, got {self.backend!r}, whose rates "
-                "are part of the graph and cannot be changed"
+                f"before_replay: backend must be 'triton' with a controller, got {self.backend!r}, whose "
+                "rates are part of the graph and cannot be changed"
             )
         if self._loop is not None and "impulse" in self._loop.controller.needs:
             raise RuntimeError("before_replay: controller needs 'impulse', which reads each step's gradients")
