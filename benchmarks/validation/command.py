@@ -16,6 +16,7 @@ import json
 import math
 import multiprocessing
 import os
+import tempfile
 import time
 import warnings
 from dataclasses import fields
@@ -25,16 +26,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from thermoopt import Observer, diagnose
+from thermoopt import JSONLSink, Observer, diagnose
 from thermoopt.benchmarks.harness.rows import read_rows
 from thermoopt.benchmarks.validation.branch import branches, intervene
 from thermoopt.benchmarks.validation.report import report
 from thermoopt.benchmarks.validation.runs import DEVELOPMENT, Case, healthy, sick, train
+from thermoopt.diagnosis import DiagnosticReport
+from thermoopt.record import SavedRun
 
 __all__ = ["judge", "main", "plan"]
 
 CHECKS = 8
 """Number of equally spaced diagnoses of a run, which counts as alarmed if any of them alarms."""
+
+RECORD_ROWS = 16
+"""Rows of layers in the record that is diagnosed as well: of 40 readings, thinned as a long one is."""
 
 HELD_OUT = ("vit", "lstm")
 """Workloads on which no threshold was set."""
@@ -44,9 +50,13 @@ class Watch:
     """All tools that judge a run."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, case: Case) -> None:
-        self.observer = Observer(model, optimizer)
+        self._folder = tempfile.TemporaryDirectory()
+        self._record = Path(self._folder.name) / "run.jsonl.gz"
+        sink = JSONLSink(self._record, max_rows=RECORD_ROWS, max_events=RECORD_ROWS)
+        self.observer = Observer(model, optimizer, sinks=[sink])
         self.every = case.steps // CHECKS
         self.found: dict[str, tuple[str, int]] = {}
+        self.recorded: dict[str, tuple[str, int]] = {}
         self.peer = _Thermoclaw(model, optimizer) if importlib.util.find_spec("thermoclaw") else None
 
     def each(self, step: int, loss: float) -> None:
@@ -55,11 +65,18 @@ class Watch:
         if self.peer is not None:
             self.peer.step(loss)
         if step % self.every == 0:
-            for finding in diagnose(self.observer).findings:
-                if finding.confidence == "HIGH" and self.found.get(finding.kind, ("",))[0] == "MEDIUM":
-                    self.found[finding.kind] = ("HIGH", self.found[finding.kind][1])
-                if finding.confidence != "LOW":
-                    self.found.setdefault(finding.kind, (finding.confidence, step))
+            _take(self.found, diagnose(self.observer), step)
+            self.observer.sinks.flush()
+            _take(self.recorded, diagnose(SavedRun.read(self._record)), step)
+
+
+def _take(found: dict[str, tuple[str, int]], report: DiagnosticReport, step: int) -> None:
+    """Keep what a report is sure of, with the step at which it first was."""
+    for finding in report.findings:
+        if finding.confidence == "HIGH" and found.get(finding.kind, ("",))[0] == "MEDIUM":
+            found[finding.kind] = ("HIGH", found[finding.kind][1])
+        if finding.confidence != "LOW":
+            found.setdefault(finding.kind, (finding.confidence, step))
 
 
 class _Thermoclaw:
@@ -99,7 +116,8 @@ def judge(case: Case) -> dict[str, Any]:
     """Train once and diagnose.
 
     Returns:
-        The row: the case, ``found`` (kind to confidence and first step), ``thermoclaw`` (its recommendations,
+        The row: the case, ``found`` (kind to confidence and first step), ``recorded`` (the same from the
+        record of the run, its rows of layers thinned to :data:`RECORD_ROWS`), ``thermoclaw`` (its recommendations,
         None where it is not installed), ``initial`` and ``valid`` losses, ``seconds``.
     """
     started = time.perf_counter()
@@ -110,6 +128,7 @@ def judge(case: Case) -> dict[str, Any]:
     return {
         **case.to_dict(),
         "found": watch.found,
+        "recorded": watch.recorded,
         "thermoclaw": None if watch.peer is None else watch.peer.recommendations(),
         "initial": initial,
         "valid": valid if math.isfinite(valid) else None,
