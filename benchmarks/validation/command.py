@@ -117,8 +117,8 @@ def judge(case: Case) -> dict[str, Any]:
 
     Returns:
         The row: the case, ``found`` (kind to confidence and first step), ``recorded`` (the same from the
-        record of the run, its rows of layers thinned to :data:`RECORD_ROWS`), ``thermoclaw`` (its recommendations,
-        None where it is not installed), ``initial`` and ``valid`` losses, ``seconds``.
+        record of the run, its rows of layers thinned to :data:`RECORD_ROWS`), ``thermoclaw`` (what it
+        recommends, None where it is not installed), ``initial`` and ``valid`` losses, ``seconds``.
     """
     started = time.perf_counter()
     watch, task, initial = train(
