@@ -457,7 +457,9 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, sink: type) -> N
 
 
 @pytest.mark.parametrize(
-    "wrong", [3, "run.jsonl", None, object(), {"log": print}, JSONLSink, Recorder], ids=str
+    "wrong",
+    [3, "run.jsonl", None, object(), {"log": print}, JSONLSink, Recorder],
+    ids=["int", "str", "None", "object", "dict", "class of ours", "class of a user"],
 )
 def test_a_wrong_sink_is_named_before_anything_moves(wrong: Any) -> None:
     p = Parameter(torch.ones(3))
