@@ -52,8 +52,8 @@ class Watch:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, case: Case) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._record = Path(self._folder.name) / "run.jsonl.gz"
-        sink = JSONLSink(self._record, max_rows=RECORD_ROWS, max_events=RECORD_ROWS)
-        self.observer = Observer(model, optimizer, sinks=[sink])
+        self._sink = JSONLSink(self._record, max_rows=RECORD_ROWS, max_events=RECORD_ROWS)
+        self.observer = Observer(model, optimizer, sinks=[self._sink])
         self.every = case.steps // CHECKS
         self.found: dict[str, tuple[str, int]] = {}
         self.recorded: dict[str, tuple[str, int]] = {}
@@ -68,6 +68,11 @@ class Watch:
             _take(self.found, diagnose(self.observer), step)
             self.observer.sinks.flush()
             _take(self.recorded, diagnose(SavedRun.read(self._record)), step)
+
+    def close(self) -> None:
+        """Remove the record."""
+        self._sink.close()
+        self._folder.cleanup()
 
 
 def _take(found: dict[str, tuple[str, int]], report: DiagnosticReport, step: int) -> None:
@@ -124,6 +129,7 @@ def judge(case: Case) -> dict[str, Any]:
     watch, task, initial = train(
         case, lambda model, optimizer: Watch(model, optimizer, case), lambda w, step, loss: w.each(step, loss)
     )
+    watch.close()
     valid = task.evaluate()
     return {
         **case.to_dict(),
