@@ -194,4 +194,4 @@ class Gear:
     def of(cls, state: Mapping[str, Any]) -> Gear:
         """Return the gear that :meth:`state_dict` was of."""
         own = {k: math.nan if v is None else v for k, v in state.items() if k != "energies"}
-        return cls(**own, energies=[(int(t), float(e)) for t, e in state["energies"]])
+        return cls(**own, energies=[(int(t), float(e)) for t, e in state["energies"]])  # type: ignore[arg-type]

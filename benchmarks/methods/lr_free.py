@@ -53,7 +53,7 @@ def _dadapt(job: Job) -> Setup:
 def _momo(job: Job) -> Setup:
     from momo import MomoAdam
 
-    class Told(MomoAdam):  # type: ignore[misc, valid-type]
+    class Told(MomoAdam):
         """Steps with the loss that was reported."""
 
         reported: Tensor

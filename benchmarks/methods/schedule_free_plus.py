@@ -90,8 +90,8 @@ class ScheduleFreePlus(torch.optim.Optimizer):
         if math.isnan(self._loss):
             raise RuntimeError("step needs the loss: call report(loss) before every step")
         beta, rows = self._beta(), list(self._rows())
-        norm = sum(p.grad.abs().sum().item() for _, p, _ in rows)  # type: ignore[union-attr]
-        inner = sum((p.grad * (state["z"] - state["x"])).sum().item() for _, p, state in rows)  # type: ignore[operator]
+        norm = sum(p.grad.abs().sum().item() for _, p, _ in rows)  # type: ignore[misc, union-attr]
+        inner = sum((p.grad * (state["z"] - state["x"])).sum().item() for _, p, state in rows)
         warm = min(1.0, (self._taken + 1) / self._warmup)
         polyak = max(0.0, self._loss + beta * inner) / max(math.sqrt(math.pi / 2) * norm, 1e-30)
         alpha = warm * polyak

@@ -46,7 +46,7 @@ class Account:
             name: (
                 p.detach().double().clone(),
                 p.grad.detach().double().clone(),
-                1.0 if lrs.get(p) is None else float(lrs[p]),
+                1.0 if lrs.get(p) is None else float(lrs[p]),  # type: ignore[arg-type]
             )
             for name, p in run.model.named_parameters()
             if p.grad is not None and p in lrs

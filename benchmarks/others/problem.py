@@ -109,12 +109,12 @@ def train(
             return loss
 
         if closure:
-            loss = run.optimizer.step(evaluate)
+            loss = run.optimizer.step(evaluate)  # type: ignore[arg-type]
         else:
-            loss = evaluate()
+            loss = evaluate()  # type: ignore[assignment]
             run.optimizer.step()
-        loss = torch.as_tensor(float("nan") if loss is None else loss).detach()
+        loss = torch.as_tensor(float("nan") if loss is None else loss).detach()  # type: ignore[assignment]
         run.losses.append(float(loss))
         if after is not None:
-            after(run, t, loss)
+            after(run, t, loss)  # type: ignore[arg-type]
     return run

@@ -158,7 +158,7 @@ def plan_method(*, measure: bool) -> Maker:
         plan = kernels.Plan(params, moments[0], moments[1], [None] * len(params), steps)
         grads = [p.grad for p in params if p.grad is not None]
         numbers = {"lr": 1e-4, "weight_decay": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-        return lambda: plan.step(grads, **numbers, maximize=False, measure=measure)
+        return lambda: plan.step(grads, **numbers, maximize=False, measure=measure)  # type: ignore[arg-type]
 
     return make
 

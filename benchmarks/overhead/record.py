@@ -62,7 +62,12 @@ def make_optimizer(n_tensors: int, sinks: Sequence[Any], ema_steps: int = 50) ->
     ]
     backend = "native" if native.available() else "auto"
     return ThermoAdamW(
-        groups, lr=1e-4, measure_every=1, ema_steps=ema_steps, backend=backend, sinks=list(sinks)
+        groups,  # type: ignore[arg-type]
+        lr=1e-4,
+        measure_every=1,
+        ema_steps=ema_steps,
+        backend=backend,
+        sinks=list(sinks),
     )
 
 
@@ -146,7 +151,8 @@ def child_where(n_tensors: int) -> Result:
         sink = JSONLSink(f"{folder}/run.jsonl.gz")
         out = {
             "training thread: decide and hand over": _each(
-                lambda: [sink.write(r) for r in readings[:32]], 32
+                lambda: [sink.write(r) for r in readings[:32]],  # type: ignore[func-returns-value]
+                32,
             ),
             "form and format a block of 64": _each(lambda: reading_lines(steps, losses, skipped, groups), 64),
             "compress a block of 64 (no lock held)": _each(lambda: zlib.compress(text.encode(), 6), 64),

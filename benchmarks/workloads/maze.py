@@ -117,7 +117,7 @@ def _walk(model: nn.Module, count: int, rng: torch.Generator) -> tuple[Tensor, T
         slips = torch.rand(count, generator=rng) < SLIP
         made = torch.where(slips, torch.randint(len(STEPS), (count,), generator=rng), move)
         after = table[cell, made]
-        cells.append(cell), chosen.append(move), alive.append(walking)
+        cells.append(cell), chosen.append(move), alive.append(walking)  # type: ignore[func-returns-value]
         rewards.append((walking & (after == goal)).float())
         walking, cell = walking & (after != goal), after
     returns, later = [], torch.zeros(count)

@@ -91,7 +91,7 @@ def _workload(
     criterion: Callable[[Tensor, Tensor], Tensor],
     metric: str,
 ) -> Workload:
-    def build(seed: int, batch: float = 1.0):
+    def build(seed: int, batch: float = 1.0):  # type: ignore[no-untyped-def]
         arrays = data()
         make = _mlp(arrays[0].shape[1], outputs)
         return supervised_task(arrays, make, seed, HALF * batch, criterion=criterion)

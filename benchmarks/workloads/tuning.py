@@ -52,9 +52,9 @@ def _data() -> tuple[Split, Split, Tensor]:
 def _body() -> nn.Module:
     """The embeddings of the tokens that occur and the lowest layers."""
     body = pretrained()
-    body.encoder.layer = body.encoder.layer[:LAYERS]
-    table = body.get_input_embeddings()
-    body.set_input_embeddings(nn.Embedding.from_pretrained(table.weight[_data()[2]].detach(), freeze=False))
+    body.encoder.layer = body.encoder.layer[:LAYERS]  # type: ignore[index, union-attr]
+    table = body.get_input_embeddings()  # type: ignore[operator]
+    body.set_input_embeddings(nn.Embedding.from_pretrained(table.weight[_data()[2]].detach(), freeze=False))  # type: ignore[operator]
     return body
 
 

@@ -14,7 +14,7 @@ def make(kind, params):
         return torch.optim.AdamW(params, lr=1e3, weight_decay=10.0)
     if kind == "sgd":
         return torch.optim.SGD(params, lr=1e3)
-    controller = autotune(40, preset="respect_lr") if kind == "controlled" else None
+    controller = autotune(60, preset="respect_lr") if kind == "controlled" else None
     return ThermoAdamW(params, lr=1e3, weight_decay=10.0, controller=controller)
 
 

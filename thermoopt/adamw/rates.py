@@ -127,7 +127,7 @@ def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
     """
     group, factors = rows.group, rows.factors(rates)
     out: dict[str, Any] = {"weight_decay": spread([rate.wd for rate in rates], group)}
-    devices = [b.device for b in (rate.base for rate in rates) if is_on_device(b)]
+    devices = [b.device for b in (rate.base for rate in rates) if is_on_device(b)]  # type: ignore[union-attr]
     name, values = ("factor", "scale") if devices else ("lr", "lr")
     own = spread([float(getattr(rate, values)) for rate in rates], group)
     out[name] = own if factors is None else own * factors

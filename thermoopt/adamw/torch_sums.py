@@ -184,7 +184,7 @@ def _layer_tensors(p: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]
         exp_avg=state.get("exp_avg"),
         exp_avg_sq=state.get("exp_avg_sq"),
         max_exp_avg_sq=state.get("max_exp_avg_sq"),
-        step=step if is_on_device(step) else _next_step(step),
+        step=step if is_on_device(step) else _next_step(step),  # type: ignore[arg-type]
         beta1=float(group["betas"][0]),
         beta2=float(group["betas"][1]),
         eps=float(group["eps"]),

@@ -126,12 +126,12 @@ def _errors(backend: str, device: torch.device) -> tuple[float, float]:
         for p, g in zip(params, grads, strict=True):
             p.grad = g.to(device)
         optimizer.step()
-        sums = reference_step(
+        sums = reference_step(  # type: ignore[misc]
             exact,
             [g.double() for g in grads],
             *state,
             [],
-            counts,
+            counts,  # type: ignore[arg-type]
             lr=LR,
             betas=BETAS,
             eps=EPS,
@@ -179,7 +179,7 @@ def _timing(backend: str, device: torch.device, seconds: float) -> tuple[float, 
         for _ in range(3):  # state, plans and compiled kernels come with the first steps
             _timed(optimizer.step, device)
     end = time.perf_counter() + seconds
-    own, ratios = [], []
+    own, ratios = [], []  # type: ignore[var-annotated]
     while len(own) < ROUNDS[0] or (len(own) < ROUNDS[1] and time.perf_counter() < end):
         own.append(_timed(ours.step, device))
         ratios.append(own[-1] / _timed(torchs.step, device))

@@ -93,7 +93,7 @@ def runs_table(runs: Sequence[InspectedRun]) -> Table:
             )
         )
     head = ("run", "steps", "loss", "course of loss", "valid", "rate", "course of rate", "r", "course of r")
-    head += ("σ", "course of σ", "findings", "actions")
+    head += ("σ", "course of σ", "findings", "actions")  # type: ignore[assignment]
     note = f"loss: mean of the last {100 // TAIL} % of training losses; findings: HIGH, MEDIUM, LOW"
     return Table("Runs", head, rows, frozenset({0, 3, 6, 8, 10}), note)
 

@@ -94,9 +94,9 @@ class Observer(RunReports):
         self._model, self._optimizer = model, optimizer
         names = {} if model is None else {p: name for name, p in model.named_parameters()}
         queue = SinkQueue(sinks)
-        self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)
+        self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)  # type: ignore[arg-type]
         self.sinks = self._source.sinks
-        self._watched = Watched(model, optimizer, {} if self._source.is_own else names)
+        self._watched = Watched(model, optimizer, {} if self._source.is_own else names)  # type: ignore[arg-type]
         self._losses = Losses()
         self._tracker: Tracker | None = None
         self._own_history: History | None = None

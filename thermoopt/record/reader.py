@@ -145,7 +145,7 @@ class Reader:
             raise ValueError(f"{self._where}, line {number}: {wrong}, so it is no reading ({WRITERS})")
         if self._columns is not None:
             values = self._placed(values)
-        now.readings.append(step, record.get("loss"), self._scopes, values)
+        now.readings.append(step, record.get("loss"), self._scopes, values)  # type: ignore[arg-type]
         now.last = number
         counts = record.get("skipped")
         if counts:

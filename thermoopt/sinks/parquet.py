@@ -111,8 +111,8 @@ class _Groups(RecordWriter):
     def write(self, items: list[Item]) -> None:
         """Write items to the journal, and close a row group where one is full."""
         super().write(items)
-        self._in_journal += len(items)
-        if self._in_journal >= max(self._every, self._closed // SHARE):
+        self._in_journal += len(items)  # type: ignore[has-type]
+        if self._in_journal >= max(self._every, self._closed // SHARE):  # type: ignore[has-type]
             try:
                 self._close_group()
             except OSError as error:
