@@ -86,7 +86,9 @@ class ControlLoop:
             taken = self._waiting.pop(0)
             reading = self._whole(*taken)
         if groups:
-            self.controller.see_lr([_host_lr(group["lr"]) for group in groups])
+            lrs = [_host_lr(group["lr"]) for group in groups]
+        if any(lrs):  # a checkpoint library's dry step has lr 0 everywhere: no schedule set that
+            self.controller.see_lr(lrs)
         with np.errstate(all="ignore"):  # a law may add up what a diverging run reads
             self._scales = self.controller.update(reading, step)
         return self._scales

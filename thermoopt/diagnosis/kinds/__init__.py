@@ -71,7 +71,7 @@ FOLLOWS = {
         "layers_out_of_step",
         "gradient_noise",
     },
-    "weight_decay_collapse": {"learning_rate_too_low", "layers_out_of_step", "gradient_noise"},
+    "weight_decay_collapse": {"learning_rate_too_low", "dead_layer", "layers_out_of_step", "gradient_noise"},
     "momentum_overdamped": {
         "learning_rate_too_low",
         "oscillation",
