@@ -104,7 +104,15 @@ def test_tables():
 @pytest.mark.dist
 def test_runs_counts_and_writes(tmp_path):
     small = ["--rounds", 1, "--train-rounds", 1, "--block", 1, "--calls", 3]
-    command = [ROOT / "benchmarks" / "distributed.py", "--models", "0.1 M", "--ranks", 1, 2, *small]
+    command = [
+        ROOT / "benchmarks" / "distributed" / "__main__.py",
+        "--models",
+        "0.1 M",
+        "--ranks",
+        1,
+        2,
+        *small,
+    ]
     output, _ = run_python(*command, "--out", tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "distributed.jsonl").read_text().splitlines()]
     layers = len(list(GPT(GPTConfig(depth=2, width=48, heads=4, context=64)).parameters()))

@@ -9,8 +9,8 @@ from tests.support.quadratics import SCALES, UNIT, Bench, expected, overshoot, s
 from thermoopt.controllers.setpoints import KAPPA, MAX_GROWTH, SMALLEST
 
 OLDER_UNITS = pytest.mark.xfail(
-    reason="figures of laws in units of the layers' rms (commit 5fb8388); rates are in units of the gain now, bounded, "
-    "with a reverse gear: to be measured anew",
+    reason="figures of laws in units of the layers' rms (commit 5fb8388); rates are in units of the gain, "
+    "bounded, with a reverse gear: to be measured again",
     strict=False,
 )
 

@@ -619,7 +619,7 @@ def test_what_is_no_loss_is_an_error_before_anything_moves(loss, error):
     scheduler = ThermoScheduler(opt, 10, controller=Fixed())
     opt.step()
     before = copy.deepcopy(scheduler.state_dict())
-    with pytest.raises(error, match="loss is"):
+    with pytest.raises(error, match="loss must"):
         scheduler.step(loss)
     after = scheduler.state_dict()
     assert {k: v for k, v in after.items() if k != "observer"} == {
