@@ -7,6 +7,8 @@ from thermoopt.lazy import lazy_face
 if TYPE_CHECKING:
     from thermoopt.account.device_table import DeviceSums as DeviceSums
     from thermoopt.account.device_table import reading_lag as reading_lag
+    from thermoopt.account.following import follow_edit as follow_edit
+    from thermoopt.account.following import is_exchange as is_exchange
     from thermoopt.account.history import ROWS_PER_EMA as ROWS_PER_EMA
     from thermoopt.account.history import History as History
     from thermoopt.account.history import HistoryLike as HistoryLike
@@ -38,6 +40,10 @@ __getattr__, __dir__ = lazy_face(
         "thermoopt.account.device_table": (
             "DeviceSums",
             "reading_lag",
+        ),
+        "thermoopt.account.following": (
+            "follow_edit",
+            "is_exchange",
         ),
         "thermoopt.account.history": (
             "History",
@@ -101,7 +107,9 @@ __all__ = [
     "as_leaf",
     "as_loss",
     "epoch_record",
+    "follow_edit",
     "from_leaf",
+    "is_exchange",
     "layer_names",
     "mean",
     "reading_lag",

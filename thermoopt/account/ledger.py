@@ -65,6 +65,7 @@ class Ledger:
         meter: averages and counters on the host.
         table: those on the device, or None.
         record_every: as above.
+        kept_names: names of layers of groups that were edited by hand.
         lag: by how many steps readings are handed over late (:func:`reading_lag`).
     """
 
@@ -84,6 +85,7 @@ class Ledger:
         self.record_every = record_every or math.ceil(ema_steps / ROWS_PER_EMA)
         self._sinks = sinks
         self._history = History() if history is None else history
+        self.kept_names: dict[Tensor, str] = {}
         self._complete, self._on_record, self._on_unbegun = complete, on_record, on_unbegun
         self.reset(unavailable)
 
@@ -100,12 +102,17 @@ class Ledger:
         self._stale = self._replayed = False
         self._expected: tuple[PendingTravel | None] | None = None
 
-    # ---------------------------------------------------------------- layers
-
     def add_group(self, group: Mapping[str, Any], names: Mapping[Tensor, str] | None = None) -> None:
         """Take in the layers of one more parameter group (:func:`~thermoopt.account.add_to_meter`)."""
         self.to_host()
-        add_to_meter(self.meter, group, names)
+        add_to_meter(self.meter, group, names, self.kept_names)
+
+    def forget_layers(self) -> None:
+        """Hold no layers and no reading of any; the run goes on."""
+        self.meter.forget_layers()
+        for readings in (self._recorded, self._fresh):
+            readings.clear()
+        self.meter.run.unseen, self._asked = 0, self.meter.run.recorded
 
     def follow(self, params: Sequence[Tensor]) -> None:
         """Let these be the layers' tensors: they tell how late readings are and which ranks share them."""
@@ -136,8 +143,6 @@ class Ledger:
         """Bring averages to the host, waiting for all that is under way."""
         self.settle()
         self.table = None
-
-    # ---------------------------------------------------------------- steps
 
     @property
     def run(self) -> RunState:
@@ -240,8 +245,6 @@ class Ledger:
         self._queue.append(_Fetched(step, self.table.fetch(), record, travel))
         if record:
             self._asked = step
-
-    # ---------------------------------------------------------------- arrivals
 
     def collect(self, wait: bool = False) -> None:
         """Take in what has arrived; with ``wait``, or of more than :data:`MAX_PENDING`, what is under way."""

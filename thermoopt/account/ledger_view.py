@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from thermoopt.account.history import History
 from thermoopt.account.ledger import Ledger
 from thermoopt.account.reading import Reading
@@ -18,6 +20,11 @@ class LedgerView:
     def reading(self) -> Reading | None:
         """The last completed reading, or None before the first. Waits for sums still on a device."""
         return self._ledger.reading
+
+    @property
+    def kept_names(self) -> dict[Tensor, str]:
+        """Names of layers by tensor where groups were edited by hand: they stay what they were."""
+        return self._ledger.kept_names
 
     def newest_reading(self) -> Reading | None:
         """Return the last reading whose sums have arrived: as :attr:`reading`, and waits for nothing."""

@@ -88,6 +88,22 @@ class Meter:
         self._state = np.append(self._state, np.zeros((STATE_ROWS, len(layers))), axis=1)
         self._latest = self._everything = None
 
+    def forget_layers(self) -> None:
+        """Hold no layers; the run's counters stay."""
+        self.names = self.group_names = ()
+        self.group_of, self.numel = np.zeros(0, dtype=np.int64), np.zeros(0)
+        self._state = np.zeros((STATE_ROWS, 0))
+        self._latest = self._everything = None
+
+    def put_layers(self, averages: Array, before: Sequence[int | None]) -> None:
+        """Take the layers' averages out of those before: layer i's were column ``before[i]``, None begins."""
+        for i, column in enumerate(before):
+            if column is not None:
+                self._state[:, i] = averages[:, column]
+        if not self._state[COLUMNS].any():
+            self.run.readings = 0
+        self._latest = None
+
     def skip(self, cause: str) -> None:
         """Count a step that was to be measured and moves no average."""
         self.run.skipped[cause] += 1

@@ -18,13 +18,20 @@ _FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
 
 
 def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
-    """Names of a group's layers: those given, else ``group{i}.{j}``."""
-    names = group.get("param_names")
-    return list(names) if names else [f"group{index}.{j}" for j in range(len(group["params"]))]
+    """Names of a group's layers: those given, one a tensor, else ``group{i}.{j}``."""
+    names, n = group.get("param_names"), len(group["params"])
+    return list(names) if names and len(names) == n else [f"group{index}.{j}" for j in range(n)]
 
 
-def add_to_meter(meter: Meter, group: Mapping[str, Any], names: Mapping[Tensor, str] | None = None) -> None:
+def add_to_meter(
+    meter: Meter,
+    group: Mapping[str, Any],
+    names: Mapping[Tensor, str] | None = None,
+    kept: Mapping[Tensor, str] | None = None,
+) -> None:
     """Take in a group's layers: named by the group, else by ``names``, else by position, each name once.
+
+    ``kept`` comes before all of them: names of layers of groups that were edited by hand.
 
     Warns:
         RuntimeWarning: if names are those of FSDP1, whose parameters do not tell that they are parts.
@@ -33,6 +40,8 @@ def add_to_meter(meter: Meter, group: Mapping[str, Any], names: Mapping[Tensor, 
     given = layer_names(index, group)
     if names and not group.get("param_names"):
         given = [names.get(p, name) for p, name in zip(params, given, strict=True)]
+    if kept:
+        given = [kept.get(p, name) for p, name in zip(params, given, strict=True)]
     if fsdp1 := [name for name in given if any(mark in name for mark in _FSDP1)]:
         warnings.warn(
             f"params holds {fsdp1[0]!r}, a local part that FullyShardedDataParallel (FSDP1) hands out: "
@@ -45,6 +54,8 @@ def add_to_meter(meter: Meter, group: Mapping[str, Any], names: Mapping[Tensor, 
     layers: list[str] = []
     for j, name in enumerate(given):
         layers.append(f"group{index}.{j}" if name in taken else name)
+        while layers[-1] in taken:
+            layers[-1] += "'"
         taken.add(layers[-1])
     numel = [real_elements(p) for p in params]
     meter.add_group(str(group.get("name", f"group{index}")), layers, numel)

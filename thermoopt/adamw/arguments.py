@@ -21,6 +21,7 @@ __all__ = [
     "check_hookable",
     "check_materialized",
     "check_names",
+    "check_order",
     "inner_optimizer",
 ]
 
@@ -150,3 +151,18 @@ def check_names(groups: Sequence[Mapping[str, Any]]) -> None:
             if name in names:
                 raise ValueError(f"params holds the name {name!r} twice; names of parameters must differ")
             names.add(name)
+
+
+def check_order(groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a checkpoint of the same named parameters in another order: state goes by place.
+
+    Raises:
+        ValueError: naming the first that stands elsewhere; nothing has changed then.
+    """
+    now, then = ([n for group in side for n in group.get("param_names") or ()] for side in (groups, saved))
+    if now != then and sorted(now) == sorted(then):
+        a, b = next((a, b) for a, b in zip(now, then, strict=True) if a != b)
+        raise ValueError(
+            f"state_dict holds this optimizer's parameters in another order: {b!r} where this one has {a!r}. "
+            "Make the optimizer of its parameters in the order that was saved"
+        )

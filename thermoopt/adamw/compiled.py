@@ -12,8 +12,16 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from thermoopt.adamw.rates import Rates
+from thermoopt.controllers import Controller
 
-__all__ = ["Traceable", "check_capturable", "split_traceable", "torch_step", "traced_step"]
+__all__ = [
+    "Traceable",
+    "check_capturable",
+    "check_replayable",
+    "split_traceable",
+    "torch_step",
+    "traced_step",
+]
 
 
 @dataclass
@@ -116,6 +124,23 @@ def traced_step(parts: Sequence[Traceable]) -> None:
                 weight_decay=0.0,
                 **part.constants,
             )
+
+
+def check_replayable(captured: bool, backend: str, controller: Controller | None) -> None:
+    """Refuse to prepare a replay whose rates cannot be set, or of nothing.
+
+    Raises:
+        RuntimeError: as :meth:`thermoopt.ThermoAdamW.before_replay`.
+    """
+    if not captured:
+        raise RuntimeError("before_replay: no step of this optimizer was captured in a CUDA graph")
+    if controller is not None and backend != "triton":
+        raise RuntimeError(
+            f"before_replay: backend must be 'triton' with a controller, got {backend!r}, whose "
+            "rates are part of the graph and cannot be changed"
+        )
+    if controller is not None and "impulse" in controller.needs:
+        raise RuntimeError("before_replay: controller needs 'impulse', which reads each step's gradients")
 
 
 def check_capturable(optimizer: torch.optim.AdamW) -> None:

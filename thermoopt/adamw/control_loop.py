@@ -72,6 +72,16 @@ class ControlLoop:
             if self.probe is not None:
                 self.probe.forget()
 
+    def follow(self, *, drop: bool) -> None:
+        """Tell the controller again before the next step, of groups that were edited by hand.
+
+        Args:
+            drop: readings of the layers before are handed over no more.
+        """
+        self.detach(forget=False)
+        if drop:
+            self._waiting.clear()
+
     def decide(self, step: int, lag: int, groups: Sequence[Mapping[str, Any]] = ()) -> Scales:
         """Return the scales of the coming step.
 

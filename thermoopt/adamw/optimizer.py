@@ -11,19 +11,28 @@ from torch.optim.optimizer import ParamsT
 
 from thermoopt.account import History, Ledger, LedgerView, from_leaf
 from thermoopt.account.reading import Reading
-from thermoopt.adamw.arguments import averaging_steps, check_arguments, check_materialized, check_names
+from thermoopt.adamw.arguments import (
+    averaging_steps,
+    check_arguments,
+    check_materialized,
+    check_names,
+    check_order,
+)
 from thermoopt.adamw.backends import choose_backend
-from thermoopt.adamw.compiled import Traceable, check_capturable, traced_step
+from thermoopt.adamw.compiled import Traceable, check_capturable, check_replayable, traced_step
 from thermoopt.adamw.control_loop import ControlLoop, start_of
 from thermoopt.adamw.rates import FactorCache, Rates, group_rates
 from thermoopt.adamw.state import (
     KEY,
     GroupState,
+    Layout,
     apply_scales,
+    carried,
     export_groups,
     saved_controller,
     set_layer_factors,
     start_norms,
+    steps_taken,
 )
 from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller
@@ -148,8 +157,6 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         self._factors = FactorCache()
         self._factors_set: Mapping[str, float] | None = None
 
-    # ---------------------------------------------------------------- what users read
-
     @property
     def measure_every(self) -> int:
         """Every so many steps one is measured; in a captured CUDA graph every step is."""
@@ -192,9 +199,8 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
             KeyError: if a name belongs to no parameter.
             ValueError: if a factor is negative or not finite. Nothing has changed then.
         """
+        self.follow_groups()
         set_layer_factors(self.param_groups, self._ledger.meter.names, factors)
-
-    # ---------------------------------------------------------------- the step
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step, and measure it when it is due.
@@ -224,6 +230,7 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         Returns:
             With ``traced`` what is still to be stepped where the compiler can see it.
         """
+        self.follow_groups()
         captured = capturing()
         if captured:
             check_capturable(self)
@@ -252,15 +259,7 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
             RuntimeError: if no step was captured, or its backend has its rates in the graph and a controller
                 is to change them (``"triton"`` reads them from the device).
         """
-        if not self._ledger.replays:
-            raise RuntimeError("before_replay: no step of this optimizer was captured in a CUDA graph")
-        if self._loop is not None and self.backend != "triton":
-            raise RuntimeError(
-                f"before_replay: backend must be 'triton' with a controller, got {self.backend!r}, whose "
-                "rates are part of the graph and cannot be changed"
-            )
-        if self._loop is not None and "impulse" in self._loop.controller.needs:
-            raise RuntimeError("before_replay: controller needs 'impulse', which reads each step's gradients")
+        check_replayable(self._ledger.replays, self.backend, self.controller)
         self._ledger.begin()
         self._control()
         rates = self._rates()
@@ -277,8 +276,6 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         due = due and self._ledger.is_record_due(self._ledger.run.step + 1)
         return self._loop.measure_travel(self.param_groups, rates, self, due)
 
-    # ---------------------------------------------------------------- the controller
-
     def _control(self) -> None:
         """Let the controller set the scales of the coming step; it sees each recorded reading once."""
         loop, ledger, groups = self._loop, self._ledger, self.param_groups
@@ -291,7 +288,7 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
             loop.attach(start_of(groups, ledger.meter, *start_norms(groups)), self._params())
         scales = loop.decide(coming, ledger.lag, groups)
         if scales.layers and scales.layers is not self._factors_set:
-            self.set_layer_factors(scales.layers)
+            self.set_layer_factors({n: f for n, f in scales.layers.items() if n not in self._layout.gone})
             self._factors_set = scales.layers
         apply_scales(groups, scales)
         ledger.run.unseen = int(loop.waiting)
@@ -308,8 +305,6 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         for group in self.param_groups:
             GroupState(group).forget_scales(group)
 
-    # ---------------------------------------------------------------- groups and state
-
     def _params(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -319,6 +314,8 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         Raises:
             ValueError: as torch does, and if a layer name is taken; the group is not added then.
         """
+        if hasattr(self, "_ledger"):
+            self.follow_groups()
         super().add_param_group(param_group)
         try:
             check_materialized(self.param_groups[-1]["params"])
@@ -330,9 +327,21 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         if hasattr(self, "_ledger"):
             self._ledger.add_group(self.param_groups[-1])
             self._ledger.follow(self._params())
+            self._layout.remember(self.param_groups)
             self._backend.reset()
             if self._loop is not None:
                 self._loop.detach(forget=False)
+
+    @uncompiled
+    def follow_groups(self) -> None:
+        """Take in what was done to ``param_groups`` by hand; a step begins with it and warns what changed."""
+        edit = self._layout.follow(self.param_groups, self._ledger)
+        if edit is None:
+            return
+        self._backend.reset()
+        self._factors, self._factors_set = FactorCache(), None
+        if self._loop is not None:
+            self._loop.follow(drop=edit != "exchange")
 
     def _adopt_groups(self) -> None:
         """Begin a ledger of what the groups hold, after construction, loading or unpickling."""
@@ -344,11 +353,10 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         for group in self.param_groups:
             ledger.add_group(group)
         ledger.follow(self._params())
+        self._layout = Layout(self.param_groups)
         ledger.import_groups(saved)
         if ledger.run.step == 0:
-            # state of a plain AdamW: go on counting where it stands
-            steps = [s["step"] for s in self.state.values() if isinstance(s, dict) and "step" in s]
-            ledger.run.step = int(max((float(s) for s in steps), default=0))
+            ledger.run.step = steps_taken(self.state)  # of a plain AdamW: go on counting where it stands
         if self._loop is not None:
             controller = saved_controller(saved)
             if controller is not None:
@@ -356,21 +364,16 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
             self._loop.import_groups(saved, ledger.meter, self._params())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict; every group carries a snapshot of scales and averages as ``thermo``."""
-        live = [group[KEY] for group in self.param_groups]
+        """Return torch's state dict of what groups hold now, with scales and averages as ``thermo``."""
+        self.follow_groups()
         snapshots = export_groups(self.param_groups, self._ledger, self._loop)
         self._sinks.flush()
-        try:
-            # torch's state dict refers to what a group holds, and hooks may read and edit it
-            for group, snapshot in zip(self.param_groups, snapshots, strict=True):
-                group[KEY] = snapshot
+        with carried(self.param_groups, snapshots, self.state):
             return super().state_dict()
-        finally:
-            for group, thermo in zip(self.param_groups, live, strict=True):
-                group[KEY] = thermo
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep: all but sinks and process group, which are a process's."""
+        self.follow_groups()
         snapshots = export_groups(self.param_groups, self._ledger, self._loop)
         groups = [{**group, KEY: held} for group, held in zip(self.param_groups, snapshots, strict=True)]
         keep = {
@@ -386,6 +389,8 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         """Restore from pickle, deepcopy or ``load_state_dict``, with or without ``thermo`` in the groups."""
         state = dict(state)
         setup = state.pop("_thermo_setup", None)
+        if setup is None:
+            check_order(self.param_groups, state["param_groups"])
         super().__setstate__(state)
         if setup is not None:
             setup = {**setup, "backend": choose_backend(setup["backend"], self.param_groups)}

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thermoopt.account import Ledger, as_leaf
+from thermoopt.account import Ledger, as_leaf, follow_edit, is_exchange
 from thermoopt.controllers import Controller, Scales
-from thermoopt.tensors import root_mean_squares
+from thermoopt.tensors import follow_groups, root_mean_squares, same_members
 
 __all__ = [
     "KEY",
     "GroupState",
+    "Layout",
     "apply_scales",
+    "carried",
     "export_groups",
     "saved_controller",
     "set_layer_factors",
     "start_norms",
+    "steps_taken",
 ]
 
 KEY = "thermo"
@@ -110,6 +114,86 @@ class GroupState:
         return {k: v.clone() if isinstance(v, Tensor) else v for k, v in self.held.items()}
 
 
+class Layout:
+    """Which tensors an optimizer's groups hold and what they carry, as its ledger knows them.
+
+    Args:
+        groups: the parameter groups, each :meth:`GroupState.adopt`-ed.
+
+    Attributes:
+        gone: names of layers that are no longer there.
+    """
+
+    def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
+        self.gone: set[str] = set()
+        self.remember(groups)
+
+    def remember(self, groups: Sequence[dict[str, Any]]) -> None:
+        """Let the layout be what it is now."""
+        self._members = [list(group["params"]) for group in groups]
+        self._held = [group[KEY] for group in groups]
+
+    def follow(self, groups: Sequence[dict[str, Any]], ledger: Ledger) -> str | None:
+        """Let ledger and groups go where the tensors went if groups were edited by hand.
+
+        Returns:
+            None if they were not, ``"exchange"`` if only tensors were put in each other's place, else
+            ``"edit"``.
+        """
+        members = [group["params"] for group in groups]
+        if same_members(members, self._members) and all(KEY in group for group in groups):
+            return None
+        old, labels = ledger.meter.names, ledger.meter.group_names
+        for group, i in zip(groups, follow_groups(self._members, members), strict=True):
+            if i is not None:
+                group.setdefault("name", labels[i])  # what it was called, wherever it stands now
+        before = follow_edit(ledger, self._members, groups)
+        kind = "exchange" if is_exchange(self._members, groups, before) else "edit"
+        self._put_rows(groups, before)
+        self.gone = (self.gone | set(old)) - set(ledger.meter.names)
+        for group in groups:
+            if "param_names" in group:
+                group["param_names"] = [ledger.kept_names[p] for p in group["params"]]
+        self.remember(groups)
+        return kind
+
+    def _put_rows(self, groups: Sequence[dict[str, Any]], before: Sequence[int | None]) -> None:
+        """Let groups carry what belongs to their tensors, whose layers were ``before``."""
+        i = 0
+        for group in groups:
+            own, rows = (
+                {**GroupState.fresh(group), **group.get(KEY, {})},
+                before[i : i + len(group["params"])],
+            )
+            for key, blank in (("layer_factors", 1.0), ("start_rms", -1.0)):
+                old = [value for held in self._held for value in held[key].tolist()]
+                values = [blank if row is None else old[row] for row in rows]
+                own[key] = torch.tensor(values, dtype=torch.float64, device="cpu")
+            group[KEY] = own
+            i += len(rows)
+
+
+@contextmanager
+def carried(
+    groups: Sequence[dict[str, Any]], snapshots: Sequence[dict[str, Any]], state: MutableMapping[Any, Any]
+) -> Iterator[None]:
+    """Let groups carry snapshots, and ``state`` hold no tensors but theirs, for as long as it lasts.
+
+    torch's state dict refers to what a group holds, and hooks may read and edit it.
+    """
+    live = [group[KEY] for group in groups]
+    own = {p for group in groups for p in group["params"]}
+    out = {p: state.pop(p) for p in list(state) if isinstance(p, Tensor) and p not in own}
+    try:
+        for group, snapshot in zip(groups, snapshots, strict=True):
+            group[KEY] = snapshot
+        yield
+    finally:
+        for group, thermo in zip(groups, live, strict=True):
+            group[KEY] = thermo
+        state.update(out)
+
+
 def saved_controller(saved: Sequence[Mapping[str, Any]]) -> Any:
     """Return the controller's state of a checkpoint, or None."""
     return next((group[_CONTROLLER] for group in reversed(saved) if _CONTROLLER in group), None)
@@ -164,7 +248,14 @@ def start_norms(groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[
     fresh = [group for group in groups if (group[KEY]["start_rms"] < 0).any()]
     found = root_mean_squares([p for group in fresh for p in group["params"]])
     for group, values in zip(fresh, found.split([len(g["params"]) for g in fresh]), strict=True):
-        group[KEY]["start_rms"] = values.clone()
+        known = group[KEY]["start_rms"]
+        group[KEY]["start_rms"] = torch.where(known < 0, values.to(known), known)
     starts = [GroupState(group).start for group in groups]
     rms = [x for _, _, values in starts for x in values]
     return rms, [lr for lr, _, _ in starts], [wd for _, wd, _ in starts]
+
+
+def steps_taken(state: Mapping[Any, Any]) -> int:
+    """Return the steps that an AdamW's state counts."""
+    steps = [own["step"] for own in state.values() if isinstance(own, dict) and "step" in own]
+    return int(max((float(step) for step in steps), default=0))

@@ -16,7 +16,7 @@ from thermoopt.account import MAX_PENDING
 from thermoopt.kernels import real_elements
 from thermoopt.observer.step_hooks import when_gradients_are_there
 from thermoopt.physics.travel import Travel, Weights
-from thermoopt.tensors import PendingTravel, Sharding, TravelProbe
+from thermoopt.tensors import PendingTravel, Sharding, TravelProbe, same_members
 
 __all__ = ["KEY", "CarriedTravel"]
 
@@ -51,6 +51,7 @@ class CarriedTravel:
         self._begun = 0  # groups that have a start
         self._known: list[Any] | None = []  # their samples; None if they are to be taken up
         self._measured: deque[tuple[int, PendingTravel | Travel]] = deque(maxlen=MAX_PENDING)
+        self._members: list[list[Tensor]] = []  # the tensors of each group at the step before
         self._placed: list[Any] = []  # samples that say nothing of a run that was loaded
         bare = [i for i, group in enumerate(optimizer.param_groups) if group.get(KEY) is None]
         if bare:
@@ -72,7 +73,10 @@ class CarriedTravel:
     def follow(self) -> None:
         """Look, before a step, whether groups were added or loaded; the first step's parameters are x0."""
         held = [group.get(KEY) for group in self._optimizer.param_groups]
-        if self._begun == 0:
+        if self._edited():
+            self._measured.clear()
+            self._known = held  # their samples are put anew, of the layers' starts as the probe keeps them
+        elif self._begun == 0:
             self._probe.forget()
         elif self._known is None or not _same(held[: len(self._known)], self._known):
             self._take_up(held)
@@ -81,6 +85,16 @@ class CarriedTravel:
         self._probe.start(self._params())
         self._known, self._placed = self._put(range(len(held))), []
         self._begun = len(held)
+        self._members = self._groups()
+
+    def _groups(self) -> list[list[Tensor]]:
+        return [list(group["params"]) for group in self._optimizer.param_groups]
+
+    def _edited(self) -> bool:
+        """Whether groups that are known were edited by hand since the step before."""
+        known, groups = len(self._members), self._optimizer.param_groups
+        now = [group["params"] for group in groups[:known]]
+        return self._begun > 0 and self._known is not None and not same_members(now, self._members)
 
     def read(self, args: Any, kwargs: Any, step: int | None) -> tuple[Any, Any] | None:
         """Follow the parameters, and take in the coming step's forces once they are there.
@@ -125,7 +139,9 @@ class CarriedTravel:
         self._measured.append((step, pending))
 
     def take(self, step: int) -> Travel | None:
-        """Return the sums measured for a step, or None; forgets those of earlier steps."""
+        """Return the sums measured for a step, or None; forgets those of earlier steps, of other layers."""
+        if self._edited():
+            self._measured.clear()
         while self._measured and self._measured[0][0] < step:
             self._measured.popleft()
         if not self._measured or self._measured[0][0] != step:

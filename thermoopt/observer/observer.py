@@ -96,7 +96,9 @@ class Observer(RunReports):
         queue = SinkQueue(sinks)
         self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)  # type: ignore[arg-type]
         self.sinks = self._source.sinks
-        self._watched = Watched(model, optimizer, {} if self._source.is_own else names)  # type: ignore[arg-type]
+        source = self._source
+        own = {} if source.is_own else names
+        self._watched = Watched(model, optimizer, own, lambda: source.kept_names)  # type: ignore[arg-type]
         self._losses = Losses()
         self._tracker: Tracker | None = None
         self._own_history: History | None = None
@@ -328,6 +330,7 @@ class Observer(RunReports):
 
     def start(self) -> Start:
         """Describe the parameters as they are now, for :meth:`Controller.attach`."""
+        self._source.follow_groups()
         return self._watched.start()
 
     # ---------------------------------------------------------------- life

@@ -61,6 +61,13 @@ class Source(Protocol):
     def sinks(self) -> SinkQueue:
         """Where recorded readings go."""
 
+    @property
+    def kept_names(self) -> dict[Tensor, str]:
+        """Names of layers by tensor where groups were edited by hand."""
+
+    def follow_groups(self) -> None:
+        """Take in what was done to the optimizer's groups; a measured step begins with it."""
+
     def serve(self, every: int | None) -> None:
         """Let :meth:`fresh_reading` give what a controller wants, every so many steps at least."""
 
@@ -136,6 +143,15 @@ class OwnAccount:
     def sinks(self) -> SinkQueue:
         """Where recorded readings go."""
         return self._optimizer.sinks
+
+    @property
+    def kept_names(self) -> dict[Tensor, str]:
+        """Names of layers where groups were edited."""
+        return self._optimizer.kept_names
+
+    def follow_groups(self) -> None:
+        """Let the optimizer take in edited groups."""
+        self._optimizer.follow_groups()
 
     def serve(self, every: int | None) -> None:
         """Do nothing: the optimizer measures and records as it was told."""

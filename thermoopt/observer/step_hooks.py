@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.account import Done, Ledger, LedgerView
+from thermoopt.account import Done, Ledger, LedgerView, follow_edit
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import MeasuringPass, Rates, dry_kernel
 from thermoopt.observer.displacement import MOMENT_SUMS, Displacement
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import Sharding, capturing, local
+from thermoopt.tensors import Sharding, capturing, local, same_members
 from thermoopt.traits import decoupled_decay, steps_by_moments
 from thermoopt.uncompiled import uncompiled
 
@@ -108,7 +108,7 @@ class StepHooks(LedgerView):
         Args:
             final: no closure can still show that these gradients are not the step's.
         """
-        self._follow_groups()
+        self.follow_groups()
         rates = [
             Rates(group_lr(group), decoupled_decay(self._optimizer, group), None, True, group_lr(group))
             for group in self._optimizer.param_groups
@@ -139,23 +139,29 @@ class StepHooks(LedgerView):
         """Let an empty ledger know the optimizer's layers as they are."""
         self._pass = MeasuringPass(dry_kernel(self._optimizer.param_groups))
         self._ledger.meter.run.skipped.setdefault(CLOSURE, 0)
-        self._sizes: list[int] = []
-        self._follow_groups()
+        self._members: list[list[Tensor]] = []
+        self.follow_groups()
 
-    def _follow_groups(self) -> None:
-        """Take in groups that were added; begin again where layers or the way to measure changed."""
-        groups = self._optimizer.param_groups
-        sizes = [len(group["params"]) for group in groups]
+    def follow_groups(self) -> None:
+        """Take in groups that were added or edited; begin again where the way to measure changed."""
+        groups, known = self._optimizer.param_groups, len(self._members)
+        members = [group["params"] for group in groups]
         by_moments = steps_by_moments(self._optimizer)
-        if self._by_moments != by_moments or self._sizes != sizes[: len(self._sizes)]:
+        if self._by_moments != by_moments:
             self._by_moments = by_moments
             self._ledger.restart(self._unavailable())
             self._begin()
-        elif len(sizes) > len(self._sizes):
-            for group in groups[len(self._sizes) :]:
+            return
+        if same_members(members, self._members):
+            return
+        if same_members(members[:known], self._members):
+            for group in groups[known:]:
                 self._ledger.add_group(group, self._names)
-            self._sizes = sizes
             self._ledger.follow([p for group in groups for p in group["params"]])
+        else:
+            follow_edit(self._ledger, self._members, groups, self._names)
+            self._pass.reset()
+        self._members = [list(params) for params in members]
 
     # ---------------------------------------------------------------- what is read
 
@@ -183,7 +189,7 @@ class StepHooks(LedgerView):
 
     def state_dict(self) -> dict[str, Any]:
         """Return averages and counters of every group."""
-        self._follow_groups()
+        self.follow_groups()
         self._sinks.flush()
         return {"by_moments": self._by_moments, "groups": self._ledger.export_groups()}
 

@@ -19,7 +19,7 @@ from thermoopt.account.reading import Reading
 from thermoopt.kernels import real_elements
 from thermoopt.observer.displacement import flat_sample
 from thermoopt.physics import Term
-from thermoopt.tensors import Arrival, Fetch, Sharding, local, place
+from thermoopt.tensors import Arrival, Fetch, Sharding, follow_layers, local, place, same_members
 
 __all__ = ["TRACKABLE", "Tracker"]
 
@@ -102,7 +102,7 @@ class Tracker:
         self._forget(len(self._params()))
 
     def _forget(self, n: int) -> None:
-        self._sizes = [len(group["params"]) for group in self._optimizer.param_groups]
+        self._members = self._groups()
         self._sharding = Sharding(self._params())
         self._gradients: dict[int, _Gradient] = {}
         self._coming: deque[_Coming] = deque()
@@ -166,21 +166,26 @@ class Tracker:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _follow(self) -> list[Tensor]:
-        """Take in layers that were added; begin anew where the others changed."""
+        """Let what is kept go where the layers' tensors went; layers that were added begin."""
         params = self._params()
-        sizes = [len(group["params"]) for group in self._optimizer.param_groups]
-        if sizes != self._sizes:
-            if sizes[: len(self._sizes)] != self._sizes:
-                self._start.clear()
-                self._forget(len(params))
-            more = len(params) - len(self._weight)
-            self._sums = np.pad(self._sums, ((0, 0), (0, more)))
-            self._weight, self._last, self._distance = (
-                np.pad(x, (0, more)) for x in (self._weight, self._last, self._distance)
-            )
-            self._sizes = sizes
-            self._sharding = Sharding(params)
+        if same_members([group["params"] for group in self._optimizer.param_groups], self._members):
+            return params
+        while self._coming:
+            self._take(self._coming.popleft())
+        members = self._groups()
+        kept = [(i, j) for i, j in enumerate(follow_layers(self._members, members)) if j is not None]
+        now, before = [i for i, _ in kept], [j for _, j in kept]
+        rows = np.vstack([self._sums, self._weight, self._last, self._distance])
+        start, gradients = self._start, self._gradients
+        self._forget(len(params))
+        self._sums[:, now] = rows[: len(_RHO_TERMS), before]
+        self._weight[now], self._last[now], self._distance[now] = rows[len(_RHO_TERMS) :, before]
+        self._start = {i: start[j] for i, j in kept if j in start}
+        self._gradients = {i: gradients[j] for i, j in kept if j in gradients}
         return params
+
+    def _groups(self) -> list[list[Tensor]]:
+        return [list(group["params"]) for group in self._optimizer.param_groups]
 
     def _begin(self, params: Sequence[Tensor]) -> None:
         """Keep the start of the layers that have none yet."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -26,19 +27,26 @@ class Watched:
         model: tells types; None for types by name.
         optimizer: whose groups hold the layers.
         names: layer names by parameter, for groups that carry none.
+        kept_names: gives those of groups that were edited by hand.
     """
 
-    def __init__(self, model: torch.nn.Module | None, optimizer: Optimizer, names: dict[Tensor, str]) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module | None,
+        optimizer: Optimizer,
+        names: dict[Tensor, str],
+        kept_names: Callable[[], Mapping[Tensor, str]],
+    ) -> None:
         self._model = model
         self._optimizer = optimizer
-        self._names = names
+        self._names, self._kept_names = names, kept_names
         self._start_norms: dict[str, float] = {}
         self.put_start_norms({})
 
     def _layout(self) -> Meter:
         layout = Meter(1)
         for group in self._optimizer.param_groups:
-            add_to_meter(layout, group, self._names)
+            add_to_meter(layout, group, self._names, self._kept_names())
         return layout
 
     def _params(self) -> list[Tensor]:

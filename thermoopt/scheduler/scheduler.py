@@ -162,8 +162,6 @@ class ThermoScheduler(LRScheduler):
         weakref.finalize(self, count_steps(optimizer, lambda: _count(own)))
         self._advance()
 
-    # ---------------------------------------------------------------- torch's interface
-
     def step(self, loss: float | Tensor | Reading | None = None) -> None:
         """Set the rates of the next optimizer step; call it after ``optimizer.step()``.
 
@@ -215,8 +213,6 @@ class ThermoScheduler(LRScheduler):
         """The observer that measures for the controller, or None."""
         return self._observer
 
-    # ---------------------------------------------------------------- the schedule and the controller
-
     def _advance(self) -> None:
         """Advance schedule and controller to the optimizer's time and write the rates."""
         self._take_in_groups()
@@ -257,6 +253,10 @@ class ThermoScheduler(LRScheduler):
         if same_members(members, self._members):
             return
         kept = follow_groups(self._members, members)
+        if self._start is not None:
+            for group, old in zip(groups, kept, strict=True):
+                if old is not None:  # its name tells a controller which it is, wherever it stands now
+                    group.setdefault("name", self._start.group_names[old])
         held: list[GroupSchedule] = []
         for group, old in zip(groups, kept, strict=True):
             if old is not None:
@@ -286,22 +286,24 @@ class ThermoScheduler(LRScheduler):
         lrs, wds = scales.spread(len(self._held))
         if self._carried is not None:
             self._carried.weights = scales.weights
-        if scales.layers is self._named:
-            pass  # the same mapping again says nothing new
-        elif isinstance(self.optimizer, ThermoAdamW):
-            self.optimizer.set_layer_factors(scales.layers)
-        else:
-            assert self._start is not None
-            for name in scales.layers:
-                if name not in self._start.names:
-                    raise KeyError(
-                        f"layer factor for {name!r}, which belongs to no parameter of the optimizer"
-                    )
-            self._layer_factors.update(scales.layers)
+        if scales.layers is not self._named:  # the same mapping again says nothing new
+            self._put_factors(scales.layers)
         self._named = scales.layers
         for held, lr, wd in zip(self._held, lrs, wds, strict=True):
             held.lr_scale, held.wd_scale = lr, wd
             held.owns_wd |= wd != 1.0
+
+    def _put_factors(self, layers: Mapping[str, float]) -> None:
+        """Take in layer factors; those of layers that are no longer there say nothing."""
+        names = () if self._start is None else self._start.names
+        layers = {name: f for name, f in layers.items() if name in names or name not in self._rms}
+        if isinstance(self.optimizer, ThermoAdamW):
+            self.optimizer.set_layer_factors(layers)
+            return
+        for name in layers:
+            if name not in names:
+                raise KeyError(f"layer factor for {name!r}, which belongs to no parameter of the optimizer")
+        self._layer_factors.update(layers)
 
     def _group_factors(self) -> list[float]:
         """Return one factor per group: the geometric mean of its layer factors, weighted by elements."""

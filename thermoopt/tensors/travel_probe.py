@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thermoopt.kernels import real_elements
 from thermoopt.physics.travel import TRAVEL_SUMS, Travel, Weights
+from thermoopt.tensors.layout import follow_layers
 from thermoopt.tensors.sampling import (
     gathered,
     in_order_of,
@@ -156,19 +157,25 @@ class TravelProbe:
         self._params: list[Tensor] = []
         self._scale = np.zeros(0)
         self._saved: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
+        self._saved_of: dict[int, int] = {}  # by the tensor's identity
 
     @torch.no_grad()
     def start(self, params: Sequence[Tensor]) -> None:
         """Take the present parameters as the start of layers that are not known yet.
 
         Args:
-            params: all layers in order; known ones keep their start.
+            params: all layers in order; known ones keep their start, wherever their tensor stands now, and
+                so does one that was put into the place of another of its shape.
         """
         if len(params) == len(self._params) and all(
             a is b for a, b in zip(params, self._params, strict=True)
         ):
             return
-        kept = self._export() if self._params else self._saved
+        if self._params:
+            old, before = self._export(), follow_layers([self._params], [params])
+        else:
+            old, before = self._saved, [self._saved_of.get(id(p)) for p in params]
+        kept = {i: old[j] for i, j in enumerate(before) if j is not None and j in old}
         self._params = list(params)
         share = share_of(sum(real_elements(p) for p in params))
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
@@ -187,7 +194,7 @@ class TravelProbe:
                 bucket.impulse = torch.zeros_like(bucket.work)
                 bucket.done = torch.zeros(len(bucket.index), dtype=torch.float64, device=bucket.work.device)
             self._restore(bucket, kept)
-        self._saved = {}
+        self._saved, self._saved_of = {}, {}
 
     @torch.no_grad()
     def push(
@@ -347,6 +354,7 @@ class TravelProbe:
             own = None if b is None else own_part(p, share, b)
             # any division of the work among the shards will do
             part = None if c is None else c / int(Sharding([p]).shards[0])
+            self._saved_of[id(p)] = i
             self._saved[i] = (own_part(p, share, a), own, part)
         return whole
 

@@ -1,0 +1,122 @@
+"""Following parameter groups that were edited by hand: name and averages go where the tensor goes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from thermoopt.account.ledger import Ledger
+from thermoopt.account.naming import layer_names
+from thermoopt.tensors import WARM_UP, capturing, follow_layers
+
+__all__ = ["follow_edit", "is_exchange"]
+
+SHOWN = 5
+"""Names that a warning lists of each kind."""
+
+
+def follow_edit(
+    ledger: Ledger,
+    before: Sequence[Sequence[Tensor]],
+    groups: Sequence[Mapping[str, Any]],
+    names: Mapping[Tensor, str] | None = None,
+) -> list[int | None]:
+    """Let a ledger know an optimizer's layers as they are after its groups were edited by hand.
+
+    A layer whose tensor is still there, or was exchanged for one of the same shape in its place
+    (:func:`thermoopt.tensors.follow_layers`), keeps its name and averages. Others start afresh.
+
+    Args:
+        ledger: of the layers before.
+        before: the tensors of each group before.
+        groups: the parameter groups now.
+        names: layer names by tensor, for groups that carry none.
+
+    Returns:
+        The index of each layer before, None for a new one.
+
+    Raises:
+        RuntimeError: while a CUDA graph is being captured.
+
+    Warns:
+        RuntimeWarning: which layers are other tensors now, which are gone and which are new.
+    """
+    if capturing():
+        raise RuntimeError(WARM_UP)
+    old = ledger.meter.names
+    place = follow_layers(before, [group["params"] for group in groups])
+    params = [p for group in groups for p in group["params"]]
+    ledger.kept_names = dict(zip(params, _names(groups, place, old, names or {}), strict=True))
+    if not is_exchange(before, groups, place):
+        ledger.to_host()
+        averages = ledger.meter.state
+        ledger.forget_layers()
+        for group in groups:
+            ledger.add_group(group, names)
+        ledger.meter.put_layers(averages, place)
+    ledger.follow(params)
+    _tell(before, params, place, old, ledger.meter.names)
+    return place
+
+
+def is_exchange(
+    before: Sequence[Sequence[Tensor]], groups: Sequence[Mapping[str, Any]], place: Sequence[int | None]
+) -> bool:
+    """Whether groups that were edited hold the same layers in the same places, some on other tensors."""
+    same_sizes = [len(params) for params in before] == [len(group["params"]) for group in groups]
+    return same_sizes and list(place) == list(range(len(place)))
+
+
+def _names(
+    groups: Sequence[Mapping[str, Any]],
+    place: Sequence[int | None],
+    old: Sequence[str],
+    names: Mapping[Tensor, str],
+) -> list[str]:
+    """Name every layer: as before, else as its group or ``names`` says, each name once."""
+    out = [None if i is None else old[i] for i in place]
+    taken, k = {name for name in out if name is not None}, 0
+    for index, group in enumerate(groups):
+        own = layer_names(index, group)
+        for p, given in zip(group["params"], own, strict=True):
+            if out[k] is None:
+                name = given if group.get("param_names") else names.get(p, given)
+                while name in taken:
+                    name += "'"
+                out[k] = name
+                taken.add(name)
+            k += 1
+    return [str(name) for name in out]
+
+
+def _tell(
+    before: Sequence[Sequence[Tensor]],
+    params: Sequence[Tensor],
+    place: Sequence[int | None],
+    old: Sequence[str],
+    now: Sequence[str],
+) -> None:
+    tensors = [p for group in before for p in group]
+    kept = {i for i in place if i is not None}
+    kinds = {
+        "followed on the tensors put in their place": [
+            now[j] for j, i in enumerate(place) if i is not None and tensors[i] is not params[j]
+        ],
+        "no longer there": [name for i, name in enumerate(old) if i not in kept],
+        "new, measured from here on": [now[j] for j, i in enumerate(place) if i is None],
+    }
+    said = [f"{what}: {_listed(layers)}" for what, layers in kinds.items() if layers]
+    if said:
+        warnings.warn(
+            f"the optimizer's param_groups were edited by hand. Layers {'; '.join(said)}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
