@@ -70,7 +70,7 @@ def _adamw(params):
 def test_readings_hold_the_layers_that_are_there(what, kind):
     make = {
         "monitor": lambda p: ThermoAdamW(p, lr=1e-2),
-        "torch": lambda p: ThermoAdamW(p, lr=1e-2, backend="torch", measure_every=1),
+        "torch": lambda p: ThermoAdamW(p, lr=1e-2, fused=True, backend="torch", measure_every=1),
         "autotune": lambda p: ThermoAdamW(p, controller=autotune(24)),
     }.get(kind, _adamw)
     with warnings.catch_warnings(record=True) as caught:
