@@ -77,6 +77,7 @@ class Start:
         wd: likewise ``group["weight_decay"]``.
         beta1: decay of the first moment of each group; 0 if the optimizer keeps none.
         beta2: likewise of the second moment.
+        trainable: whether each layer takes a gradient (``requires_grad``); empty where all do.
     """
 
     names: tuple[str, ...]
@@ -90,6 +91,7 @@ class Start:
     wd: tuple[float, ...]
     beta1: tuple[float, ...]
     beta2: tuple[float, ...]
+    trainable: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

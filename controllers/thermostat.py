@@ -18,7 +18,7 @@ from thermoopt.controllers.cohorts import Cohort, Standing, bounded, cohort_sign
 from thermoopt.controllers.cooling import check_total_steps
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import ANYTIME_STEPS, LAWS, Law, Signals, Wanted
-from thermoopt.controllers.units import GroupRates, layer_units
+from thermoopt.controllers.units import GroupRates, first_seen, layer_units
 from thermoopt.physics.travel import Weights
 
 __all__ = ["Thermostat"]
@@ -121,6 +121,7 @@ class Thermostat(Controller):
         self._begun = 0
         self._readings = 0
         self._known: dict[str, tuple[float, int]] = {}  # unit and elements of each layer
+        self._frozen: set[str] = set()  # of them those that were frozen when first seen
         self._cohorts: dict[str, Cohort] = {}
         self._member: dict[str, str] = {}  # cohort of each layer that joined late
         self._waiting: set[str] = set()  # layers that never had a gradient
@@ -180,6 +181,7 @@ class Thermostat(Controller):
             self._waiting.update(fresh)  # until their first gradient
             for name in fresh:
                 self._member.pop(name, None)
+        start, self._frozen = first_seen(start, same, self._frozen)
         units = layer_units(start, same)
         self._rates.attach(start, units)
         self._start, self._units = start, units
@@ -334,6 +336,7 @@ class Thermostat(Controller):
             "begun": self._begun,
             "readings": self._readings,
             "units": {name: [unit, numel] for name, (unit, numel) in self._known.items()},
+            "frozen": sorted(self._frozen),
             "cohorts": {name: cohort.state_dict() for name, cohort in self._cohorts.items()},
             "member": dict(self._member),
             "waiting": sorted(self._waiting),
@@ -358,6 +361,7 @@ class Thermostat(Controller):
         self._forget()
         self._begun, self._readings = int(state["begun"]), int(state["readings"])
         self._known.update((name, (float(u), int(n))) for name, (u, n) in state["units"].items())
+        self._frozen.update(state.get("frozen", ()))
         for name, saved in state["cohorts"].items():
             self._cohorts[name] = Cohort.of(saved, self._bounds, self._floor)
         self._member.update(state["member"])

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Start
 
-__all__ = ["EQUILIBRIUM_RMS", "FALLBACK", "GroupRates", "Units", "layer_units"]
+__all__ = ["EQUILIBRIUM_RMS", "FALLBACK", "GroupRates", "Units", "first_seen", "layer_units"]
 
 FALLBACK = 0.02
 """Unit of a model that is zero everywhere: the initial scale of GPT-2's matrices."""
@@ -71,7 +71,8 @@ def layer_units(start: Start, fixed: Mapping[str, float] | None = None) -> Units
     rms of those whose gain lies within a factor of :data:`NO_SCALE` of it. Vectors, matrices outside of
     that (look-up tables, near-zero starts) and zero matrices (LoRA's B) take :math:`\bar s` itself: biases
     and gains start at 0 or 1, which says nothing of how far they are to go. Without any matrix that is not 0
-    the geometric mean of all layers that are not 0 counts; without any, :data:`FALLBACK`.
+    the geometric mean of all layers that are not 0 counts; without any, :data:`FALLBACK`. Frozen layers are
+    left out of medians and means: the units of the others are as if the groups did not hold them.
 
     Args:
         start: the parameters before the first step.
@@ -82,24 +83,45 @@ def layer_units(start: Start, fixed: Mapping[str, float] | None = None) -> Units
     """
     rms = np.asarray(start.rms, dtype=np.float64)
     gain = rms * np.sqrt(np.maximum(1.0, np.asarray(start.fan_in, dtype=np.float64)))
+    moving = np.asarray(start.trainable, dtype=bool) if any(start.trainable) else np.ones(len(rms), bool)
     known = (np.asarray(start.ndim) >= 2) & (rms > 0)
     ratio = np.ones_like(rms)
-    if known.any():
-        middle = float(np.median(gain[known]))
+    if (known & moving).any():
+        middle = float(np.median(gain[known & moving]))
         ratio[known] = gain[known] / middle
         known &= (ratio >= 1 / NO_SCALE) & (ratio <= NO_SCALE)
         # the median of an even number of gains may lie far from all of them
-        mean = float(rms[known].mean()) if known.any() else _geometric_mean(rms[rms > 0])
+        usual = known & moving
+        mean = float(rms[usual].mean()) if usual.any() else _geometric_mean(rms[(rms > 0) & moving])
         typical = mean * min(1.0, LARGEST_GAIN / middle)
     else:
-        typical = _geometric_mean(rms[rms > 0]) or FALLBACK
+        typical = _geometric_mean(rms[(rms > 0) & moving]) or FALLBACK
     fresh = (typical * np.where(known, np.clip(ratio, 1 / SPAN, SPAN), 1.0)).tolist()
     units = np.array([(fixed or {}).get(name, s) for name, s in zip(start.names, fresh, strict=True)])
     groups = np.asarray(start.group_of)
-    group = tuple(_geometric_mean(units[groups == g]) or typical for g in range(len(start.group_names)))
+    group = tuple(
+        _geometric_mean(units[(groups == g) & moving]) or _geometric_mean(units[groups == g]) or typical
+        for g in range(len(start.group_names))
+    )
     exponents = np.log2(units / np.asarray(group)[groups]) if len(units) else units
     factors = 2.0 ** (np.round(exponents * STEPS_AN_OCTAVE) / STEPS_AN_OCTAVE)
     return Units(units, group, dict(zip(start.names, factors.tolist(), strict=True)))
+
+
+def first_seen(start: Start, known: Collection[str], frozen: Collection[str]) -> tuple[Start, set[str]]:
+    """Let every layer count as frozen or not as it did when it was first seen, so that units do not change.
+
+    Args:
+        start: the parameters.
+        known: names of the layers seen before.
+        frozen: those of them that were frozen then.
+
+    Returns:
+        The start with ``trainable`` of then, and the names of all layers that count as frozen.
+    """
+    now = {name for name, moves in zip(start.names, start.trainable, strict=False) if not moves}
+    held = {name for name in start.names if name in (frozen if name in known else now)}
+    return replace(start, trainable=tuple(name not in held for name in start.names)), held
 
 
 def _geometric_mean(values: NDArray[np.float64] | Sequence[float]) -> float:

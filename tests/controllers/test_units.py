@@ -1,7 +1,9 @@
 """The layers' own units against the definition, in plain loops."""
 
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,3 +146,19 @@ def test_no_layers_at_all():
     assert units.layer.tolist() == []
     assert units.factor == {}
     assert units.group == (FALLBACK,)
+
+
+def test_frozen_layers_in_the_groups_change_no_units():
+    moving = [(2, default_rms(64)), (2, 0.0), (1, 1.0), (2, 2 * default_rms(64))]
+    frozen = [(2, 5 * default_rms(64)), (2, 0.5 * default_rms(64)), (1, 3.0)]
+    alone = layer_units(start_of(moving))
+    start = start_of(frozen + moving)
+    held = layer_units(replace(start, trainable=(False,) * 3 + (True,) * 4))
+    np.testing.assert_array_equal(held.layer[3:], alone.layer)
+    assert held.group == alone.group
+    assert list(held.factor.values())[3:] == list(alone.factor.values())
+    assert (held.layer > 0).all()
+    assert layer_units(start).group != alone.group  # were they counted
+    # with nothing else in the groups there are no others whose units they could change
+    all_frozen = layer_units(replace(start, trainable=(False,) * 7))
+    np.testing.assert_array_equal(all_frozen.layer, layer_units(start).layer)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from thermoopt.account.meter import Meter as Meter
     from thermoopt.account.naming import add_to_meter as add_to_meter
     from thermoopt.account.naming import layer_names as layer_names
+    from thermoopt.account.naming import plain_name as plain_name
+    from thermoopt.account.naming import with_plain_names as with_plain_names
     from thermoopt.account.pending import MAX_PENDING as MAX_PENDING
     from thermoopt.account.pending import Averaged as Averaged
     from thermoopt.account.pending import Done as Done
@@ -58,6 +60,8 @@ __getattr__, __dir__ = lazy_face(
         "thermoopt.account.naming": (
             "add_to_meter",
             "layer_names",
+            "plain_name",
+            "with_plain_names",
         ),
         "thermoopt.account.ledger": ("Ledger",),
         "thermoopt.account.ledger_view": ("LedgerView",),
@@ -112,7 +116,9 @@ __all__ = [
     "is_exchange",
     "layer_names",
     "mean",
+    "plain_name",
     "reading_lag",
     "reading_record",
     "run_summary",
+    "with_plain_names",
 ]

@@ -6,7 +6,8 @@ import csv
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -110,6 +111,14 @@ class History:
                 self._layers = self._layers[::2]
                 self._stride *= 2
         self._count += 1
+
+    def renamed(self, names: Mapping[str, str]) -> History:
+        """Return a view with other layer names; layers not in ``names`` keep theirs."""
+        out = copy(self)
+        out._layers = [
+            replace(row, names=tuple(names.get(name, name) for name in row.names)) for row in self._layers
+        ]
+        return out
 
     @property
     def last_step(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,44 @@ from torch import Tensor
 from thermoopt.account.meter import Meter
 from thermoopt.kernels import real_elements
 
-__all__ = ["add_to_meter", "layer_names"]
+__all__ = ["add_to_meter", "layer_names", "plain_name", "with_plain_names"]
 
 _FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
 """What FSDP1 puts into the names of parameters that are this rank's parts."""
+
+
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that torch.compile, FSDP1 and activation checkpointing put in, anywhere."""
+
+_AT_THE_FRONT = "module"
+"""What DDP puts in front; further inside it may be a model's own word."""
+
+
+def plain_name(name: str) -> str:
+    """Return a name of a parameter or module without what wrappers put into it.
+
+    ``"module._orig_mod.layers.0.weight"`` is ``"layers.0.weight"``.
+    """
+    parts = [part for part in name.split(".") if part not in _WRAPPERS]
+    while len(parts) > 1 and parts[0] == _AT_THE_FRONT:
+        del parts[0]
+    return ".".join(parts) or name
+
+
+def with_plain_names(saved: Any) -> Any:
+    """Return saved plain data with :func:`plain_name` for its strings, unless that name is there beside."""
+    if isinstance(saved, str):
+        return plain_name(saved)
+    if isinstance(saved, Mapping):
+        return {
+            key if not isinstance(key, str) or plain_name(key) in saved else plain_name(key): (
+                with_plain_names(value)
+            )
+            for key, value in saved.items()
+        }
+    if isinstance(saved, list):
+        return [x if isinstance(x, str) and plain_name(x) in saved else with_plain_names(x) for x in saved]
+    return saved
 
 
 def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
@@ -31,7 +66,8 @@ def add_to_meter(
 ) -> None:
     """Take in a group's layers: named by the group, else by ``names``, else by position, each name once.
 
-    ``kept`` comes before all of them: names of layers of groups that were edited by hand.
+    ``kept`` comes before all of them: names of layers of groups that were edited by hand. Names go without the
+    parts that wrappers put in, where that does not make two of them the same.
 
     Warns:
         RuntimeWarning: if names are those of FSDP1, whose parameters do not tell that they are parts.
@@ -52,10 +88,13 @@ def add_to_meter(
         )
     taken = set(meter.names)
     layers: list[str] = []
-    for j, name in enumerate(given):
-        layers.append(f"group{index}.{j}" if name in taken else name)
+    plain = [plain_name(name) for name in given]
+    times = Counter([*plain, *(name for name, short in zip(given, plain, strict=True) if name != short)])
+    for j, (name, short) in enumerate(zip(given, plain, strict=True)):
+        wanted = (short, name) if times[short] == 1 else (name,)
+        layers.append(next((n for n in wanted if n not in taken), f"group{index}.{j}"))
         while layers[-1] in taken:
             layers[-1] += "'"
         taken.add(layers[-1])
     numel = [real_elements(p) for p in params]
-    meter.add_group(str(group.get("name", f"group{index}")), layers, numel)
+    meter.add_group(plain_name(str(group.get("name", f"group{index}"))), layers, numel)

@@ -162,8 +162,22 @@ def torch_step(optimizer: torch.optim.AdamW, groups: list[dict[str, Any]] | None
         step(optimizer)
         return
     own = optimizer.param_groups
+    _begin_state(optimizer)
     optimizer.param_groups = groups
     try:
         step(optimizer)
     finally:
         optimizer.param_groups = own
+
+
+def _begin_state(optimizer: torch.optim.AdamW) -> None:
+    """Give parameters that are about to take their first step their place in the state, in torch's order.
+
+    torch creates state group by group; groups divided by factors would create it in another order.
+    """
+    state = optimizer.state
+    if len(state) < sum(len(group["params"]) for group in optimizer.param_groups):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and not p.grad.is_sparse:
+                    state.setdefault(p, {})

@@ -257,6 +257,7 @@ def start_of(
         wd=tuple(wd),
         beta1=tuple(float(b[0]) for b in betas),
         beta2=tuple(float(b[1]) for b in betas),
+        trainable=tuple(p.requires_grad for p in params),
     )
 
 

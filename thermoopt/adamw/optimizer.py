@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thermoopt.account import History, Ledger, LedgerView, from_leaf
+from thermoopt.account import History, Ledger, LedgerView, from_leaf, with_plain_names
 from thermoopt.account.reading import Reading
 from thermoopt.adamw.arguments import (
     averaging_steps,
@@ -56,7 +56,8 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
 
     Args:
         params: parameters, ``model.named_parameters()``, or groups of either. Names become layer names;
-            without names a layer is called ``group{i}.{j}``. Groups may carry a ``name``.
+            without names a layer is called ``group{i}.{j}``. Groups may carry a ``name``. Names go without
+            what DDP, FSDP, ``torch.compile`` and activation checkpointing put into them.
         lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`.
         controller: turns readings into scales; None measures only. :func:`thermoopt.autotune` makes the one
@@ -360,7 +361,7 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         if self._loop is not None:
             controller = saved_controller(saved)
             if controller is not None:
-                self._loop.controller.load_state_dict(from_leaf(controller))
+                self._loop.controller.load_state_dict(with_plain_names(from_leaf(controller)))
             self._loop.import_groups(saved, ledger.meter, self._params())
 
     def state_dict(self) -> dict[str, Any]:

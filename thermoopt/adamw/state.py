@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thermoopt.account import Ledger, as_leaf, follow_edit, is_exchange
+from thermoopt.account import Ledger, as_leaf, follow_edit, is_exchange, plain_name
 from thermoopt.controllers import Controller, Scales
 from thermoopt.tensors import follow_groups, root_mean_squares, same_members
 
@@ -232,6 +232,7 @@ def set_layer_factors(
         KeyError, ValueError: as :meth:`thermoopt.ThermoAdamW.set_layer_factors`; nothing has changed then.
     """
     place = {name: i for i, name in enumerate(names)}
+    factors = {name if name in place else plain_name(name): factor for name, factor in factors.items()}
     for name, factor in factors.items():
         if name not in place:
             raise KeyError(f"layer factor for {name!r}, which belongs to no parameter of this optimizer")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.account import History, Losses
+from thermoopt.account import History, Losses, with_plain_names
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, check_count, check_hookable, check_materialized
 from thermoopt.controllers import Controller, Start
@@ -62,7 +62,8 @@ class Observer(RunReports):
 
     Args:
         model: names the layers where the optimizer's groups do not (``param_names``), and tells their types;
-            None for ``group{i}.{j}``. Parameters that the optimizer does not hold are left out.
+            None for ``group{i}.{j}``. Sinks and controller of a ThermoAdamW go on with its own names. What
+            wrappers put into names is left out. Parameters that the optimizer does not hold are left out.
         optimizer: to observe.
         log_every: measure every so many steps, from 1. A ThermoAdamW measures as it was told.
         track: of ``"rho"`` and ``"distance"``, what is to be measured too although it needs memory, for each
@@ -97,8 +98,8 @@ class Observer(RunReports):
         self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)  # type: ignore[arg-type]
         self.sinks = self._source.sinks
         source = self._source
-        own = {} if source.is_own else names
-        self._watched = Watched(model, optimizer, own, lambda: source.kept_names)  # type: ignore[arg-type]
+        self._watched = Watched(model, optimizer, names, lambda: source.kept_names)  # type: ignore[arg-type]
+        self._renamed: tuple[tuple[str, ...], dict[str, str]] = ((), {})
         self._losses = Losses()
         self._tracker: Tracker | None = None
         self._own_history: History | None = None
@@ -143,6 +144,8 @@ class Observer(RunReports):
         if self._own_history is not None:
             self._record()
             history = self._own_history
+        elif len(history) and (given := self._given(history.layer_names)):
+            history = history.renamed(given)
         if len(self.losses):
             history.put_losses(self._losses.steps, self._losses.values)
         return history
@@ -269,14 +272,25 @@ class Observer(RunReports):
     def _complete(self, reading: Reading) -> Reading:
         """Return a reading of the source with the tracked terms and the last loss."""
         loss = self._losses.last
-        if self._tracker is None and loss is None:
+        given = self._given(reading.names)
+        if self._tracker is None and loss is None and not given:
             return reading
         if self._completed is None or self._completed[0] is not reading:
             overlaid = reading if self._tracker is None else self._tracker.overlay(reading)
+            if given:
+                overlaid = replace(overlaid, names=tuple(given.get(n, n) for n in reading.names))
             self._completed = reading, replace(overlaid, loss=loss)
         elif self._completed[1].loss != loss:
             self._completed = reading, replace(self._completed[1], loss=loss)
         return self._completed[1]
+
+    def _given(self, names: Iterable[str]) -> dict[str, str]:
+        """Return names from the model for the layers of a ThermoAdamW that has none, by its own for them."""
+        if self._model is None or not self._source.is_own:
+            return {}
+        if self._renamed[0] != (names := tuple(names)):
+            self._renamed = names, self._watched.given_names()
+        return self._renamed[1]
 
     # ---------------------------------------------------------------- for those who drive a controller
 
@@ -332,6 +346,10 @@ class Observer(RunReports):
         """Describe the parameters as they are now, for :meth:`Controller.attach`."""
         self._source.follow_groups()
         return self._watched.start()
+
+    def own_names(self) -> dict[str, str]:
+        """What a ThermoAdamW calls each layer that this observer calls otherwise, by the name here."""
+        return {b: a for a, b in self._watched.given_names().items()}
 
     # ---------------------------------------------------------------- life
 
@@ -391,7 +409,7 @@ class Observer(RunReports):
         self._rewind(step)
         self._losses.rewind(step, state["loss"], int(state["bad_losses"]))
         self._epochs = [dict(epoch) for epoch in state.get("epochs", ())]
-        self._watched.put_start_norms(state.get("start_norms", {}))
+        self._watched.put_start_norms(with_plain_names(state.get("start_norms", {})))
         self._made_at, self._idle_calls, self._completed = self._source.steps, 0, None
 
 

@@ -45,8 +45,9 @@ class Watched:
 
     def _layout(self) -> Meter:
         layout = Meter(1)
+        kept = {p: name for p, name in self._kept_names().items() if p not in self._names}
         for group in self._optimizer.param_groups:
-            add_to_meter(layout, group, self._names, self._kept_names())
+            add_to_meter(layout, group, self._names, kept)
         return layout
 
     def _params(self) -> list[Tensor]:
@@ -55,6 +56,13 @@ class Watched:
     def layers(self) -> list[tuple[str, Tensor]]:
         """Name and tensor of each layer, in the order of a reading."""
         return list(zip(self._layout().names, self._params(), strict=True))
+
+    def given_names(self) -> dict[str, str]:
+        """What each layer is called here, by what a ThermoAdamW's own account calls it, where they differ."""
+        own = Meter(1)
+        for group in self._optimizer.param_groups:
+            add_to_meter(own, group, kept=self._kept_names())
+        return {a: b for a, b in zip(own.names, self._layout().names, strict=True) if a != b}
 
     def types(self) -> dict[str, str]:
         """Type of each layer: by the model's modules, by its name where the model does not hold it."""
@@ -82,7 +90,8 @@ class Watched:
 
     def put_start_norms(self, norms: dict[str, float]) -> None:
         """Let these be the norms at the start; layers not named keep theirs."""
-        self._start_norms = {**self.start_norms(), **norms}
+        given = self.given_names()  # a state may be of before the layers had names
+        self._start_norms = {**self.start_norms(), **{given.get(n, n): x for n, x in norms.items()}}
 
     def start(self) -> Start:
         """Describe the parameters as they are now, for :meth:`Controller.attach`.

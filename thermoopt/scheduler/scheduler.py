@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from thermoopt.account import as_leaf, as_loss, from_leaf
+from thermoopt.account import as_leaf, as_loss, from_leaf, with_plain_names
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
@@ -298,7 +298,8 @@ class ThermoScheduler(LRScheduler):
         names = () if self._start is None else self._start.names
         layers = {name: f for name, f in layers.items() if name in names or name not in self._rms}
         if isinstance(self.optimizer, ThermoAdamW):
-            self.optimizer.set_layer_factors(layers)
+            own = {} if self._observer is None else self._observer.own_names()
+            self.optimizer.set_layer_factors({own.get(name, name): f for name, f in layers.items()})
             return
         for name in layers:
             if name not in names:
@@ -366,7 +367,7 @@ class ThermoScheduler(LRScheduler):
         self._take_in_groups()
         self.last_epoch, self._taken = int(state_dict["last_epoch"]), int(state_dict["taken"])
         self._step_count = int(state_dict["step_count"])
-        self._layer_factors, self._named = dict(from_leaf(state_dict["layer_factors"])), {}
+        self._layer_factors, self._named = with_plain_names(from_leaf(state_dict["layer_factors"])), {}
         for own in self._held:
             own.epoch = -1
         for own, group in zip(self._held, saved, strict=False):
@@ -376,8 +377,8 @@ class ThermoScheduler(LRScheduler):
             group["initial_lr"] = copied(own.base)
         self.base_lrs = [copied(own.base) for own in self._held]
         if self._controller is not None and state_dict["controller"] is not None:
-            self._controller.load_state_dict(from_leaf(state_dict["controller"]))
-            self._rms.update(state_dict.get("rms", {}))
+            self._controller.load_state_dict(with_plain_names(from_leaf(state_dict["controller"])))
+            self._rms.update(with_plain_names(state_dict.get("rms", {})))
             self._attach()
         if self._observer is not None and state_dict["observer"] is not None:
             self._observer.load_state_dict(from_leaf(state_dict["observer"]))
