@@ -48,7 +48,7 @@ def test_a_wheel_holds_the_kernel_and_no_foreign_package(tmp_path):
     assert "thermoopt/benchmarks/workloads/task.py" in names
     assert not any("results" in name for name in names)
     assert "thermoopt/py.typed" in names
-    assert "thermoopt/benchmarks/protocol.toml" in names  # `thermoopt bench` reads it
+    assert "thermoopt/benchmarks/sweeps/protocol.toml" in names  # `thermoopt bench` reads it
     licences = {name.rsplit("/", 1)[1] for name in names if "/licenses/" in name}
     assert licences == {"LICENSE", "LICENSE.Apache-2.0.txt"}
     built = [name for name in names if name.startswith("thermoopt/kernels/_native")]

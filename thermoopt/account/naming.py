@@ -66,8 +66,8 @@ def add_to_meter(
 ) -> None:
     """Take in a group's layers: named by the group, else by ``names``, else by position, each name once.
 
-    ``kept`` comes before all of them: names of layers of groups that were edited by hand. Names go without the
-    parts that wrappers put in, where that does not make two of them the same.
+    ``kept`` comes before all of them: names of layers of groups that were edited by hand. Names go without
+    the parts that wrappers put in, where that does not make two of them the same.
 
     Warns:
         RuntimeWarning: if names are those of FSDP1, whose parameters do not tell that they are parts.

@@ -167,8 +167,9 @@ class Evidence:
         if not len(self.layer_steps):  # a record without layers
             return math.nan
         rms = self.start / np.sqrt(self.layers("numel")[-1])
-        lr, moved = self.layers("lr_eff"), self.layers("angular_step") * self.layers("param_norm")
+        lr = self.layers("lr_eff")
         with np.errstate(all="ignore"):
+            moved = self.layers("angular_step") * self.layers("param_norm")
             by_moments = np.isfinite(self.layers("gaussianity")).any(axis=0)
             rates = np.where(
                 by_moments, np.fmax.reduce(lr, axis=0) / rms, np.fmax.reduce(moved, axis=0) / self.start
