@@ -9,14 +9,19 @@ from pathlib import Path
 
 from latex2mathml.converter import convert
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 
 
+@event_priority(100)
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Lay out the package as it is installed (controllers lie beside it), its docstrings in Markdown."""
+    """Lay out the package as it is installed (controllers lie beside it), its docstrings in Markdown.
+
+    Before mkdocstrings is set up, which passes over paths that are not there yet.
+    """
     stage = ROOT / "build" / "docs"
     shutil.rmtree(stage, ignore_errors=True)
     for source, target in ((ROOT / "thermoopt", ""), (ROOT / "controllers", "controllers")):
