@@ -91,7 +91,7 @@ setup(
     ext_modules=[
         Extension(
             "thermoopt.kernels._native",
-            ["thermoopt/kernels/native.c"],
+            ["thermoopt/kernels/native.c", "thermoopt/kernels/travel.c"],
             optional=True,
             libraries=[] if platform.system() == "Windows" else ["m"],
         )

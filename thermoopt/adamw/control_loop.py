@@ -95,8 +95,7 @@ class ControlLoop:
         while self._waiting and self._waiting[0][0].step + lag < step:
             taken = self._waiting.pop(0)
             reading = self._whole(*taken)
-        if groups:
-            lrs = [_host_lr(group["lr"]) for group in groups]
+        lrs = [_host_lr(group["lr"]) for group in groups]
         if any(lrs):  # a checkpoint library's dry step has lr 0 everywhere: no schedule set that
             self.controller.see_lr(lrs)
         with np.errstate(all="ignore"):  # a law may add up what a diverging run reads
@@ -212,11 +211,11 @@ def _host_lr(lr: float | Tensor) -> float:
 
 def _signed_rates(groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates]) -> list[float | Tensor]:
     """Effective learning rate of each layer, negative where gradients are ascended."""
-    return [
-        rate.layer_lr(j) * (-1.0 if group["maximize"] else 1.0)
-        for group, rate in zip(groups, rates, strict=True)
-        for j in range(len(group["params"]))
-    ]
+    out: list[float | Tensor] = []
+    for group, rate in zip(groups, rates, strict=True):
+        lrs = [rate.layer_lr(j) for j in range(len(group["params"]))]
+        out += [-lr for lr in lrs] if group["maximize"] else lrs
+    return out
 
 
 def _finite(loss: Fetch | float | None) -> float | None:

@@ -4,6 +4,7 @@ from thermoopt.kernels.averages import CAUSES, RUN, average_in, count
 from thermoopt.kernels.doctor import report
 from thermoopt.kernels.flat_pass import FlatPass, is_flat
 from thermoopt.kernels.layout import is_dense, real_elements
+from thermoopt.kernels.native_travel import TravelPlan
 from thermoopt.kernels.reference import reference_step
 from thermoopt.kernels.torch_pass import LayerTensors, Parcel, measure
 from thermoopt.physics.sums import Sum
@@ -15,6 +16,7 @@ __all__ = [
     "LayerTensors",
     "Parcel",
     "Sum",
+    "TravelPlan",
     "average_in",
     "count",
     "is_dense",

@@ -15,7 +15,6 @@ from thermoopt.physics.travel import TRAVEL_SUMS, Travel, Weights
 from thermoopt.tensors.layout import follow_layers
 from thermoopt.tensors.sampling import (
     gathered,
-    in_order_of,
     is_gatherable,
     own_part,
     real,
@@ -26,6 +25,7 @@ from thermoopt.tensors.sampling import (
 )
 from thermoopt.tensors.sharding import Sharding
 from thermoopt.tensors.transit import Arrival, Fetch, send
+from thermoopt.tensors.travel_bucket import Bucket, wide
 
 __all__ = ["PendingTravel", "TravelProbe"]
 
@@ -86,50 +86,6 @@ class PendingTravel:
         return Travel(**out)
 
 
-class _Bucket:
-    """The sampled layers of one device and precision, laid out in one flat buffer."""
-
-    def __init__(self, index: Sequence[int], samples: Sequence[Tensor]) -> None:
-        self.index = np.asarray(index, dtype=np.int64)
-        sizes = [s.numel() for s in samples]
-        self.cuts = np.cumsum(sizes)[:-1].tolist()
-        self.shapes = [s.shape for s in samples]
-        self.start = torch.empty(sum(sizes), dtype=samples[0].dtype, device=samples[0].device)
-        self.work = torch.empty_like(self.start, dtype=_wide(samples[0].dtype))
-        self.impulse: Tensor | None = None
-        self.done: Tensor | None = None
-        self._into(self.start, samples)
-
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """Cut a flat buffer into the shapes of the samples."""
-        parts = torch.tensor_split(flat, self.cuts) if len(self.shapes) > 1 else (flat,)
-        return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
-
-    def _into(self, flat: Tensor, samples: Sequence[Tensor]) -> None:
-        torch._foreach_copy_(self.views(flat), list(samples))
-
-    def displacement(self, samples: Sequence[Tensor]) -> Tensor:
-        """Return theta - x0 in the scratch buffer."""
-        self._into(self.work, samples)
-        return self.work.sub_(self.start)
-
-    def forces(self, params: Sequence[Tensor], share: int) -> Tensor:
-        """Samples of the gradients in a new flat buffer, 0 where there is none."""
-        out = torch.zeros_like(self.work)
-        pairs = [
-            (view, sample(p, share, in_order_of(p, p.grad)))
-            for view, p in zip(self.views(out), params, strict=True)
-            if p.grad is not None and not p.grad.is_sparse
-        ]
-        if pairs:
-            torch._foreach_copy_([view for view, _ in pairs], [sample for _, sample in pairs])
-        return out
-
-    def layer_sums(self, flat: Tensor) -> Tensor:
-        """Sums of every layer's stretch of a flat buffer, ``[n]``."""
-        return torch.stack([x.sum() for x in torch.tensor_split(flat, self.cuts)])
-
-
 class TravelProbe:
     """Measures how far sampled coordinates have moved from their start, and which forces moved them.
 
@@ -153,7 +109,7 @@ class TravelProbe:
 
     def forget(self) -> None:
         """Forget everything: the next measured step becomes the start."""
-        self._buckets: list[_Bucket] = []
+        self._buckets: list[Bucket] = []
         self._params: list[Tensor] = []
         self._scale = np.zeros(0)
         self._saved: dict[int, tuple[Tensor, Tensor | None, Tensor | None]] = {}
@@ -186,9 +142,7 @@ class TravelProbe:
             if own.numel():
                 groups.setdefault((own.device, own.dtype), []).append(i)
             self._scale[i] = sample_scale(p, share)
-        self._buckets = [
-            _Bucket(index, [sample(params[i], share) for i in index]) for index in groups.values()
-        ]
+        self._buckets = [Bucket(index, [params[i] for i in index], share) for index in groups.values()]
         for bucket in self._buckets:
             if "impulse" in self.needs:
                 bucket.impulse = torch.zeros_like(bucket.work)
@@ -217,8 +171,18 @@ class TravelProbe:
             assert bucket.impulse is not None
             assert bucket.done is not None
             params = [self._params[i] for i in bucket.index]
-            away = bucket.displacement([sample(p, self._share) for p in params])
-            force = bucket.forces(params, self._share)
+            plan = bucket.plan(params)
+            if plan is not None and plan.push(
+                [float(lrs[i]) for i in bucket.index],
+                weights.keep,
+                weights.work,
+                weights.impulse,
+                grad_scale,
+                found_inf,
+            ):
+                continue
+            away = bucket.displacement(params)
+            force = bucket.forces(params)
             if grad_scale is not None:
                 force.div_(grad_scale)
             force.nan_to_num_(0.0, 0.0, 0.0)
@@ -236,8 +200,7 @@ class TravelProbe:
         """Start computing the sums at the present parameters."""
         pending = PendingTravel(len(self._params), self._scale)
         for bucket in self._buckets:
-            samples = [sample(self._params[i], self._share) for i in bucket.index]
-            moved = bucket.displacement(samples)
+            moved = bucket.displacement([self._params[i] for i in bucket.index])
             pending.add("distance2", bucket.index, bucket.layer_sums(moved.square_()))
             if bucket.impulse is not None and bucket.done is not None:
                 pending.add("work", bucket.index, bucket.done.clone())
@@ -257,7 +220,7 @@ class TravelProbe:
         return out
 
     def _restore(
-        self, bucket: _Bucket, kept: Mapping[int, tuple[Tensor, Tensor | None, Tensor | None]]
+        self, bucket: Bucket, kept: Mapping[int, tuple[Tensor, Tensor | None, Tensor | None]]
     ) -> None:
         starts = bucket.views(bucket.start)
         impulses = [None] * len(starts) if bucket.impulse is None else bucket.views(bucket.impulse)
@@ -313,8 +276,9 @@ class TravelProbe:
                 start = real(p).new_zeros(0)  # all sampled elements are other ranks'
             parts.setdefault("travel_start", []).append(gathered(p, share, start, sharding, edge=p))
             if "impulse" in self.needs:
-                wide = _wide(start.dtype)
-                own = torch.zeros(start.numel(), dtype=wide, device="cpu") if impulse is None else impulse
+                own = impulse
+                if own is None:
+                    own = torch.zeros(start.numel(), dtype=wide(start.dtype), device="cpu")
                 done = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
                 if work is not None:
                     done += work.cpu()
@@ -357,10 +321,6 @@ class TravelProbe:
             self._saved_of[id(p)] = i
             self._saved[i] = (own_part(p, share, a), own, part)
         return whole
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _rates(lrs: Sequence[float | Tensor], like: Tensor) -> Tensor:

@@ -1,0 +1,128 @@
+"""The native body of the impulse sums against a float64 loop, and against torch's."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from thermoopt.kernels import TravelPlan, native
+from thermoopt.physics.travel import Weights
+from thermoopt.tensors import TravelProbe
+from thermoopt.tensors.sampling import sample
+
+KEEP, WORK, IMPULSE = 0.9, 0.3, 0.7
+SHAPES = [(7, 9), (1,), (40, 30), (3, 5, 2)]
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="the native kernel is not built")
+
+
+def layers(dtype=torch.float32, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    params = [torch.nn.Parameter(torch.randn(s, generator=rng).to(dtype)) for s in SHAPES]
+    params.append(torch.nn.Parameter(torch.randn(12, 20, generator=rng).to(dtype).t()))  # strided
+    return params, rng
+
+
+def buffers(params, share):
+    samples = [sample(p.detach(), share) for p in params]
+    start = torch.cat([s.reshape(-1) for s in samples]).clone()
+    return samples, start, torch.zeros(len(start)), torch.zeros(len(params), dtype=torch.float64)
+
+
+def put_grads(params, rng, dtype):
+    for p in params:
+        p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=rng).to(dtype))
+
+
+@pytest.mark.parametrize("share", [1, 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sums_are_those_of_a_float64_loop(dtype, share):
+    params, rng = layers(dtype)
+    samples, start, impulse, done = buffers(params, share)
+    assert TravelPlan.takes(params, samples)
+    plan = TravelPlan(params, samples, start, impulse, done)
+    rates = [0.1, -0.2, 0.3, 0.05, 1.0]
+    s = [np.zeros(x.numel()) for x in samples]
+    n = np.zeros(len(params))
+    scale = torch.tensor(4.0)
+    for step in range(3):
+        put_grads(params, rng, dtype)
+        params[1].grad = None if step == 1 else params[1].grad
+        params[0].grad[0, 0], params[0].grad[1, 1] = math.inf, math.nan
+        at = 0
+        for i, p in enumerate(params):
+            x = sample(p.detach(), share).reshape(-1).double().numpy()
+            x0 = start[at : at + x.size].double().numpy()
+            at += x.size
+            g = np.zeros(x.size)
+            if p.grad is not None:
+                g = sample(p.grad, share).reshape(-1).double().numpy() / 4
+                g = np.where(np.isfinite(g), g, 0.0)
+            s[i] = KEEP * s[i] + IMPULSE * rates[i] * g
+            n[i] = KEEP * n[i] - WORK * float(rates[i] * g @ (x - x0))
+        assert plan.push(rates, KEEP, WORK, IMPULSE, grad_scale=scale)
+        with torch.no_grad():
+            for p in params:
+                p.add_(torch.randn(p.shape, generator=rng).to(dtype), alpha=0.1)
+    np.testing.assert_allclose(impulse.numpy(), np.concatenate(s), rtol=2e-6, atol=1e-7)
+    np.testing.assert_allclose(done.numpy(), n, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_that_a_scaler_skips_adds_nothing():
+    params, rng = layers()
+    samples, start, impulse, done = buffers(params, 1)
+    plan = TravelPlan(params, samples, start, impulse, done)
+    put_grads(params, rng, torch.float32)
+    assert plan.push([1.0] * 5, KEEP, WORK, IMPULSE, found_inf=torch.tensor(1.0))
+    assert not impulse.any()
+    assert plan.push([1.0] * 5, KEEP, WORK, IMPULSE, found_inf=torch.tensor(0.0))
+    assert impulse.any()
+
+
+@pytest.mark.parametrize(
+    "other", [lambda g: g.double(), lambda g: g.to_sparse(), lambda g: g.t().contiguous().t()], ids=str
+)
+def test_a_gradient_that_it_cannot_read_is_left_to_torch(other):
+    p = torch.nn.Parameter(torch.randn(6, 4))
+    samples, start, impulse, done = buffers([p], 1)
+    plan = TravelPlan([p], samples, start, impulse, done)
+    grad = other(torch.randn(6, 4))
+    if grad.dtype is p.dtype:
+        p.grad = grad
+    else:
+        plan._params = [type("P", (), {"grad": grad})()]  # torch lets no such gradient be set
+    assert plan.push([1.0], KEEP, WORK, IMPULSE) is False
+    assert not impulse.any()
+
+
+def test_moved_parameters_are_noticed():
+    p = torch.nn.Parameter(torch.randn(6, 4))
+    plan = TravelPlan([p], *buffers([p], 1))
+    assert plan.stands
+    p.data = torch.randn(6, 4)
+    assert not plan.stands
+
+
+@pytest.mark.parametrize("sizes", [[(50, 40), (30,)], [(300, 400), (70, 9), (11,)]])
+def test_the_probe_measures_the_same_with_and_without_it(sizes, monkeypatch):
+    def run():
+        rng = torch.Generator().manual_seed(1)
+        params = [torch.nn.Parameter(torch.randn(s, generator=rng)) for s in sizes]
+        probe = TravelProbe(["distance", "impulse"])
+        probe.start(params)
+        for k in range(4):
+            put_grads(params, rng, torch.float32)
+            if k == 2:
+                params[0].data = params[0].data.clone()  # a plan is made anew
+            probe.push([0.1 * (i + 1) for i in range(len(params))], Weights(KEEP, WORK, IMPULSE))
+            with torch.no_grad():
+                for p in params:
+                    p.sub_(p.grad, alpha=0.1)
+        return probe.measure().travel()
+
+    by_kernel = run()
+    monkeypatch.setattr(TravelPlan, "takes", staticmethod(lambda *_: False))
+    by_torch = run()
+    for name in ("distance2", "work", "impulse"):
+        np.testing.assert_allclose(getattr(by_kernel, name), getattr(by_torch, name), rtol=1e-5)

@@ -1,0 +1,180 @@
+"""The forces of a step on sampled coordinates on CPU, in one call: the Python side of ``travel.c``."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.kernels.native_checks import CODES, PLAIN, same_layout, unreadable
+from thermoopt.kernels.native_library import LIBRARY
+
+__all__ = ["TravelPlan"]
+
+SERIAL_BELOW = 1 << 15
+"""Sampled elements below which one thread takes them all: 20 us on one."""
+
+_POINTERS = "param grad rows width stride at rate start impulse done grad_scale found_inf".split()
+_PID = os.getpid()
+
+
+class _Call(ctypes.Structure):
+    """Mirror of ``struct travel`` in ``travel.c``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_double) for name in ("keep", "work", "weight")),
+        ("n", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("dtype", "num_threads")),
+    )
+
+
+def _entry() -> ctypes._NamedFuncPointer | None:
+    """The library's function, where the library is there and of this version."""
+    if LIBRARY is None:
+        return None
+    try:
+        function, size = LIBRARY.thermoopt_travel, LIBRARY.thermoopt_travel_size
+    except AttributeError:
+        return None
+    function.argtypes, function.restype = [ctypes.c_void_p], None
+    size.restype = ctypes.c_int64
+    return function if size() == ctypes.sizeof(_Call) else None
+
+
+_FUNCTION = _entry()
+
+
+class TravelPlan:
+    """Tables for the samples of some layers of one dtype on CPU.
+
+    Args:
+        params: ``n`` layers.
+        samples: views of them, ``[width]`` or ``[rows, width]`` each.
+        start: x0 of all samples one after the other, of the parameters' dtype.
+        impulse: S likewise, float32.
+        done: N, ``[n]``, float64.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        samples: Sequence[Tensor],
+        start: Tensor,
+        impulse: Tensor,
+        done: Tensor,
+    ) -> None:
+        self._params, self._kept = list(params), (start, impulse, done)
+        self._addresses = list(map(_data_ptr, self._params))
+        self._strided = not all(map(_is_contiguous, self._params))
+        flat = [s if s.ndim == 2 else s[None] for s in samples]
+        self._offset = np.array(
+            [s.data_ptr() - a for s, a in zip(samples, self._addresses, strict=True)], np.int64
+        )
+        sizes = np.array([s.numel() for s in samples], np.int64)
+        self._tables: dict[str, NDArray] = {
+            "param": np.array([s.data_ptr() for s in samples], np.int64),
+            "grad": np.zeros(len(flat), np.int64),
+            "rows": np.array([s.shape[0] for s in flat], np.int64),
+            "width": np.array([s.shape[1] for s in flat], np.int64),
+            "stride": np.array([s.stride(0) for s in flat], np.int64),
+            "at": np.cumsum(sizes) - sizes,
+            "rate": np.zeros(len(flat)),
+        }
+        self._call = _Call(
+            **{name: table.ctypes.data for name, table in self._tables.items()},
+            start=start.data_ptr(),
+            impulse=impulse.data_ptr(),
+            done=done.data_ptr(),
+            n=len(flat),
+            dtype=CODES[start.dtype],
+        )
+        self._pointer = ctypes.byref(self._call)
+        self._small = start.numel() < SERIAL_BELOW
+
+    @staticmethod
+    def takes(params: Sequence[Tensor], samples: Sequence[Tensor]) -> bool:
+        """Whether the library is there and can read these layers and their samples."""
+        return (
+            _FUNCTION is not None
+            and all(p.dtype in CODES and unreadable("param", p) is None for p in params)
+            and all(
+                s.stride(-1) == 1 and s.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
+                for s, p in zip(samples, params, strict=True)
+            )
+        )
+
+    @property
+    def stands(self) -> bool:
+        """Whether the layers still lie where they were found."""
+        return self._addresses == list(map(_data_ptr, self._params))
+
+    def push(
+        self,
+        rates: Sequence[float],
+        keep: float,
+        work: float,
+        impulse: float,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+    ) -> bool:
+        """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read.
+
+        Args:
+            rates: effective learning rate of each layer, ``[n]``.
+            keep, work, impulse: the weights of :class:`~thermoopt.physics.travel.Weights`.
+            grad_scale, found_inf: the values of a fused GradScaler, one number each.
+        """
+        assert _FUNCTION is not None
+        grads = [p.grad for p in self._params]
+        found, params = grads, self._params
+        if any(g is None for g in grads):
+            params = [p for g, p in zip(grads, self._params, strict=True) if g is not None]
+            found = [g for g in grads if g is not None]
+        if not self._can_read(found, params):
+            return False
+        for x in (grad_scale, found_inf):
+            if x is not None and (unreadable("scale", x) or x.dtype is not torch.float32):
+                return False
+        tables, call = self._tables, self._call
+        if found is grads:
+            tables["grad"][:] = list(map(_data_ptr, grads))
+            tables["grad"] += self._offset
+        else:
+            pairs = zip(grads, self._offset.tolist(), strict=True)
+            tables["grad"][:] = [0 if g is None else _data_ptr(g) + at for g, at in pairs]
+        tables["rate"][:] = rates
+        call.keep, call.work, call.weight = keep, work, impulse
+        call.grad_scale = None if grad_scale is None else grad_scale.data_ptr()
+        call.found_inf = None if found_inf is None else found_inf.data_ptr()
+        call.num_threads = 1 if self._small or os.getpid() != _PID else torch.get_num_threads()
+        _FUNCTION(self._pointer)
+        return True
+
+    def _can_read(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
+        """Whether gradients are plain numbers that lie in memory as their parameters do."""
+        fine = (
+            PLAIN.issuperset(map(type, grads))
+            and all(map(_is_cpu, grads))
+            and {self._kept[0].dtype}.issuperset(map(_dtype, grads))
+            and {torch.strided}.issuperset(map(_layout, grads))
+            and not any(map(_is_neg, grads))
+        )
+        if fine and self._strided:
+            return all(map(same_layout, grads, params))
+        return (
+            fine and all(map(_is_contiguous, grads)) and list(map(_numel, grads)) == list(map(_numel, params))
+        )
+
+
+_data_ptr = torch._C.TensorBase.data_ptr
+_is_neg = torch._C.TensorBase.is_neg
+_is_contiguous = torch._C.TensorBase.is_contiguous
+_numel = torch._C.TensorBase.numel
+_is_cpu, _dtype, _layout = (operator.attrgetter(name) for name in ("is_cpu", "dtype", "layout"))
