@@ -2,4 +2,5 @@
 
 from thermoopt.benchmarks.distributed.command import main
 
-main()
+if __name__ == "__main__":  # worker processes import it
+    main()

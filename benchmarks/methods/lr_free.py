@@ -85,7 +85,7 @@ LR_FREE = [
     Method(
         "nadamw fixed",
         "torch's NAdam with decoupled decay and constant momentum, at AlgoPerf's setting for everything "
-        "(arXiv 2505.24005): lr 1.75e-3, betas 0.9327 and 0.9955, decay 0.0812, warm-up over 2 %, cosine "
+        "(arXiv 2505.24005): lr 1.75e-3, betas 0.9327 and 0.9955; decay 0.0812, warm-up over 2 %, cosine "
         "to zero",
         _fixed_nadamw,
         DECAY_ONLY,

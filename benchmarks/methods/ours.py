@@ -35,14 +35,19 @@ def _law(name: str) -> Callable[[Job], Controller]:
     return lambda job: Chain(Thermostat(name, total_steps=job.steps), Cooling(job.steps, "linear"))
 
 
+def _no_barostat(job: Job) -> Controller:
+    thermostat, _, cooling = autotune(job.steps).controllers
+    return Chain(thermostat, cooling)
+
+
 def _global(job: Job) -> Controller:
-    thermostat = Thermostat("diffusion", total_steps=job.steps, layers=False)
-    return Chain(thermostat, Barostat(), Cooling(job.steps, "linear"))
+    _, barostat, cooling = autotune(job.steps).controllers
+    return Chain(Thermostat(total_steps=job.steps, layers=False), barostat, cooling)
 
 
 def _per_group(job: Job) -> Setup:
-    thermostat = Thermostat("diffusion", total_steps=job.steps, per="group")
-    controller = Chain(thermostat, Barostat(), Cooling(job.steps, "linear"))
+    _, barostat, cooling = autotune(job.steps).controllers
+    controller = Chain(Thermostat(total_steps=job.steps, per="group"), barostat, cooling)
     groups = make_param_groups(job.model, job.lr, job.decay)
     optimizer = ThermoAdamW(groups, job.lr, controller=controller)
     return Setup(optimizer, report=optimizer.report_loss)
@@ -104,7 +109,7 @@ OURS = [
     Method(
         "lr only",
         "autotune without its barostat: decay stays as given; no lr, decay 0.01",
-        _with(_law("diffusion")),
+        _with(_no_barostat),
         FREE,
     ),
     Method(

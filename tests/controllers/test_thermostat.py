@@ -754,7 +754,8 @@ def test_without_a_loss_polyak_does_nothing():
 @pytest.mark.parametrize("bad", ["1.0", True, torch.ones(2)])
 def test_a_loss_of_another_kind_is_refused(bad):
     opt = build(model(), **LAWS["polyak"])
-    with pytest.raises(TypeError, match="loss is"):
+    error = ValueError if isinstance(bad, torch.Tensor) else TypeError
+    with pytest.raises(error, match="loss must be .*one.* element"):
         opt.report_loss(bad)
 
 
@@ -776,7 +777,7 @@ def test_its_averages_are_short_against_the_run(total, ema, every):
     thermostat = Thermostat("diffusion", total_steps=total)
     assert (thermostat.ema_steps, thermostat.every) == (ema, every)
     opt = ThermoAdamW([matrix()], controller=thermostat)
-    assert opt._ema_steps == (ema or 50)
+    assert opt.ema_steps == (ema or 50)
 
 
 def test_the_default_slew_is_e_in_a_hundredth_of_the_run():

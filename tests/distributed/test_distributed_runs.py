@@ -192,7 +192,9 @@ def frozen(ranks, kind):
     """A layer is frozen in mid-run, and later set free."""
     model = shard(net(F32), (ranks.world,)) if ranks.world > 1 else net(F32)
     optimizer, source = (
-        observed(model, SGD, track=()) if kind == "sgd" else thermo(model, backend="native", ema_steps=1)
+        observed(model, SGD, track=(), ema_steps=1)
+        if kind == "sgd"
+        else thermo(model, backend="native", ema_steps=1)
     )
     sigma = []
     for step in range(STEPS):

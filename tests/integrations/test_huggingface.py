@@ -494,7 +494,7 @@ def test_the_shape_of_the_run_is_given_once(tmp_path, kind):
     run = trainer(args, optimizer_cls_and_kwargs=thermo_optimizer(args, preset="finetune"))
     run.train()
     cooling = unwrap(run.optimizer).controller.controllers[-1]
-    for log in run.state.log_history[2:40]:  # after the preset's warm-up
+    for log in run.state.log_history[4:40]:  # after the preset's warm-up, a tenth of the run
         done = (log["step"] - 1) / 40
         wanted = (1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1 - done
         assert log["learning_rate"] / 1e-3 * cooling.update(None, log["step"]).lr == pytest.approx(
@@ -597,7 +597,7 @@ def test_events_from_someone_else_than_a_trainer(tmp_path):
     callback = ThermoCallback(log_every=1)
     args, state, control = arguments(tmp_path), TrainerState(), TrainerControl()
     with (
-        pytest.raises(ValueError, match="got no optimizer"),
+        pytest.raises(ValueError, match="with an optimizer, got none"),
         pytest.warns(RuntimeWarning, match="not called by"),
     ):
         callback.on_train_begin(args, state, control, model=model)
@@ -615,7 +615,7 @@ def test_events_from_someone_else_than_a_trainer(tmp_path):
 def test_what_the_observer_refuses_is_refused_at_once():
     with pytest.raises(ValueError, match="log_every must be an integer >= 1, got 0"):
         ThermoCallback(log_every=0)
-    with pytest.raises(ValueError, match="track holds"):
+    with pytest.raises(ValueError, match="track must hold only"):
         ThermoCallback(track=("speed",))
 
 
@@ -658,7 +658,7 @@ def test_a_trainer_that_knows_no_factories_is_told(tmp_path):
     """transformers before 5 calls what it is given with groups, as an optimizer class."""
     model = bert()
     made, options = thermo_optimizer(arguments(tmp_path))
-    with pytest.raises(TypeError, match=r"before 5 does; there, give Trainer\(optimizers="):
+    with pytest.raises(TypeError, match=r"as in transformers before 5: there, use Trainer\(optimizers="):
         made([{"params": list(model.parameters())}], **options)
     assert isinstance(made()(model, **options), ThermoAdamW)
 

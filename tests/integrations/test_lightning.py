@@ -392,7 +392,7 @@ def test_learning_rate_monitor_shows_the_names_of_groups(tmp_path):
     effective = 2e-3 * thermo["lr_scale"] * float(thermo["layer_factors"][0])
     logged = float(run.callback_metrics["thermo/layer/net.2.weight/lr_eff"])
     assert logged == pytest.approx(effective, rel=1e-6)
-    assert not 1e-3 < logged < 4e-3
+    assert logged != pytest.approx(2e-3, rel=0.1)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -514,7 +514,7 @@ def test_a_checkpoint_of_more_optimizers_starts_afresh(tmp_path):
             callback.load_state_dict(copy.deepcopy(state))
             assert len(callback.state_dict()["observers"]) == 2  # nothing is lost before training starts
 
-    with pytest.warns(RuntimeWarning, match=r"measured other optimizers \(2\) than those of the trainer \(1"):
+    with pytest.warns(RuntimeWarning, match=r"measured other optimizers \(2\) than the trainer's \(1"):
         fit(tmp_path, adamw, Loads(), callback, module=module, epochs=1)
     assert callback.observers[0].steps == BATCHES
 

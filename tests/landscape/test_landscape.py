@@ -381,7 +381,7 @@ def test_equilibrated_fraction():
     assert spectrum.largest_rate() == pytest.approx(2 * 1.9 / (0.1 * 0.5))
     with pytest.raises(ValueError, match=r"etas must stay below 76.*got up to 80"):
         spectrum.thermal_losses([1.0, 80.0])
-    with pytest.raises(ValueError, match="last rate > 0"):
+    with pytest.raises(ValueError, match="must end with a rate > 0"):
         spectrum.equilibrated_fraction([0.1, 0.0])
 
 
@@ -424,7 +424,7 @@ def test_what_makes_the_numbers_meaningless_is_said():
     def dropped_loss():
         return dropped(torch.randn(8, 3)).square().mean()
 
-    with pytest.warns(RuntimeWarning, match="1 drops units out"):
+    with pytest.warns(RuntimeWarning, match="1 has active dropout"):
         noise_spectrum(
             dropped, trained(dropped, dropped_loss, steps=2), dropped_loss, dropped_loss, iterations=1
         )

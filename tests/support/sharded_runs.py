@@ -289,7 +289,7 @@ def thermo(model, **kwargs):
     return optimizer, optimizer
 
 
-def observed(model, kind, log_every=1, track=("rho", "distance"), **kwargs):
+def observed(model, kind, log_every=1, track=("rho", "distance"), ema_steps=5, **kwargs):
     """An optimizer of torch's and its observer."""
     optimizer = kind(model.named_parameters(), lr=1e-2, **kwargs)
-    return optimizer, Observer(model, optimizer, log_every=log_every, ema_steps=5, track=track)
+    return optimizer, Observer(model, optimizer, log_every=log_every, ema_steps=ema_steps, track=track)
