@@ -81,7 +81,9 @@ def test_a_step_that_a_scaler_skips_adds_nothing():
 
 
 @pytest.mark.parametrize(
-    "other", [lambda g: g.double(), lambda g: g.to_sparse(), lambda g: g.t().contiguous().t()], ids=str
+    "other",
+    [lambda g: g.double(), lambda g: g.to_sparse(), lambda g: g.t().contiguous().t()],
+    ids=["dtype", "sparse", "strides"],
 )
 def test_a_gradient_that_it_cannot_read_is_left_to_torch(other):
     p = torch.nn.Parameter(torch.randn(6, 4))
