@@ -177,23 +177,18 @@ class Thermostat(Controller):
             if name in self._known and self._known[name][1] == numel
         }
         if self._readings and self._law.metric == "rms":
-            fresh = [name for name in start.names if name not in same]
-            self._waiting.update(fresh)  # until their first gradient
-            for name in fresh:
-                self._member.pop(name, None)
-        start, self._frozen = first_seen(start, same, self._frozen)
-        units = layer_units(start, same)
-        self._rates.attach(start, units)
-        self._start, self._units = start, units
+            fresh = set(start.names) - set(same)
+            self._waiting |= fresh  # until their first gradient
+            self._member = {name: cohort for name, cohort in self._member.items() if name not in fresh}
+        self._start, self._frozen = first_seen(start, same, self._frozen)
+        self._units = layer_units(self._start, same)
+        self._rates.attach(self._start, self._units)
         layers = zip(start.names, self._units.layer.tolist(), start.numel, strict=True)
         self._known = {name: (unit, numel) for name, unit, numel in layers}
         self._asked = ()
-        for name in self._bases(start):
+        for name in start.group_names if self._per == "group" else ("all",):
             if name not in self._cohorts:
                 self._cohorts[name] = Cohort(Lever(self._bounds, self._floor), name)
-
-    def _bases(self, start: Start) -> tuple[str, ...]:
-        return start.group_names if self._per == "group" else ("all",)
 
     def _base(self, group: int) -> str:
         """Return the rate of a group's layers other than those that joined late."""

@@ -308,12 +308,11 @@ class ThermoScheduler(LRScheduler):
 
     def _group_factors(self) -> list[float]:
         """Return one factor per group: the geometric mean of its layer factors, weighted by elements."""
-        if not self._layer_factors or self._start is None:
+        start = self._start
+        if not self._layer_factors or start is None:
             return [1.0] * len(self._held)
         members: list[list[tuple[int, float]]] = [[] for _ in self._held]
-        for name, group, numel in zip(
-            self._start.names, self._start.group_of, self._start.numel, strict=True
-        ):
+        for name, group, numel in zip(start.names, start.group_of, start.numel, strict=True):
             members[group].append((numel, self._layer_factors.get(name, 1.0)))
         return [geometric_mean(pairs) for pairs in members]
 
