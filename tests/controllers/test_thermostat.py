@@ -755,7 +755,7 @@ def test_without_a_loss_polyak_does_nothing():
 def test_a_loss_of_another_kind_is_refused(bad):
     opt = build(model(), **LAWS["polyak"])
     error = ValueError if isinstance(bad, torch.Tensor) else TypeError
-    with pytest.raises(error, match="loss must be .*one.* element"):
+    with pytest.raises(error, match=r"loss must be .*one.* element"):
         opt.report_loss(bad)
 
 

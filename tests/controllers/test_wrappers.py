@@ -122,7 +122,7 @@ def test_weights_of_the_one_law_that_has_them_are_passed_on():
     weights = Weights(0.9, 1.0, 2.0)
     assert Chain(Script({}), Script({"weights": weights}), Script({})).update(None, 1).weights is weights
     two = Chain(Script({"weights": weights}), Script({"weights": weights}))
-    with pytest.raises(ValueError, match="only one law may give weights .*, got two"):
+    with pytest.raises(ValueError, match=r"only one law may give weights .*, got two"):
         two.update(None, 1)
 
 
