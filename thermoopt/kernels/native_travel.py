@@ -133,18 +133,17 @@ class TravelPlan:
         """
         assert _FUNCTION is not None
         grads = [p.grad for p in self._params]
-        found, params = grads, self._params
-        if any(g is None for g in grads):
+        found, params = [g for g in grads if g is not None], self._params
+        if len(found) < len(grads):
             params = [p for g, p in zip(grads, self._params, strict=True) if g is not None]
-            found = [g for g in grads if g is not None]
         if not self._can_read(found, params):
             return False
         for x in (grad_scale, found_inf):
             if x is not None and (unreadable("scale", x) or x.dtype is not torch.float32):
                 return False
         tables, call = self._tables, self._call
-        if found is grads:
-            tables["grad"][:] = list(map(_data_ptr, grads))
+        if len(found) == len(grads):
+            tables["grad"][:] = list(map(_data_ptr, found))
             tables["grad"] += self._offset
         else:
             pairs = zip(grads, self._offset.tolist(), strict=True)
