@@ -251,7 +251,7 @@ def test_what_is_wrong_needs_readings():
     assert run("what_is_wrong", "--steps", 12).count("too few to judge") == 3
 
 
-# what an example is there to show, at its default size
+# what an example is there to show, at a size that shows it
 
 
 @pytest.mark.slow
@@ -265,20 +265,20 @@ def test_what_is_wrong_is_said():
 
 @pytest.mark.slow
 def test_autotune_is_not_far_from_adamw():
-    adamw, auto = rows(run("replace_adamw"))
+    adamw, auto = rows(run("replace_adamw", "--steps", 150))
     assert auto[1][2] < adamw[1][2] + 0.1
 
 
 @pytest.mark.slow
 def test_a_controller_finds_a_rate_for_sgd():
-    cosine, _, _, thermostat, auto = rows(run("swap_the_scheduler"))
+    cosine, _, _, thermostat, auto = rows(run("swap_the_scheduler", "--steps", 100))
     assert thermostat[1][2] < cosine[1][2]
     assert auto[1][2] < cosine[1][2]
 
 
 @pytest.mark.slow
 def test_the_barostat_rescues():
-    good, collapsed, rescued = rows(run("weight_decay_rescued"))
+    good, collapsed, rescued = rows(run("weight_decay_rescued", "--steps", 250))
     assert collapsed[1][3] > good[1][3] + 0.2
     assert rescued[1][3] < collapsed[1][3] - 0.1
     assert rescued[1][1] < collapsed[1][1] / 2  # decay at the end
@@ -287,7 +287,7 @@ def test_the_barostat_rescues():
 
 @pytest.mark.slow
 def test_the_quench_lowers_the_loss(tmp_path):
-    held, quenched, _, later, quenched_later = rows(run("anytime", "--out", tmp_path))
+    held, quenched, _, later, quenched_later = rows(run("anytime", "--steps", 100, "--out", tmp_path))
     assert quenched[1][2] < held[1][2] - 0.05
     assert quenched_later[1][2] < later[1][2] - 0.05
     assert quenched_later[1][2] < quenched[1][2]
