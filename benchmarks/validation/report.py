@@ -41,6 +41,7 @@ def report(rows: Sequence[Row], held_out: Collection[str]) -> str:
         _by_kind(healthy),
         "## Sick runs",
         _misses(sick),
+        *_recorded(healthy, sick),
         "## Tier 2: pathologies on a transformer and a convolution net",
         _tier2(judged),
         "## Tier 3: weight decay too high, with and without the advice",
@@ -49,8 +50,8 @@ def report(rows: Sequence[Row], held_out: Collection[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _alarmed(row: Row, confidence: str) -> bool:
-    return any(found[0] == confidence for found in row["found"].values())
+def _alarmed(row: Row, confidence: str, source: str = "found") -> bool:
+    return any(found[0] == confidence for found in row[source].values())
 
 
 def _peer_alarmed(row: Row, confidence: str) -> bool:
@@ -115,6 +116,42 @@ def _misses(sick: Sequence[Row]) -> str:
     if missed_runs:
         lines += ["", "Missed: " + "; ".join(_about(row) for row in missed_runs) + "."]
     return "\n".join(lines)
+
+
+def _recorded(healthy: Sequence[Row], sick: Sequence[Row]) -> list[str]:
+    """The same runs diagnosed from their records, beside the full history."""
+    healthy, sick = ([row for row in part if row.get("recorded") is not None] for part in (healthy, sick))
+    if not healthy + sick:
+        return []
+    lines = [
+        "The runs above that were also diagnosed from the record that `JSONLSink` had written by then, its rows "
+        "of layers thinned to 8 to 16 of 40 readings; at the same eight steps as the history in memory.",
+        "",
+        "| diagnosed from | healthy runs | any HIGH | any MEDIUM | sick runs | own finding | HIGH | other |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    differ = []
+    for words, source in (("history in memory", "found"), ("record on file", "recorded")):
+        alarms = [
+            _share(healthy, sum(_alarmed(row, c, source) for row in healthy)) for c in ("HIGH", "MEDIUM")
+        ]
+        own = [row for row in sick if row["kind"] in row[source]]
+        high = sum(row[source][row["kind"]][0] == "HIGH" for row in own)
+        other = sum(any(k != row["kind"] for k in row[source]) for row in sick)
+        lines.append(
+            f"| {words} | {len(healthy)} | {alarms[0]} | {alarms[1]} | {len(sick)} | {_share(sick, len(own))} "
+            f"| {high} | {other} |"
+        )
+    for row in [*healthy, *sick]:
+        kinds = [{k: v[0] for k, v in row[source].items()} for source in ("found", "recorded")]
+        if kinds[0] != kinds[1]:
+            found = [", ".join(f"{k} {c}" for k, c in kind.items()) or "nothing" for kind in kinds]
+            differ.append(
+                f"{row['workload']} {row['what']} (seed {row['seed']}; history {found[0]}, record {found[1]})"
+            )
+    words = "; ".join(differ) + "." if differ else "none."
+    lines += ["", f"Runs whose findings differ between the two: {words}"]
+    return ["## Diagnosed from the record on file", "\n".join(lines)]
 
 
 def _about(row: Row) -> str:

@@ -43,8 +43,9 @@ class Case:
         workload, seed, steps: workload, seed and length of the run.
         what: description for tables.
         lr: learning rate as a factor on the tuned one.
-        schedule: ``constant``, ``cosine``, ``linear`` (both to zero, after a warm-up over 5 %) or ``warm-up``
-            (linear over 30 %, then constant).
+        schedule: ``constant``, ``cosine``, ``linear`` (both to zero, after a warm-up over 5 %), ``warm-up``
+            (linear over 30 %, then constant), ``short`` (linear to zero at 60 %, and zero from there on) or
+            ``runaway`` (grows exponentially, 10,000 times in all).
         batch: batch size as a factor on the workload's own.
         decay: weight decay.
         betas: AdamW's betas.
@@ -101,6 +102,8 @@ def sick(workloads: tuple[str, ...], seeds: tuple[int, ...]) -> Iterator[Case]:
                 yield Case("learning_rate_too_high", w, seed, what=f"lr x 100, {schedule}", lr=100.0,
                            schedule=schedule)  # fmt: skip
             yield Case("learning_rate_too_low", w, seed, what="lr / 1000", lr=1e-3)
+            yield Case("learning_rate_zero", w, seed, what="schedule ends at 60 %", schedule="short")
+            yield Case("learning_rate_runaway", w, seed, what="lr grows 10,000 times", schedule="runaway")
             for pull in (0.03, 0.1):
                 yield Case("weight_decay_collapse", w, seed, what=f"decay takes {pull:g} of weights a step",
                            decay=pull / TUNED[w], schedule="linear")  # fmt: skip
@@ -180,6 +183,10 @@ def shape(schedule: str, u: float) -> float:
         return 1.0
     if schedule == "warm-up":
         return min(1.0, u / 0.3 + 1e-3)
+    if schedule == "runaway":
+        return float(10_000**u)
+    if schedule == "short":
+        return max(0.0, 1 - u / 0.6)
     if u < WARMUP:
         return u / WARMUP + 1e-3
     rest = (u - WARMUP) / (1 - WARMUP)
