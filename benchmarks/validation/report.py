@@ -124,8 +124,8 @@ def _recorded(healthy: Sequence[Row], sick: Sequence[Row]) -> list[str]:
     if not healthy + sick:
         return []
     lines = [
-        "The runs above that were also diagnosed from the record that `JSONLSink` had written by then, its rows "
-        "of layers thinned to 8 to 16 of 40 readings; at the same eight steps as the history in memory.",
+        "The runs above that were also diagnosed from the record that `JSONLSink` had written by then, its "
+        "rows of layers thinned to 8 to 16 of 40 readings; at the same eight steps as the history in memory.",
         "",
         "| diagnosed from | healthy runs | any HIGH | any MEDIUM | sick runs | own finding | HIGH | other |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -139,8 +139,8 @@ def _recorded(healthy: Sequence[Row], sick: Sequence[Row]) -> list[str]:
         high = sum(row[source][row["kind"]][0] == "HIGH" for row in own)
         other = sum(any(k != row["kind"] for k in row[source]) for row in sick)
         lines.append(
-            f"| {words} | {len(healthy)} | {alarms[0]} | {alarms[1]} | {len(sick)} | {_share(sick, len(own))} "
-            f"| {high} | {other} |"
+            f"| {words} | {len(healthy)} | {alarms[0]} | {alarms[1]} | {len(sick)} "
+            f"| {_share(sick, len(own))} | {high} | {other} |"
         )
     for row in [*healthy, *sick]:
         kinds = [{k: v[0] for k, v in row[source].items()} for source in ("found", "recorded")]
