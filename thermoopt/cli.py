@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from thermoopt.benchmarks.sweeps.command import add_bench, bench
-from thermoopt.demo import DEFAULT_STEPS, run_demo
+from thermoopt.demo import DEFAULT_STEPS
 from thermoopt.inspection import InputError
 
 __all__ = ["main"]
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(args: argparse.Namespace) -> int:
+    from thermoopt.demo import run_demo
+
     try:
         run_demo(args.steps, getattr(args, "text", None), args.out, args.seed)
     except InputError as e:

@@ -64,10 +64,12 @@ def test_shares_are_those_of_the_second_half_by_magnitude():
     late = {name: np.abs(history.parts[name][10:]) for name in PARTS}
     sizes = {name: np.nanmean(values, axis=0) for name, values in late.items()}
     whole = sum(sizes.values())
-    for bars, name in zip(ax.containers, PARTS, strict=True):
-        widths = [bar.get_width() for bar in bars]
-        np.testing.assert_allclose(widths, sizes[name] / whole, err_msg=name)
-    ends = [bar.get_x() + bar.get_width() for bar in ax.containers[-1]]
+    ends = np.zeros(len(whole))
+    for bars, name in zip(ax.collections, PARTS, strict=True):
+        extents = np.array([bar.get_extents().intervalx for bar in bars.get_paths()])
+        np.testing.assert_allclose(extents[:, 0], ends, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(extents[:, 1] - extents[:, 0], sizes[name] / whole, err_msg=name)
+        ends = extents[:, 1]
     np.testing.assert_allclose(ends, 1)
 
 

@@ -84,7 +84,7 @@ def test_help_states_defaults(capsys):
 
 def test_arguments_arrive(monkeypatch, tmp_path):
     got = []
-    monkeypatch.setattr(cli, "run_demo", lambda *arguments: got.append(arguments))
+    monkeypatch.setattr("thermoopt.demo.run_demo", lambda *arguments: got.append(arguments))
     assert cli.main(["demo", "--steps", "7", "--text", "a", "--out", "b", "--seed", "5"]) == 0
     assert cli.main(["demo"]) == 0
     assert got == [(7, Path("a"), Path("b"), 5), (cli.DEFAULT_STEPS, None, Path("runs/demo"), 0)]
@@ -94,7 +94,7 @@ def test_stopped_by_the_keyboard(monkeypatch, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "run_demo", stop)
+    monkeypatch.setattr("thermoopt.demo.run_demo", stop)
     assert cli.main(["demo"]) == 130
     assert capsys.readouterr().err == "stopped\n"
 

@@ -38,6 +38,13 @@ def test_an_import_loads_nothing_heavy(statement):
     assert done.stdout.split() == ["True"]
 
 
+def test_saved_runs_are_read_without_torch():
+    """Loading it takes longer than to read and draw most records."""
+    code = "import sys, thermoopt.cli, thermoopt.inspection; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
+
+
 def test_a_function_left_alone_breaks_the_graph():
     code = (
         "import sys, torch\n"

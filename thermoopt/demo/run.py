@@ -19,17 +19,14 @@ import torch
 from thermoopt.controllers import Action
 from thermoopt.demo.account import account, compared, figures
 from thermoopt.demo.corpus import Corpus, load_corpus, unigram_entropy
+from thermoopt.demo.defaults import DEFAULT_STEPS
 from thermoopt.demo.gpt import GPT, GPTConfig
 from thermoopt.demo.progress import progress
 from thermoopt.demo.ways import CLIP, WARMUP, WEIGHT_DECAY, Way, three_ways, train
 from thermoopt.inspection import InputError, actions_in_words
 from thermoopt.plots import ComparedRun, LossCurve, plot_comparison, plot_dashboard
 
-__all__ = ["DEFAULT_STEPS", "DemoResult", "run_demo"]
-
-DEFAULT_STEPS = 600
-"""Of each way. 1000 steps took 182 to 402 s on two cores for all three, by what else ran: 600 are to take six
-tenths of that."""
+__all__ = ["DemoResult", "run_demo"]
 
 BATCH = 16
 """Windows a step; the default run then reads a third of its text."""

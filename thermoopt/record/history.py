@@ -103,9 +103,7 @@ class Trajectory:
         if step <= self.newest:
             self.rewind(step - 1)
             self.backs += 1
-        if not self.segments or self.segments[-1].scopes != scopes:
-            self.segments.append(_Segment(scopes, self.session))
-        segment = self.segments[-1]
+        segment = self._segment(scopes)
         segment.steps.append(step)
         segment.losses.append(math.nan if loss is None else loss)
         segment.pending.append(values)
@@ -113,6 +111,21 @@ class Trajectory:
             segment.pack()
         self.newest = step
         self.count += 1
+
+    def extend(self, steps: list[int], losses: list[float], scopes: tuple[str, ...], values: Array) -> None:
+        """Take in later readings, ``[n, n_scopes, len(QUANTITIES)]``; NaN for no loss."""
+        segment = self._segment(scopes)
+        segment.pack()
+        segment.blocks.append(restore_infinity(np.ascontiguousarray(values)))
+        segment.steps += steps
+        segment.losses += losses
+        self.newest = steps[-1]
+        self.count += len(steps)
+
+    def _segment(self, scopes: tuple[str, ...]) -> _Segment:
+        if not self.segments or self.segments[-1].scopes != scopes:
+            self.segments.append(_Segment(scopes, self.session))
+        return self.segments[-1]
 
     def rewind(self, step: int) -> None:
         """Forget readings after a step."""

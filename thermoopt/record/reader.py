@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.physics import QUANTITIES, Term, quantities
+from thermoopt.record.blocks import BLOCK, is_reading, numbers_of
 from thermoopt.record.form import VERSION, unpack_terms
 from thermoopt.record.history import COLUMN, LayerRow, Trajectory, thinned, values_of
 from thermoopt.record.lines import Line
@@ -32,7 +33,7 @@ class _Session:
 
 
 class Reader:
-    """Takes in lines one by one.
+    """Takes in lines one by one; readings are kept back, to be parsed many at a time.
 
     Args:
         where: the file, for messages.
@@ -45,6 +46,7 @@ class Reader:
         self._head: Mapping[str, Any] = {}
         self._scopes: tuple[str, ...] = ()
         self._columns: list[int] | None = None
+        self._waiting: list[Line] = []
         self.torn: list[int] = []
         self.lines = 0
         self._rows: list[LayerRow] = []
@@ -55,9 +57,42 @@ class Reader:
         """Take in a line.
 
         Raises:
-            ValueError: for JSON that is no reading, and for versions that are not known.
+            ValueError: for JSON that is no reading, and for versions that are not known; it may be one of the
+                readings before.
         """
         self.lines += 1
+        if line.whole and self._now is not None and is_reading(line.text):
+            self._waiting.append(line)
+            if len(self._waiting) == BLOCK:
+                self._work_off()
+            return
+        self._work_off()
+        self._take_one(line)
+
+    def _work_off(self) -> None:
+        """Take in the readings that wait: at once where they are all alike, else one by one."""
+        waiting, self._waiting = self._waiting, []
+        now = self._now
+        if not waiting or now is None:
+            return
+        width = len(QUANTITIES) if self._columns is None else len(self._columns)
+        skips, scopes = self._head["skips"], len(self._scopes)
+        numbers = numbers_of([line.text for line in waiting], len(skips), scopes, width)
+        if numbers is None or numbers[0, 0] <= now.readings.newest:
+            for line in waiting:
+                self._take_one(line)
+            return
+        counts, values = numbers[-1, 2 : 2 + len(skips)], numbers[:, 2 + len(skips) :]
+        now.skipped = dict(zip(skips, map(int, counts.tolist()), strict=True))
+        now.readings.extend(
+            numbers[:, 0].astype(np.int64).tolist(),
+            numbers[:, 1].tolist(),
+            self._scopes,
+            self._placed(values.reshape(len(waiting), scopes, width)),
+        )
+        now.last = waiting[-1].number
+
+    def _take_one(self, line: Line) -> None:
         try:
             record = json.loads(line.text) if line.whole else None
         except ValueError:  # no JSON, or no UTF-8
@@ -76,7 +111,12 @@ class Reader:
             self._named(record, line.number)
 
     def finish(self) -> tuple[Trajectory, dict[str, int], list[dict[str, Any]], list[str]]:
-        """Return the readings, steps skipped by cause, notes, and what there is to say of the file."""
+        """Return the readings, steps skipped by cause, notes, and what there is to say of the file.
+
+        Raises:
+            ValueError: as :meth:`take`.
+        """
+        self._work_off()
         told: list[str] = []
         whole = Trajectory()
         skipped: dict[str, int] = {}
@@ -144,18 +184,20 @@ class Reader:
         if wrong is not None:
             raise ValueError(f"{self._where}, line {number}: {wrong}, so it is no reading ({WRITERS})")
         if self._columns is not None:
-            values = self._placed(values)
+            values = self._placed(np.array(values, dtype=np.float64))
         now.readings.append(step, record.get("loss"), self._scopes, values)  # type: ignore[arg-type]
         now.last = number
         counts = record.get("skipped")
         if counts:
             now.skipped = dict(zip(self._head["skips"], counts, strict=False))
 
-    def _placed(self, values: list[list[Any]]) -> NDArray[np.float64]:
-        assert self._columns is not None
-        out = np.full((len(values), len(QUANTITIES) + 1), np.nan)
-        out[:, self._columns] = np.array(values, dtype=np.float64)
-        return out[:, :-1]  # what is not known here went into the last column
+    def _placed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Quantities ``[..., n]`` of the file in the places of ours."""
+        if self._columns is None:
+            return values
+        out = np.full((*values.shape[:-1], len(QUANTITIES) + 1), np.nan)
+        out[..., self._columns] = values
+        return out[..., :-1]  # what is not known here went into the last column
 
     def _named(self, record: Any, number: int) -> None:
         """A line of version 1, which names every quantity."""

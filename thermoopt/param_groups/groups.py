@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["LAYER_TYPES", "detect_layer_type", "layer_types", "make_param_groups"]
+from thermoopt.param_groups.names import LAYER_TYPES, innermost, is_weak, kind_of_component, words_of
 
-LAYER_TYPES = ("embedding", "attention", "mlp", "norm", "head", "convolution", "recurrent", "other")
-"""The names of layer types, in the order of groups by type."""
+__all__ = ["layer_types", "make_param_groups"]
 
 # ---------------------------------------------------------------- torch's own classes
 
@@ -48,7 +47,7 @@ _TORCH: dict[str, tuple[type[nn.Module], ...]] = {
     "mlp": _TORCH_BLOCKS,  # their parameters other than attention and norms
 }
 
-# ---------------------------------------------------------------- other people's classes and names
+# ---------------------------------------------------------------- other people's classes
 # From the module names of transformers 5.24, torchvision, timm, nanoGPT and torch's examples.
 
 _CLASS_ENDINGS = {
@@ -65,46 +64,6 @@ _CLASSES = {
     for kind, ending in _CLASS_ENDINGS.items()
 }
 
-_PHRASES = {
-    "embed_out": "head",  # GPT-NeoX before transformers 5
-    "cls": "head",  # BERT's pre-training heads
-    "text_projection": "head",  # CLIP has two outputs
-    "visual_projection": "head",
-    "conv_head": "convolution",  # timm: the last convolution before pooling
-    **dict.fromkeys(("cls_token", "class_token", "mask_token", "dist_token"), "embedding"),
-    **dict.fromkeys(("q_proj", "k_proj", "v_proj", "o_proj", "query_key_value", "sa"), "attention"),
-    **dict.fromkeys(("in_proj_weight", "in_proj_bias"), "attention"),
-}
-_WORDS = {
-    word: kind
-    for kind, words in {
-        "norm": "norm norms normalization ln bn gn layernorm layrnorm rmsnorm batchnorm groupnorm",
-        "attention": "attention attentions attn attns mha mhsa qkv",
-        "mlp": "mlp mlps ffn ff ffwd feed feedforward intermediate expert experts moe router",
-        "embedding": "embed embeds embedding embeddings embedder emb wte wpe",
-        "head": "head heads classifier logits",
-        "convolution": "conv convs convolution dwconv pwconv",
-        "recurrent": "rnn lstm gru ih hh",
-    }.items()
-    for word in words.split()
-}
-_WEAK_WORDS = {"fc", "linear", "lin", "dense"}
-_SPLIT = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-
-
-def _words(component: str) -> list[str]:
-    """``"self_attn1"`` and ``"SelfAttn"`` are both ``["self", "attn"]``."""
-    return [word.lower() for word in _SPLIT.findall(component)]
-
-
-def _kind_of_component(component: str) -> str | None:
-    """Return the type that one component of a name gives: a phrase, any norm, else its last known word."""
-    phrase = _PHRASES.get(component.lower())
-    if phrase is not None:
-        return phrase
-    kinds = [_WORDS[word] for word in _words(component) if word in _WORDS]
-    return "norm" if "norm" in kinds else kinds[-1] if kinds else None
-
 
 def _kind_of_class(module: nn.Module) -> str | None:
     """Return the type given by the end of a class name, its noun: ``BertSelfAttention``, ``T5LayerFF``."""
@@ -119,45 +78,6 @@ def _kind_of_torch(module: nn.Module) -> str | None:
 def _is_linear(module: nn.Module) -> bool:
     # Conv1D with a capital D is GPT-2's linear map, stored transposed
     return isinstance(module, _LINEAR) or type(module).__name__ == "Conv1D"
-
-
-def _innermost(kinds: Iterable[str | None]) -> str | None:
-    """Return the first known type, from the inside out; a head inside an attention is one of its heads."""
-    head = False
-    for kind in kinds:
-        if kind == "head":
-            head = True
-        elif kind is not None and (not head or kind == "attention"):
-            return kind
-    return "head" if head else None
-
-
-def _is_weak(name: str) -> bool:
-    """Whether a name contains a common word for a linear map."""
-    return not _WEAK_WORDS.isdisjoint(_words(name))
-
-
-def detect_layer_type(name: str) -> str:
-    """Return the type of a layer from its name alone, for saved runs; with a model use :func:`layer_types`.
-
-    The name is read from its last component to its first, in whole words (``"normal_fc"`` is not a norm,
-    ``"headless"`` not a head). The last word of a component decides, except that any norm makes it a norm
-    (``"post_attention_layernorm"``, ``"norm_attn"``). A head inside an attention is attention. In the absence
-    of other words, ``fc``, ``linear`` and ``dense`` mean an MLP.
-
-    Args:
-        name: name of a parameter or module, as in ``named_parameters()`` and ``named_modules()``.
-
-    Returns:
-        One of :data:`LAYER_TYPES`.
-
-    Raises:
-        TypeError: if the name is not a string.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be the name of a parameter or of a module, got {name!r}")
-    kind = _innermost(_kind_of_component(part) for part in reversed(name.split(".")))
-    return kind or ("mlp" if _is_weak(name) else "other")
 
 
 # ---------------------------------------------------------------- a model
@@ -197,7 +117,7 @@ class _Parts:
         above = _ancestors(path)
         linear = any(_is_linear(self.modules[p]) for p in above)
         convolution = any(isinstance(self.modules[p], _CONVOLUTION) for p in above)
-        told = _innermost(
+        told = innermost(
             kind for kind in self._told(leaf, above) if kind != "norm" or not (linear or convolution)
         )
         if self.output in above and told in (None, "mlp"):
@@ -206,18 +126,18 @@ class _Parts:
             return told
         if linear or convolution:
             return "mlp" if linear else "convolution"
-        return "mlp" if _is_weak(name) else "other"
+        return "mlp" if is_weak(name) else "other"
 
     def _told(self, leaf: str, above: list[str]) -> Iterator[str | None]:
         """What the parameter's name tells, then module by module what class and name do, going outwards."""
-        yield _kind_of_component(leaf)
+        yield kind_of_component(leaf)
         for path in above:
             module = self.modules[path]
             yield _kind_of_torch(module)
             if path not in self.whole:
                 if not (_is_linear(module) or isinstance(module, _CONVOLUTION)):
                     yield _kind_of_class(module)
-                yield _kind_of_component(path.rpartition(".")[2])
+                yield kind_of_component(path.rpartition(".")[2])
 
 
 def _ancestors(path: str) -> list[str]:
@@ -350,7 +270,7 @@ def _place(model: nn.Module, name: str, p: Tensor, kind: str, by: str) -> str:
             f"by must not be 'decay' before all parameters have a shape, got {name!r} without "
             "one: run the model forward once first"
         )
-    return "decay" if p.ndim >= 2 and kind != "norm" and "bias" not in _words(leaf) else "no_decay"
+    return "decay" if p.ndim >= 2 and kind != "norm" and "bias" not in words_of(leaf) else "no_decay"
 
 
 def _check_rate(name: str, rate: object) -> None:
