@@ -46,9 +46,11 @@ def numbers_of(
     for words, separator in _SEPARATORS:
         text = text.replace(words, separator)
     width = 2 + n_skips + n_scopes * n_quantities
-    try:  # without the last comma; numpy's own reader of text warns of what it cannot read instead of raising
-        numbers = np.fromiter(map(float, text[:-1].split(b",")), float, width * len(texts))
-    except ValueError:
+    try:  # without the last comma; what is no number ends the array early, by numpy's version with a warning
+        numbers = np.fromstring(text[:-1], sep=",")
+    except (ValueError, DeprecationWarning):  # where warnings are errors
+        return None
+    if numbers.size != width * len(texts):
         return None
     numbers = numbers.reshape(len(texts), width)
     steps = numbers[:, 0]
