@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "decay_entry",
     "decoupled_decay",
     "group_decay",
+    "group_lr",
     "has_adam_moments",
     "is_decoupled",
     "steps_by_moments",
@@ -26,6 +28,12 @@ DECOUPLED, COUPLED, UNKNOWN = "decoupled", "coupled", "unknown"
 known; in some other way, where it cannot be told from the rest."""
 
 _ADAMS = (torch.optim.Adam, torch.optim.AdamW)
+
+
+def group_lr(group: Mapping[str, Any]) -> float | Tensor:
+    """Learning rate of a group; 1 where it has none (the displacement itself then is the update)."""
+    lr = group.get("lr")
+    return 1.0 if lr is None else lr
 
 
 def group_decay(group: Mapping[str, Any]) -> float:

@@ -122,6 +122,7 @@ def _timm() -> Iterator[Case]:
 def _pytorch_optimizer() -> Iterator[Case]:
     module = importlib.import_module("pytorch_optimizer")
     whole = {"adalomo", "adammini", "lomo"}  # take the model
+    matrices = {"spectralsphere"}  # take nothing else
     by_groups = {"adago", "adamuon", "distributedmuon", "muon", "muonclip", "normuon"}
     options: dict[str, Kwargs] = {
         "bsam": {"num_data": 12800},
@@ -145,6 +146,8 @@ def _pytorch_optimizer() -> Iterator[Case]:
                 {"params": others, "use_muon": False},
             ]
             return cls(groups, **given)
+        if name in matrices:
+            return cls(_matrices(model), **given)
         return cls(model if name in whole else list(model.parameters()), **given)
 
     for name in module.get_supported_optimizers():
@@ -155,6 +158,7 @@ def _pytorch_optimizer() -> Iterator[Case]:
             partial(make, name),
             closure=closure,
             create_graph=name in ("adahessian", "sophiah"),
+            distributed=name in ("demo", "distributedmuon"),
         )
 
 

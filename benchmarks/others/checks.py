@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +33,10 @@ LRS = (3e-4, 3e-3, 3e-2, 0.3)
 
 SURE = ("HIGH", "MEDIUM")
 
+TRAINED = 0.75
+"""Share of its first loss that a run must end below to count as healthy. At the lr best after a quarter of it 243
+of 249 optimizers ended below 0.62 and six above 0.93: nothing lay between."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -44,6 +48,7 @@ class Case:
         lr: learning rate to use where none is searched for.
         closure: whether its step needs one.
         create_graph: whether it differentiates gradients.
+        distributed: whether it wants a process group; one of one process is made.
     """
 
     package: str
@@ -52,6 +57,7 @@ class Case:
     lr: float | None = None
     closure: bool = False
     create_graph: bool = False
+    distributed: bool = False
 
     def train(self, lr: float | None, steps: int, **hooks: Any) -> Run:
         """Train the network with it."""
@@ -71,6 +77,8 @@ class Row:
     Attributes:
         refused: the message of an Observer that refused, else "".
         unusable: why the optimizer trains nothing by itself here, else "".
+        trained: whether the run is a healthy one, which must have no finding (:data:`TRAINED`).
+        rewrites: whether it writes its groups' lr inside its step: no schedule is compared then.
         moments: whether readings came from Adam's moments.
         unavailable: quantities that are NaN for it.
         skipped: measured steps skipped, by cause.
@@ -84,6 +92,8 @@ class Row:
     loss: tuple[float, float] = (math.nan, math.nan)
     refused: str = ""
     unusable: str = ""
+    trained: bool = True
+    rewrites: bool = False
     moments: bool = False
     unavailable: list[str] = field(default_factory=list)
     skipped: dict[str, int] = field(default_factory=dict)
@@ -96,8 +106,8 @@ class Row:
         return asdict(self)
 
 
-def tuned(case: Case, steps: int = STEPS) -> float | None:
-    """Search for the learning rate of the lowest loss after a quarter of the run: None is the default's.
+def tuned(case: Case, steps: int = STEPS) -> list[float | None]:
+    """Order learning rates by the loss after a quarter of the run, lowest first; None is the default's.
 
     Args:
         case: the optimizer; its default (some, like D-adaptation, mean lr = 1) is one candidate more than
@@ -105,30 +115,46 @@ def tuned(case: Case, steps: int = STEPS) -> float | None:
         steps: of the whole run.
 
     Raises:
-        RuntimeError: if it trains at none of them.
+        Exception: the optimizer's own, if it runs at none of them.
     """
     found: list[tuple[float, float | None]] = []
+    failed: Exception | None = None
     for lr in (case.lr, *LRS):
         try:
             loss = case.train(lr, steps // 4).final
-        except (ArithmeticError, RuntimeError, ValueError):  # an lr that this optimizer does not take
+        except (
+            ArithmeticError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # an lr that this optimizer does not take
+            failed = error
             continue
-        if math.isfinite(loss):
-            found.append((loss, lr))
-    if not found:
-        raise RuntimeError("no learning rate trains it")
-    return min(found, key=lambda x: x[0])[1]
+        found.append((loss if math.isfinite(loss) else math.inf, lr))
+    if not found and failed is not None:
+        raise failed
+    return [lr for _, lr in sorted(found, key=lambda x: x[0])]
 
 
-def check(case: Case, lr: float | None, steps: int = STEPS) -> Row:
-    """Train with and without thermoopt, and say what differs or is wrong."""
-    row = Row(case.package, case.name, lr)
-    try:
-        bare = case.train(lr, steps)
-    except Exception as error:
-        row.unusable = f"{type(error).__name__}: {error}".split("\n")[0]
-        return row
-    row.loss = (bare.losses[0], bare.final)
+def check(case: Case, lrs: Sequence[float | None], steps: int = STEPS) -> Row:
+    """Train with and without thermoopt, and say what differs or is wrong.
+
+    Args:
+        case: the optimizer.
+        lrs: learning rates to try: the first at which it trains is taken, the very first where none is.
+        steps: of the whole run.
+    """
+    for k, lr in enumerate([*lrs, lrs[0]]):
+        row = Row(case.package, case.name, lr)
+        try:
+            bare = case.train(lr, steps)
+        except Exception as error:
+            row.unusable = f"{type(error).__name__}: {error}".split("\n")[0]
+            return row
+        row.loss = (bare.losses[0], bare.final)
+        row.trained = bare.final < TRAINED * bare.losses[0]
+        if row.trained or k == len(lrs):
+            break
+    row.rewrites = bare.rewrites
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for part in (_observed, _diagnosed, _scheduled):
@@ -140,7 +166,7 @@ def check(case: Case, lr: float | None, steps: int = STEPS) -> Row:
             except Exception as error:
                 row.wrong.append(f"{part.__name__[1:]}: {type(error).__name__}: {error}".split("\n")[0])
     ours = {str(w.message) for w in caught if "thermoopt" in w.filename.replace("\\", "/").split("/")}
-    row.wrong += [f"warning: {text}" for text in sorted(ours) if "lr inside its step" not in text]
+    row.wrong += [f"warning: {text}" for text in sorted(ours)]
     return row
 
 
@@ -216,13 +242,20 @@ def _diagnosed(case: Case, row: Row, bare: Run, lr: float | None, steps: int) ->
     if not same(dict(bare.model.named_parameters()), dict(run.model.named_parameters())):
         row.wrong.append("other weights than without a diagnosis")
     report = diagnose(*run.extra)
+    if not row.trained:
+        return
     row.wrong += [f"finding: {f}" for f in report.findings if f.confidence in SURE]
     row.wrong += [f"alarm: {name}" for name in sorted(alarms)]
 
 
 def _scheduled(case: Case, row: Row, bare: Run, lr: float | None, steps: int) -> None:
-    """A cosine schedule: the bits of torch's own."""
-    steps = steps // 5
+    """A cosine schedule: the bits of torch's own.
+
+    torch's goes on from the lr that it finds, ours from the base: they differ where the step writes it.
+    """
+    if row.rewrites:
+        return
+    steps = steps // 10
 
     def torchs(model: nn.Module, optimizer: Optimizer) -> Any:
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 
 from thermoopt.benchmarks.others.catalogue import PACKAGES, cases
-from thermoopt.benchmarks.others.checks import STEPS, Row, check, tuned
+from thermoopt.benchmarks.others.checks import STEPS, Case, Row, check, tuned
 
 __all__ = ["main"]
 
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m thermoopt.benchmarks.others", description=__doc__)
     parser.add_argument("--package", nargs="*", choices=sorted(PACKAGES), help="only these")
     parser.add_argument("--name", nargs="*", help="only optimizers of these names")
+    parser.add_argument("--missing", action="store_true", help="only those that rows.jsonl does not hold yet")
     parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [(c.package, c.name) for c in cases(asked) if not args.name or c.name in args.name]
     args.out.mkdir(parents=True, exist_ok=True)
     rows = _known(args.out)
+    if args.missing:
+        names = [name for name in names if name not in rows]
     with ProcessPoolExecutor(args.processes) as pool:
         for row in pool.map(_one, names):
             print(_line(row), flush=True)
@@ -57,12 +61,22 @@ def _write(out: Path, rows: Sequence[Row]) -> None:
 
 def _one(name: tuple[str, str]) -> Row:
     torch.set_num_threads(1)
-    case = next(c for c in cases((name[0],)) if c.name == name[1])
+    case = _cases(name[0])[name[1]]
+    if case.distributed and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(
+            "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+        )
     try:
-        lr = tuned(case)
+        lrs = tuned(case)
     except Exception as error:
         return Row(*name, unusable=f"{type(error).__name__}: {error}".split("\n")[0])
-    return check(case, lr)
+    return check(case, lrs)
+
+
+@functools.cache
+def _cases(package: str) -> dict[str, Case]:
+    """Optimizers of a package by name, imported once a process."""
+    return {case.name: case for case in cases((package,))}
 
 
 def _line(row: Row) -> str:
@@ -83,13 +97,21 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def _count(rows: Sequence[Row]) -> str:
-    kinds = Counter(
-        "wrong" if r.wrong else "refused" if r.refused else "unusable" if r.unusable else "clean"
-        for r in rows
-    )
+    kinds = Counter(kind_of(row) for row in rows)
     return f"{len(rows)} optimizers, " + ", ".join(
-        f"{kinds[kind]} {kind}" for kind in ("clean", "wrong", "refused", "unusable")
+        f"{kinds[kind]} {kind}" for kind in ("clean", "untrained", "wrong", "refused", "unusable")
     )
+
+
+def kind_of(row: Row) -> str:
+    """What came out for an optimizer, in one word."""
+    if row.wrong:
+        return "wrong"
+    if row.refused:
+        return "refused"
+    if row.unusable:
+        return "unusable"
+    return "clean" if row.trained else "untrained"
 
 
 def page(rows: Sequence[Row]) -> str:
@@ -100,10 +122,11 @@ def page(rows: Sequence[Row]) -> str:
         "",
         f"`python -m thermoopt.benchmarks.others`: {STEPS} steps of a small classifier at the "
         "optimizer's own learning rate: of its default, 3e-4, 3e-3, 3e-2 and 0.3 the best after a "
-        "quarter of it. Clean: no crash, every step counted once, weights and optimizer state the "
+        "quarter of it, the next where a run ends above three quarters of its first loss. Clean: no crash, every step counted once, weights and optimizer state the "
         "same bits as without, sigma, norms and distance as a float64 account, the schedule's bits "
         "those of torch's, no finding of HIGH or MEDIUM confidence. Refused: the observer said in "
-        "words why it cannot. Unusable: fails by itself.",
+        "words why it cannot. Unusable: fails by itself. Untrained: clean, but at no learning rate a "
+        "healthy run, so that findings are not judged.",
         "",
         ", ".join(f"{p} {_version(p)}" for p in sorted(packages)) + ".",
         "",
@@ -111,13 +134,13 @@ def page(rows: Sequence[Row]) -> str:
         summary(rows),
         "```",
     ]
-    others = [row for row in rows if row.wrong or row.refused or row.unusable]
+    others = [row for row in rows if kind_of(row) != "clean"]
     if others:
         lines += ["", "| optimizer | | |", "| --- | --- | --- |"]
     for row in others:
-        kind = "wrong" if row.wrong else "refused" if row.refused else "unusable"
-        text = "; ".join(row.wrong) or row.refused or row.unusable
-        lines.append(f"| {row.package}.{row.name} | {kind} | {text.replace('|', chr(92) + '|')} |")
+        loss = f"loss {row.loss[0]:.3g} to {row.loss[1]:.3g} at lr {row.lr}"
+        text = "; ".join(row.wrong) or row.refused or row.unusable or loss
+        lines.append(f"| {row.package}.{row.name} | {kind_of(row)} | {text.replace('|', chr(92) + '|')} |")
     return "\n".join(lines) + "\n"
 
 

@@ -50,6 +50,7 @@ class Run:
     Attributes:
         model, optimizer: as they are at its end.
         losses: of every step, before it.
+        rewrites: whether a step wrote another lr into a group.
         extra: what ``attach`` returned.
     """
 
@@ -57,6 +58,7 @@ class Run:
     optimizer: Optimizer
     losses: list[float] = field(default_factory=list)
     extra: Any = None
+    rewrites: bool = False
 
     @property
     def final(self) -> float:
@@ -102,19 +104,27 @@ def train(
 
         def evaluate(t: int = t, x: Tensor = x, y: Tensor = y) -> Tensor:
             run.optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x), y)
-            loss.backward(create_graph=create_graph)
+            with torch.enable_grad():  # not every step has it for its closure
+                loss = nn.functional.cross_entropy(model(x), y)
+                loss.backward(create_graph=create_graph)
             if before is not None:
                 before(run, t)
             return loss
 
+        lrs = _lrs(run.optimizer)
         if closure:
             loss = run.optimizer.step(evaluate)  # type: ignore[arg-type]
         else:
             loss = evaluate()  # type: ignore[assignment]
             run.optimizer.step()
+        run.rewrites |= lrs != _lrs(run.optimizer)
         loss = torch.as_tensor(float("nan") if loss is None else loss).detach()  # type: ignore[assignment]
         run.losses.append(float(loss))
         if after is not None:
             after(run, t, loss)  # type: ignore[arg-type]
     return run
+
+
+def _lrs(optimizer: Optimizer) -> list[float | None]:
+    lrs = [group.get("lr") for group in getattr(optimizer, "param_groups", ())]
+    return [None if lr is None else float(lr) for lr in lrs]

@@ -35,6 +35,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     elif row.unavailable or inexact:
         exact = "all but " + ", ".join(sorted({*row.unavailable, *inexact}))
     remarks = "closures that belong to no one step are skipped" if row.skipped.get("closure") else ""
+    remarks = "writes its lr inside its step" if row.rewrites else remarks
     return (
         name,
         measured,

@@ -24,7 +24,7 @@ ROWS = {}
 
 def row_of(name):
     if name not in ROWS:
-        ROWS[name] = check(CASES[name], CASES[name].lr, STEPS)
+        ROWS[name] = check(CASES[name], [CASES[name].lr], STEPS)
     return ROWS[name]
 
 

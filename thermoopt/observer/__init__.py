@@ -4,6 +4,7 @@ from thermoopt.observer.carried_start import CarriedTravel
 from thermoopt.observer.observer import LOG_EVERY, Observer
 from thermoopt.observer.step_hooks import check_whole_step, closure_of, is_dry
 from thermoopt.observer.tracker import TRACKABLE
+from thermoopt.observer.whole_steps import on_whole_steps
 
 __all__ = [
     "LOG_EVERY",
@@ -13,4 +14,5 @@ __all__ = [
     "check_whole_step",
     "closure_of",
     "is_dry",
+    "on_whole_steps",
 ]

@@ -15,6 +15,7 @@ from thermoopt.account import PendingSums
 from thermoopt.adamw import Rates, fill
 from thermoopt.physics.sums import Sum
 from thermoopt.tensors import Fetch, local
+from thermoopt.traits import group_lr
 
 __all__ = ["MOMENT_SUMS", "Displacement", "flat_sample", "sample"]
 
@@ -48,6 +49,7 @@ class _Sampled:
     before: Tensor
     grad: Tensor
     maximize: bool
+    group: int
     lr: float | Tensor
     wd: float
 
@@ -59,8 +61,9 @@ class Displacement:
 
     with the group's lr :math:`\eta` and decoupled weight decay :math:`\lambda`. Where decay is coupled, or
     not known to be decoupled, :math:`\lambda = 0` and the whole displacement counts as U; a factor on the
-    learning rate inside of the optimizer (Prodigy's d) is part of U too. A, UU, TU, TT, GG and GT
-    (:class:`~thermoopt.physics.Sum`) follow; :data:`MOMENT_SUMS` stay 0.
+    learning rate inside of the optimizer (Prodigy's d) is part of U too. An lr that the step itself writes
+    into the group counts as it is after the step. A, UU, TU, TT, GG and GT (:class:`~thermoopt.physics.Sum`)
+    follow; :data:`MOMENT_SUMS` stay 0.
 
     Made before the step, it keeps gradients and parameters, because a step may clear or change either. Of
     tensors up to :data:`WHOLE` elements that is a copy of both; of larger ones a :func:`sample` of at least
@@ -78,7 +81,7 @@ class Displacement:
     def __init__(self, optimizer: Optimizer, rates: Sequence[Rates]) -> None:
         self._kept: dict[int, _Sampled] = {}
         i = -1
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for k, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
             for p in group["params"]:
                 i += 1
                 if p.grad is None or p.grad.is_sparse or p.is_meta or rate.maybe_zero:
@@ -88,6 +91,7 @@ class Displacement:
                     before=flat_sample(p).clone(),
                     grad=flat_sample(local(p.grad, p)).clone(),
                     maximize=group.get("maximize", False),
+                    group=k,
                     lr=rate.lr,
                     wd=rate.wd,
                 )
@@ -106,6 +110,7 @@ class Displacement:
         """
         pending = _DisplacementSums.of(list(self._kept))
         kept = list(self._kept.values())
+        _take_lrs(kept, optimizer)
         pending.t[:] = 1.0
         pending.beta2[:] = horizon_decay
         pending.wd[:] = [k.wd for k in kept]
@@ -121,6 +126,18 @@ class Displacement:
         if found_inf is not None:
             pending.found_inf = Fetch(found_inf)
         return pending
+
+
+def _take_lrs(kept: Sequence[_Sampled], optimizer: Optimizer) -> None:
+    """Let each lr be the one that its group names after the step, unless that is 0.
+
+    An optimizer that writes it in every step does so before it uses it (pytorch_optimizer's ASGD).
+    """
+    lrs = [group_lr(group) for group in optimizer.param_groups]
+    for k in kept:
+        lr = lrs[k.group]
+        if (isinstance(lr, Tensor) and lr.device.type != "cpu") or float(lr) != 0.0:
+            k.lr = lr
 
 
 class _DisplacementSums(PendingSums):

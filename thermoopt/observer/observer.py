@@ -22,9 +22,9 @@ from thermoopt.observer.source import source_of
 from thermoopt.observer.step_hooks import closure_of, is_dry, when_gradients_are_there
 from thermoopt.observer.tracker import TRACKABLE, Tracker
 from thermoopt.observer.watched_layers import Watched
+from thermoopt.observer.whole_steps import on_whole_steps
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import capturing
-from thermoopt.uncompiled import uncompiled
 
 __all__ = ["LOG_EVERY", "Observer"]
 
@@ -240,13 +240,12 @@ class Observer(RunReports):
         if self._source.is_own:
             self._own_history = History()
             self._handles += [
-                optimizer.register_step_post_hook(lambda *_: self._record()),
+                optimizer.register_step_post_hook(on_whole_steps(lambda *_: self._record())),
                 optimizer.register_load_state_dict_post_hook(lambda _: self._rewind(self._source.steps)),
             ]
         self._tracker = Tracker(optimizer, track, self._source.ema_steps)
-        self._handles.append(optimizer.register_step_pre_hook(self._track))
+        self._handles.append(optimizer.register_step_pre_hook(on_whole_steps(self._track)))
 
-    @uncompiled
     def _track(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Let the tracker read the coming step."""
         tracker, step, every = self._tracker, self._source.steps + 1, self._source.measure_every
@@ -254,7 +253,6 @@ class Observer(RunReports):
             return None
         return when_gradients_are_there(args, kwargs, lambda times: tracker.read(step, every, times))
 
-    @uncompiled
     def _record(self) -> None:
         """Let the history of a tracked ThermoAdamW have its newest reading when its own does."""
         source, history = self._source, self._own_history
@@ -310,10 +308,9 @@ class Observer(RunReports):
         self._source.serve(controller.every)
         if controller.needs:
             self._carried = CarriedTravel(self._optimizer, controller.needs)
-            self._handle = self._optimizer.register_step_pre_hook(self._before)
+            self._handle = self._optimizer.register_step_pre_hook(on_whole_steps(self._before))
         return self._carried
 
-    @uncompiled
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         """Measure the way from the start where the coming step's reading may be handed over."""
         if capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):

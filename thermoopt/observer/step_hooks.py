@@ -14,17 +14,16 @@ from thermoopt.account import Done, Ledger, LedgerView, follow_edit
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import MeasuringPass, Rates, dry_kernel
 from thermoopt.observer.displacement import MOMENT_SUMS, Displacement
+from thermoopt.observer.whole_steps import on_whole_steps
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import Sharding, capturing, local, same_members
-from thermoopt.traits import decoupled_decay, steps_by_moments
-from thermoopt.uncompiled import uncompiled
+from thermoopt.traits import decoupled_decay, group_lr, steps_by_moments
 
 __all__ = [
     "CLOSURE",
     "StepHooks",
     "check_whole_step",
     "closure_of",
-    "group_lr",
     "is_dry",
     "when_gradients_are_there",
 ]
@@ -72,8 +71,8 @@ class StepHooks(LedgerView):
         self._begin()
         self._ledger.run.step = _steps_taken(optimizer)
         self._handles = (
-            optimizer.register_step_pre_hook(self._before),
-            optimizer.register_step_post_hook(self._after),
+            optimizer.register_step_pre_hook(on_whole_steps(self._before)),
+            optimizer.register_step_post_hook(on_whole_steps(self._after)),
             optimizer.register_load_state_dict_post_hook(lambda _: self._pass.reset()),
         )
 
@@ -84,7 +83,6 @@ class StepHooks(LedgerView):
 
     # ---------------------------------------------------------------- around a step
 
-    @uncompiled
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._begun = None
         check_whole_step(optimizer, args, kwargs)
@@ -123,7 +121,6 @@ class StepHooks(LedgerView):
             return kept  # also of nothing, where other ranks add theirs
         return None if any(rate.maybe_zero for rate in rates) else "no_gradients"
 
-    @uncompiled
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         begun, self._begun = self._begun, None
         if isinstance(begun, Displacement):
@@ -269,12 +266,6 @@ def when_gradients_are_there(
     if len(args) > 1:
         return (args[0], measured, *args[2:]), kwargs
     return args, {**kwargs, "closure": measured}
-
-
-def group_lr(group: Mapping[str, Any]) -> float | Tensor:
-    """Learning rate of a group; 1 where it has none (the displacement itself then is the update)."""
-    lr = group.get("lr")
-    return 1.0 if lr is None else lr
 
 
 def is_dry(optimizer: Optimizer) -> bool:

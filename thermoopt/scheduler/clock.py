@@ -7,8 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from thermoopt.observer import check_whole_step, closure_of, is_dry
-from thermoopt.uncompiled import uncompiled
+from thermoopt.observer import check_whole_step, closure_of, is_dry, on_whole_steps
 
 __all__ = ["count_steps"]
 
@@ -24,18 +23,19 @@ def count_steps(optimizer: Optimizer, count: Callable[[], None]) -> Callable[[],
     """
     dry = False
 
-    @uncompiled
     def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         nonlocal dry
         check_whole_step(optimizer, args, kwargs)
         dry = closure_of(args, kwargs) is None and is_dry(optimizer)
 
-    @uncompiled
     def after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if not dry:
             count()
 
-    handles = optimizer.register_step_pre_hook(before), optimizer.register_step_post_hook(after)
+    handles = (
+        optimizer.register_step_pre_hook(on_whole_steps(before)),
+        optimizer.register_step_post_hook(on_whole_steps(after)),
+    )
 
     def end() -> None:
         for handle in handles:

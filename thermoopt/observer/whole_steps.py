@@ -1,0 +1,51 @@
+"""Step hooks that run once a step, also where a step calls its parent's."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch.optim import Optimizer
+
+from thermoopt.uncompiled import uncompiled
+
+__all__ = ["on_whole_steps"]
+
+Hook = Callable[[Optimizer, Any, Any], Any]
+
+_HOOKED = Optimizer.profile_hook_step(lambda self: None).__code__
+"""The frame in which torch runs a step and its hooks."""
+
+
+def on_whole_steps(hook: Hook) -> Hook:
+    """Return a step hook that leaves out the steps which an optimizer's step calls of its parent classes.
+
+    torch wraps the ``step`` of a class with its hooks when the first optimizer of just that class is made.
+    The step of a subclass that ends in ``super().step()`` hence runs its hooks twice if an optimizer of the
+    parent class was made before, and once if not. Only the outer of the two is the step.
+
+    Args:
+        hook: as ``register_step_pre_hook`` and ``register_step_post_hook`` take it.
+    """
+
+    @uncompiled
+    @functools.wraps(hook)
+    def outer_only(optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        return None if _is_inner(optimizer) else hook(optimizer, args, kwargs)
+
+    return outer_only
+
+
+def _is_inner(optimizer: Optimizer) -> bool:
+    """Whether the hooks that run now are those of a step inside of another one of the same optimizer."""
+    hooked = [getattr(vars(cls).get("step"), "hooked", False) for cls in type(optimizer).__mro__]
+    if sum(hooked) < 2:
+        return False
+    depth, frame = 0, sys._getframe(1)
+    while frame is not None and depth < 2:
+        # a copy of a frame's variables is made for those frames only
+        depth += frame.f_code is _HOOKED and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back  # type: ignore[assignment]
+    return depth >= 2
