@@ -34,22 +34,21 @@ class Account:
     errors: dict[str, float] = field(default_factory=dict)
     unavailable: set[str] = field(default_factory=set)
     unread: int = 0
-    _before: dict[str, tuple[Tensor, Tensor, float]] = field(default_factory=dict)
+    _before: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _start: dict[str, Tensor] = field(default_factory=dict)
 
     def before(self, run: Run, step: int) -> None:
         """Copy weights and gradients."""
-        lrs = {p: group.get("lr") for group in run.optimizer.param_groups for p in group["params"]}
+        held = {p for group in run.optimizer.param_groups for p in group["params"]}
         if not self._start:
             self._start = {n: p.detach().double().clone() for n, p in run.model.named_parameters()}
         self._before = {
             name: (
                 p.detach().double().clone(),
                 p.grad.detach().double().clone(),
-                1.0 if lrs.get(p) is None else float(lrs[p]),  # type: ignore[arg-type]
             )
             for name, p in run.model.named_parameters()
-            if p.grad is not None and p in lrs
+            if p.grad is not None and p in held
         }
 
     def after(self, run: Run, observer: Observer) -> None:
@@ -59,8 +58,10 @@ class Account:
             self.unread += 1
             return
         params = dict(run.model.named_parameters())
-        for name, (theta, g, lr) in self._before.items():
+        lrs = {p: group.get("lr") for group in run.optimizer.param_groups for p in group["params"]}
+        for name, (theta, g) in self._before.items():
             layer = reading.layers[name]
+            lr = 1.0 if (own_lr := lrs[params[name]]) is None else float(own_lr)  # as the step left it
             moved = params[name].detach().double() - theta * (1 - lr * layer.wd_eff)
             own = _own(theta, g, moved, lr)
             own["distance"] = float((theta - self._start[name]).square().sum())

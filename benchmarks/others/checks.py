@@ -34,8 +34,8 @@ LRS = (3e-4, 3e-3, 3e-2, 0.3)
 SURE = ("HIGH", "MEDIUM")
 
 TRAINED = 0.75
-"""Share of its first loss that a run must end below to count as healthy. At the lr best after a quarter of it 243
-of 249 optimizers ended below 0.62 and six above 0.93: nothing lay between."""
+"""Share of its first loss that a run must end below to count as healthy. At the lr best after a quarter of
+it 243 of 249 optimizers ended below 0.62 and six above 0.93: nothing lay between."""
 
 
 @dataclass(frozen=True)

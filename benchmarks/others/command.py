@@ -122,7 +122,8 @@ def page(rows: Sequence[Row]) -> str:
         "",
         f"`python -m thermoopt.benchmarks.others`: {STEPS} steps of a small classifier at the "
         "optimizer's own learning rate: of its default, 3e-4, 3e-3, 3e-2 and 0.3 the best after a "
-        "quarter of it, the next where a run ends above three quarters of its first loss. Clean: no crash, every step counted once, weights and optimizer state the "
+        "quarter of it, the next where a run ends above three quarters of its first loss. Clean: no crash, "
+        "every step counted once, weights and optimizer state the "
         "same bits as without, sigma, norms and distance as a float64 account, the schedule's bits "
         "those of torch's, no finding of HIGH or MEDIUM confidence. Refused: the observer said in "
         "words why it cannot. Unusable: fails by itself. Untrained: clean, but at no learning rate a "
