@@ -33,6 +33,9 @@ CLOSURE = "closure"
 evaluate its closure exactly once, or moved the weights before: no one gradient is the step's (LBFGS, SAM)."""
 
 
+LR_ZERO = "lr_zero"
+"""Another: the lr of every group that has gradients is 0, and a displacement of nothing says nothing of U."""
+
 HALVE_FROM = 5
 """Measured steps an average must be long for each to read only one half of large tensors, turn by turn. At
 ema_steps = 50 and every 10th step measured the halves then weigh 55 to 45 in an average at worst, so that
@@ -119,7 +122,7 @@ class StepHooks(LedgerView):
         kept = Displacement(self._optimizer, rates)
         if len(kept) or (ledger.sharding and not all(rate.maybe_zero for rate in rates)):
             return kept  # also of nothing, where other ranks add theirs
-        return None if any(rate.maybe_zero for rate in rates) else "no_gradients"
+        return LR_ZERO if any(rate.maybe_zero for rate in rates) else "no_gradients"
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         begun, self._begun = self._begun, None
@@ -135,7 +138,8 @@ class StepHooks(LedgerView):
     def _begin(self) -> None:
         """Let an empty ledger know the optimizer's layers as they are."""
         self._pass = MeasuringPass(dry_kernel(self._optimizer.param_groups))
-        self._ledger.meter.run.skipped.setdefault(CLOSURE, 0)
+        for cause in (CLOSURE, LR_ZERO):
+            self._ledger.meter.run.skipped.setdefault(cause, 0)
         self._members: list[list[Tensor]] = []
         self.follow_groups()
 

@@ -162,8 +162,9 @@ def learning_rate_zero(run: Evidence) -> Finding | None:
     moving = run.steps[run.total("lr_eff") != 0] if run.n else np.zeros(0)
     if len(moving) == 0:
         return None
-    last = int(moving[-1])
-    idle = run.taken - last
+    still = run.steps[run.steps > moving[-1]]
+    first = int(still[0]) if len(still) else int(moving[-1]) + 1
+    idle = run.taken - first + 1
     if len(moving) == run.n and not run.skipped.get("lr_zero"):
         return None
     if idle < MIN_READINGS or idle < STOOD / 10 * run.taken:
@@ -171,7 +172,8 @@ def learning_rate_zero(run: Evidence) -> Finding | None:
     return Finding(
         "learning_rate_zero",
         "HIGH" if idle >= STOOD * run.taken else "MEDIUM",
-        f"the learning rate is 0 since about step {last + 1}: {idle} of {run.taken} steps moved nothing.",
+        f"the learning rate is 0 since {'' if len(still) else 'about '}step {first}: "
+        f"{idle} of {run.taken} steps moved nothing.",
         "Give the schedule the length of the run (total_steps), or stop when it ends.",
         measure="lr_eff",
         effect=0.0,
