@@ -17,6 +17,7 @@ from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, check_count, check_hookable, check_materialized
 from thermoopt.controllers import Controller, Start
 from thermoopt.observer.carried_start import CarriedTravel
+from thermoopt.observer.run_facts import run_facts
 from thermoopt.observer.run_reports import RunReports
 from thermoopt.observer.source import source_of
 from thermoopt.observer.step_hooks import closure_of, is_dry, when_gradients_are_there
@@ -113,6 +114,7 @@ class Observer(RunReports):
         self._made_at, self.ema_steps = self._source.steps, self._source.ema_steps
         self._idle_calls = 0
         self._completed: tuple[Reading, Reading] | None = None
+        self.sinks.introduce(self, run_facts)
 
     # ---------------------------------------------------------------- what users read
 

@@ -141,7 +141,9 @@ def _bars(ax: Axes, left: Array, width: Array, color: str) -> None:
     low = np.arange(len(left)) + 0.05
     x = np.stack([left, left + width, left + width, left], axis=1)
     y = np.stack([low, low, low + 0.9, low + 0.9], axis=1)
-    ax.add_collection(PolyCollection(np.stack([x, y], axis=2), facecolors=color, alpha=0.75), autolim=False)
+    ax.add_collection(
+        PolyCollection(list(np.stack([x, y], axis=2)), facecolors=color, alpha=0.75), autolim=False
+    )
 
 
 def _mean_size(values: Array) -> Array:

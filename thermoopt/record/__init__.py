@@ -3,6 +3,8 @@
 from thermoopt.record.columns import CLOSED, META, layer_table, pyarrow, tables_of
 from thermoopt.record.form import (
     LAST,
+    RUN,
+    facts_of,
     head_line,
     journal_path,
     layer_path,
@@ -23,11 +25,13 @@ __all__ = [
     "CLOSED",
     "LAST",
     "META",
+    "RUN",
     "Reader",
     "SavedHistory",
     "SavedLosses",
     "SavedRun",
     "Trajectory",
+    "facts_of",
     "head_line",
     "journal_path",
     "layer_path",

@@ -38,7 +38,9 @@ from thermoopt.physics import QUANTITIES, Term, quantities
 __all__ = [
     "EXACTLY",
     "LAST",
+    "RUN",
     "VERSION",
+    "facts_of",
     "head_line",
     "journal_path",
     "layer_path",
@@ -60,6 +62,9 @@ VERSION = 2
 
 LAST = "last"
 """``why`` of the row of the newest reading, which is kept until a newer one is."""
+
+RUN = "run"
+"""The kind of notes that say of the run what readings do not: norms at the start, steps skipped."""
 
 AVERAGED, EXACT = 4, 7
 """Significant digits. An average over the default 50 steps has a standard error of 10 %, 1/sqrt(2 * 50 - 1),
@@ -92,6 +97,15 @@ def head_line(session: str, started: str, groups: Sequence[str], skips: Sequence
 def note_line(kind: str, step: int, fields: Mapping[str, Any]) -> str:
     """Return the line of something that happened; what JSON cannot hold becomes null or text."""
     return json.dumps({"note": kind, "step": step, **_plain(dict(fields))}, allow_nan=False) + "\n"
+
+
+def facts_of(notes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Split notes into facts of the run, the later ones valid, and the rest."""
+    facts: dict[str, Any] = {}
+    for note in notes:
+        if note.get("note") == RUN:
+            facts.update(note)
+    return facts, [dict(note) for note in notes if note.get("note") != RUN]
 
 
 def reading_lines(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from thermoopt.physics import QUANTITIES, Term, quantities
 from thermoopt.record.blocks import BLOCK, is_reading, numbers_of
-from thermoopt.record.form import VERSION, unpack_terms
+from thermoopt.record.form import RUN, VERSION, unpack_terms
 from thermoopt.record.history import COLUMN, LayerRow, Trajectory, thinned, values_of
 from thermoopt.record.lines import Line
 
@@ -30,6 +30,7 @@ class _Session:
     last: int
     skipped: dict[str, int] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 class Reader:
@@ -105,13 +106,15 @@ class Reader:
         elif isinstance(record, dict) and "thermoopt" in record:
             self._begin(record, line.number)
         elif isinstance(record, dict) and "note" in record:
-            if self._now is not None:
+            if self._now is not None and record["note"] == RUN:
+                self._now.facts.update(record)
+            elif self._now is not None:
                 self._now.notes.append(record)
         else:
             self._named(record, line.number)
 
     def finish(self) -> tuple[Trajectory, dict[str, int], list[dict[str, Any]], list[str]]:
-        """Return the readings, steps skipped by cause, notes, and what there is to say of the file.
+        """Return the readings, steps skipped by cause, notes (a :data:`RUN` first), what there is to say.
 
         Raises:
             ValueError: as :meth:`take`.
@@ -121,6 +124,7 @@ class Reader:
         whole = Trajectory()
         skipped: dict[str, int] = {}
         notes: list[dict[str, Any]] = []
+        facts: dict[str, Any] = {}
         for session in _one_at_a_time(list(self._sessions.values()), told):
             readings = session.readings
             if readings.segments:
@@ -129,13 +133,14 @@ class Reader:
             whole.follow(readings)
             skipped.update(session.skipped)
             notes += session.notes
+            facts.update(session.facts)
             # a run goes on from a checkpoint now and then; two that share a file go back at every other line
             if readings.backs > 2 and readings.count < 4 * readings.backs:
                 told.append(
                     f"steps occur twice: they go back {readings.backs} times in {readings.count} readings, "
                     "as when two processes write to one file; of each step the later reading is shown"
                 )
-        return whole, skipped, notes, told
+        return whole, skipped, [*([facts] if facts else []), *notes], told
 
     @property
     def rows(self) -> list[LayerRow]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.param_groups import detect_layer_type
-from thermoopt.record.form import layer_path
+from thermoopt.record.form import facts_of, layer_path
 from thermoopt.record.history import LayerRow, SavedHistory
 from thermoopt.record.lines import Line, is_parquet, lines
 from thermoopt.record.reader import WRITERS, Reader, layer_rows
@@ -47,10 +47,11 @@ class SavedRun:
         path: the file.
         history: its readings.
         losses: the recorded losses, which may be replaced by a fuller list.
-        start_norms: squared norm of each layer in its first reading.
+        start_norms: squared norm of each layer at the start; in its first reading where no observer wrote.
         skipped: number of steps that were due to be measured but entered no average, by cause.
-        frozen, bad_losses: empty and 0, since a file does not record them.
+        frozen, bad_losses: layers not trained, losses not finite; empty and 0 where no observer wrote.
         notes: events: dicts with ``note`` (``action``, ``spike``, ``skip`` or a custom one) and ``step``.
+        facts: what else an observer wrote of the run: ``ema_steps``, ``steps`` taken, ``matrices``.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class SavedRun:
     frozen: frozenset[str] = frozenset()
     bad_losses: int = 0
     notes: list[dict[str, Any]] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(
@@ -115,7 +117,7 @@ class SavedRun:
                 told.append(_torn(reader.torn))
         rows += _beside(path, told)
         history = SavedHistory(readings, rows)
-        norms = history.start_norms()
+        norms, names = history.start_norms(), set(history.layer_names)
         if since is not None:
             readings.since(since)
             history = SavedHistory(readings, rows)
@@ -125,15 +127,23 @@ class SavedRun:
             history = history.only(_matching(history.layer_names, layers, path))
         for what in told:
             warnings.warn(f"{path}: {what}", RuntimeWarning, stacklevel=2)
+        facts, notes = facts_of(notes)
         values = history.losses
         known = np.isfinite(values)
+        losses = SavedLosses(history.steps[known], values[known])
         return cls(
             path,
             history,
-            SavedLosses(history.steps[known], values[known]),
-            norms,
-            skipped,
-            notes=[n for n in notes if n.get("step", 0) >= (since or 0)],
+            losses if since is not None else _with_first(losses, facts.get("first_loss")),
+            {
+                **norms,
+                **{k: v for k, v in facts.get("start_norms", {}).items() if k in names and v is not None},
+            },
+            {**skipped, **facts.get("skipped", {})},
+            frozenset(facts.get("frozen", ())),
+            facts.get("bad_losses", 0),
+            [n for n in notes if n.get("step", 0) >= (since or 0)],
+            facts,
         )
 
     @property
@@ -143,8 +153,13 @@ class SavedRun:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps on record: that of the last reading."""
-        return int(self.history.steps[-1])
+        """Optimizer steps on record: that of the last reading, or more where those after it were skipped."""
+        return max(int(self.history.steps[-1]), int(self.facts.get("steps", 0)))
+
+    @property
+    def ema_steps(self) -> float | None:
+        """Steps that the averages look back on, None where no observer wrote."""
+        return self.facts.get("ema_steps")
 
     @cached_property
     def layer_types(self) -> dict[str, str]:
@@ -153,12 +168,22 @@ class SavedRun:
 
     @cached_property
     def matrices(self) -> frozenset[str]:
-        """Layers assumed to have two or more dimensions: all except norms and those called bias."""
+        """Layers of two or more dimensions; where no observer wrote, all except norms and biases."""
+        if "matrices" in self.facts:
+            return frozenset(self.facts["matrices"]).intersection(self.history.layer_names)
         return frozenset(
             name
             for name, kind in self.layer_types.items()
             if kind != "norm" and "bias" not in name.rpartition(".")[2]
         )
+
+
+def _with_first(losses: SavedLosses, first: tuple[int, float] | None) -> SavedLosses:
+    """Losses with the very first one, which readings come too late for: all others are compared with it."""
+    if first is None or not len(losses.steps) or first[0] >= losses.steps[0]:
+        return losses
+    steps, values = np.insert(losses.steps, 0, first[0]), np.insert(losses.values, 0, first[1])
+    return SavedLosses(steps, values)
 
 
 def _watched(path: Path, progress: Progress | None) -> Iterator[Line]:

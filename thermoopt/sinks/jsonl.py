@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import uuid
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from thermoopt.account.reading import Reading
-from thermoopt.record import LAST, head_line, layer_path, note_line, reading_lines
+from thermoopt.record import LAST, RUN, head_line, layer_path, note_line, reading_lines
 from thermoopt.sinks.append_file import AppendFile
 from thermoopt.sinks.beside import Pipe
 from thermoopt.sinks.layer_rows import MAX_EVENTS, MAX_ROWS, LayerFile, room
@@ -59,9 +59,12 @@ class RecordWriter:
 
     def write(self, items: list[Item]) -> None:
         """Write items; raises OSError where the file of readings cannot take them."""
-        readings = [item for item in items if not item.only_row]
-        if readings:
-            self._file.append(self._text(readings))
+        readings = [item for item in items if not item.no_reading]
+        text = self._text(readings) if readings else ""
+        if self._head is not None:
+            text += "".join(note_line(RUN, i.step, i.facts) for i in items if i.no_reading and i.facts)
+        if text:
+            self._file.append(text)
         try:
             self._write_rows(items)
         except OSError as error:
@@ -87,6 +90,7 @@ class RecordWriter:
                 out.append(head_line(self.session, self._started, *layout))
                 self._head = layout
             for item in block:
+                out += [note_line(RUN, item.step, item.facts)] if item.facts else []
                 out += [note_line(kind, item.step, fields) for kind, fields in item.happened]
             out.append(
                 reading_lines(
@@ -102,7 +106,7 @@ class RecordWriter:
         if self.rows is None:
             return
         for item in items:
-            if item.step <= self._step and not item.only_row:  # a checkpoint was loaded
+            if item.step <= self._step and not item.no_reading:  # a checkpoint was loaded
                 self.rows.rewind(item.step)
             self._step = item.step
             if item.terms is None:
@@ -163,9 +167,19 @@ class FileSink:
         Raises:
             ValueError: for a kind that is empty or means something else in the file.
         """
-        if not kind or kind == LAST:
-            raise ValueError(f"kind must be a word other than {LAST!r}, got {kind!r}")
+        if not kind or kind in (LAST, RUN):
+            raise ValueError(f"kind must be a word other than {LAST!r} and {RUN!r}, got {kind!r}")
         self._schedule.mark(kind, fields)
+
+    def introduce(self, run: Any, facts: Callable[[Any, bool], Mapping[str, Any]]) -> None:
+        """Keep in the record what readings do not say: norms at the start, steps skipped without a reading.
+
+        Args:
+            run: kept by a weak reference.
+            facts: called with ``run`` and whether to wait for counts; returns plain data. It is asked for the
+                first reading, without counts, and by :meth:`flush`; what has changed is written.
+        """
+        self._schedule.introduce(run, facts)
 
     def flush(self) -> None:
         """Wait until every reading is on file, the newest with its layers."""
@@ -192,10 +206,10 @@ class FileSink:
 
 
 def flush(pipe: Pipe, schedule: Schedule) -> None:
-    """Bring a sink's readings to file, the newest with its layers."""
-    row = schedule.last_row() if pipe.mine else None
-    if row is not None:
-        pipe.put(row)
+    """Bring a sink's readings to file, the newest with its layers, and what has changed since."""
+    for item in (schedule.last_row(), schedule.last_facts()) if pipe.mine else ():
+        if item is not None:
+            pipe.put(item)
     pipe.flush()
 
 

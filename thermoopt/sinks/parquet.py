@@ -14,6 +14,7 @@ from thermoopt.record import (
     META,
     Reader,
     Trajectory,
+    facts_of,
     journal_path,
     layer_path,
     layer_rows,
@@ -182,12 +183,15 @@ class _Groups(RecordWriter):
         if tables and tables[-1].num_rows + new.num_rows <= 2 * self._every:
             new = pa.concat_tables([tables.pop(), new]).unify_dictionaries()
         tables.append(new)
-        old_notes = [n for n in meta.get("notes", []) if n.get("step", 0) < begun]
+        facts, old_notes = facts_of(meta.get("notes", []))
+        more, notes = facts_of(notes)
+        facts = {**facts, **more}
+        old_notes = [n for n in old_notes if n.get("step", 0) < begun]
         meta = {
             "version": 2,
             CLOSED: journal,
             "skipped": {**meta.get("skipped", {}), **skipped},
-            "notes": [*old_notes, *notes][-MAX_NOTES:],
+            "notes": [*([facts] if facts else []), *[*old_notes, *notes][-MAX_NOTES:]],
         }
         _write(self._path, [t for t in tables if t.num_rows], meta)
         self._closed += readings.count

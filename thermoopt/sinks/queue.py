@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -72,6 +72,11 @@ class SinkQueue:
         """Add a note to the records (:meth:`FileSink.mark`)."""
         for sink in self._files:
             sink.mark(kind, **fields)
+
+    def introduce(self, run: Any, facts: Callable[[Any, bool], Mapping[str, Any]]) -> None:
+        """Tell records whose readings come (:meth:`FileSink.introduce`)."""
+        for sink in self._files:
+            sink.introduce(run, facts)
 
     def write(self, reading: Reading) -> None:
         """Offer one reading to every sink, after those that wait."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ class Item:
         whys: one for each row of layers that it gets: empty for that of the schedule.
         gap: of the schedule.
         names, terms: of the layers, where it is to have a row.
-        only_row: whether the reading itself went out before.
+        no_reading: whether the reading itself went out before.
+        facts: of the run, that have changed.
     """
 
     step: int
@@ -55,7 +57,8 @@ class Item:
     gap: int = 0
     names: tuple[str, ...] = ()
     terms: Array | None = None
-    only_row: bool = False
+    no_reading: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Course:
@@ -97,6 +100,28 @@ class Schedule:
         self._marks: list[tuple[str, Mapping[str, Any]]] = []
         self.newest: Reading | None = None
         self._newest_kept = True
+        self._run: Callable[[], Any] = lambda: None
+        self._facts: Callable[[Any, bool], Mapping[str, Any]] = lambda run, settled: {}
+        self._told: dict[str, Any] = {}
+        self._step: int | None = None
+
+    def introduce(self, run: Any, facts: Callable[[Any, bool], Mapping[str, Any]]) -> None:
+        """Take where to ask for facts of the run."""
+        self._run, self._facts = weakref.ref(run), facts
+
+    def _changed(self, settled: bool) -> dict[str, Any]:
+        """Facts that have changed since they were told."""
+        run = self._run()
+        facts = {} if run is None else self._facts(run, settled)
+        changed = {name: value for name, value in facts.items() if self._told.get(name) != value}
+        self._told.update(changed)
+        return changed
+
+    def last_facts(self) -> Item | None:
+        """Return what has changed since the newest reading, once there is one."""
+        if self._step is None or not (changed := self._changed(settled=True)):
+            return None
+        return Item(self._step, None, {}, (), np.zeros((len(Term), 0)), no_reading=True, facts=changed)
 
     def mark(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Keep what happened for the next reading."""
@@ -107,8 +132,15 @@ class Schedule:
         happened = (*self._marks, *self._noticed(reading))
         self._marks.clear()
         item = Item(
-            reading.step, reading.loss, reading.skipped, reading.group_names, reading.group_terms, happened
+            reading.step,
+            reading.loss,
+            reading.skipped,
+            reading.group_names,
+            reading.group_terms,
+            happened,
+            facts={} if self._told else self._changed(settled=False),
         )
+        self._step = reading.step
         if not self._layers:
             return item
         rows, events = (room(most, len(reading.names)) for most in self._most)
@@ -136,7 +168,7 @@ class Schedule:
             whys=(LAST,),
             names=reading.names,
             terms=seen_terms(reading),
-            only_row=True,
+            no_reading=True,
         )
 
     def _noticed(self, reading: Reading) -> list[tuple[str, Mapping[str, Any]]]:
