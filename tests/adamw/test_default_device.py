@@ -23,10 +23,9 @@ STEPS = 20
 @pytest.fixture(params=[None, "meta"])
 def elsewhere(request):
     """``meta`` stands for any device that is not the parameters'; None for no default at all."""
-    before = torch.get_default_device()
     torch.set_default_device(request.param)
     yield request.param
-    torch.set_default_device(None if before.type == "cpu" else before)
+    torch.set_default_device(None)
 
 
 def trained(make, after=lambda: None):

@@ -307,6 +307,7 @@ def test_scales_are_factors_on_schedule_and_decay(make):
     assert scheduler.observer.reading.step == 30
 
 
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR's, torch 2.6
 def test_a_neutral_controller_changes_not_one_bit():
     ours, theirs = model(), model()
     opt, ref = (OPTIMIZERS["sgd"](net.parameters()) for net in (ours, theirs))
