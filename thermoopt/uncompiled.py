@@ -24,12 +24,13 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
     Args:
         function: to be run as it is; under ``torch.compile`` too.
     """
-    disabled: list[Callable[P, T]] = []
 
     @functools.wraps(function)
     def inner(*args: P.args, **kwargs: P.kwargs) -> T:
-        if not disabled:
-            disabled.append(torch.compiler.disable(function))
-        return disabled[0](*args, **kwargs)
+        disabled = getattr(function, "_thermoopt_disabled", None)
+        if disabled is None:
+            disabled = torch.compiler.disable(function)
+            function._thermoopt_disabled = disabled  # type: ignore[attr-defined]
+        return disabled(*args, **kwargs)  # type: ignore[no-any-return]
 
     return inner

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # torch 2.6 cannot import it under a default device of "meta"
 
 from thermoopt import (
     CollapseDetector,
