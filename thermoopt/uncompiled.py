@@ -31,6 +31,6 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
         if disabled is None:
             disabled = torch.compiler.disable(function)
             function._thermoopt_disabled = disabled  # type: ignore[attr-defined]
-        return disabled(*args, **kwargs)  # type: ignore[no-any-return]
+        return disabled(*args, **kwargs)
 
     return inner

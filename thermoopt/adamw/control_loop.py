@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thermoopt.account import Meter, as_loss
+from thermoopt.account import LedgerView, Meter, as_loss
 from thermoopt.account.reading import Reading
-from thermoopt.adamw.rates import Rates
+from thermoopt.adamw.rates import FactorCache, Rates, group_rates
+from thermoopt.adamw.state import GroupState
+from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
 from thermoopt.physics.travel import Travel
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import Fetch, PendingTravel, TravelProbe
 
-__all__ = ["ControlLoop", "start_of"]
+__all__ = ["ControlLoop", "LoopView", "start_of"]
 
 
 class ControlLoop:
@@ -282,3 +284,71 @@ def _of_first_rank(reading: Reading, group: Any) -> Reading:
         travel=None if travel is None else Travel(got[n], got[n + 1], got[n + 2]),
         loss=value if math.isfinite(value) else None,
     )
+
+
+class LoopView(LedgerView):
+    """Properties of a controlled optimizer: whoever inherits it sets the attributes below."""
+
+    _loop: ControlLoop | None
+    _backend: Backend
+    _measure_every: int | None
+    _sinks: SinkQueue
+    _factors: FactorCache
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def measure_every(self) -> int:
+        """Every so many steps one is measured; in a captured CUDA graph every step is."""
+        return self._measure_every or self._backend.measure_every
+
+    @property
+    def sinks(self) -> SinkQueue:
+        """The sinks' queue: ``unsent`` and ``dropped`` count readings that a failing sink did not take."""
+        self._ledger.settle()
+        return self._sinks
+
+    @property
+    def controller(self) -> Controller | None:
+        """The controller, whose ``log`` holds every action."""
+        return None if self._loop is None else self._loop.controller
+
+    @property
+    def backend(self) -> str:
+        """The backend in use: ``"torch"``, ``"native"`` or ``"triton"``."""
+        return self._backend.name
+
+    def report_loss(self, loss: float | Tensor) -> None:
+        """Tell the controller the loss of the coming step; ``step(closure)`` does it by itself.
+
+        Only laws that live on the loss need it. What is not finite counts as not reported.
+
+        Raises:
+            TypeError, ValueError: unless it is a number or a floating tensor with one element.
+        """
+        if self._loop is not None:
+            self._loop.report_loss(loss)
+
+    def _rates(self) -> list[Rates]:
+        return [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
+
+    def _travel(self, rates: Sequence[Rates], due: bool) -> PendingTravel | None:
+        """Form the sums that the controller named, of the parameters before the step."""
+        if self._loop is None:
+            return None
+        due = due and self._ledger.is_record_due(self._ledger.run.step + 1)
+        return self._loop.measure_travel(self.param_groups, rates, self, due)
+
+    def _offer(self, reading: Reading, travel: PendingTravel | None) -> None:
+        """Keep a recorded reading for the controller, and note in the sinks what it did since the last."""
+        assert self._loop is not None
+        self._loop.offer(reading, travel, self._sinks)
+
+    def _unbegin(self) -> None:
+        """Forget what the controller learned of a run that has not begun: its only step was dry."""
+        assert self._loop is not None
+        self._loop.detach(forget=True)
+        for group in self.param_groups:
+            GroupState(group).forget_scales(group)
+
+    def _params(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thermoopt.account import History, Ledger, LedgerView, from_leaf, with_plain_names
-from thermoopt.account.reading import Reading
+from thermoopt.account import History, Ledger, from_leaf, with_plain_names
 from thermoopt.adamw.arguments import (
     averaging_steps,
     check_arguments,
@@ -20,8 +19,8 @@ from thermoopt.adamw.arguments import (
 )
 from thermoopt.adamw.backends import choose_backend
 from thermoopt.adamw.compiled import Traceable, check_capturable, check_replayable, traced_step
-from thermoopt.adamw.control_loop import ControlLoop, start_of
-from thermoopt.adamw.rates import FactorCache, Rates, group_rates
+from thermoopt.adamw.control_loop import ControlLoop, LoopView, start_of
+from thermoopt.adamw.rates import FactorCache
 from thermoopt.adamw.state import (
     KEY,
     GroupState,
@@ -37,13 +36,13 @@ from thermoopt.adamw.state import (
 from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import PendingTravel, capturing
+from thermoopt.tensors import capturing
 from thermoopt.uncompiled import uncompiled
 
 __all__ = ["ThermoAdamW"]
 
 
-class ThermoAdamW(LedgerView, torch.optim.AdamW):
+class ThermoAdamW(LoopView, torch.optim.AdamW):
     r"""AdamW that measures the entropy production of training inside its own step.
 
     .. math::
@@ -158,38 +157,6 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         self._factors = FactorCache()
         self._factors_set: Mapping[str, float] | None = None
 
-    @property
-    def measure_every(self) -> int:
-        """Every so many steps one is measured; in a captured CUDA graph every step is."""
-        return self._measure_every or self._backend.measure_every
-
-    @property
-    def sinks(self) -> SinkQueue:
-        """The sinks' queue: ``unsent`` and ``dropped`` count readings that a failing sink did not take."""
-        self._ledger.settle()
-        return self._sinks
-
-    @property
-    def controller(self) -> Controller | None:
-        """The controller, whose ``log`` holds every action."""
-        return None if self._loop is None else self._loop.controller
-
-    @property
-    def backend(self) -> str:
-        """The backend in use: ``"torch"``, ``"native"`` or ``"triton"``."""
-        return self._backend.name
-
-    def report_loss(self, loss: float | Tensor) -> None:
-        """Tell the controller the loss of the coming step; ``step(closure)`` does it by itself.
-
-        Only laws that live on the loss need it. What is not finite counts as not reported.
-
-        Raises:
-            TypeError, ValueError: unless it is a number or a floating tensor with one element.
-        """
-        if self._loop is not None:
-            self._loop.report_loss(loss)
-
     def set_layer_factors(self, factors: Mapping[str, float]) -> None:
         """Let layers run at their own rate: ``lr_eff = lr * lr_scale * factor``.
 
@@ -267,16 +234,6 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
         self._ledger.expect_replay(self._travel(rates, True))
         self._backend.put_rates(rates)
 
-    def _rates(self) -> list[Rates]:
-        return [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
-
-    def _travel(self, rates: Sequence[Rates], due: bool) -> PendingTravel | None:
-        """Form the sums that the controller named, of the parameters before the step."""
-        if self._loop is None:
-            return None
-        due = due and self._ledger.is_record_due(self._ledger.run.step + 1)
-        return self._loop.measure_travel(self.param_groups, rates, self, due)
-
     def _control(self) -> None:
         """Let the controller set the scales of the coming step; it sees each recorded reading once."""
         loop, ledger, groups = self._loop, self._ledger, self.param_groups
@@ -293,21 +250,6 @@ class ThermoAdamW(LedgerView, torch.optim.AdamW):
             self._factors_set = scales.layers
         apply_scales(groups, scales)
         ledger.run.unseen = int(loop.waiting)
-
-    def _offer(self, reading: Reading, travel: PendingTravel | None) -> None:
-        """Keep a recorded reading for the controller, and note in the sinks what it did since the last."""
-        assert self._loop is not None
-        self._loop.offer(reading, travel, self._sinks)
-
-    def _unbegin(self) -> None:
-        """Forget what the controller learned of a run that has not begun: its only step was dry."""
-        assert self._loop is not None
-        self._loop.detach(forget=True)
-        for group in self.param_groups:
-            GroupState(group).forget_scales(group)
-
-    def _params(self) -> list[Tensor]:
-        return [p for group in self.param_groups for p in group["params"]]
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, as torch does; its layers are measured from the next step on.
