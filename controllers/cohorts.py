@@ -139,6 +139,7 @@ def cohort_signals(
     step: int,
     total_steps: int | None,
     floor: float,
+    absolute: bool = True,
 ) -> Signals:
     """Form what a law is told of a cohort's layers.
 
@@ -153,6 +154,7 @@ def cohort_signals(
         units: of these.
         step: of the coming step.
         total_steps, floor: of the law.
+        absolute: whether the law sets an absolute rate, not a factor on lr.
     """
     terms = reading.terms[:, mask]
     q = Quantities.of(terms.sum(axis=1))
@@ -168,10 +170,13 @@ def cohort_signals(
         extra["distance"] = min(far, SLACK * cohort.way) if cohort.way > 0 else far
         extra["work"] = float((reading.travel.work[mask] / units).sum())
         extra["impulse"] = float(reading.travel.impulse[mask].sum())
+    lever = cohort.lever
+    # a rate on its way down is down for a law that only raises; one that scales it needs what was measured
+    rate = (min(lever.value, lever.target) if absolute else lever.value) / cohort.gear.cut
     return Signals(
         t=step - cohort.begun + 1,
         total_steps=total_steps,
-        rate=min(cohort.lever.value, cohort.lever.target) / cohort.gear.cut,
+        rate=rate,
         floor=floor,
         r=q.r,
         r_error=cohort.r_error(q.r),

@@ -131,8 +131,6 @@ class Thermostat(Controller):
         self._asked: tuple[Any, ...] = ()
         self._answer = Scales()
 
-    # -------------------------------------------------------------- what the measuring side asks
-
     @property
     def needs(self) -> frozenset[str]:
         """Sums that the law uses."""
@@ -237,17 +235,16 @@ class Thermostat(Controller):
         if not mask.any():
             return
         units = self._units.layer[: len(mask)][mask]
-        signals = cohort_signals(
-            cohort, reading, mask, units, step=step, total_steps=self._total_steps, floor=self._floor
-        )
+        about: dict[str, Any] = {"total_steps": self._total_steps, "floor": self._floor}
+        about["absolute"] = self._law.metric == "rms"
+        signals = cohort_signals(cohort, reading, mask, units, step=step, **about)
         lever = cohort.lever
         lever.readings += 1
         wanted = self._law.want(signals, **self._options)
         asked = math.nan if wanted is None else wanted.rate * cohort.gear.cut
         why = "no signal" if wanted is None else wanted.reason
         if self._reverse:
-            total = self._total_steps or ANYTIME_STEPS // 10
-            wanted = lowered(cohort, wanted, signals, step, total)
+            wanted = lowered(cohort, wanted, signals, step, self._total_steps or ANYTIME_STEPS // 10)
             wanted = bounded(cohort.lever.value, wanted, *turning(reading, mask, units))
         if wanted is not None:
             rate, (lo, hi) = wanted.rate, self._rates.reach(cohort.base)
@@ -364,6 +361,8 @@ class Thermostat(Controller):
         self._rates.sizes.update((name, float(size)) for name, size in state["sizes"].items())
         self._rates.peaks.update((name, float(peak)) for name, peak in state["peaks"].items())
         self._log.extend(Action.from_dict(saved) for saved in state["log"])
+        if self._start is not None:
+            self.attach(self._start)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything except the law, which is restored from its name or function."""

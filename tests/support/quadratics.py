@@ -21,12 +21,16 @@ from thermoopt.controllers.thermostat import Thermostat
 BETA1 = 0.9
 N0 = (1 - BETA1) / (1 + BETA1)
 
-SHAPES = ((20, 20), (30, 10), (25, 20))
+SHAPES = ((20, 20), (15, 20), (25, 20))
 SIZES = torch.tensor([n * m for n, m in SHAPES])
-SCALES = (1 / 16, 1 / 2, 4.0)
-"""Rms of the layers at the start. Ratios are powers of two: the rounding of layer factors changes nothing."""
+SCALES = (1 / 8, 1 / 4, 1 / 2)
+"""Rms of the layers at the start. All have fan-in 20, so their gains compare like their rms, and the
+median is below He's. Ratios are powers of two: the rounding of layer factors changes nothing."""
 
-UNIT = 0.5
+UNITS = tuple(7 / 6 * s for s in SCALES)
+"""Units of the layers in metric ``"rms"``: the mean rms, 7/24, times gain over median gain: 1/2, 1, 2."""
+
+UNIT = UNITS[1]
 """Their geometric mean: lr over it is the rate D of a law in metric ``"rms"``."""
 
 
@@ -96,7 +100,7 @@ class Bench:
         law: name of the law; None for a fixed lr.
         h, sigma: curvature and noise of each layer.
         total: length of the run the thermostat is told.
-        away: distance of the goal in every coordinate, in units of the layer's rms at the start.
+        away: distance of the goal in every coordinate, in units of the layer.
         lr, beta2, ema_steps: of the optimizer.
         options: for the thermostat.
     """
@@ -105,11 +109,11 @@ class Bench:
         self, law, *, h, sigma, total=1000, away=0.0, lr=1e-2, beta2=0.99, ema_steps=None, seed=0, **options
     ):
         self._rng = torch.Generator().manual_seed(seed)
-        self._h, self._sigma, self._scale = _spread(h), _spread(sigma), _spread(SCALES)
+        self._h, self._sigma, self._unit = _spread(h), _spread(sigma), _spread(UNITS)
         parts = [x / x.square().mean().sqrt() for x in self._noise().split(SIZES.tolist())]
-        self.x = self._scale * torch.cat(parts)
+        self.x = _spread(SCALES) * torch.cat(parts)
         self._start = self.x.clone()
-        self._goal = self.x + away * self._scale * self._noise().sign()
+        self._goal = self.x + away * self._unit * self._noise().sign()
         self.params = [torch.nn.Parameter(part) for part in self._layers(self.x)]
         self._law, self._total = law, total
         self._optim = {"lr": lr, "betas": (BETA1, beta2), "ema_steps": ema_steps}
@@ -140,7 +144,7 @@ class Bench:
                 p.grad = part
             self.opt.report_loss(loss)
             self.opt.step()
-            way = ((before - self._start) / self._scale).square().mean().sqrt()
+            way = ((before - self._start) / self._unit).square().mean().sqrt()
             group = self.opt.param_groups[0]
             lr = group["lr"] * group["thermo"]["lr_scale"]
             rows.append((lr, loss, float(g @ (before - self.x)), float(way)))
@@ -149,7 +153,7 @@ class Bench:
     def put(self, factor):
         """Put the lever elsewhere, as a checkpoint would."""
         state = self.opt.controller.state_dict()
-        lever = state["levers"]["all"]
+        lever = state["cohorts"]["all"]["lever"]
         lever["value"] = lever["target"] = factor * lever["value"]
         self.opt.controller.load_state_dict(state)
 
