@@ -12,11 +12,12 @@ from tests.support.lion import Lion
 from tests.support.small_net import assert_same_bits, model, train
 from thermoopt import ThermoAdamW
 from thermoopt.adamw.rates import Rates
-from thermoopt.observer.displacement import BLOCK, SHARE, WHOLE, Displacement, sample
+from thermoopt.observer.displacement import Displacement
 from thermoopt.observer.observer import Observer
 from thermoopt.observer.step_hooks import is_dry
 from thermoopt.physics.quantities import QUANTITIES
 from thermoopt.scheduler.scheduler import ThermoScheduler
+from thermoopt.tensors.sampling import PAGE, PAGE_SHARE, PAGES_WHOLE, pages
 
 UNAVAILABLE = {
     "d_eS",
@@ -174,32 +175,32 @@ def test_an_optimizer_that_clears_gradients_is_read_before():
 # ---------------------------------------------------------------- sampling
 
 
-@pytest.mark.parametrize("n", [0, 1, WHOLE, WHOLE + 1, 3 * WHOLE, 1_000_003])
+@pytest.mark.parametrize("n", [0, 1, PAGES_WHOLE, PAGES_WHOLE + 1, 3 * PAGES_WHOLE, 1_000_003])
 def test_a_sample_is_blocks_evenly_spread(n):
     x = torch.arange(n)
-    taken = sample(x)
-    if n <= WHOLE:
+    taken = pages(x)
+    if n <= PAGES_WHOLE:
         assert taken is x
         return
-    assert taken.shape[1] == BLOCK
+    assert taken.shape[1] == PAGE
     assert taken.data_ptr() == x.data_ptr()  # no copy
     assert (taken[:, 1:] - taken[:, :-1] == 1).all()
     gaps = taken[1:, 0] - taken[:-1, 0]
-    assert gaps.min() == gaps.max() > BLOCK
+    assert gaps.min() == gaps.max() > PAGE
     assert n - int(taken[-1, -1]) < gaps.max() + n / 21
-    assert n / SHARE <= taken.numel() <= 2 * n / SHARE
+    assert n / PAGE_SHARE <= taken.numel() <= 2 * n / PAGE_SHARE
 
 
 def test_a_sample_meets_every_column_of_long_rows():
     """Rows of 16,384 divide the even distance of 65,536: without a drift only every fourth column is met."""
     columns = torch.arange(16_384).repeat(64 * 4)
-    seen = torch.bincount(sample(columns).reshape(-1), minlength=16_384)
+    seen = torch.bincount(pages(columns).reshape(-1), minlength=16_384)
     assert seen.min() >= 10
     assert seen.max() <= 24
 
 
 def test_sampled_sums_estimate_the_whole():
-    n = 20 * WHOLE + 77
+    n = 20 * PAGES_WHOLE + 77
     rng = torch.Generator().manual_seed(0)
     p = torch.nn.Parameter(torch.randn(n, generator=rng))
     opt = torch.optim.SGD([p], lr=0.5, momentum=0.9)
@@ -209,7 +210,7 @@ def test_sampled_sums_estimate_the_whole():
     opt.step()
     q, g = observer.reading.total, p.grad.double()
     u = (before.double() - p.detach().double()) / 0.5
-    error = 5 / math.sqrt(sample(p.detach()).numel())  # five standard errors of a mean of order 1
+    error = 5 / math.sqrt(pages(p.detach()).numel())  # five standard errors of a mean of order 1
     assert q.sigma / (0.5 * n) == pytest.approx(float(g @ u) / n, abs=5 * error)
     assert q.sigma != pytest.approx(0.5 * float(g @ u), rel=1e-9)  # it is an estimate
     assert q.param_norm == pytest.approx(float(before.norm()), rel=error)
@@ -245,7 +246,7 @@ def test_layout_and_complex_do_not_matter(shape):
     both = torch.stack([plain, plain], -1), torch.stack([grad, grad], -1)
     doubled = read(*map(torch.view_as_complex, both))
     assert doubled["numel"] == 2 * plain.numel()
-    if plain.numel() <= WHOLE // 2:
+    if plain.numel() <= PAGES_WHOLE // 2:
         assert doubled["sigma"] == pytest.approx(2 * expected["sigma"])
     else:
         assert doubled["sigma"] == pytest.approx(2 * expected["sigma"], rel=0.05)
@@ -686,12 +687,12 @@ def test_bad_losses(loss, error):
 
 
 def test_displacement_keeps_what_it_says():
-    p = torch.nn.Parameter(torch.randn(4 * WHOLE))
-    p.grad = torch.randn(4 * WHOLE)
+    p = torch.nn.Parameter(torch.randn(4 * PAGES_WHOLE))
+    p.grad = torch.randn(4 * PAGES_WHOLE)
     opt = torch.optim.SGD([p], lr=0.1)
     kept = Displacement(opt, [Rates(0.1, 0.0, None, True)])._kept[0]
     held = kept.before.untyped_storage().nbytes() + kept.grad.untyped_storage().nbytes()
-    assert held == 2 / SHARE * p.numel() * 4
+    assert held == 2 / PAGE_SHARE * p.numel() * 4
 
 
 class Wrapper(torch.optim.Optimizer):

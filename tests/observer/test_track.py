@@ -11,7 +11,7 @@ import torch
 from tests.support.lion import Lion
 from tests.support.small_net import assert_same_bits, model, train
 from thermoopt import Observer, ThermoAdamW
-from thermoopt.observer.displacement import SHARE, WHOLE, sample
+from thermoopt.tensors.sampling import PAGE_SHARE, PAGES_WHOLE, pages
 
 OPTIMIZERS = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
@@ -128,7 +128,7 @@ def test_distance_is_the_squared_way_from_the_start(name, every):
 
 
 def test_large_tensors_are_sampled_and_scaled_up():
-    n = 20 * WHOLE + 77
+    n = 20 * PAGES_WHOLE + 77
     p = torch.nn.Parameter(torch.zeros(n))
     opt = torch.optim.SGD([p], lr=1.0)
     observer = Observer(None, opt, 1, track=BOTH, ema_steps=1)
@@ -141,7 +141,7 @@ def test_large_tensors_are_sampled_and_scaled_up():
     draw([p], 1)
     opt.step()
     moved = grads[0] + grads[1]
-    error = 5 / math.sqrt(sample(p.detach()).numel())
+    error = 5 / math.sqrt(pages(p.detach()).numel())
     assert observer.reading.total.distance == pytest.approx(float(moved @ moved), rel=2 * error)
     assert observer.reading.total.distance != pytest.approx(float(moved @ moved), rel=1e-7)  # an estimate
     # exact of constant fields
@@ -152,7 +152,7 @@ def test_large_tensors_are_sampled_and_scaled_up():
 
 
 def test_memory_is_what_the_docstring_says():
-    p, small = torch.nn.Parameter(torch.zeros(4 * WHOLE)), torch.nn.Parameter(torch.zeros(100))
+    p, small = torch.nn.Parameter(torch.zeros(4 * PAGES_WHOLE)), torch.nn.Parameter(torch.zeros(100))
     opt = torch.optim.SGD([p, small], lr=0.1)
     bare, observer = Observer(None, opt, 2), Observer(None, opt, 2, track=BOTH)
     assert bare._tracker is None
@@ -162,7 +162,7 @@ def test_memory_is_what_the_docstring_says():
         opt.step()
         gradients = [g.sample for g in observer._tracker._gradients.values()]
         held.append(sum(x.untyped_storage().nbytes() for x in gradients))
-    one = 4 * (p.numel() // SHARE + small.numel())
+    one = 4 * (p.numel() // PAGE_SHARE + small.numel())
     assert held == [one, 0, one, 0]  # from the step before a measured one to that one
     assert sum(x.untyped_storage().nbytes() for x in observer._tracker._start.values()) == one
 

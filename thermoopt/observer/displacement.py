@@ -14,31 +14,15 @@ from torch.optim import Optimizer
 from thermoopt.account import PendingSums
 from thermoopt.adamw import Rates, fill
 from thermoopt.physics.sums import Sum
-from thermoopt.tensors import Fetch, local
+from thermoopt.tensors import Fetch, local, sample_pages
 from thermoopt.traits import group_lr
 
-__all__ = ["MOMENT_SUMS", "Displacement", "flat_sample", "sample"]
+__all__ = ["MOMENT_SUMS", "Displacement"]
 
 Array = NDArray[np.float64]
 
 MOMENT_SUMS = frozenset({Sum.B, Sum.MU, Sum.SV, Sum.V, Sum.M2, Sum.C, Sum.N1, Sum.D})
 """Sums that only Adam's moments give: a displacement does not hold them."""
-
-SHARE = 16
-"""One coordinate in so many is sampled of a large tensor. Measured by this project on a law that lives on
-such sums: one in 16 gave the same run as all (validation loss 1.557 against 1.550)."""
-
-BLOCK = 1 << 12
-"""Contiguous elements a block: 16 KB of float32, four pages of memory, so that traffic shrinks with the
-sample."""
-
-WHOLE = SHARE * BLOCK
-"""Elements up to which a tensor is taken whole: below it the sample would be a single block."""
-
-DRIFT = 1531
-"""By so many elements, about a third of a block, neighbouring blocks lie closer than even: a prime, so that
-in a matrix with rows longer than a block the blocks walk through the columns instead of always meeting the
-same ones. It leaves up to 1/21 of a tensor's end without a block."""
 
 
 @dataclass
@@ -66,10 +50,9 @@ class Displacement:
     follow; :data:`MOMENT_SUMS` stay 0.
 
     Made before the step, it keeps gradients and parameters, because a step may clear or change either. Of
-    tensors up to :data:`WHOLE` elements that is a copy of both; of larger ones a :func:`sample` of at least
-    one element in :data:`SHARE`, whose sums are scaled up by n / n_sampled: an estimate, and memory of 2/16
-    of a parameter copy between the two halves of a measured step (up to 4/16 for tensors of just over
-    65,536 elements). A tensor that is not contiguous is copied whole for the moment.
+    tensors up to 65,536 elements that is a copy of both; of larger ones a sample of pages of at least one
+    element in 16, whose sums are scaled up by n / n_sampled: an estimate, and memory of 2/16 of a parameter
+    copy between the two halves of a measured step (up to 4/16 for tensors of just over 65,536 elements). A tensor that is not contiguous is copied whole for the moment.
 
     Args:
         optimizer: about to step.
@@ -88,8 +71,8 @@ class Displacement:
                     continue
                 self._kept[i] = _Sampled(
                     param=p,
-                    before=flat_sample(p).clone(),
-                    grad=flat_sample(local(p.grad, p)).clone(),
+                    before=sample_pages(p).clone(),
+                    grad=sample_pages(local(p.grad, p)).clone(),
                     maximize=group.get("maximize", False),
                     group=k,
                     lr=rate.lr,
@@ -161,7 +144,7 @@ def _displacement_row(kept: _Sampled, grad_scale: Tensor | None) -> Tensor:
     if kept.maximize:
         g = -g
     # theta' - (1 - lr wd) theta
-    moved = flat_sample(kept.param).to(dtype).reshape(-1) - theta * (1 - kept.lr * kept.wd)
+    moved = sample_pages(kept.param).to(dtype).reshape(-1) - theta * (1 - kept.lr * kept.wd)
     out = theta.new_zeros(len(Sum))
     pairs = {
         Sum.A: (g, moved),
@@ -175,24 +158,3 @@ def _displacement_row(kept: _Sampled, grad_scale: Tensor | None) -> Tensor:
         out[column] = torch.dot(x, y)
     real = 2 if kept.param.is_complex() else 1
     return out.mul_(local(kept.param).numel() * real / max(1, theta.numel()))
-
-
-def sample(x: Tensor) -> Tensor:
-    """Take blocks of :data:`BLOCK` contiguous elements, evenly spread: a view of a one-dimensional tensor.
-
-    Returns:
-        ``x`` itself up to :data:`WHOLE` elements, else ``[n_blocks, BLOCK]`` covering at least one element
-        in :data:`SHARE`.
-    """
-    n = x.numel()
-    if n <= WHOLE:
-        return x
-    blocks = -(-n // WHOLE)
-    distance = (n // blocks - DRIFT) | 1  # odd: no multiple of a row of even length
-    return x[: blocks * distance].view(blocks, distance)[:, :BLOCK]
-
-
-def flat_sample(x: Tensor) -> Tensor:
-    """Take the :func:`sample` of a tensor's real elements in their logical order, a shard's of its own."""
-    x = local(x.detach())
-    return sample((torch.view_as_real(x) if x.is_complex() else x).reshape(-1))

@@ -17,9 +17,17 @@ from torch.optim import Optimizer
 from thermoopt.account import MAX_PENDING
 from thermoopt.account.reading import Reading
 from thermoopt.kernels import real_elements
-from thermoopt.observer.displacement import flat_sample
 from thermoopt.physics import Term
-from thermoopt.tensors import Arrival, Fetch, Sharding, follow_layers, local, place, same_members
+from thermoopt.tensors import (
+    Arrival,
+    Fetch,
+    Sharding,
+    follow_layers,
+    local,
+    place,
+    same_members,
+    sample_pages,
+)
 
 __all__ = ["TRACKABLE", "Tracker"]
 
@@ -134,7 +142,7 @@ class Tracker:
         if "rho" in self._track and (due or (step + 1) % measure_every == 0):
             scale = getattr(self._optimizer, "grad_scale", None)
             self._gradients = {
-                i: _Gradient(flat_sample(local(p.grad, p)).clone(), None if scale is None else scale.clone())
+                i: _Gradient(sample_pages(local(p.grad, p)).clone(), None if scale is None else scale.clone())
                 for i, p in enumerate(params)
                 if p.grad is not None and not p.grad.is_sparse and not p.is_meta
             }
@@ -200,7 +208,7 @@ class Tracker:
             self._lost = False
         for i, p in enumerate(params):
             if i not in self._start and p.requires_grad and not p.is_meta:
-                self._start[i] = flat_sample(p).clone()
+                self._start[i] = sample_pages(p).clone()
 
     # ---------------------------------------------------------------- over a reading
 
@@ -276,7 +284,7 @@ class Tracker:
         self._start = {
             i: x.to(params[i].device, copy=True)
             for i, x in saved.items()
-            if own[i] and x.shape == flat_sample(params[i]).shape
+            if own[i] and x.shape == sample_pages(params[i]).shape
         }
         self._lost = not self._start or len(self._start) < len(saved)
         if state is None:
@@ -311,7 +319,7 @@ def _share(p: Tensor, sample: Tensor) -> float:
 
 
 def _square_distance(p: Tensor, start: Tensor) -> Tensor:
-    moved = _wide(flat_sample(p)) - _wide(start.to(p.device))
+    moved = _wide(sample_pages(p)) - _wide(start.to(p.device))
     return torch.dot(moved, moved)
 
 

@@ -2,6 +2,7 @@
 
 from thermoopt.tensors.layout import follow_groups, follow_layers, same_members
 from thermoopt.tensors.norms import root_mean_squares
+from thermoopt.tensors.sampling import sample_pages
 from thermoopt.tensors.sharding import Sharding, is_distributed, local, place
 from thermoopt.tensors.transit import WARM_UP, Arrival, Fetch, capturing, send
 from thermoopt.tensors.travel_probe import PendingTravel, TravelProbe
@@ -21,5 +22,6 @@ __all__ = [
     "place",
     "root_mean_squares",
     "same_members",
+    "sample_pages",
     "send",
 ]

@@ -1,4 +1,9 @@
-"""Which coordinates of a layer are sampled, in one process or on the ranks that share the layer."""
+"""Which coordinates of a layer are sampled, in one process or on the ranks that share the layer.
+
+Two schemes. *Lines*: short blocks in memory order, the same coordinates on any number of ranks, kept for a
+whole run and through checkpoints (:func:`sample`). *Pages*: long blocks in logical order of what this rank
+holds, copied for the time of one step, where stretches of memory decide the cost (:func:`sample_pages`).
+"""
 
 from __future__ import annotations
 
@@ -14,14 +19,19 @@ from thermoopt.tensors.sharding import Sharding, is_distributed, local
 
 __all__ = [
     "BLOCK",
+    "PAGE",
+    "PAGES_WHOLE",
+    "PAGE_SHARE",
     "STRIDE",
     "WHOLE",
     "gathered",
     "in_order_of",
     "is_gatherable",
     "own_part",
+    "pages",
     "real",
     "sample",
+    "sample_pages",
     "sample_scale",
     "sample_size",
     "share_of",
@@ -37,6 +47,22 @@ two, so that the sample covers all columns of a matrix."""
 
 WHOLE = 1 << 14
 """Number of parameters up to which all are taken: 64 KB, below which a sample would only add noise."""
+
+PAGE_SHARE = 16
+"""One coordinate in so many is sampled of a large tensor. Measured by this project on a law that lives on
+such sums: one in 16 gave the same run as all (validation loss 1.557 against 1.550)."""
+
+PAGE = 1 << 12
+"""Contiguous elements a block: 16 KB of float32, four pages of memory, so that traffic shrinks with the
+sample."""
+
+PAGES_WHOLE = PAGE_SHARE * PAGE
+"""Elements up to which a tensor is taken whole: below it the sample would be a single block."""
+
+PAGE_DRIFT = 1531
+"""By so many elements, about a third of a block, neighbouring blocks lie closer than even: a prime, so that
+in a matrix with rows longer than a block the blocks walk through the columns instead of always meeting the
+same ones. It leaves up to 1/21 of a tensor's end without a block."""
 
 
 def share_of(total: int) -> int:
@@ -211,3 +237,24 @@ def _flat(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x.view(-1)
     return torch.as_strided(x, (x.numel(),), (1,)) if is_dense(x) else x.reshape(-1)
+
+
+def pages(x: Tensor) -> Tensor:
+    """Take blocks of :data:`PAGE` contiguous elements, evenly spread: a view of a one-dimensional tensor.
+
+    Returns:
+        ``x`` itself up to :data:`PAGES_WHOLE` elements, else ``[n_blocks, PAGE]`` covering at least one
+        element in :data:`PAGE_SHARE`.
+    """
+    n = x.numel()
+    if n <= PAGES_WHOLE:
+        return x
+    blocks = -(-n // PAGES_WHOLE)
+    distance = (n // blocks - PAGE_DRIFT) | 1  # odd: no multiple of a row of even length
+    return x[: blocks * distance].view(blocks, distance)[:, :PAGE]
+
+
+def sample_pages(x: Tensor) -> Tensor:
+    """Take the :func:`pages` of a tensor's real elements in their logical order, a shard's of its own."""
+    x = local(x.detach())
+    return pages((torch.view_as_real(x) if x.is_complex() else x).reshape(-1))
