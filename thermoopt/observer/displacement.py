@@ -52,7 +52,8 @@ class Displacement:
     Made before the step, it keeps gradients and parameters, because a step may clear or change either. Of
     tensors up to 65,536 elements that is a copy of both; of larger ones a sample of pages of at least one
     element in 16, whose sums are scaled up by n / n_sampled: an estimate, and memory of 2/16 of a parameter
-    copy between the two halves of a measured step (up to 4/16 for tensors of just over 65,536 elements). A tensor that is not contiguous is copied whole for the moment.
+    copy between the two halves of a measured step (up to 4/16 for tensors of just over 65,536 elements). A
+    tensor that is not contiguous is copied whole for the moment.
 
     Args:
         optimizer: about to step.
