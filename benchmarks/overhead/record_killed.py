@@ -5,49 +5,57 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from thermoopt import JSONLSink, ThermoAdamW
 from thermoopt.record import SavedRun
 
 __all__ = ["killed"]
 
-CHECKPOINT = 500
+CHECKPOINT = 50
 """Steps between checkpoints."""
 
-TRAINING = f"""
-import os, sys, time, torch
-from pathlib import Path
-from thermoopt import JSONLSink, ThermoAdamW
-place = Path(sys.argv[1])
-rng = torch.Generator().manual_seed(0)
-params = [torch.nn.Parameter(torch.randn(32, 8, generator=rng)) for _ in range(24)]
-for p in params:
-    p.grad = 0.01 * torch.randn(p.shape, generator=rng)
-sink = JSONLSink(place / "run.jsonl.gz", max_rows=16)
-optimizer = ThermoAdamW(params, lr=1e-4, measure_every=1, ema_steps=1, sinks=[sink])
-begun = 0
-if (place / "checkpoint.pt").exists():
-    state = torch.load(place / "checkpoint.pt", weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    begun = state["step"]
-print("begun", begun, flush=True)
-step = begun
-while True:
-    step += 1
-    optimizer.step()
-    print(step, flush=True)
-    if step % {CHECKPOINT} == 0:
-        torch.save({{"optimizer": optimizer.state_dict(), "step": step}}, place / "new.pt")
-        os.replace(place / "new.pt", place / "checkpoint.pt")
-        print("saved", step, flush=True)
-    if step % 64 == 0:
-        time.sleep(0.01)
-"""
+
+def train(place: Path, log: Path) -> None:
+    """Train without end from the last checkpoint, saying each step; the sink is that of a user."""
+    out = log.open("w", buffering=1)
+    rng = torch.Generator().manual_seed(0)
+    params = [torch.nn.Parameter(torch.randn(32, 8, generator=rng)) for _ in range(24)]
+    for p in params:
+        p.grad = 0.01 * torch.randn(p.shape, generator=rng)
+    sink = JSONLSink(place / "run.jsonl.gz", max_rows=16)
+    optimizer = ThermoAdamW(params, lr=1e-4, measure_every=1, ema_steps=1, sinks=[sink])
+    step = 0
+    if (place / "checkpoint.pt").exists():
+        state = torch.load(place / "checkpoint.pt", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    print("begun", step, file=out)
+    while True:
+        step += 1
+        optimizer.step()
+        print(step, file=out)
+        if step % CHECKPOINT == 0:
+            torch.save({"optimizer": optimizer.state_dict(), "step": step}, place / "new.pt")
+            os.replace(place / "new.pt", place / "checkpoint.pt")
+            print("saved", step, file=out)
+        if step % 64 == 0:
+            time.sleep(0.01)
+
+
+def _started(place: Path, log: Path) -> int:
+    """Train in a process of its own, forked: it need not load torch again."""
+    process = os.fork()
+    if process == 0:
+        try:
+            train(place, log)
+        finally:
+            os._exit(1)
+    return process
 
 
 def killed(place: Path, times: int) -> list[str]:
@@ -58,14 +66,13 @@ def killed(place: Path, times: int) -> list[str]:
     rng = random.Random(0)
     lost, saves, reached, wrong = [], 0, 0, []
     for i in range(times):
-        with log.open("w") as out:
-            command = [sys.executable, "-c", TRAINING, str(folder)]
-            process = subprocess.Popen(command, stdout=out, env={**os.environ, "OMP_NUM_THREADS": "1"})
-            while not log.read_text() and process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(rng.uniform(0.0, 3.0))
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        log.write_text("")
+        process = _started(folder, log)
+        while not log.read_text() and os.waitpid(process, os.WNOHANG) == (0, 0):
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.0, 1.0))
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
         lines = log.read_text().split("\n")[:-1]
         begun = int(lines[0].split()[1])
         saved = max((int(line.split()[1]) for line in lines if line.startswith("saved")), default=0)
