@@ -1,5 +1,8 @@
 """What is no optimizer that can be watched or scheduled is refused in words that help, and left as it was."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -126,3 +129,28 @@ def test_a_lazy_group_is_not_added():
     with pytest.raises(ValueError, match="params must have shapes"):
         optimizer.add_param_group({"params": torch.nn.LazyLinear(4).parameters()})
     assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, ThermoAdamW])
+@pytest.mark.parametrize("track", [(), ("distance",)])
+def test_an_observer_is_not_copied_but_what_it_watches_is(kind, track):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = kind(model.parameters(), lr=0.1)
+    observer = Observer(model, optimizer, log_every=1, track=track)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="an Observer cannot be copied or pickled"):
+            copied((model, optimizer, observer))
+    other, twin = copy.deepcopy((model, optimizer))
+    follower = Observer(other, twin, log_every=1, track=track)
+    follower.load_state_dict(observer.state_dict())
+    for m, o in ((model, optimizer), (other, twin)):
+        o.zero_grad()  # a copy of a parameter has no gradient
+        m(torch.full((2, 3), 2.0)).sum().backward()
+        o.step()
+    assert (follower.steps, observer.steps) == (2, 2)
+    assert follower.reading.total.sigma == observer.reading.total.sigma
+    if track:
+        assert follower.reading.total.distance == observer.reading.total.distance > 0
