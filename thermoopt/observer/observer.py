@@ -411,12 +411,6 @@ class Observer(RunReports):
         self._watched.put_start_norms(with_plain_names(state.get("start_norms", {})))
         self._made_at, self._idle_calls, self._completed = self._source.steps, 0, None
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            "an Observer cannot be copied or pickled: it measures by hooks of its own optimizer. Make a new "
-            "one of the copied model and optimizer, and hand over state_dict()"
-        )
-
 
 def _check_arguments(
     model: object, optimizer: Optimizer, log_every: object, track: object, ema_steps: object

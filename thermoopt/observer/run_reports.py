@@ -163,3 +163,9 @@ class RunReports(ABC):
                 f"{self.measure_every} is measured ({', '.join(causes) or 'none'} in vain); train first"
             )
         return history
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "an Observer cannot be copied or pickled: it measures by hooks of its own optimizer. Make a new "
+            "one of the copied model and optimizer, and hand over state_dict()"
+        )
