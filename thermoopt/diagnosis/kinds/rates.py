@@ -101,6 +101,8 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
         confidence = "HIGH"
     elif not (gaussianity < INTERMITTENT and r < CALM) or left**2 < energy:
         return None
+    elif rate >= OVERSIZED and 0 < np.isfinite(run.loss).sum() < 2 * MIN_READINGS:
+        return None  # losses come, but are too few to tell: a record holds one a reading
     elif rate >= OVERSIZED:
         confidence = "MEDIUM" if math.isnan(left) else "HIGH"
     elif worse and rate >= OVERSIZED / 3:
