@@ -57,6 +57,8 @@ class Cohort:
         late: whether it joined in mid-run: then it warms up by itself.
         gear: its reverse gear.
         way: sum of its steps' lengths, in the layers' units; ``walked`` is the step up to which.
+        released: free energy that its steps have released to first order, [L]; ``rates`` is the sum of
+            their learning rates.
         r_last, r_square: last r, and the mean square of its changes.
     """
 
@@ -67,12 +69,22 @@ class Cohort:
     gear: Gear = field(default_factory=Gear)
     way: float = 0.0
     walked: int = 0
+    released: float = 0.0
+    rates: float = 0.0
     r_last: float = math.nan
     r_square: float = 0.0
 
     def warmth(self, step: int, warmup: float) -> float:
         """Factor of its own warm-up, linear over ``warmup`` steps; 1 for those there from the start."""
         return min(1.0, (step - self.begun + 1) / max(1.0, warmup)) if self.late else 1.0
+
+    def force(self, sigma: float, lr: float, steps: int) -> float:
+        """Book the free energy of some steps; return the force now over its mean so far, NaN if unknown."""
+        if not (math.isfinite(sigma) and lr > 0):
+            return math.nan
+        self.released += max(0.0, sigma) * steps
+        self.rates += lr * steps
+        return sigma / lr / (self.released / self.rates) if self.released > 0 else math.nan
 
     def r_error(self, r: float) -> float:
         """Spread of the last readings of r: rms change from one to the next, over root 2."""
@@ -92,6 +104,7 @@ class Cohort:
             "gear": self.gear.state_dict(),
             "way": self.way,
             "walked": self.walked,
+            "force": [self.released, self.rates],
             "r": [None if math.isnan(self.r_last) else self.r_last, self.r_square],
         }
 
@@ -109,6 +122,7 @@ class Cohort:
             Gear.of(state["gear"]),
             float(state["way"]),
             int(state["walked"]),
+            *map(float, state["force"]),
             math.nan if last is None else float(last),
             float(square),
         )
@@ -161,8 +175,9 @@ def cohort_signals(
     n = moving(terms).sum()
     stride = math.sqrt(max(0.0, float((terms[Term.STEP2] / units**2).sum())) / n) if n > 0 else math.nan
     since = cohort.walked or cohort.begun - 1
+    steps = max(0, reading.step - since)
     if math.isfinite(stride):
-        cohort.way += stride * max(0, reading.step - since)
+        cohort.way += stride * steps
     cohort.walked = max(since, reading.step)
     extra: dict[str, float] = {}
     if reading.travel is not None and n > 0:
@@ -188,6 +203,7 @@ def cohort_signals(
         loss=math.nan if reading.loss is None else reading.loss,
         phi=q.phi,
         phi_star=q.phi_star,
+        force=cohort.force(q.sigma, q.lr_eff, steps),
         **extra,
     )
 

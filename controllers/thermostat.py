@@ -58,7 +58,8 @@ class Thermostat(Controller):
 
     Args:
         setpoint: a name of :data:`thermoopt.controllers.setpoints.LAWS` (``"bounded_diffusion"``,
-            ``"diffusion"``, ``"angular"``, ``"distance"``, ``"coherence"``, ``"polyak"``) or a function of
+            ``"driven_diffusion"``, ``"diffusion"``, ``"angular"``, ``"distance"``, ``"coherence"``,
+            ``"polyak"``) or a function of
             :class:`~thermoopt.controllers.setpoints.Signals` that returns the wanted factor on
             ``group["lr"]``, a :class:`~thermoopt.controllers.setpoints.Wanted`, or None for no change.
         total_steps: length of the run; None if unknown.
@@ -69,7 +70,7 @@ class Thermostat(Controller):
             and hold-off; None takes the default: any rate, change by a factor e in T/100 steps at most, from
             the first reading on, no hold-off.
         reverse: whether to use the reverse gear, which exists for laws in metric ``"rms"``.
-        options: options of the law: ``kappa``, ``lead``, ``k``, ``f_star``, ``r_min``.
+        options: options of the law: ``kappa``, ``lead``, ``half``, ``k``, ``f_star``, ``r_min``.
 
     Raises:
         ValueError: for values out of range; the message names the argument.

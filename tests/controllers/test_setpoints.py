@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from thermoopt.controllers.cohorts import Cohort
+from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import (
     KAPPA,
     LAWS,
@@ -15,6 +17,7 @@ from thermoopt.controllers.setpoints import (
     coherence,
     diffusion,
     distance,
+    driven_diffusion,
     equilibrium_r,
     polyak,
 )
@@ -137,6 +140,37 @@ def test_diffusion_never_falls_and_never_asks_below_its_start():
         assert wanted >= max(rate, start)
         further = diffusion(signals(t=t, rate=rate, distance=2 * far, r=r)).rate
         assert further >= wanted
+
+
+# ------------------------------------------------------------------ driven diffusion
+
+
+def driven(t=400, force=math.nan, r=0.5):
+    return driven_diffusion(signals(t=t, r=r, force=force, distance=2.0, work=0.3, impulse=10.0))
+
+
+def test_driven_diffusion_runs_ahead_of_work_only_while_a_force_drives():
+    """dist/sqrt(t) = 0.1 at t = 400, work over impulse 0.03, rate 0.01, start 0.4 sqrt(3/1000) = 0.0219."""
+    start = 0.4 * math.sqrt(3 / T)
+    assert driven(force=0.6).rate == driven().rate == pytest.approx(0.1)
+    assert driven(force=0.4).rate == 0.01
+    assert "spent" in driven(force=0.4).reason
+    assert driven(t=149, force=0.4).rate == pytest.approx(max(start, 0.03))  # once Prodigy's, force or not
+    assert driven(t=200, force=0.4, r=2.0).rate == 0.01  # r still tells of the start
+    assert driven(t=400, force=0.4, r=1.0).rate == pytest.approx(0.1)
+    assert driven(force=0.4).evidence["force"][0] == 0.4
+
+
+def test_the_force_is_work_for_a_unit_of_lr_over_its_mean():
+    """Against sums in a loop: sigma 3, 1, -1 at lr 1, 2, 1 over 4, 2 and 2 steps."""
+    cohort = Cohort(Lever(Bounds()), "all")
+    energy = way = 0.0
+    for sigma, lr, steps in ((3.0, 1.0, 4), (1.0, 2.0, 2), (-1.0, 1.0, 2)):
+        energy, way = energy + max(0.0, sigma) * steps, way + lr * steps
+        assert cohort.force(sigma, lr, steps) == pytest.approx((sigma / lr) / (energy / way))
+    again = Cohort.of(cohort.state_dict(), Bounds(), 1.0)
+    assert (again.released, again.rates) == (14.0, 10.0)
+    assert math.isnan(cohort.force(math.nan, 1.0, 1))
 
 
 # ------------------------------------------------------------------ coherence
@@ -270,7 +304,7 @@ def test_signals_that_say_nothing_ask_for_nothing(law, known):
     assert law(signals(**known)) is None
 
 
-@pytest.mark.parametrize("name", ["angular", "coherence", "diffusion", "distance", "polyak"])
+@pytest.mark.parametrize("name", sorted(LAWS))
 def test_every_answer_carries_its_evidence_and_a_reason(name):
     full = signals(
         r=2.0, r_error=0.1, coherence=0.5, sigma=1.0, loss=2.0, distance=1.0, work=1.0, impulse=1.0
