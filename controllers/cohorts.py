@@ -114,6 +114,7 @@ class Cohort:
         lever = Lever(bounds, floor)
         lever.load_state_dict(state["lever"])
         last, square = state["r"]
+        released, rates = state.get("force", (0.0, 0.0))
         return cls(
             lever,
             str(state["base"]),
@@ -122,7 +123,8 @@ class Cohort:
             Gear.of(state["gear"]),
             float(state["way"]),
             int(state["walked"]),
-            *map(float, state["force"]),
+            float(released),
+            float(rates),
             math.nan if last is None else float(last),
             float(square),
         )
