@@ -121,7 +121,7 @@ def test_events_have_a_bound_of_their_own(tmp_path: Path) -> None:
         write(sink, reading(step, skipped=step))
     sink.close()
     rows = (tmp_path / "run.layers.jsonl").read_text().count("packed")
-    assert rows <= 8 + 8 + 1
+    assert rows <= 8 + 8 + 2
     run = SavedRun.read(tmp_path / "run.jsonl")
     assert len(run.history.events) >= 4
     assert len(run.history.layer_steps) >= 5
