@@ -47,9 +47,7 @@ def test_a_table_that_is_gone_is_an_error(results, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="twelve names of faces are not in docs/reference yet, Lever among them", strict=False
-)
+@pytest.mark.xfail(reason="twelve names are not in docs/reference yet", strict=False)
 def test_the_site_builds_and_its_reference_is_whole(tmp_path):
     pytest.importorskip("mkdocstrings")
     done = subprocess.run(
