@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from thermoopt import ThermoAdamW, autotune
-from thermoopt.controllers import Thermostat
+from thermoopt.controllers import Chain, Thermostat
 from thermoopt.integrations.huggingface import (
     OBSERVER_FILE,
     ThermoCallback,
@@ -368,7 +368,9 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, dropout):
         args = arguments(
             tmp_path / folder, save_strategy="steps", save_steps=14, max_steps=20, logging_steps=2
         )
-        optimizer = thermo_optimizer(args, preset="default", measure_every=1)
+        preset = autotune(20, shape="constant")  # Trainer has a schedule
+        acting = Chain(Thermostat("bounded_diffusion", total_steps=20), *preset.controllers[1:])
+        optimizer = thermo_optimizer(args, controller=acting, measure_every=1)
         model = bert(dropout)
         return trainer(args, [ThermoCallback()], model, optimizer_cls_and_kwargs=optimizer)
 
@@ -380,6 +382,7 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, dropout):
     )  # nothing is left of this
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-14"))
     assert_same(everything(whole), everything(again))
+    assert len(unwrap(whole.optimizer).controller.log) > 2
     strip = [{k: v for k, v in log.items() if "loss" in log} for log in whole.state.log_history]
     assert strip == [{k: v for k, v in log.items() if "loss" in log} for log in again.state.log_history]
 

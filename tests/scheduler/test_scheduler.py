@@ -468,10 +468,10 @@ def test_autotune_needs_no_lr_with_any_optimizer(make, request):
         net = model(torch.float64)
         opt = make(net.parameters(), lr)
         before = float(noisy_loss(net, -1, 4096).detach())
-        scheduler = ThermoScheduler(opt, 200, shape="constant", controller=autotune(200))
-        rates.append(learn(net, opt, 200, scheduler))
+        scheduler = ThermoScheduler(opt, 300, shape="constant", controller=autotune(300))
+        rates.append(learn(net, opt, 300, scheduler))
         ends.append(float(noisy_loss(net, -1, 4096).detach()))
-        assert ends[-1] < before / 8
+        assert ends[-1] < before / 10
         assert len(scheduler.controller.log) > 5  # the loop was closed
     if any(name in request.node.name for name in ("sgd", "lion")):  # their first step is taken as given
         assert ends == pytest.approx([ends[0]] * 3, rel=0.1)
