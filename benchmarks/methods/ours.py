@@ -97,7 +97,7 @@ OURS = [
     ),
     Method(
         "autotune",
-        "ThermoAdamW with autotune: no lr, its own warm-up over 5 %, linear to zero; decay 0.01",
+        "ThermoAdamW with autotune: no lr, its own warm-up over 10 %, linear to zero; decay 0.01",
         _with(lambda job: autotune(job.steps)),
         FREE,
     ),

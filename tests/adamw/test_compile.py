@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from tests.support.controllers import Stateless
 from tests.support.small_net import assert_same_bits, model
 from thermoopt import ThermoAdamW
-from thermoopt.controllers import Controller, Scales
+from thermoopt.controllers import Scales
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
@@ -17,21 +18,12 @@ pytestmark = [
 STEPS = 24
 
 
-class Moving(Controller):
+class Moving(Stateless):
     """Other scales and factors in every step; factors meet and part."""
 
     def update(self, reading, step):
         layers = {"group0.0": 1 + 0.1 * step, "group0.1": 2.0 if step % 3 else 1 + 0.1 * step}
         return Scales(lr=[1 + 0.05 * step], wd=[2 + 0.3 * step], layers=layers)
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
-
-    def reset(self):
-        pass
 
 
 def trained(compiler=None, controller=None, optimizer=ThermoAdamW, **flags):

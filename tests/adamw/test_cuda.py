@@ -1,15 +1,14 @@
 """ThermoAdamW and Observer on a CUDA device: bits, accounts, graphs, and nothing that waits."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.controllers import Follow
 from thermoopt import Observer, ThermoAdamW, autotune
 from thermoopt.adamw import backends
-from thermoopt.controllers import Controller, Scales
 from thermoopt.kernels import triton as kernels
 
 pytestmark = [
@@ -19,28 +18,6 @@ pytestmark = [
 needs_triton = pytest.mark.skipif(not kernels.available(), reason=str(kernels.unavailable_reason()))
 
 SIZES = [(300, 70), (5,), (64, 64), (1,), (4097,)]
-
-
-class Follow(Controller):
-    """A rate that falls in every step and moves with every reading."""
-
-    def __init__(self):
-        self.scale, self.seen = 1.0, []
-
-    def update(self, reading, step):
-        if reading is not None:
-            self.seen.append((step, reading.step))
-            self.scale *= 1 + 0.1 * math.sin(1e3 * reading.total.sigma)
-        return Scales(lr=self.scale * (1 - step / 1000))
-
-    def state_dict(self):
-        return {"scale": self.scale}
-
-    def load_state_dict(self, state):
-        self.scale = state["scale"]
-
-    def reset(self):
-        self.scale = 1.0
 
 
 def params(dtype=torch.float32, device="cuda"):

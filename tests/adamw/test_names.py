@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 
+from tests.support.controllers import Stateless
 from thermoopt import Observer, ThermoAdamW, ThermoScheduler, autotune
 from thermoopt.account import plain_name, with_plain_names
-from thermoopt.controllers import Controller, Scales
+from thermoopt.controllers import Scales
 
 PLAIN = ["0.weight", "0.bias", "2.weight", "2.bias"]
 X = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
@@ -186,7 +187,7 @@ def test_a_model_names_the_layers_of_a_thermoadamw_without_names(track):
     assert (observer.start_norms["0.bias"], observer.start_norms["2.bias"]) == (7.0, 3.0)
 
 
-class Factors(Controller):
+class Factors(Stateless):
     """Gives one layer a factor, by the name that it was told."""
 
     def attach(self, start):
@@ -194,15 +195,6 @@ class Factors(Controller):
 
     def update(self, reading, step):
         return Scales(layers={self.names[2]: 0.5})
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
-
-    def reset(self):
-        pass
 
 
 def test_a_scheduler_finds_the_layers_that_a_model_named():

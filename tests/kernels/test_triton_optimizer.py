@@ -1,44 +1,21 @@
 """ThermoAdamW on the Triton kernels, its account on the device: on CUDA, or interpreted."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
 import torch
 
+from tests.support.controllers import Follow
 from tests.support.triton_world import DEVICE, INTERPRETED, needs_kernels
 from thermoopt import Observer, ThermoAdamW, autotune
 from thermoopt.account import ledger as ledger_module
 from thermoopt.adamw import one_pass, optimizer, plans
-from thermoopt.controllers import Controller, Scales
 from thermoopt.kernels import triton as kernels
 
 pytestmark = needs_kernels
 
 STEPS = 14
-
-
-class Follow(Controller):
-    """A rate that falls in every step and moves with every reading."""
-
-    def __init__(self):
-        self.scale, self.seen = 1.0, []
-
-    def update(self, reading, step):
-        if reading is not None:
-            self.seen.append((step, reading.step))
-            self.scale *= 1 + 0.1 * math.sin(1e3 * reading.total.sigma)
-        return Scales(lr=self.scale * (1 - step / 1000))
-
-    def state_dict(self):
-        return {"scale": self.scale}
-
-    def load_state_dict(self, state):
-        self.scale = state["scale"]
-
-    def reset(self):
-        self.scale = 1.0
 
 
 def make(backend="triton", **kw):

@@ -159,17 +159,15 @@ class Layout:
 
     def _put_rows(self, groups: Sequence[dict[str, Any]], before: Sequence[int | None]) -> None:
         """Let groups carry what belongs to their tensors, whose layers were ``before``."""
+        blanks = {"layer_factors": 1.0, "start_rms": -1.0}
+        old = {key: [value for held in self._held for value in held[key].tolist()] for key in blanks}
         i = 0
         for group in groups:
-            own, rows = (
-                {**GroupState.fresh(group), **group.get(KEY, {})},
-                before[i : i + len(group["params"])],
-            )
-            for key, blank in (("layer_factors", 1.0), ("start_rms", -1.0)):
-                old = [value for held in self._held for value in held[key].tolist()]
-                values = [blank if row is None else old[row] for row in rows]
-                own[key] = torch.tensor(values, dtype=torch.float64, device="cpu")
-            group[KEY] = own
+            rows = before[i : i + len(group["params"])]
+            group[KEY] = {**GroupState.fresh(group), **group.get(KEY, {})}
+            for key, blank in blanks.items():
+                values = [blank if row is None else old[key][row] for row in rows]
+                group[KEY][key] = torch.tensor(values, dtype=torch.float64, device="cpu")
             i += len(rows)
 
 

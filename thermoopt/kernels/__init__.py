@@ -4,6 +4,7 @@ from thermoopt.kernels.averages import CAUSES, RUN, average_in, count
 from thermoopt.kernels.doctor import report
 from thermoopt.kernels.flat_pass import FlatPass, is_flat
 from thermoopt.kernels.layout import is_dense, real_elements
+from thermoopt.kernels.native_checks import PLAIN
 from thermoopt.kernels.native_travel import TravelPlan
 from thermoopt.kernels.reference import reference_step
 from thermoopt.kernels.torch_pass import LayerTensors, Parcel, measure
@@ -11,6 +12,7 @@ from thermoopt.physics.sums import Sum
 
 __all__ = [
     "CAUSES",
+    "PLAIN",
     "RUN",
     "FlatPass",
     "LayerTensors",

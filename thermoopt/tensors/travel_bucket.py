@@ -8,13 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thermoopt.kernels import TravelPlan
+from thermoopt.kernels import PLAIN, TravelPlan
 from thermoopt.tensors.sampling import in_order_of, sample
 
 __all__ = ["Bucket", "wide"]
-
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
-"""Classes whose address says where their elements are."""
 
 _data_ptr = torch._C.TensorBase.data_ptr
 
@@ -54,7 +51,7 @@ class Bucket:
 
     def _samples(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Return the layers' samples; views of plain tensors are kept while these lie where they lay."""
-        plain = _PLAIN.issuperset(map(type, params))
+        plain = PLAIN.issuperset(map(type, params))
         addresses = list(map(_data_ptr, params)) if plain else None
         if addresses is None or addresses != self._seen:
             self._views = [sample(p, self._share) for p in params]
@@ -86,7 +83,7 @@ class Bucket:
         return out
 
     def _sample_of_grad(self, i: int, p: Tensor, grad: Tensor) -> Tensor:
-        if self._seen is not None and type(grad) in _PLAIN:
+        if self._seen is not None and type(grad) in PLAIN:
             size, stride, offset, layout = self._cut[i]
             if grad.stride() == layout:
                 return torch.as_strided(grad, size, stride, grad.storage_offset() + offset)
