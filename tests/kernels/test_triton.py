@@ -40,7 +40,12 @@ from thermoopt.kernels import triton_kernels as device_code
 def test_under_the_interpreter():
     files = [
         str(Path(__file__).with_name(name))
-        for name in ("test_triton.py", "test_triton_account.py", "test_triton_optimizer.py")
+        for name in (
+            "test_triton.py",
+            "test_triton_account.py",
+            "test_triton_optimizer.py",
+            "test_triton_travel.py",
+        )
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -48,10 +53,8 @@ def test_under_the_interpreter():
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@needs_triton
-def test_compiles_with_wide_loads(tmp_path, monkeypatch):
-    """The main kernel compiles for compute capability 8.0, no GPU needed, and moves 16 bytes at a time."""
+def compiled(kernel, pointers, constants, **options):
+    """Compile a kernel for compute capability 8.0, no GPU needed; return its code."""
     import inspect
 
     import triton
@@ -61,19 +64,60 @@ def test_compiles_with_wide_loads(tmp_path, monkeypatch):
 
     if "constexprs" not in inspect.signature(ASTSource).parameters:
         pytest.skip("this triton names constants differently")
+    names = kernel.arg_names
+    values = {**constants, "DTYPE": getattr(tl, constants.get("DTYPE", "float32"))}
+    source = ASTSource(
+        fn=kernel,
+        signature={name: "constexpr" if name in constants else pointers[name] for name in names},
+        constexprs={(names.index(name),): value for name, value in values.items() if name in names},
+    )
+    options = {"enable_fp_fusion": False, **options}
+    return triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options).asm["ptx"]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@needs_triton
+@pytest.mark.parametrize(("dtype", "kind"), [("float32", "fp32"), ("bfloat16", "bf16")])
+def test_the_kernels_of_travel_compile(tmp_path, monkeypatch, dtype, kind):
+    from thermoopt.kernels import triton_travel as host
+    from thermoopt.kernels import triton_travel_kernels as code
+
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    names = device_code.adamw_kernel.arg_names
+    pointers = {"addresses": "*i64", "geometry": "*i64", "chunk_tensor": "*i32", "chunk_index": "*i32"}
+    pointers |= {"rates": "*fp64", "weights": "*fp64", "impulse": "*fp32", "partials": "*fp64", "n": "i32"}
+    pointers |= {"n_chunks": "i32", "done": "*fp64", "first_chunk": "*i64", "last_chunk": "*i64"}
+    pointers |= {
+        "start": f"*{kind}",
+        "base": "*fp32",
+        "grad_scale": "*fp32",
+        "found_inf": "*fp32",
+        "out": "*fp64",
+    }
+    block = {"BLOCK": host.BLOCK, "DTYPE": dtype}
+    none = dict.fromkeys(("base", "grad_scale", "found_inf"))
+    reduction = {"BLOCK": host.REDUCE_BLOCK}
+    for kernel, constants in (
+        (code.force_kernel, {**block, **none, "base_stride": 0}),
+        (code.force_kernel, {**block, "base_stride": 0}),
+        (code.distance_kernel, block),
+        (code.distance_kernel, {**block, "impulse": None}),
+        (code.work_kernel, {**reduction, "found_inf": None}),
+        (code.work_kernel, reduction),
+        (device_code.reduce_kernel, {**reduction, "settings": None, "flags": None, "COLUMNS": 2, "LANES": 2}),
+    ):
+        assert "ld.global" in compiled(kernel, pointers, constants)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@needs_triton
+def test_compiles_with_wide_loads(tmp_path, monkeypatch):
+    """The main kernel compiles for compute capability 8.0, no GPU needed, and moves 16 bytes at a time."""
     pointers = {"settings": "*fp64", "chunk_tensor": "*i32", "chunk_index": "*i32", "partials": "*fp32"}
     pointers |= {"addresses": "*i64", "numels": "*i64", "n": "i32", "first": "i32", "n_chunks": "i32"}
-    constants = {"grad_scale": None, "DTYPE": tl.float32, "AMSGRAD": False, "MEASURE": True, "ALIGNED": True}
-    constants |= {"BLOCK": kernels.BLOCK, "CHUNK": kernels.BLOCK * kernels.BLOCKS_PER_CHUNK}
-    source = ASTSource(
-        fn=device_code.adamw_kernel,
-        signature={name: pointers.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-    )
-    options = {"num_warps": kernels.NUM_WARPS, "enable_fp_fusion": False}
-    ptx = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options).asm["ptx"]
+    constants = {"grad_scale": None, "DTYPE": "float32", "AMSGRAD": False, "MEASURE": True, "ALIGNED": True}
+    constants |= {"BLOCK": kernels.BLOCK, "CHUNK": kernels.BLOCK * kernels.BLOCKS_PER_CHUNK, "DRY": False}
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    ptx = compiled(device_code.adamw_kernel, pointers, constants, num_warps=kernels.NUM_WARPS)
     # parameter, gradient, m and v in; parameter, m and v out
     assert ptx.count("ld.global.v4.b32") == 4
     assert ptx.count("st.global.v4.b32") == 3

@@ -10,8 +10,11 @@ from tests.support.controllers import Follow
 from tests.support.triton_world import DEVICE, INTERPRETED, needs_kernels
 from thermoopt import Observer, ThermoAdamW, autotune
 from thermoopt.account import ledger as ledger_module
-from thermoopt.adamw import one_pass, optimizer, plans
+from thermoopt.adamw import control_loop, one_pass, optimizer, plans
+from thermoopt.controllers import Chain, Cooling, Thermostat
 from thermoopt.kernels import triton as kernels
+from thermoopt.kernels.triton_travel import DeviceTravelPlan
+from thermoopt.tensors import travel_bucket
 
 pytestmark = needs_kernels
 
@@ -29,16 +32,16 @@ def make(backend="triton", **kw):
     return ThermoAdamW(groups, lr=1e-2, backend=backend, **kw), params
 
 
-def give(params, step):
+def give(params, step, drift=0.0):
     """Write the gradients of a step in place, as a captured backward pass does."""
     rng = torch.Generator().manual_seed(step)
     for p in params:
-        p.grad.copy_(torch.randn(p.shape, generator=rng))
+        p.grad.copy_(drift + torch.randn(p.shape, generator=rng))
 
 
-def train(opt, params, steps):
+def train(opt, params, steps, drift=0.0):
     for step in steps:
-        give(params, step)
+        give(params, step, drift)
         opt.step()
 
 
@@ -111,39 +114,79 @@ def test_nothing_is_read_before_it_is_recorded(monkeypatch):
     assert opt.history.steps.tolist() == [1, *asked]
 
 
+def capture(opt, monkeypatch):
+    """Capture a step; return what replays it: all that it would have launched, on the tables of then."""
+    launched = []
+    with monkeypatch.context() as patch:
+        for module in (ledger_module, one_pass, optimizer, plans, control_loop, travel_bucket):
+            patch.setattr(module, "capturing", lambda: True)
+        for kind in (kernels.Plan, DeviceTravelPlan):
+            patch.setattr(
+                kind, "_launch", lambda self, *args, true=kind._launch: launched.append((true, self, args))
+            )
+        opt.step()
+    return lambda: [true(plan, *args) for true, plan, args in launched]
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="tests/adamw/test_cuda.py captures real graphs")
-@pytest.mark.parametrize("lag", [0, 1])
-def test_replays_take_the_rates_of_eager_steps(monkeypatch, lag):
+@pytest.mark.parametrize(
+    ("controller", "lag"),
+    [
+        (Follow, 0),
+        (Follow, 1),
+        (lambda: autotune(40), 1),
+        (lambda: Chain(Thermostat("diffusion", total_steps=40), Cooling(40)), 1),
+    ],
+    ids=["every step", "every step, late", "autotune", "displacement"],
+)
+def test_replays_take_the_rates_of_eager_steps(monkeypatch, controller, lag):
     """A capture keeps what would be launched; a replay launches that, and Python does before_replay only."""
     monkeypatch.setattr(ledger_module, "reading_lag", lambda params: lag)
+    monkeypatch.setattr(travel_bucket, "travel_plan", DeviceTravelPlan)
     (eager, mine), (graphed, theirs) = (
-        make(controller=Follow(), ema_steps=10, capturable=True) for _ in range(2)
+        make(controller=controller(), ema_steps=10, capturable=True) for _ in range(2)
     )
     for opt, params in ((eager, mine), (graphed, theirs)):
-        train(opt, params, range(1, 4))
-    captured, launch = [], kernels.Plan._launch
-    with monkeypatch.context() as patch:
-        for module in (ledger_module, one_pass, optimizer, plans):
-            patch.setattr(module, "capturing", lambda: True)
-        patch.setattr(kernels.Plan, "_launch", lambda self, *args: captured.append((self, args)))
-        graphed.step()
-    ((plan, args),) = captured
+        train(opt, params, range(1, 4), drift=1.0)
+    replay = capture(graphed, monkeypatch)
     assert graphed._ledger.run.step == 3
-    for step in range(4, 4 + STEPS):
-        train(eager, mine, [step])
-        give(theirs, step)
+    last = 9
+    for step in range(4, last + 1):
+        train(eager, mine, [step], drift=1.0)
+        give(theirs, step, drift=1.0)
         graphed.before_replay()
-        launch(plan, *args)
+        if step == 8:
+            assert graphed.reading.step == 7  # asked between the two: the replay is still to come
+        replay()
     assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
-    assert eager.controller.seen == graphed.controller.seen
-    assert len(eager.controller.seen) > 1
     assert eager.history.steps.tolist() == graphed.history.steps.tolist()
     np.testing.assert_array_equal(eager.reading.terms, graphed.reading.terms)
-    assert graphed.steps == eager.steps == 3 + STEPS
-    # an eager step goes on from there
+    assert graphed.steps == eager.steps == last
+    if controller is Follow:
+        assert eager.controller.seen == graphed.controller.seen
+        assert len(eager.controller.seen) > 1
+    else:
+        assert eager.controller.log == graphed.controller.log != []
+    # an eager step goes on from there, and so does a checkpoint
     for opt, params in ((eager, mine), (graphed, theirs)):
         train(opt, params, [99])
     assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
+    one, other = (opt.state_dict()["param_groups"][0]["thermo"] for opt in (eager, graphed))
+    sums = [key for key in one if key.startswith("travel_")]
+    assert len(sums) == {frozenset(): 0, frozenset({"distance"}): 2}.get(eager.controller.needs, 4)
+    assert all(torch.equal(one[key], other[key]) for key in sums)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="tests/adamw/test_cuda.py captures real graphs")
+def test_replays_that_nobody_announced_are_told(monkeypatch):
+    monkeypatch.setattr(travel_bucket, "travel_plan", DeviceTravelPlan)
+    opt, params = make(controller=autotune(60), ema_steps=10, capturable=True)
+    train(opt, params, range(1, 4))
+    replay = capture(opt, monkeypatch)
+    for _ in range(2):
+        replay()
+    with pytest.warns(RuntimeWarning, match="2 replays of a captured step were taken without before_replay"):
+        assert opt.steps == 5
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="tests/adamw/test_cuda.py captures real graphs")
@@ -151,10 +194,17 @@ def test_a_capture_must_be_warm(monkeypatch):
     opt, params = make(capturable=True)
     with pytest.raises(RuntimeError, match="no step of this optimizer was captured"):
         opt.before_replay()
-    for module in (ledger_module, one_pass, optimizer, plans):
-        monkeypatch.setattr(module, "capturing", lambda: True)
     with pytest.raises(RuntimeError, match="warm up"):
-        train(opt, params, [1])
+        capture(opt, monkeypatch)
+    tuned, params = make(controller=autotune(60), capturable=True)
+    with pytest.raises(RuntimeError, match="warm up"):
+        capture(tuned, monkeypatch)
+    train(tuned, params, range(1, 4))
+    tuned.load_state_dict(tuned.state_dict())
+    with pytest.raises(RuntimeError, match="warm up"):
+        capture(tuned, monkeypatch)
+    train(tuned, params, range(4, 6))
+    capture(tuned, monkeypatch)
 
 
 def test_an_observer_reads_with_the_same_kernel(monkeypatch):
@@ -192,3 +242,32 @@ def test_a_trial_finds_what_does_not_compile(monkeypatch):
     monkeypatch.setattr(kernels.Plan, "_launch", broken)
     assert "do not compile: RuntimeError: Failed to find C compiler." in kernels.trial()
     kernels.trial.cache_clear()
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="tests/adamw/test_cuda.py captures real graphs")
+def test_a_capture_says_what_it_leaves_out(monkeypatch):
+    """Where torch takes a tensor nothing is measured in the graph, and no controller can set its rate."""
+    monkeypatch.setattr(optimizer, "check_capturable", lambda opt: None)
+    # torch refuses capturable on CPU: its part of the step is left out here
+    monkeypatch.setattr(one_pass, "torch_step", lambda *_: None)
+    for controller in (None, Follow()):
+        opt, params = make(controller=controller)
+        odd = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64, device=DEVICE))
+        odd.grad = torch.ones_like(odd)
+        opt.add_param_group({"params": [("odd", odd)]})
+        for p in params:
+            opt.state[p] = {
+                "step": torch.zeros((), device=DEVICE),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+            }
+        with pytest.raises(RuntimeError, match="warm up"):
+            capture(opt, monkeypatch)
+        opt._ledger.keep_on(torch.device(DEVICE))
+        opt.step()
+        if controller is None:
+            with pytest.warns(RuntimeWarning, match="torch takes odd"):
+                capture(opt, monkeypatch)
+        else:
+            with pytest.raises(RuntimeError, match=r"every parameter in the kernel.*torch takes odd"):
+                capture(opt, monkeypatch)

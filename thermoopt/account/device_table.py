@@ -74,6 +74,11 @@ class DeviceTable:
         self.table = self._block[RUN:].view(STATE_ROWS, -1)
         self._missing = None if missing is None else torch.from_numpy(missing).to(device)
 
+    @property
+    def steps(self) -> int:
+        """Steps counted, replays among them; waits for the device."""
+        return int(self.run[0])
+
     def count(self) -> None:
         """Count a step."""
         count(self.run)

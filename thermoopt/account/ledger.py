@@ -60,6 +60,7 @@ class Ledger:
         complete: adds to a reading, before it is recorded, what the sums do not hold.
         on_record: called with every recorded reading and the travel of its step.
         on_unbegun: called when the only step so far turned out to be a checkpoint library's dry step.
+        on_missed: called with the number of replays of a captured step that nobody had announced.
 
     Attributes:
         meter: averages and counters on the host.
@@ -80,6 +81,7 @@ class Ledger:
         complete: Callable[[Reading], Reading] | None = None,
         on_record: Callable[[Reading, PendingTravel | None], None] | None = None,
         on_unbegun: Callable[[], None] | None = None,
+        on_missed: Callable[[int], None] | None = None,
     ) -> None:
         self.ema_steps = ema_steps
         self.record_every = record_every or math.ceil(ema_steps / ROWS_PER_EMA)
@@ -87,6 +89,7 @@ class Ledger:
         self._history = History() if history is None else history
         self.kept_names: dict[Tensor, str] = {}
         self._complete, self._on_record, self._on_unbegun = complete, on_record, on_unbegun
+        self._on_missed = on_missed
         self.reset(unavailable)
 
     def reset(self, unavailable: Collection[Sum] = ()) -> None:
@@ -100,7 +103,7 @@ class Ledger:
         self._fresh: deque[Reading] = deque(maxlen=MAX_PENDING)
         self._asked = 0  # the last step that was asked for from the device to be recorded
         self._stale = self._replayed = False
-        self._expected: tuple[PendingTravel | None] | None = None
+        self._expected: Callable[[], PendingTravel | None] | None = None
 
     def add_group(self, group: Mapping[str, Any], names: Mapping[Tensor, str] | None = None) -> None:
         """Take in the layers of one more parameter group (:func:`~thermoopt.account.add_to_meter`)."""
@@ -220,18 +223,22 @@ class Ledger:
         """Whether a step was captured in a CUDA graph, which may be replayed."""
         return self._replayed
 
-    def expect_replay(self, travel: PendingTravel | None = None) -> None:
-        """Let the next thing that happens be a replay of a captured step."""
-        self._expected = (travel,)
+    def expect_replay(self, travel: Callable[[], PendingTravel | None]) -> None:
+        """Let the next thing that happens be a replay of a captured step.
+
+        Args:
+            travel: called after the replay where its reading is due; gives the sums that a controller named.
+        """
+        self._expected = travel
 
     def _book_replay(self) -> None:
         """Count the replay that was expected, and ask for its reading where that is due."""
         if self._expected is None:
             return
-        (travel,), self._expected = self._expected, None
+        travel, self._expected = self._expected, None
         self.meter.run.step += 1
         if self.is_record_due(self.meter.run.step):
-            self._ask(True, travel)
+            self._ask(True, travel())
 
     def begin(self) -> None:
         """Take in, before a step, what has arrived."""
@@ -258,8 +265,10 @@ class Ledger:
 
     def settle(self) -> None:
         """Bring the host up to the last step, waiting for what is under way."""
-        self._book_replay()
         self.collect(wait=True)
+        if self._expected is not None and self.table is not None and self.table.steps > self.meter.run.step:
+            self._book_replay()
+            self.collect(wait=True)
         if self.table is not None and (self._stale or self._replayed):
             self._ask(False, None)
             self.collect(wait=True)
@@ -295,6 +304,8 @@ class Ledger:
         # the device does not count dry steps, and counts replays of a graph that the host did not see
         taken, last = int(counters[0]), int(counters[2])
         more = taken - came.step
+        if more > 0 and self._on_missed is not None:
+            self._on_missed(more)
         run.step += more
         later = [other for other in self._queue if isinstance(other, _Fetched)]
         for other in later:

@@ -17,6 +17,7 @@ from thermoopt.controllers import Controller
 __all__ = [
     "Traceable",
     "check_capturable",
+    "check_controllable",
     "check_replayable",
     "split_traceable",
     "torch_step",
@@ -126,21 +127,27 @@ def traced_step(parts: Sequence[Traceable]) -> None:
             )
 
 
-def check_replayable(captured: bool, backend: str, controller: Controller | None) -> None:
-    """Refuse to prepare a replay whose rates cannot be set, or of nothing.
+def check_replayable(captured: bool) -> None:
+    """Refuse to prepare a replay of nothing.
 
     Raises:
-        RuntimeError: as :meth:`thermoopt.ThermoAdamW.before_replay`.
+        RuntimeError: if no step was captured.
     """
     if not captured:
         raise RuntimeError("before_replay: no step of this optimizer was captured in a CUDA graph")
+
+
+def check_controllable(backend: str, controller: Controller | None) -> None:
+    """Refuse to capture a controlled step whose rates would be part of the graph.
+
+    Raises:
+        RuntimeError: with a controller, unless the backend reads its rates from the device.
+    """
     if controller is not None and backend != "triton":
         raise RuntimeError(
-            f"before_replay: backend must be 'triton' with a controller, got {backend!r}, whose "
-            "rates are part of the graph and cannot be changed"
+            "a CUDA graph that captures step() needs backend 'triton' with a controller, got "
+            f"{backend!r}, whose rates would be part of the graph and could not be changed"
         )
-    if controller is not None and "impulse" in controller.needs:
-        raise RuntimeError("before_replay: controller needs 'impulse', which reads each step's gradients")
 
 
 def check_capturable(optimizer: torch.optim.AdamW) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,15 +14,18 @@ from torch import Tensor
 
 from thermoopt.account import LedgerView, Meter, as_loss
 from thermoopt.account.reading import Reading
-from thermoopt.adamw.rates import FactorCache, Rates, group_rates
+from thermoopt.adamw.rates import FactorCache, Rates, Rows, group_rates, layer_rates
 from thermoopt.adamw.state import GroupState
 from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
-from thermoopt.physics.travel import Travel
+from thermoopt.physics.travel import Travel, Weights
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import Fetch, PendingTravel, TravelProbe
+from thermoopt.tensors import WARM_UP, Fetch, PendingTravel, TravelProbe, capturing
 
 __all__ = ["ControlLoop", "LoopView", "start_of"]
+
+NO_FORCE = Weights(keep=1.0, work=0.0, impulse=0.0)
+"""Weights of a step that leaves the sums of forces as they are."""
 
 
 class ControlLoop:
@@ -61,6 +65,9 @@ class ControlLoop:
     def attach(self, start: Start, params: Sequence[Tensor]) -> None:
         """Tell the controller of the parameters; where they are now is the start of those not known yet."""
         self.controller.attach(start)
+        group = np.array(start.group_of, dtype=np.int64)
+        counts = np.bincount(group)
+        self._rows = Rows(group, np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts))
         if self.probe is not None:
             self.probe.start(params)
         self._attached = True
@@ -109,6 +116,8 @@ class ControlLoop:
     ) -> PendingTravel | None:
         """Form the sums that the controller named, of the parameters before the coming step.
 
+        In a captured graph each replay adds its own forces, at the rates of the last :meth:`put_travel`.
+
         Args:
             groups: parameter groups.
             rates: of the groups in the coming step.
@@ -117,15 +126,46 @@ class ControlLoop:
         """
         if self.probe is None:
             return None
+        if capturing() and not self._attached:
+            raise RuntimeError(WARM_UP)
         weights = self._scales.weights
-        if "impulse" in self.probe.needs and weights is not None:
-            self.probe.push(
-                _signed_rates(groups, rates),
-                weights,
-                grad_scale=getattr(optimizer, "grad_scale", None),
-                found_inf=getattr(optimizer, "found_inf", None),
-            )
+        if "impulse" in self.probe.needs and (weights is not None or capturing()):
+            lrs, base = layer_rates(groups, rates, self._rows)
+            scaler = {key: getattr(optimizer, key, None) for key in ("grad_scale", "found_inf")}
+            self.probe.push(lrs, weights or NO_FORCE, **scaler, base=base)
         return self.probe.measure() if due else None
+
+    def put_travel(
+        self, groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates], due: bool
+    ) -> Callable[[], PendingTravel | None]:
+        """Let the coming replay of a captured step add its forces at these rates.
+
+        Returns:
+            What is to be called after the replay: it gives the sums of that step where they are due.
+        """
+        probe = self.probe
+        if probe is None:
+            return lambda: None
+        if "impulse" in probe.needs:
+            lrs, _ = layer_rates(groups, rates, self._rows)
+            probe.put(lrs, self._scales.weights or NO_FORCE)
+        pending = probe.measure() if due else None
+
+        def after() -> PendingTravel | None:
+            if pending is not None:
+                probe.measure_forces(pending)
+            return pending
+
+        return after
+
+    def missed(self, replays: int) -> None:
+        """Say that replays were taken that the controller was not asked about."""
+        warnings.warn(
+            f"{replays} replays of a captured step were taken without before_replay(): they took the rates "
+            "of the step before, and the controller was not asked. Call before_replay() before each replay",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def report_loss(self, loss: object) -> None:
         """Keep the loss for the next reading; what is not a finite number counts as none.
@@ -209,15 +249,6 @@ class ControlLoop:
 def _host_lr(lr: float | Tensor) -> float:
     """An lr as a number, NaN where it would have to be waited for."""
     return math.nan if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
-
-
-def _signed_rates(groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates]) -> list[float | Tensor]:
-    """Effective learning rate of each layer, negative where gradients are ascended."""
-    out: list[float | Tensor] = []
-    for group, rate in zip(groups, rates, strict=True):
-        lrs = [rate.layer_lr(j) for j in range(len(group["params"]))]
-        out += [-lr for lr in lrs] if group["maximize"] else lrs
-    return out
 
 
 def _finite(loss: Fetch | float | None) -> float | None:
@@ -337,6 +368,13 @@ class LoopView(LedgerView):
             return None
         due = due and self._ledger.is_record_due(self._ledger.run.step + 1)
         return self._loop.measure_travel(self.param_groups, rates, self, due)
+
+    def _put_travel(self, rates: Sequence[Rates]) -> Callable[[], PendingTravel | None]:
+        """Let the coming replay add its forces; return what gives the sums of its step when it was taken."""
+        if self._loop is None:
+            return lambda: None
+        due = self._ledger.is_record_due(self._ledger.run.step + 1)
+        return self._loop.put_travel(self.param_groups, rates, due)
 
     def _offer(self, reading: Reading, travel: PendingTravel | None) -> None:
         """Keep a recorded reading for the controller, and note in the sinks what it did since the last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
@@ -86,8 +87,7 @@ class OnePassBackend:
     ) -> Done:
         """Take a step that the kernel and torch share, or that lies on several devices or ranks."""
         if capturing():
-            if tensors.fresh or ledger.table is None:
-                raise RuntimeError(WARM_UP)
+            _check_captured_parts(optimizer, tensors, ledger)
             due = False  # the sums of both meet on the host
         if any(optimizer.param_groups[i]["params"][j].grad.is_sparse for _, i, j in tensors.rest):
             torch_step(optimizer)  # raises torch's own error before anything has moved
@@ -113,6 +113,33 @@ class OnePassBackend:
         if group["differentiable"] or (group["capturable"] and not self._on_device):
             return False
         return self.requested != "auto" or (group["fused"] is None and group["foreach"] is None)
+
+
+def _check_captured_parts(optimizer: torch.optim.AdamW, tensors: Sorted, ledger: Ledger) -> None:
+    """Raise for a step in parts that no graph can capture; warn of what the graph will not do.
+
+    Raises:
+        RuntimeError: if ranks share layers, tensors are new, or a controller is to change torch's rates.
+    """
+    if ledger.sharding:
+        raise RuntimeError(
+            "a CUDA graph cannot capture the step of sharded parameters: Python starts what ranks add up"
+        )
+    if tensors.fresh or ledger.table is None:
+        raise RuntimeError(WARM_UP)
+    names = [ledger.meter.names[layer] for layer, _, _ in tensors.rest]
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    if names and getattr(optimizer, "controller", None) is not None:
+        raise RuntimeError(
+            "a CUDA graph that captures step() needs every parameter in the kernel with a controller, but "
+            f"torch takes {some} and would keep their rates in the graph"
+        )
+    warnings.warn(
+        f"a captured step that torch shares with the kernel (torch takes {some or 'none'}), or on several "
+        "devices, is not measured",
+        RuntimeWarning,
+        stacklevel=6,
+    )
 
 
 def _apart(groups: Sequence[dict[str, Any]], part: Sequence[Place]) -> list[list[Place]]:

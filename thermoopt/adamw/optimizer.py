@@ -18,7 +18,13 @@ from thermoopt.adamw.arguments import (
     check_order,
 )
 from thermoopt.adamw.backends import choose_backend
-from thermoopt.adamw.compiled import Traceable, check_capturable, check_replayable, traced_step
+from thermoopt.adamw.compiled import (
+    Traceable,
+    check_capturable,
+    check_controllable,
+    check_replayable,
+    traced_step,
+)
 from thermoopt.adamw.control_loop import ControlLoop, LoopView, start_of
 from thermoopt.adamw.rates import FactorCache
 from thermoopt.adamw.state import (
@@ -153,6 +159,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             history=history,
             on_record=None if self._loop is None else self._offer,
             on_unbegun=None if self._loop is None else self._unbegin,
+            on_missed=None if self._loop is None else self._loop.missed,
         )
         self._factors = FactorCache()
         self._factors_set: Mapping[str, float] | None = None
@@ -202,6 +209,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         captured = capturing()
         if captured:
             check_capturable(self)
+            check_controllable(self.backend, self.controller)
         else:
             self._ledger.begin()
             self._control()
@@ -210,7 +218,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         # a checkpoint library's dry step, of lr 0, must be recognised as such
         due = captured or dry or (self._ledger.run.step + 1) % self.measure_every == 0
         due = due or self._backend.is_warming(self.param_groups)
-        travel = None if captured else self._travel(rates, due)
+        travel = self._travel(rates, due and not captured)
         parts: list[Traceable] = []
         done = self._backend.step(self, rates, self._ledger, due, parts if traced else None)
         self._ledger.enter(done, travel, maybe_dry=dry)
@@ -220,18 +228,20 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         """Prepare the replay of a CUDA graph that captured :meth:`step`: call it before each one.
 
         What Python does in a step is not in the graph. This books the last replay (its reading is recorded
-        when it is due) and lets the controller set the rates of the coming one, as :meth:`step` does.
-        Averages are kept on the device with or without it, and :attr:`reading` is up to date in any case.
+        when it is due) and lets the controller set the rates of the coming one, as :meth:`step` does: they
+        are written where the graph reads them, so that a replay takes the rates of an eager step. Averages
+        and the sums of a law's forces are kept on the device with or without it, and :attr:`reading` is up to
+        date in any case; replays that a controller was not asked about are taken at the rates before, and a
+        warning says so with the next reading.
 
         Raises:
-            RuntimeError: if no step was captured, or its backend has its rates in the graph and a controller
-                is to change them (``"triton"`` reads them from the device).
+            RuntimeError: if no step was captured.
         """
-        check_replayable(self._ledger.replays, self.backend, self.controller)
+        check_replayable(self._ledger.replays)
         self._ledger.begin()
         self._control()
         rates = self._rates()
-        self._ledger.expect_replay(self._travel(rates, True))
+        self._ledger.expect_replay(self._put_travel(rates))
         self._backend.put_rates(rates)
 
     def _control(self) -> None:

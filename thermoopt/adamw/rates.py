@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,16 @@ from torch import Tensor
 
 from thermoopt.adamw.state import GroupState
 
-__all__ = ["FactorCache", "Rates", "Rows", "group_rates", "kernel_rates", "scaled_groups", "spread"]
+__all__ = [
+    "FactorCache",
+    "Rates",
+    "Rows",
+    "group_rates",
+    "kernel_rates",
+    "layer_rates",
+    "scaled_groups",
+    "spread",
+]
 
 
 @dataclass(frozen=True)
@@ -144,6 +153,26 @@ def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
             ]
         )
     return out
+
+
+def layer_rates(
+    groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates], rows: Rows
+) -> tuple[NDArray[np.float64], Tensor | None]:
+    """Return every layer's effective learning rate, negative where gradients are ascended.
+
+    Args:
+        groups, rates: of all groups.
+        rows: every layer in order.
+
+    Returns:
+        Rates ``[n]``, and None; or factors ``[n]`` on a learning rate on a device, of no dimension or
+        ``[n]``, that comes with them.
+    """
+    given = kernel_rates(rates, rows)
+    base = given["lr"] if isinstance(given["lr"], Tensor) else None
+    lrs = np.broadcast_to(np.asarray(given["lr" if base is None else "factor"], np.float64), rows.group.shape)
+    ascent = [bool(group["maximize"]) for group in groups]
+    return (lrs if not any(ascent) else lrs * np.where(np.array(ascent)[rows.group], -1.0, 1.0)), base
 
 
 def is_on_device(x: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from thermoopt.adamw.compiled import Traceable, split_traceable, torch_step
 from thermoopt.adamw.plans import PlanCache, account
 from thermoopt.adamw.rates import Rates, scaled_groups
 from thermoopt.adamw.torch_sums import FlatSums, one_device, torch_sums
+from thermoopt.tensors import capturing
 
 __all__ = ["Backend", "MeasuringPass", "TorchBackend"]
 
@@ -99,7 +101,7 @@ class MeasuringPass:
                 done = self._flat.sums(optimizer, rates, home)
                 if done is not None:
                     return done
-            return torch_sums(optimizer, rates)
+            return _unmeasured() if capturing() else torch_sums(optimizer, rates)
         tensors = self._plans.sort(optimizer)
         found = self._plans.whole(optimizer, tensors, ledger) if average else None
         if found is not None:
@@ -113,12 +115,24 @@ class MeasuringPass:
                 tensors = self._plans.sort(optimizer)
             else:
                 return Averaged(True, batch.plan.refused)
+        if capturing():
+            return _unmeasured()
         return account(optimizer, rates, tensors, self._plans.run(optimizer, rates, tensors, True, half))
 
     def reset(self) -> None:
         """Forget the kernel's plans: groups or state were replaced."""
         if self._plans is not None:
             self._plans.reset()
+
+
+def _unmeasured() -> None:
+    """Say that a graph takes its steps unmeasured."""
+    warnings.warn(
+        "this captured step is not measured: its tensors lie on several devices or are shared by ranks, or "
+        "some are not contiguous float32, bfloat16 or float16 with eps above 0",
+        RuntimeWarning,
+        stacklevel=7,
+    )
 
 
 class TorchBackend:

@@ -8,16 +8,20 @@ from thermoopt.kernels.native_checks import PLAIN
 from thermoopt.kernels.native_travel import TravelPlan
 from thermoopt.kernels.reference import reference_step
 from thermoopt.kernels.torch_pass import LayerTensors, Parcel, measure
+from thermoopt.kernels.travel_plans import TravelKernel, travel_plan
+from thermoopt.kernels.triton_tables import DeviceNumbers
 from thermoopt.physics.sums import Sum
 
 __all__ = [
     "CAUSES",
     "PLAIN",
     "RUN",
+    "DeviceNumbers",
     "FlatPass",
     "LayerTensors",
     "Parcel",
     "Sum",
+    "TravelKernel",
     "TravelPlan",
     "average_in",
     "count",
@@ -27,4 +31,5 @@ __all__ = [
     "real_elements",
     "reference_step",
     "report",
+    "travel_plan",
 ]

@@ -115,14 +115,21 @@ class TravelPlan:
         """Whether the layers still lie where they were found."""
         return self._addresses == list(map(_data_ptr, self._params))
 
+    def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
+        """Do nothing: no graph captures a step on CPU."""
+
+    def measure(self) -> None:
+        """Return None: a reading's sums are torch's."""
+
     def push(
         self,
-        rates: Sequence[float],
+        rates: NDArray[np.float64] | Sequence[float],
         keep: float,
         work: float,
         impulse: float,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        base: Tensor | None = None,
     ) -> bool:
         """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read.
 
@@ -130,8 +137,11 @@ class TravelPlan:
             rates: effective learning rate of each layer, ``[n]``.
             keep, work, impulse: the weights of :class:`~thermoopt.physics.travel.Weights`.
             grad_scale, found_inf: the values of a fused GradScaler, one number each.
+            base: must be None: a rate on the host is in ``rates``.
         """
         assert _FUNCTION is not None
+        if base is not None:
+            return False
         grads = [p.grad for p in self._params]
         found, params = [g for g in grads if g is not None], self._params
         if len(found) < len(grads):

@@ -44,13 +44,17 @@ class DeviceNumbers:
         device: where they are wanted.
         baked: each graph keeps the numbers of its capture, as addresses must. Otherwise replays follow what
             was sent last.
+
+    Attributes:
+        tensor: ``[size]``, always the same.
+        sent: what was sent last, or None.
     """
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device, *, baked: bool) -> None:
         self.tensor = torch.zeros(size, dtype=dtype, device=device)
         self._cuda = device.type == "cuda"
         self._baked = baked
-        self._sent: NDArray[Any] | None = None
+        self.sent: NDArray[Any] | None = None
         self._spare: Tensor | None = None
         self._kept: list[Tensor] = []
         self._set_aside()
@@ -64,7 +68,7 @@ class DeviceNumbers:
         capturing = self._cuda and torch.cuda.is_current_stream_capturing()
         # a replay puts baked numbers back, so that after a capture what was sent last may not be there
         restored = self._baked and (capturing or self._kept)
-        if not restored and self._sent is not None and np.array_equal(numbers, self._sent):
+        if not restored and self.sent is not None and np.array_equal(numbers, self.sent):
             return
         host = torch.from_numpy(numbers)
         if capturing:
@@ -80,7 +84,7 @@ class DeviceNumbers:
             host = host.pin_memory()
             self._set_aside()
         self.tensor.copy_(host, non_blocking=True)
-        self._sent = numbers.copy()
+        self.sent = numbers.copy()
 
     def _set_aside(self) -> None:
         if self._cuda and self._spare is None:

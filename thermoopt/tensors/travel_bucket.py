@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels import PLAIN, TravelPlan
+from thermoopt.kernels import PLAIN, DeviceNumbers, TravelKernel, travel_plan
+from thermoopt.physics.travel import Weights
 from thermoopt.tensors.sampling import in_order_of, sample
+from thermoopt.tensors.transit import WARM_UP, capturing, send
 
 __all__ = ["Bucket", "wide"]
+
+Array = NDArray[np.float64]
 
 _data_ptr = torch._C.TensorBase.data_ptr
 
@@ -26,7 +31,8 @@ class Bucket:
     """
 
     def __init__(self, index: Sequence[int], params: Sequence[Tensor], share: int) -> None:
-        self.index = np.asarray(index, dtype=np.int64)
+        self.places, self.index = list(index), np.asarray(index, dtype=np.int64)
+        self._index_there: Tensor | None = None
         self._share = share
         self._seen: list[int] | None = None
         samples = self._samples(params)
@@ -38,8 +44,16 @@ class Bucket:
         self.work = torch.empty_like(self.start, dtype=wide(samples[0].dtype))
         self.impulse: Tensor | None = None
         self.done: Tensor | None = None
-        self._plan: TravelPlan | None = None
+        self._plan: TravelKernel | None = None
+        self._numbers: DeviceNumbers | None = None
+        self._looked = False
         self._into(self.start, samples)
+
+    def index_on(self, device: torch.device) -> Tensor:
+        """Return where the layers stand on a device, sent once."""
+        if self._index_there is None or self._index_there.device != device:
+            self._index_there = send(self.index, device)
+        return self._index_there
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """Cut a flat buffer into the shapes of the samples."""
@@ -95,17 +109,90 @@ class Bucket:
             return torch.segment_reduce(flat, "sum", lengths=self.sizes, unsafe=True)
         return torch.stack([x.sum() for x in torch.tensor_split(flat, self.cuts)])
 
-    def plan(self, params: Sequence[Tensor]) -> TravelPlan | None:
-        """Return the native body for the sums of the layers' forces, None where it cannot read them."""
+    # ---------------------------------------------------------------- sums
+
+    def sum_forces(self) -> None:
+        """Let forces be summed, from nothing on."""
+        self.impulse = torch.zeros_like(self.work)
+        self.done = torch.zeros(len(self.index), dtype=torch.float64, device=self.work.device)
+
+    def put(self, rates: Array, weights: Weights) -> None:
+        """Let captured graphs add their next step's forces at these rates, ``[n]``, and weights."""
+        if self._plan is not None:
+            self._plan.put(rates, weights.keep, weights.work, weights.impulse)
+        if self._numbers is not None:
+            self._numbers.send(_packed(rates, weights))
+
+    def push(
+        self,
+        params: Sequence[Tensor],
+        rates: Array,
+        weights: Weights,
+        base: Tensor | None,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        """Add the forces of the layers' gradients to N and S.
+
+        Args:
+            params: the layers.
+            rates: ``[n]`` effective learning rates, or what ``base`` is multiplied by.
+            weights: the weights of the step.
+            base: learning rates on the device, of no dimension or ``[n]``.
+            grad_scale, found_inf: the values of a fused GradScaler.
+        """
+        plan, scaler = self.plan(params), (grad_scale, found_inf)
+        if plan is not None:
+            own = None if base is None else base.to(self.start.device)
+            if plan.push(rates, weights.keep, weights.work, weights.impulse, *scaler, own):
+                return
+        if self._numbers is None:  # read when the operations run: a captured graph follows them
+            if capturing():
+                raise RuntimeError(WARM_UP)
+            self._numbers = DeviceNumbers(len(rates) + 3, torch.float64, self.start.device, baked=False)
+        self._numbers.send(_packed(rates, weights))
+        *_, keep, work_weight, weight = self._numbers.tensor.unbind()
+        away, force = self.displacement(params), self.forces(params)
+        if grad_scale is not None:
+            force.div_(grad_scale.to(force.device))
+        force.nan_to_num_(0.0, 0.0, 0.0)
+        own = self._numbers.tensor[:-3]
+        if base is not None:
+            own = own * base.to(own)
+        # a skipped step keeps all and adds nothing; the flag stays on its device
+        real = torch.ones_like(keep) if found_inf is None else (found_inf == 0).to(keep)
+        torch._foreach_mul_(self.views(force), list((own * real).to(force.dtype).unbind()))
+        keep = 1 - (1 - keep) * real
+        assert self.impulse is not None
+        assert self.done is not None
+        self.impulse.mul_(keep.to(force.dtype)).add_(force * weight.to(force.dtype))
+        work = self.layer_sums(away.mul_(force))
+        self.done.mul_(keep).sub_(work * work_weight)
+
+    def measure(self, params: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return squared displacement and, where forces are summed, absolute impulse, ``[n]`` each."""
+        plan = self.plan(params)
+        sums = None if plan is None else plan.measure()
+        if sums is not None:
+            distance2, impulse = sums.unbind(dim=1)
+            return distance2, None if self.impulse is None else impulse
+        distance2 = self.layer_sums(self.displacement(params).square_())
+        return distance2, None if self.impulse is None else self.layer_sums(self.impulse.abs())
+
+    def plan(self, params: Sequence[Tensor]) -> TravelKernel | None:
+        """Return the kernel for the layers' sums, None where there is none that can read them."""
         if self._plan is None or not self._plan.stands:
-            self._plan = None
-            assert self.impulse is not None
-            assert self.done is not None
-            if self.start.device.type == "cpu":
-                samples = self._samples(params)
-                if TravelPlan.takes(params, samples):
-                    self._plan = TravelPlan(params, samples, self.start, self.impulse, self.done)
+            if capturing():
+                if self._plan is None and self._looked:
+                    return None
+                raise RuntimeError(WARM_UP)
+            self._plan = travel_plan(params, self._samples(params), self.start, self.impulse, self.done)
+            self._looked = True
         return self._plan
+
+
+def _packed(rates: Array, weights: Weights) -> Array:
+    return np.append(rates, [weights.keep, weights.work, weights.impulse])
 
 
 def _is_view(view: Tensor, p: Tensor) -> bool:

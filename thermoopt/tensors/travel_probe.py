@@ -24,7 +24,7 @@ from thermoopt.tensors.sampling import (
     share_of,
 )
 from thermoopt.tensors.sharding import Sharding
-from thermoopt.tensors.transit import Arrival, Fetch, send
+from thermoopt.tensors.transit import Arrival, Fetch
 from thermoopt.tensors.travel_bucket import Bucket, wide
 
 __all__ = ["PendingTravel", "TravelProbe"]
@@ -49,6 +49,11 @@ class PendingTravel:
     def add(self, name: str, index: NDArray[np.int64], values: Tensor) -> None:
         """Add one device's part."""
         self._rows[name].append((index, Fetch(values)))
+
+    def replace(self, name: str, index: NDArray[np.int64], values: Tensor) -> None:
+        """Put other values in the place of one device's part."""
+        self._rows[name] = [row for row in self._rows[name] if row[0] is not index]
+        self.add(name, index, values)
 
     def ready(self) -> bool:
         """Whether everything has arrived."""
@@ -145,67 +150,64 @@ class TravelProbe:
         self._buckets = [Bucket(index, [params[i] for i in index], share) for index in groups.values()]
         for bucket in self._buckets:
             if "impulse" in self.needs:
-                bucket.impulse = torch.zeros_like(bucket.work)
-                bucket.done = torch.zeros(len(bucket.index), dtype=torch.float64, device=bucket.work.device)
+                bucket.sum_forces()
             self._restore(bucket, kept)
         self._saved, self._saved_of = {}, {}
 
     @torch.no_grad()
     def push(
         self,
-        lrs: Sequence[float | Tensor],
+        lrs: Sequence[float | Tensor] | Array,
         weights: Weights,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        *,
+        base: Tensor | None = None,
     ) -> None:
         """Add the forces of the next step to N and S; needs ``"impulse"``.
 
-        Non-finite elements of a gradient are left out, and so is a step that a GradScaler skips.
+        Non-finite elements of a gradient are left out, and so is a step that a GradScaler skips. Rates and
+        weights are read from the device when the sums are formed: replays of a captured graph take those that
+        were :meth:`put` last.
 
         Args:
             lrs: effective learning rate of each layer, negative under ``maximize``.
             weights: the weights of the step in the sums.
             grad_scale, found_inf: the values of a fused GradScaler.
+            base: a learning rate on a device, of no dimension or ``[n_layers]``, that ``lrs`` are factors on.
         """
+        rates, base = _host_and_device(lrs, base)
         for bucket in self._buckets:
-            assert bucket.impulse is not None
-            assert bucket.done is not None
-            params = [self._params[i] for i in bucket.index]
-            plan = bucket.plan(params)
-            if plan is not None and plan.push(
-                [float(lrs[i]) for i in bucket.index],
-                weights.keep,
-                weights.work,
-                weights.impulse,
-                grad_scale,
-                found_inf,
-            ):
-                continue
-            away = bucket.displacement(params)
-            force = bucket.forces(params)
-            if grad_scale is not None:
-                force.div_(grad_scale)
-            force.nan_to_num_(0.0, 0.0, 0.0)
-            rates = _rates([lrs[i] for i in bucket.index], force)
-            # a skipped step keeps all and adds nothing; the flag stays on its device
-            real = 1.0 if found_inf is None else (found_inf == 0).to(force)
-            torch._foreach_mul_(bucket.views(force), list((rates * real).unbind()))
-            keep = 1 - (1 - weights.keep) * real
-            bucket.impulse.mul_(keep).add_(force, alpha=weights.impulse)
-            work = bucket.layer_sums(away.mul_(force))
-            bucket.done.mul_(keep).sub_(work, alpha=weights.work)
+            params = [self._params[i] for i in bucket.places]
+            own = base if base is None or base.ndim == 0 else base[bucket.index_on(base.device)]
+            bucket.push(params, rates[bucket.index], weights, own, grad_scale, found_inf)
+
+    def put(self, lrs: Array, weights: Weights) -> None:
+        """Let replays of a captured :meth:`push` take these rates and weights."""
+        for bucket in self._buckets:
+            bucket.put(lrs[bucket.index], weights)
 
     @torch.no_grad()
     def measure(self) -> PendingTravel:
         """Start computing the sums at the present parameters."""
         pending = PendingTravel(len(self._params), self._scale)
         for bucket in self._buckets:
-            moved = bucket.displacement([self._params[i] for i in bucket.index])
-            pending.add("distance2", bucket.index, bucket.layer_sums(moved.square_()))
-            if bucket.impulse is not None and bucket.done is not None:
+            distance2, impulse = bucket.measure([self._params[i] for i in bucket.places])
+            pending.add("distance2", bucket.index, distance2)
+            if impulse is not None and bucket.done is not None:
                 pending.add("work", bucket.index, bucket.done.clone())
-                pending.add("impulse", bucket.index, bucket.layer_sums(bucket.impulse.abs()))
+                pending.add("impulse", bucket.index, impulse)
         return pending
+
+    @torch.no_grad()
+    def measure_forces(self, pending: PendingTravel) -> None:
+        """Put the forces summed since :meth:`measure` in the place of those before: a graph was replayed."""
+        for bucket in self._buckets:
+            if bucket.impulse is not None and bucket.done is not None:
+                _, impulse = bucket.measure([self._params[i] for i in bucket.places])
+                assert impulse is not None
+                pending.replace("work", bucket.index, bucket.done.clone())
+                pending.replace("impulse", bucket.index, impulse)
 
     def _export(self) -> dict[int, tuple[Tensor, Tensor | None, Tensor | None]]:
         """Return start, impulse and work by layer."""
@@ -323,8 +325,19 @@ class TravelProbe:
         return whole
 
 
-def _rates(lrs: Sequence[float | Tensor], like: Tensor) -> Tensor:
-    """Return learning rates as ``[n]`` on a device; numbers go there in one copy that is not waited for."""
-    if not any(isinstance(lr, Tensor) for lr in lrs):
-        return send(np.array(lrs, dtype=np.float64), like.device).to(like.dtype)
-    return torch.stack([torch.as_tensor(lr, dtype=like.dtype, device=like.device) for lr in lrs])
+def _host_and_device(
+    lrs: Sequence[float | Tensor] | Array, base: Tensor | None
+) -> tuple[Array, Tensor | None]:
+    """Tell rates apart: numbers, and what is on a device and is not waited for."""
+    if isinstance(lrs, np.ndarray):
+        return lrs, base
+    device = next((lr.device for lr in lrs if isinstance(lr, Tensor) and lr.device.type != "cpu"), None)
+    if device is None:
+        return np.array([float(lr) for lr in lrs]), base
+    rates = [
+        lr.detach().to(device, torch.float64).reshape(())
+        if isinstance(lr, Tensor)
+        else torch.full((), lr, dtype=torch.float64, device=device)
+        for lr in lrs
+    ]
+    return np.ones(len(lrs)), torch.stack(rates)

@@ -1,0 +1,52 @@
+"""What a capture refuses or leaves out, as far as that needs no graph: the rest is in test_cuda.py."""
+
+import pytest
+import torch
+
+from tests.support.controllers import Follow
+from thermoopt import ThermoAdamW
+from thermoopt.adamw import control_loop, optimizer, torch_backend
+from thermoopt.tensors import transit
+
+
+def make(dtype=torch.float32, **options):
+    p = torch.nn.Parameter(torch.ones(3, dtype=dtype))
+    p.grad = torch.ones_like(p)
+    return ThermoAdamW([("w", p)], backend="torch", **options)
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Let steps be told that they are captured; torch's own check needs a graph."""
+
+    def begin():
+        for module in (optimizer, torch_backend, control_loop, transit):
+            monkeypatch.setattr(module, "capturing", lambda: True)
+        monkeypatch.setattr(optimizer, "check_capturable", lambda opt: None)
+
+    return begin
+
+
+def test_a_controller_needs_rates_that_the_graph_reads(captured):
+    opt = make(controller=Follow())
+    opt.step()
+    captured()
+    before = opt.param_groups[0]["params"][0].clone()
+    with pytest.raises(RuntimeError, match="needs backend 'triton' with a controller, got 'torch'"):
+        opt.step()
+    assert torch.equal(opt.param_groups[0]["params"][0], before)
+    assert opt.steps == 1
+
+
+def test_a_step_that_cannot_be_measured_in_a_graph_is_taken_unmeasured(captured):
+    opt = make(torch.float64, measure_every=1)
+    opt.step()
+    captured()
+    with pytest.warns(RuntimeWarning, match="this captured step is not measured"):
+        opt.step()
+    assert opt.reading.step == 1
+
+
+def test_there_must_have_been_a_capture():
+    with pytest.raises(RuntimeError, match="no step of this optimizer was captured"):
+        make().before_replay()

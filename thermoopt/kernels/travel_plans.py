@@ -1,0 +1,66 @@
+"""Which kernel forms the sums of a law's forces: one interface, a body for CPU and one for CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.kernels import native_travel
+
+__all__ = ["TravelKernel", "travel_plan"]
+
+
+class TravelKernel(Protocol):
+    """Adds the forces on samples of layers to S and N (:class:`~thermoopt.physics.travel.Weights`)."""
+
+    @property
+    def stands(self) -> bool:
+        """Whether the layers still lie where they were found."""
+
+    def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
+        """Let replays of a captured :meth:`push` take these rates and weights."""
+
+    def push(
+        self,
+        rates: NDArray[np.float64],
+        keep: float,
+        work: float,
+        impulse: float,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        base: Tensor | None = None,
+    ) -> bool:
+        """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read."""
+
+    def measure(self) -> Tensor | None:
+        """Return squared displacement and absolute impulse, ``[n, 2]``, or None: torch is to form them."""
+
+
+def travel_plan(
+    params: Sequence[Tensor],
+    samples: Sequence[Tensor],
+    start: Tensor,
+    impulse: Tensor | None,
+    done: Tensor | None,
+) -> TravelKernel | None:
+    """Return the kernel for some layers of one dtype on one device, or None where none can read them.
+
+    Args:
+        params, samples, start, impulse, done: as for :class:`~thermoopt.kernels.native_travel.TravelPlan`.
+    """
+    if start.device.type == "cpu":
+        if impulse is None or done is None or not native_travel.TravelPlan.takes(params, samples):
+            return None
+        return native_travel.TravelPlan(params, samples, start, impulse, done)
+    if start.device.type != "cuda":
+        return None
+    # Triton is imported when first needed
+    from thermoopt.kernels import triton, triton_travel
+
+    if not triton.available() or triton.trial() or not triton_travel.DeviceTravelPlan.takes(params, samples):
+        return None
+    return triton_travel.DeviceTravelPlan(params, samples, start, impulse, done)

@@ -1,0 +1,232 @@
+"""The sums of a law's forces on CUDA, in launches whose number does not grow with the layers.
+
+The Triton body of what ``travel.c`` does on CPU (:mod:`thermoopt.kernels.native_travel`): one launch adds the
+forces on all sampled coordinates, one the work of each layer. Rates and weights are read from the device, so
+that a captured CUDA graph follows those that were :meth:`~DeviceTravelPlan.put` last. Not run on a GPU yet: tested
+with Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.kernels.native_checks import PLAIN, same_layout
+from thermoopt.kernels.triton_checks import DTYPES
+from thermoopt.kernels.triton_kernels import IMPORT_ERROR, reduce_kernel
+from thermoopt.kernels.triton_tables import DeviceNumbers
+from thermoopt.kernels.triton_travel_kernels import distance_kernel, force_kernel, work_kernel
+
+if IMPORT_ERROR is None:
+    import triton.language as tl
+
+__all__ = ["DeviceTravelPlan"]
+
+BLOCK = 1024
+"""Elements a program handles (not tuned on a GPU)."""
+
+REDUCE_BLOCK = 256
+"""Partial sums added at a time."""
+
+
+class DeviceTravelPlan:
+    """Tables for the samples of some layers of one dtype on one device.
+
+    Args:
+        params: ``n`` layers.
+        samples: views of them, ``[width]`` or ``[rows, width]`` each.
+        start: x0 of all samples one after the other, of the parameters' dtype.
+        impulse: S likewise, float32; None where no forces are to be summed.
+        done: N, ``[n]``, float64; None likewise.
+    """
+
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        samples: Sequence[Tensor],
+        start: Tensor,
+        impulse: Tensor | None,
+        done: Tensor | None,
+    ) -> None:
+        n, self._device = len(params), start.device
+        self._params, self._start, self._impulse, self._done = list(params), start, impulse, done
+        self._own = list(map(_data_ptr, self._params))
+        self._strided = not all(map(_is_contiguous, self._params))
+        flat = [s if s.ndim == 2 else s[None] for s in samples]
+        offsets = [s.data_ptr() - a for s, a in zip(samples, self._own, strict=True)]
+        self._offset = np.array(offsets, np.int64)
+        sizes = np.array([s.numel() for s in samples], np.int64)
+        width, distance = np.array([(max(1, s.shape[1]), s.stride(0)) for s in flat], np.int64).T
+        geometry = np.stack([sizes, width, distance, np.cumsum(sizes) - sizes])
+        counts = -(-sizes // BLOCK)
+        last = np.cumsum(counts)
+        owner = np.repeat(np.arange(n), counts)
+        self._chunks = int(counts.sum())
+        self._geometry = self._there(geometry)
+        self._first, self._last = self._there(last - counts), self._there(last)
+        self._owner = self._there(owner.astype(np.int32))
+        self._index = self._there((np.arange(self._chunks) - (last - counts)[owner]).astype(np.int32))
+        self._addresses = DeviceNumbers(2 * n, torch.int64, self._device, baked=True)
+        self._rates = DeviceNumbers(n, torch.float64, self._device, baked=False)
+        self._weights = DeviceNumbers(3, torch.float64, self._device, baked=False)
+        self._partials = torch.zeros(2, self._chunks, dtype=torch.float64, device=self._device)
+
+    def _there(self, numbers: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(numbers).to(self._device)
+
+    @staticmethod
+    def takes(params: Sequence[Tensor], samples: Sequence[Tensor]) -> bool:
+        """Whether the kernels can read these layers and their samples."""
+        return all(
+            type(p) in PLAIN
+            and p.dtype in DTYPES
+            and p.layout is torch.strided
+            and s.stride(-1) == 1
+            and s.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
+            for s, p in zip(samples, params, strict=True)
+        )
+
+    @property
+    def stands(self) -> bool:
+        """Whether the layers still lie where they were found."""
+        return self._own == list(map(_data_ptr, self._params))
+
+    def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
+        """Let the next :meth:`push`, or replay of one, take these rates and weights."""
+        self._rates.send(rates)
+        self._weights.send(np.array([keep, work, impulse]))
+
+    def push(
+        self,
+        rates: NDArray[np.float64],
+        keep: float,
+        work: float,
+        impulse: float,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        base: Tensor | None = None,
+    ) -> bool:
+        """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read.
+
+        Args:
+            rates: effective learning rate of each layer, ``[n]``, or what ``base`` is multiplied by.
+            keep, work, impulse: the weights of :class:`~thermoopt.physics.travel.Weights`.
+            grad_scale, found_inf: the values of a fused GradScaler, one number each.
+            base: a learning rate on the device, of no dimension or ``[n]``, read when the kernel runs.
+        """
+        grads = [p.grad for p in self._params]
+        if not self._can_read(grads):
+            return False
+        near = [x if x is None else x.to(self._device, non_blocking=True) for x in (grad_scale, found_inf)]
+        found = np.array([0 if g is None else _data_ptr(g) for g in grads], np.int64)
+        found[found != 0] += self._offset[found != 0]
+        self._addresses.send(np.concatenate([self._own + self._offset, found]))
+        self.put(rates, keep, work, impulse)
+        self._launch(*near, base)
+        return True
+
+    def measure(self) -> Tensor:
+        """Return squared displacement and absolute impulse, ``[n, 2]``, float64, on the device."""
+        if self._addresses.sent is None:
+            own = self._own + self._offset
+            self._addresses.send(np.concatenate([own, np.zeros_like(own)]))
+        n = len(self._params)
+        out = torch.empty(n, 2, dtype=torch.float64, device=self._device)
+        with self._on_device():
+            if self._chunks:
+                distance_kernel[(self._chunks,)](
+                    self._addresses.tensor,
+                    self._geometry,
+                    self._owner,
+                    self._index,
+                    self._start,
+                    self._impulse,
+                    self._partials,
+                    n,
+                    self._chunks,
+                    DTYPE=self._dtype(),
+                    BLOCK=BLOCK,
+                )
+            reduce_kernel[(n,)](
+                self._partials,
+                self._first,
+                self._last,
+                out,
+                None,
+                None,
+                self._chunks,
+                COLUMNS=2,
+                LANES=2,
+                BLOCK=REDUCE_BLOCK,
+            )
+        return out
+
+    def _launch(self, scale: Tensor | None, stop: Tensor | None, base: Tensor | None) -> None:
+        """Launch what adds a step's forces: all that a graph captures of it."""
+        with self._on_device():
+            if self._chunks:
+                force_kernel[(self._chunks,)](
+                    self._addresses.tensor,
+                    self._geometry,
+                    self._owner,
+                    self._index,
+                    self._rates.tensor,
+                    base,
+                    0 if base is None or base.ndim == 0 else base.stride(0),
+                    self._weights.tensor,
+                    scale,
+                    stop,
+                    self._start,
+                    self._impulse,
+                    self._partials,
+                    len(self._params),
+                    DTYPE=self._dtype(),
+                    BLOCK=BLOCK,
+                    enable_fp_fusion=False,
+                )
+            work_kernel[(len(self._params),)](
+                self._partials,
+                self._first,
+                self._last,
+                self._weights.tensor,
+                stop,
+                self._done,
+                BLOCK=REDUCE_BLOCK,
+                enable_fp_fusion=False,
+            )
+
+    def _can_read(self, grads: Sequence[Tensor | None]) -> bool:
+        """Whether gradients are plain numbers that lie in memory as their parameters do."""
+        found, params = [g for g in grads if g is not None], self._params
+        if len(found) < len(grads):
+            params = [p for g, p in zip(grads, self._params, strict=True) if g is not None]
+        fine = (
+            PLAIN.issuperset(map(type, found))
+            and {self._device}.issuperset(map(_device, found))
+            and {self._start.dtype}.issuperset(map(_dtype, found))
+            and {torch.strided}.issuperset(map(_layout, found))
+        )
+        if fine and self._strided:
+            return all(map(same_layout, found, params))
+        return (
+            fine and all(map(_is_contiguous, found)) and list(map(_numel, found)) == list(map(_numel, params))
+        )
+
+    def _dtype(self) -> Any:
+        return getattr(tl, str(self._start.dtype).removeprefix("torch."))
+
+    def _on_device(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+
+_data_ptr = torch._C.TensorBase.data_ptr
+_is_contiguous = torch._C.TensorBase.is_contiguous
+_numel = torch._C.TensorBase.numel
+_device, _dtype, _layout = (operator.attrgetter(name) for name in ("device", "dtype", "layout"))
