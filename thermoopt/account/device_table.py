@@ -12,9 +12,9 @@ from torch import Tensor
 
 from thermoopt.account.meter import STATE_ROWS, Meter
 from thermoopt.kernels import CAUSES, RUN, average_in, count
-from thermoopt.tensors import Fetch
+from thermoopt.tensors import Fetch, PendingTravel
 
-__all__ = ["DEVICE_LAG", "DeviceSums", "DeviceTable", "reading_lag"]
+__all__ = ["DEVICE_LAG", "DeviceSums", "DeviceTable", "FetchedTable", "reading_lag"]
 
 Array = NDArray[np.float64]
 
@@ -48,6 +48,20 @@ class DeviceSums:
     sums: Tensor
     constants: Tensor
     found_inf: Tensor | None = None
+
+
+@dataclass
+class FetchedTable:
+    """Averages on their way from a device as they were after a step, and the travel of that step."""
+
+    step: int
+    block: Fetch
+    record: bool
+    travel: PendingTravel | None = None
+
+    def ready(self) -> bool:
+        """Whether they have arrived."""
+        return self.block.ready()
 
 
 class DeviceTable:

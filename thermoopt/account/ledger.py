@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from thermoopt.account.device_table import DeviceTable, reading_lag
+from thermoopt.account.device_table import DeviceTable, FetchedTable, reading_lag
 from thermoopt.account.history import ROWS_PER_EMA, History
 from thermoopt.account.meter import Meter, RunState
 from thermoopt.account.naming import add_to_meter
@@ -19,7 +18,7 @@ from thermoopt.account.pending import MAX_PENDING, Averaged, Done, PendingSums
 from thermoopt.account.reading import Reading
 from thermoopt.kernels import CAUSES
 from thermoopt.physics.sums import Sum
-from thermoopt.tensors import WARM_UP, Fetch, PendingTravel, Sharding, capturing
+from thermoopt.tensors import WARM_UP, PendingTravel, Sharding, capturing
 
 __all__ = ["Ledger", "ReadingSink"]
 
@@ -29,19 +28,6 @@ class ReadingSink(Protocol):
 
     def write(self, reading: Reading) -> None:
         """Take one."""
-
-
-@dataclass
-class _Fetched:
-    """Averages on their way from a device as they were after a step, and the travel of that step."""
-
-    step: int
-    block: Fetch
-    record: bool
-    travel: PendingTravel | None = None
-
-    def ready(self) -> bool:
-        return self.block.ready()
 
 
 class Ledger:
@@ -98,7 +84,7 @@ class Ledger:
         self.table: DeviceTable | None = None
         self.lag = 0
         self._sharding: Sharding | None = None
-        self._queue: deque[PendingSums | _Fetched] = deque()
+        self._queue: deque[PendingSums | FetchedTable] = deque()
         self._recorded: deque[Reading] = deque(maxlen=MAX_PENDING)
         self._fresh: deque[Reading] = deque(maxlen=MAX_PENDING)
         self._asked = 0  # the last step that was asked for from the device to be recorded
@@ -249,7 +235,7 @@ class Ledger:
         """Ask for the averages of the step just taken."""
         assert self.table is not None
         step = self.meter.run.step
-        self._queue.append(_Fetched(step, self.table.fetch(), record, travel))
+        self._queue.append(FetchedTable(step, self.table.fetch(), record, travel))
         if record:
             self._asked = step
 
@@ -275,7 +261,7 @@ class Ledger:
 
     def _arrive(self) -> None:
         came = self._queue.popleft()
-        if isinstance(came, _Fetched):
+        if isinstance(came, FetchedTable):
             self._take_fetched(came)
             return
         cause = came.skip_cause()
@@ -297,7 +283,7 @@ class Ledger:
         if self.meter.run.step == 0 and self._on_unbegun is not None:
             self._on_unbegun()
 
-    def _take_fetched(self, came: _Fetched) -> None:
+    def _take_fetched(self, came: FetchedTable) -> None:
         run, dry = self.meter.run, self.meter.run.skipped["dry"]
         counters, table = DeviceTable.unpack(came.block.numpy())
         self.meter.unpack(table, counters)
@@ -307,7 +293,7 @@ class Ledger:
         if more > 0 and self._on_missed is not None:
             self._on_missed(more)
         run.step += more
-        later = [other for other in self._queue if isinstance(other, _Fetched)]
+        later = [other for other in self._queue if isinstance(other, FetchedTable)]
         for other in later:
             other.step += more
         self._stale = run.step != taken
