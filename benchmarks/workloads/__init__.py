@@ -6,11 +6,13 @@ import difflib
 
 from thermoopt.benchmarks.workloads.arithmetic import ADDITION, MODULAR
 from thermoopt.benchmarks.workloads.bpe import BPE_TEXT
+from thermoopt.benchmarks.workloads.contrast import CONTRAST
 from thermoopt.benchmarks.workloads.diffusion import DDPM, UNET
 from thermoopt.benchmarks.workloads.digits import CONV_DIGITS
 from thermoopt.benchmarks.workloads.encoder import ENCODER_TEXT
 from thermoopt.benchmarks.workloads.factors import FACTORS, SKIPGRAM
 from thermoopt.benchmarks.workloads.fields import PINN, SIREN_IMAGE
+from thermoopt.benchmarks.workloads.flow import FLOW
 from thermoopt.benchmarks.workloads.gan import GAN_DIGITS
 from thermoopt.benchmarks.workloads.gpt import GPT_TEXT
 from thermoopt.benchmarks.workloads.graph import GRAPH
@@ -19,11 +21,14 @@ from thermoopt.benchmarks.workloads.logistic import LOGISTIC
 from thermoopt.benchmarks.workloads.maze import MAZE
 from thermoopt.benchmarks.workloads.minilm import MINILM
 from thermoopt.benchmarks.workloads.mixer import MIXER_DIGITS
+from thermoopt.benchmarks.workloads.quantiles import QUANTILES
 from thermoopt.benchmarks.workloads.recurrent import GRU_TEXT, LSTM_TEXT
 from thermoopt.benchmarks.workloads.ridge import RIDGE
+from thermoopt.benchmarks.workloads.sets import SETS
 from thermoopt.benchmarks.workloads.signals import CNN_MNIST1D, MLP_MNIST1D
 from thermoopt.benchmarks.workloads.tables import CANCER, DIABETES, FRIEDMAN, WINE
 from thermoopt.benchmarks.workloads.task import Task, Workload
+from thermoopt.benchmarks.workloads.tcn import TCN_SERIES
 from thermoopt.benchmarks.workloads.tuning import FINETUNE, LORA, STAGED
 from thermoopt.benchmarks.workloads.vae import VAE_DIGITS
 from thermoopt.benchmarks.workloads.vit import VIT_DIGITS
@@ -69,11 +74,16 @@ WORKLOADS: dict[str, Workload] = {
         SIREN_IMAGE,
         GRAPH,
         VAE_DIGITS,
+        FLOW,
+        CONTRAST,
+        SETS,
+        TCN_SERIES,
+        QUANTILES,
     )
 }
 """Every workload by name."""
 
-HELD_OUT = ("addition", "siren", "graph", "vae")
+HELD_OUT = ("flow", "contrast", "sets", "tcn", "quantiles")
 """Workloads on which no constant of a control law was chosen: run once, reported as they are."""
 
 

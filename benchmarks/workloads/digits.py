@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task, tensors
 from thermoopt.benchmarks.workloads.task import Task, Workload, require
 
-__all__ = ["ABOUT", "CONV_DIGITS", "digits_hash", "digits_task", "pictures"]
+__all__ = ["ABOUT", "CONV_DIGITS", "digits_hash", "digits_task", "disturbed", "pictures"]
 
 VALID_DIGITS = 597  # of 1,797: a third, or the metric would be noise
 PIXEL_NOISE = 0.35  # of a range of 1: without it networks interpolate, and a few pictures decide the metric
@@ -44,7 +44,7 @@ def _digits() -> Arrays:
     return tensors(x[VALID_DIGITS:], y[VALID_DIGITS:], judged, np.repeat(y[:VALID_DIGITS], NOISY_COPIES))
 
 
-def _disturbed(x: Tensor, rng: torch.Generator) -> Tensor:
+def disturbed(x: Tensor, rng: torch.Generator) -> Tensor:
     """Move every picture by -1, 0 or 1 pixels along both axes, background coming in, and add pixel noise."""
     n = len(x)
     padded = F.pad(x, (1, 1, 1, 1), value=float(x.min()))
@@ -57,7 +57,7 @@ def _disturbed(x: Tensor, rng: torch.Generator) -> Tensor:
 
 def digits_task(make: Callable[[], nn.Module], seed: int, batch: float) -> Task:
     """Build the task of a seed for the model that ``make`` makes; pictures are ``[batch, 1, 8, 8]``."""
-    return supervised_task(_digits(), make, seed, batch, _disturbed)
+    return supervised_task(_digits(), make, seed, batch, disturbed)
 
 
 def _conv2d() -> nn.Module:

@@ -15,13 +15,18 @@ from thermoopt.benchmarks.workloads import (  # noqa: E402
     HELD_OUT,
     WORKLOADS,
     arithmetic,
+    contrast,
     diffusion,
     factors,
     fields,
+    flow,
     gan,
     graph,
     maze,
+    quantiles,
+    sets,
     tables,
+    tcn,
 )
 
 minilm_only = pytest.mark.skipif(
@@ -55,6 +60,11 @@ SHORT = {
     "siren": (1e-3, 40, 0.7),
     "graph": (1e-2, 20, 0.8),
     "vae": (1e-2, 40, 0.85),
+    "flow": (1e-2, 40, 0.7),
+    "contrast": (3e-3, 20, 0.98),
+    "sets": (3e-3, 30, 0.5),
+    "tcn": (1e-2, 20, 0.6),
+    "quantiles": (1e-2, 40, 0.7),
 }
 
 
@@ -87,7 +97,7 @@ def test_a_seed_gives_the_same_task_and_a_short_run_lowers_the_score(name):
 def test_every_workload_names_its_family_and_the_held_out_ones_share_none():
     others = {w.family for name, w in WORKLOADS.items() if name not in HELD_OUT}
     held = [WORKLOADS[name].family for name in HELD_OUT]
-    assert len(set(held)) == 4
+    assert len(set(held)) == len(HELD_OUT) >= 5
     assert not others & set(held)
     assert len(others) >= 12
 
@@ -257,3 +267,79 @@ def test_lora_starts_as_the_frozen_model_and_stages_unfreeze_in_turn():
         tuning.unfreeze(model, step)
         counts.append(sum(p.requires_grad for p in model.parameters()))
     assert counts[0] == 2 < counts[1] < counts[2] == len(list(model.parameters()))
+
+
+def test_densities_of_ring_and_flow_integrate_to_one_and_the_ring_has_its_entropy():
+    axis = np.arange(-8, 8, 0.1) + 0.05
+    grid = np.stack(np.meshgrid(axis, axis), axis=2).reshape(-1, 2)
+    assert np.exp(flow.log_density(grid)).sum() * 0.1**2 == pytest.approx(1, rel=1e-6)
+    drawn = flow.log_density(flow.ring(20000, np.random.default_rng(3)))
+    apart = math.log(flow.MODES * 2 * math.pi * math.e * flow.WIDTH**2)  # of Gaussians that do not overlap
+    assert -drawn.mean() == pytest.approx(apart, abs=0.03)
+    torch.manual_seed(1)
+    model = flow.Flow(layers=3)
+    for layer in model.layers:
+        torch.nn.init.normal_(layer[-1].weight, std=0.15)
+    with torch.no_grad():
+        ours = model(torch.tensor(grid, dtype=torch.float32)).double().exp()
+    assert ours.sum().item() * 0.1**2 == pytest.approx(1, abs=1e-3)
+    assert ours.max() > 1.1 / (2 * math.pi)  # no longer the Gaussian that it starts as
+
+
+def test_the_contrastive_loss_is_that_of_a_loop_over_views():
+    a, b = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    views = [v / np.linalg.norm(v) for v in torch.cat([a, b]).numpy()]
+    losses = []
+    for i, u in enumerate(views):
+        near = [math.exp(u @ v / contrast.TEMPERATURE) for v in views]
+        losses.append(-math.log(near[(i + 5) % 10] / (sum(near) - near[i])))
+    assert contrast.nt_xent(a, b).item() == pytest.approx(np.mean(losses))
+
+
+def test_sets_have_the_entropy_that_they_claim_and_no_order():
+    points, entropy = sets.gaussian_sets(3000, np.random.default_rng(0))
+    measured = np.log(2 * math.pi * math.e * (points[:, :, 0] ** 2).mean(axis=1)) / 2
+    bias = 1 / (2 * sets.POINTS)  # of half a logarithm of a mean of squares, to first order
+    assert np.mean(measured - entropy) == pytest.approx(-bias, abs=0.01)
+    assert np.std(measured - entropy) == pytest.approx(1 / math.sqrt(2 * sets.POINTS), rel=0.1)
+    torch.manual_seed(0)
+    model, x = sets.SetNet(), torch.tensor(points[:4], dtype=torch.float32)
+    torch.testing.assert_close(model(x), model(x[:, torch.randperm(sets.POINTS)]))
+
+
+def test_the_series_obeys_its_equation_and_forecasts_look_at_the_past_alone():
+    class One:
+        def uniform(self, low, high):
+            return 1.0
+
+    np.testing.assert_allclose(tcn.mackey_glass(50, One()), 1)  # 0.2 / 2 = 0.1
+    x = tcn.mackey_glass(2000, np.random.default_rng(0))
+    late, now, slope = x[1:-18], x[18:-1], (x[19:] - x[17:-2]) / 2
+    np.testing.assert_allclose(slope, 0.2 * late / (1 + late**10) - 0.1 * now, atol=0.02)
+    assert x.std() > 0.1
+    torch.manual_seed(0)
+    model, seen = tcn.TCN(), torch.randn(1, 100)
+    other = seen.clone()
+    other[0, 20] += 1
+    moved = (model(seen) != model(other))[0].nonzero()[:, 0]
+    assert moved.min() == 20
+    assert 60 < moved.max() <= 20 + 4 * (1 + 2 + 4 + 8)
+
+
+def test_the_pinball_loss_is_sklearns_and_dropout_drops_its_share_in_training_only():
+    from sklearn.metrics import mean_pinball_loss
+
+    x, y = quantiles.uneven_table(4000, np.random.default_rng(0))
+    guessed = np.random.default_rng(1).normal(size=(4000, len(quantiles.LEVELS)))
+    theirs = [
+        mean_pinball_loss(y, q, alpha=level) for q, level in zip(guessed.T, quantiles.LEVELS, strict=True)
+    ]
+    ours = quantiles.pinball(torch.tensor(guessed), torch.tensor(y)).item()
+    assert ours == pytest.approx(np.mean(theirs))
+    noise = (y - np.sin(2 * x[:, 0]) - x[:, 1] / 2) / np.exp(x[:, 2] / 2 - 1)
+    assert np.std(noise) == pytest.approx(1, rel=0.05)
+    drop, ones = quantiles.Dropout(0.2), torch.ones(100, 100)
+    kept = drop(ones)
+    assert kept.unique().tolist() == [0, 1.25]
+    assert kept.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(drop.eval()(ones), ones)
