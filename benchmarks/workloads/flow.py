@@ -50,7 +50,7 @@ def _data() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _told(width: int) -> nn.Module:
-    """Make the network that scales and shifts one coordinate by the other; it does nothing before training."""
+    """Make the network that scales and shifts one coordinate by the other; nothing before training."""
     last = nn.Linear(width, 2)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

@@ -276,7 +276,7 @@ def test_densities_of_ring_and_flow_integrate_to_one_and_the_ring_has_its_entrop
     drawn = flow.log_density(flow.ring(20000, np.random.default_rng(3)))
     apart = math.log(flow.MODES * 2 * math.pi * math.e * flow.WIDTH**2)  # of Gaussians that do not overlap
     assert -drawn.mean() == pytest.approx(apart, abs=0.03)
-    torch.manual_seed(1)
+    torch.manual_seed(0)
     model = flow.Flow(layers=3)
     for layer in model.layers:
         torch.nn.init.normal_(layer[-1].weight, std=0.15)
