@@ -34,7 +34,8 @@ test: venv
 	@echo "== running the tests"
 	@mkdir -p runs/test
 	@# one worker a core, four at most, one thread each: tests start processes and threads of their own
-	THERMOOPT_EXPECT_NATIVE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
+	PYTHONDONTWRITEBYTECODE= THERMOOPT_EXPECT_NATIVE=1 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal \
 		--durations=20 --junitxml=runs/test/junit.xml
 	@echo "== results: runs/test/junit.xml"
 

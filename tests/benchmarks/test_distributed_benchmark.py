@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run_python
+from tests.support.processes import run_processes, run_ranks, run_script
 from thermoopt.benchmarks.distributed.command import main
 from thermoopt.benchmarks.distributed.cost import NCCL, Links, fit_ring, ring_seconds, tree_seconds
 from thermoopt.benchmarks.distributed.report import report
@@ -102,18 +102,14 @@ def test_tables():
 
 @pytest.mark.slow
 @pytest.mark.dist
-def test_runs_counts_and_writes(tmp_path):
-    small = ["--rounds", 1, "--train-rounds", 1, "--block", 1, "--calls", 3]
-    command = [
-        ROOT / "benchmarks" / "distributed" / "__main__.py",
-        "--models",
-        "0.1 M",
-        "--ranks",
-        1,
-        2,
-        *small,
-    ]
-    output, _ = run_python(*command, "--out", tmp_path)
+def test_runs_counts_and_writes(tmp_path, monkeypatch, capsys):
+    def forked(run, args, nprocs):
+        run_processes(run, args, nprocs, 240)
+
+    monkeypatch.setattr("torch.multiprocessing.spawn", forked)
+    small = ["--rounds", "1", "--train-rounds", "1", "--block", "1", "--calls", "3"]
+    main(["--models", "0.1 M", "--ranks", "1", "2", *small, "--out", str(tmp_path)])
+    output = capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "distributed.jsonl").read_text().splitlines()]
     layers = len(list(GPT(GPTConfig(depth=2, width=48, heads=4, context=64)).parameters()))
     whole = layers * LAYER_BYTES
@@ -159,11 +155,11 @@ def loss(output):
 @pytest.mark.dist
 def test_example_goes_on_with_another_number_of_ranks(tmp_path):
     script, options = ROOT / "examples" / "fsdp_lm.py", ["--steps", 12, "--save", 6]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2]
-    two, _ = run_python(*launcher, script, *options, "--out", tmp_path / "two")
+    two = run_ranks(2, script, *options, "--out", tmp_path / "two")
     again = ["--resume", tmp_path / "two" / "step_6", "--out", tmp_path / "one"]
-    one, errors = run_python("-W", "error", script, *options, *again)
-    assert errors == ""
+    alone = run_script(script, *options, *again, filters=["error"])
+    assert (alone.code, alone.errors) == (0, "")
+    one = alone.output
     assert "2 rank(s) on cpu, steps 0 to 12." in two
     assert "1 rank(s) on cpu, steps 6 to 12." in one
     assert sorted(table(two)) == list(range(1, 13))

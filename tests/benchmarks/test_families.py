@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip("sklearn")
 
+from tests.support.processes import forked_pools
 from thermoopt.benchmarks.families import (
     DEVELOPMENT,
     LRS,
@@ -138,6 +139,7 @@ def test_a_law_in_words_is_the_controller_and_unreadable_ones_are_named():
 
 
 @pytest.mark.slow
+@forked_pools()
 def test_rows_are_kept_and_not_run_again(tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     cases = [Case("wine", 5, "adamw constant", None, seed, True) for seed in (0, 1)]
@@ -155,6 +157,7 @@ def test_rows_are_kept_and_not_run_again(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@forked_pools()
 def test_the_command_runs_a_law_and_prints_its_ratios(tmp_path, capsys):
     rows = [*grid("wine", "adamw linear", 100, 0.01), row("wine", "adamw linear", 0.01, 0, 0.1, 1.1)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.support.processes import forked_pools
+
 for package in ("mnist1d", "sklearn"):
     pytest.importorskip(package)
 
@@ -111,6 +113,7 @@ def test_tables_count_right():
     assert "| gpt | 1 | 30 | 20 | 45 | 5.500 | 2.500 | 2.400 | step 20: 0.5 |" in text
 
 
+@forked_pools()
 def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     from thermoopt.benchmarks.validation import command as validation
 

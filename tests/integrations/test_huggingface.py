@@ -24,6 +24,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from tests.support.processes import run_processes
 from thermoopt import ThermoAdamW, autotune
 from thermoopt.controllers import Chain, Thermostat
 from thermoopt.integrations.huggingface import (
@@ -710,19 +711,10 @@ def worker(rank, folder, port):
 def test_two_processes_read_the_same_and_one_writes(tmp_path):
     import socket
 
-    import torch.multiprocessing as mp
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = mp.spawn(worker, args=(str(tmp_path), port), nprocs=RANKS, join=False)
-    for process in context.processes:
-        process.join(TIMEOUT)
-    if any(process.is_alive() for process in context.processes):
-        for process in context.processes:
-            process.kill()
-        pytest.fail(f"the processes did not end within {TIMEOUT} s")
-    context.join()  # raises what a process raised
+    run_processes(worker, (str(tmp_path), port), RANKS, TIMEOUT)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS))
     assert torch.equal(first["weights"], second["weights"])
     assert all(torch.equal(a, b) for a, b in zip(first["scales"], second["scales"], strict=True))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.support.processes import run_python
+from tests.support.processes import run_script
 from thermoopt import Observer, ThermoAdamW, ThermoScheduler, autotune, make_param_groups
 from thermoopt.integrations.artifacts import write_artifacts
 from thermoopt.integrations.scalars import LAYER_SCALARS, SCALARS, run_scalars
@@ -705,11 +705,11 @@ print(float(run.callback_metrics["thermo/r"]) > 0, len(callback.written), callba
 def test_pytorch_lightning(tmp_path, which):
     """The package's old name: alone, and beside ``lightning``, whose Callback ours then is."""
     pytest.importorskip("pytorch_lightning")
-    done = subprocess.run(
-        [sys.executable, "-c", OLD_NAME, which, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("True 5 20\n")
+    script = tmp_path / "old_name.py"
+    script.write_text(OLD_NAME)
+    done = run_script(script, which, tmp_path)
+    assert done.code == 0, done.errors
+    assert done.output.endswith("True 5 20\n")
 
 
 TWO_RANKS = """
@@ -739,7 +739,7 @@ class Module(pl.LightningModule):
 
 if __name__ == "__main__":
     rows = torch.randn(160, 4, generator=torch.Generator().manual_seed(0))
-    run = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=1,
+    run = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp_fork", max_epochs=1,
                      callbacks=[ThermoCallback()], default_root_dir=FOLDER / "root", logger=False,
                      enable_checkpointing=False, enable_progress_bar=False)
     run.fit(Module(), torch.utils.data.DataLoader(rows, 4))
@@ -750,7 +750,8 @@ if __name__ == "__main__":
 def test_two_ranks_measure_the_same_and_the_first_writes(tmp_path):
     script = tmp_path / "two_ranks.py"
     script.write_text(TWO_RANKS)
-    run_python(script, tmp_path)
+    done = run_script(script, tmp_path)
+    assert done.code == 0, done.errors
     (terms, files, r, steps), second = (
         torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)
     )

@@ -2,9 +2,6 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.processes import run_script
 from thermoopt import ThermoAdamW
 from thermoopt.landscape.gradient_noise import NoiseSpectrum, gradient_noise, noise_spectrum
 from thermoopt.landscape.motion import average, simulate
@@ -607,16 +605,9 @@ def test_it_goes_on_where_it_stopped_and_reports(tmp_path, capsys):
 def test_the_example_makes_its_figures(tmp_path):
     script = Path(__file__).parents[2] / "examples" / "thermodynamic_laws.py"
     sizes = {"--steps": 50, "--seeds": 1, "--replicas": 40, "--workers": 1, "--out": tmp_path}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script, *(str(x) for pair in sizes.items() for x in pair)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    table = [line.split() for line in done.stdout.splitlines() if line.startswith(("cnn", "mlp"))]
+    done = run_script(script, *(x for pair in sizes.items() for x in pair), filters=["error"])
+    assert (done.code, done.errors) == (0, "")
+    table = [line.split() for line in done.output.splitlines() if line.startswith(("cnn", "mlp"))]
     assert [(words[0], float(words[3].rstrip(","))) for words in table] == [
         ("cnn", 0.009), ("cnn", 0.03), ("cnn", 0.09), ("mlp", 0.003), ("mlp", 0.01), ("mlp", 0.03)
     ]  # fmt: skip

