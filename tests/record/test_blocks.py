@@ -75,11 +75,32 @@ def test_what_the_sinks_write_is_read_at_once() -> None:
     texts = [text.rstrip("\n").encode() for text in PLAIN]
     numbers = numbers_of(texts, len(SKIP_CAUSES), 3, len(QUANTITIES))
     assert numbers is not None
-    for row, text in zip(numbers, texts, strict=True):
+    first, groups = numbers
+    for row, rest, text in zip(first, groups(), texts, strict=True):
         held = json.loads(text)
         loss = [np.nan if held["loss"] is None else held["loss"]]
-        flat = [held["step"], *loss, *held["skipped"], *(x for scope in held["values"] for x in scope)]
+        flat = [held["step"], *loss, *held["skipped"], *held["values"][0]]
         assert np.array_equal(row, np.array(flat, dtype=float), equal_nan=True)
+        assert np.array_equal(rest, np.array(held["values"][1:], dtype=float), equal_nan=True)
+
+
+def test_of_one_group_and_of_none() -> None:
+    for n in (0, 1):
+        terms = RNG.standard_normal((len(Term), n))
+        text = reading_lines([3, 4], [1.0, 2.0], [[0] * len(SKIP_CAUSES)] * 2, [terms] * 2)
+        numbers = numbers_of(text.encode().splitlines(), len(SKIP_CAUSES), 1 + n, len(QUANTITIES))
+        assert numbers is not None
+        assert numbers[1]().shape == (2, n, len(QUANTITIES))
+
+
+def test_what_is_no_number_in_a_group_is_unknown_in_that_line_alone(tmp_path: Path) -> None:
+    held = json.loads(PLAIN[5])["values"][2][3]
+    place = PLAIN[5].rindex(f"{held:.4g},")
+    broken = PLAIN[5][:place] + "1.2.3," + PLAIN[5][place + len(f"{held:.4g},") :]
+    run, _ = read(tmp_path / "run.jsonl", HEAD + "".join([*PLAIN[:5], broken, *PLAIN[6:]]))
+    known = np.isfinite(run.history.group(1, QUANTITIES[3]))
+    assert np.flatnonzero(~known).tolist() == [5]
+    assert np.isfinite(run.history.total(QUANTITIES[3])[5])
 
 
 @pytest.mark.parametrize(

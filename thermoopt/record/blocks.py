@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["BLOCK", "is_reading", "numbers_of"]
+
+Array = NDArray[np.float64]
 
 BLOCK = 512
 """Lines that are read at once: some 400 kB, which stay in a cache."""
@@ -27,53 +29,66 @@ def is_reading(text: bytes) -> bool:
 
 def numbers_of(
     texts: Sequence[bytes], n_skips: int, n_scopes: int, n_quantities: int
-) -> NDArray[np.float64] | None:
+) -> tuple[Array, Callable[[], Array]] | None:
     """Return the numbers of readings, or None if they are not all of one form, with steps that rise.
 
     Formatted as :func:`thermoopt.record.form.reading_lines` does it, lines differ in nothing but numbers. Any
-    other line, also one with the same meaning, is left to a parser of JSON.
+    other line, also one with the same meaning, is left to a parser of JSON. Most of the time goes into
+    numbers, and most numbers are those of groups, which few ask for: they are formed when called for.
 
     Args:
         texts: lines without their ends.
         n_skips, n_scopes, n_quantities: how many numbers the lists hold.
 
     Returns:
-        ``[len(texts), 2 + n_skips + n_scopes * n_quantities]``: step, loss, skipped, quantities; null is NaN.
+        - Step, loss, skipped, quantities of the total, ``[len(texts), 2 + n_skips + n_quantities]``; null is
+          NaN.
+        - What forms those of groups, ``[len(texts), n_scopes - 1, n_quantities]``; NaN where a line holds
+          what is no number.
     """
-    text = b"\n".join(texts) + b"\n"
-    if text.translate(None, _OF_NUMBERS) != _form(n_skips, n_scopes, n_quantities) * len(texts):
+    if b"\n".join(texts).translate(None, _OF_NUMBERS) != _form(n_skips, n_scopes, n_quantities, len(texts)):
         return None
-    for words, separator in _SEPARATORS:
-        text = text.replace(words, separator)
-    width = 2 + n_skips + n_scopes * n_quantities
-    try:  # without the last comma; what is no number ends the array early, by numpy's version with a warning
-        numbers = np.fromstring(text[:-1], sep=",")
-    except (ValueError, DeprecationWarning):  # where warnings are errors
+    parts = [text[len(_BEGINS) : -len(_ENDS)].partition(_BETWEEN) for text in texts]
+    text = b",".join([total for total, _, _ in parts])
+    for words in (b',"loss":', b',"skipped":[', b'],"values":[['):
+        text = text.replace(words, b",")
+    numbers = _numbers(text, len(texts), 2 + n_skips + n_quantities)
+    if numbers is None:
         return None
-    if numbers.size != width * len(texts):
-        return None
-    numbers = numbers.reshape(len(texts), width)
     steps = numbers[:, 0]
     if not (steps[0] >= 0 and steps[-1] < _LARGEST and (np.diff(steps) > 0).all()):
         return None
-    return numbers if (steps == np.floor(steps)).all() else None
+    if not (steps == np.floor(steps)).all():
+        return None
+    return numbers, partial(_groups, [groups for _, _, groups in parts], n_scopes - 1, n_quantities)
 
 
-_SEPARATORS = (
-    (b'{"step":', b""),
-    (b',"loss":', b","),
-    (b',"skipped":[', b","),
-    (b'],"values":[[', b","),
-    (b"],[", b","),
-    (b"]]}\n", b","),
-    (b"null", b"nan"),
-)
+def _groups(texts: list[bytes], n_groups: int, n_quantities: int) -> Array:
+    shape = (len(texts), n_groups, n_quantities)
+    if not n_groups:
+        return np.zeros(shape)
+    numbers = _numbers(b",".join(texts).replace(_BETWEEN, b","), len(texts), n_groups * n_quantities)
+    if numbers is None and len(texts) > 1:  # one of them holds no numbers
+        return np.concatenate([_groups([text], n_groups, n_quantities) for text in texts])
+    return np.full(shape, np.nan) if numbers is None else numbers.reshape(shape)
+
+
+def _numbers(text: bytes, lines: int, width: int) -> Array | None:
+    """Numbers between commas, ``[lines, width]``, or None if they are not that many."""
+    try:  # what is no number ends the array early, by numpy's version with a warning
+        numbers = np.fromstring(text.replace(b"null", b"nan"), sep=",")
+    except (ValueError, DeprecationWarning):  # where warnings are errors
+        return None
+    return numbers.reshape(lines, width) if numbers.size == lines * width else None
+
+
+_BEGINS, _BETWEEN, _ENDS = b'{"step":', b"],[", b"]]}"
 
 
 @lru_cache(maxsize=16)
-def _form(n_skips: int, n_scopes: int, n_quantities: int) -> bytes:
-    """What is left of a line without its numbers."""
+def _form(n_skips: int, n_scopes: int, n_quantities: int, n_lines: int) -> bytes:
+    """What is left of lines without their numbers."""
     scope = b"[" + b"," * (n_quantities - 1) + b"]"
-    line = b'{"step":,"loss":,"skipped":[' + b"," * (n_skips - 1)
-    line += b'],"values":[' + b",".join([scope] * n_scopes) + b"]}\n"
-    return line.translate(None, _OF_NUMBERS)
+    line = _BEGINS + b',"loss":,"skipped":[' + b"," * (n_skips - 1)
+    line += b'],"values":[' + b",".join([scope] * n_scopes) + b"]}"
+    return b"\n".join([line] * n_lines).translate(None, _OF_NUMBERS)

@@ -67,24 +67,45 @@ class _Segment:
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     pending: list[Any] = field(default_factory=list)
-    blocks: list[Array] = field(default_factory=list)
+    totals: list[Array] = field(default_factory=list)
+    groups: list[Array | Callable[[], Array]] = field(default_factory=list)
+
+    def add(self, total: Array, groups: Array | Callable[[], Array]) -> None:
+        self.pack()
+        self.totals.append(restore_infinity(np.ascontiguousarray(total)))
+        self.groups.append(groups)
 
     def pack(self) -> None:
         if self.pending:
             block = np.array(self.pending, dtype=np.float64).reshape(-1, len(self.scopes), len(QUANTITIES))
-            self.blocks.append(restore_infinity(block))
             self.pending = []
+            self.add(block[:, 0], restore_infinity(block[:, 1:]))
+
+    def total(self) -> Array:
+        """Of all readings, ``[n, len(QUANTITIES)]``."""
+        self.pack()
+        if len(self.totals) != 1:
+            empty = np.zeros((0, len(QUANTITIES)))
+            self.totals = [np.concatenate(self.totals) if self.totals else empty]
+        return self.totals[0]
+
+    def by_group(self) -> Array:
+        """Of all readings, ``[n, n_groups, len(QUANTITIES)]``."""
+        self.pack()
+        if len(self.groups) != 1 or not isinstance(self.groups[0], np.ndarray):
+            formed = [g if isinstance(g, np.ndarray) else restore_infinity(g()) for g in self.groups]
+            empty = np.zeros((0, len(self.scopes) - 1, len(QUANTITIES)))
+            self.groups = [np.concatenate(formed) if formed else empty]
+        groups = self.groups[0]
+        assert isinstance(groups, np.ndarray)
+        return groups
 
     def values(self) -> Array:
         """Of all readings, ``[n, n_scopes, len(QUANTITIES)]``."""
-        self.pack()
-        if len(self.blocks) != 1:
-            empty = np.zeros((0, len(self.scopes), len(QUANTITIES)))
-            self.blocks = [np.concatenate(self.blocks) if self.blocks else empty]
-        return self.blocks[0]
+        return np.concatenate([self.total()[:, None], self.by_group()], axis=1)
 
     def keep(self, part: slice) -> None:
-        self.blocks = [self.values()[part]]
+        self.totals, self.groups = [self.total()[part]], [self.by_group()[part]]
         self.steps, self.losses = self.steps[part], self.losses[part]
 
 
@@ -112,11 +133,24 @@ class Trajectory:
         self.newest = step
         self.count += 1
 
-    def extend(self, steps: list[int], losses: list[float], scopes: tuple[str, ...], values: Array) -> None:
-        """Take in later readings, ``[n, n_scopes, len(QUANTITIES)]``; NaN for no loss."""
+    def extend(
+        self,
+        steps: list[int],
+        losses: list[float],
+        scopes: tuple[str, ...],
+        total: Array,
+        groups: Callable[[], Array],
+    ) -> None:
+        """Take in later readings, NaN for no loss.
+
+        Args:
+            steps, losses: ``n`` of them.
+            scopes: total and groups.
+            total: ``[n, len(QUANTITIES)]``.
+            groups: what forms ``[n, n_groups, len(QUANTITIES)]``, called when they are asked for.
+        """
         segment = self._segment(scopes)
-        segment.pack()
-        segment.blocks.append(restore_infinity(np.ascontiguousarray(values)))
+        segment.add(total, groups)
         segment.steps += steps
         segment.losses += losses
         self.newest = steps[-1]
@@ -265,12 +299,14 @@ class SavedHistory:
 
     def _scope(self, index: int, name: str) -> Array:
         check_quantity(name)
-        parts = [
-            segment.values()[:, index, COLUMN[name]]
-            if index < len(segment.scopes)
-            else np.full(len(segment.steps), np.nan)
-            for segment in self._segments
-        ]
+        column, parts = COLUMN[name], []
+        for segment in self._segments:
+            if index == 0:
+                parts.append(segment.total()[:, column])
+            elif index < len(segment.scopes):
+                parts.append(segment.by_group()[:, index - 1, column])
+            else:
+                parts.append(np.full(len(segment.steps), np.nan))
         return np.concatenate(parts) if parts else np.zeros(0)
 
 

@@ -79,18 +79,16 @@ class Reader:
         width = len(QUANTITIES) if self._columns is None else len(self._columns)
         skips, scopes = self._head["skips"], len(self._scopes)
         numbers = numbers_of([line.text for line in waiting], len(skips), scopes, width)
-        if numbers is None or numbers[0, 0] <= now.readings.newest:
+        if numbers is None or numbers[0][0, 0] <= now.readings.newest:
             for line in waiting:
                 self._take_one(line)
             return
-        counts, values = numbers[-1, 2 : 2 + len(skips)], numbers[:, 2 + len(skips) :]
+        first, groups = numbers
+        counts, total = first[-1, 2 : 2 + len(skips)], first[:, 2 + len(skips) :]
         now.skipped = dict(zip(skips, map(int, counts.tolist()), strict=True))
-        now.readings.extend(
-            numbers[:, 0].astype(np.int64).tolist(),
-            numbers[:, 1].tolist(),
-            self._scopes,
-            self._placed(values.reshape(len(waiting), scopes, width)),
-        )
+        place = partial(_placed, self._columns)
+        steps = first[:, 0].astype(np.int64).tolist()
+        now.readings.extend(steps, first[:, 1].tolist(), self._scopes, place(total), lambda: place(groups()))
         now.last = waiting[-1].number
 
     def _take_one(self, line: Line) -> None:
@@ -189,20 +187,12 @@ class Reader:
         if wrong is not None:
             raise ValueError(f"{self._where}, line {number}: {wrong}, so it is no reading ({WRITERS})")
         if self._columns is not None:
-            values = self._placed(np.array(values, dtype=np.float64))
+            values = _placed(self._columns, np.array(values, dtype=np.float64))
         now.readings.append(step, record.get("loss"), self._scopes, values)  # type: ignore[arg-type]
         now.last = number
         counts = record.get("skipped")
         if counts:
             now.skipped = dict(zip(self._head["skips"], counts, strict=False))
-
-    def _placed(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Quantities ``[..., n]`` of the file in the places of ours."""
-        if self._columns is None:
-            return values
-        out = np.full((*values.shape[:-1], len(QUANTITIES) + 1), np.nan)
-        out[..., self._columns] = values
-        return out[..., :-1]  # what is not known here went into the last column
 
     def _named(self, record: Any, number: int) -> None:
         """A line of version 1, which names every quantity."""
@@ -229,6 +219,15 @@ class Reader:
                 self._rows, self._stride = thinned(self._rows, self._stride)
             self._newest_row = row
             self._count += 1
+
+
+def _placed(columns: list[int] | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Quantities ``[..., n]`` of the file in the places of ours."""
+    if columns is None:
+        return values
+    out = np.full((*values.shape[:-1], len(QUANTITIES) + 1), np.nan)
+    out[..., columns] = values
+    return out[..., :-1]  # what is not known here went into the last column
 
 
 _KINDS = {int, float, type(None)}
