@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 
 pytest.importorskip("matplotlib")
 
@@ -65,7 +66,8 @@ def test_shares_are_those_of_the_second_half_by_magnitude():
     sizes = {name: np.nanmean(values, axis=0) for name, values in late.items()}
     whole = sum(sizes.values())
     ends = np.zeros(len(whole))
-    for bars, name in zip(ax.collections, PARTS, strict=True):
+    drawn = [c for c in ax.collections if isinstance(c, PolyCollection)]
+    for bars, name in zip(drawn, PARTS, strict=True):
         extents = np.array([bar.get_extents().intervalx for bar in bars.get_paths()])
         np.testing.assert_allclose(extents[:, 0], ends, atol=1e-12, err_msg=name)
         np.testing.assert_allclose(extents[:, 1] - extents[:, 0], sizes[name] / whole, err_msg=name)

@@ -156,7 +156,8 @@ def label_depth(ax: Axes, names: Sequence[str]) -> None:
     starts = [i for i in range(len(names)) if i == 0 or blocks[i] != blocks[i - 1]]
     ends = [*starts[1:], len(names)]
     borders = [b for a, b, c in zip(starts, starts[1:], ends[1:], strict=False) if max(b - a, c - b) > 1]
-    ax.hlines(borders, 0, 1, colors="black", lw=0.8, transform=ax.get_yaxis_transform())
+    if borders:
+        ax.hlines(borders, 0, 1, colors="black", lw=0.8, transform=ax.get_yaxis_transform())
     if len(names) <= _MAX_LABELS:
         ax.set_yticks(np.arange(len(names)) + 0.5, [name.removesuffix(".weight") for name in names])
         ax.tick_params(axis="y", labelsize=10, length=0)
