@@ -7,12 +7,17 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from thermoopt.account.reading import Reading
 from thermoopt.physics.travel import Weights
 
-__all__ = ["Action", "Controller", "Scales", "Start", "check_claim", "claim"]
+__all__ = ["Action", "Controller", "Scales", "Start", "check_claim", "claim", "is_several"]
+
+
+def is_several(factors: float | Sequence[float]) -> TypeGuard[Sequence[float]]:
+    """Whether factors are one per group; asked several times a step, so numbers are told first."""
+    return not isinstance(factors, (float, int)) and isinstance(factors, Sequence)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Scales:
     def __post_init__(self) -> None:
         """Check the groups' factors."""
         for kind, values in (("lr", self.lr), ("wd", self.wd)):
-            for value in values if isinstance(values, Sequence) else [values]:
+            for value in values if is_several(values) else [values]:
                 if not (math.isfinite(value) and value >= 0):
                     raise ValueError(f"Scales: {kind} must hold finite numbers >= 0, got {value!r}")
 
@@ -51,9 +56,7 @@ class Scales:
         """
         out = []
         for kind, values in (("lr", self.lr), ("wd", self.wd)):
-            factors = (
-                [float(v) for v in values] if isinstance(values, Sequence) else [float(values)] * n_groups
-            )
+            factors = [float(v) for v in values] if is_several(values) else [float(values)] * n_groups
             if len(factors) != n_groups:
                 raise ValueError(f"Scales: {kind} has {len(factors)} factors for {n_groups} parameter groups")
             out.append(factors)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from thermoopt.account.reading import Reading
-from thermoopt.controllers.base import Action, Controller, Scales, Start
+from thermoopt.controllers.base import Action, Controller, Scales, Start, is_several
 
 __all__ = ["Chain", "DryRun", "Wrapper"]
 
@@ -18,13 +18,13 @@ def _check_controller(argument: str, controller: object) -> None:
 
 def _product(a: float | Sequence[float], b: float | Sequence[float]) -> float | list[float]:
     """Return the product of two factors, each for all groups or one per group."""
-    if isinstance(a, Sequence) and isinstance(b, Sequence):
+    if is_several(a) and is_several(b):
         if len(a) != len(b):
             raise ValueError(f"Chain: one controller gives {len(a)} factors, another {len(b)}")
         return [x * y for x, y in zip(a, b, strict=True)]
-    if isinstance(a, Sequence):
+    if is_several(a):
         return [x * b for x in a]  # type: ignore[operator]
-    return [a * y for y in b] if isinstance(b, Sequence) else a * b
+    return [a * y for y in b] if is_several(b) else a * b  # type: ignore[operator]
 
 
 class Chain(Controller):

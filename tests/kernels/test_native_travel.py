@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from thermoopt import ThermoAdamW, autotune
 from thermoopt.kernels import TravelPlan, native
 from thermoopt.physics.travel import Weights
-from thermoopt.tensors import TravelProbe
+from thermoopt.tensors import TravelProbe, travel_bucket
 from thermoopt.tensors.sampling import sample
 
 KEEP, WORK, IMPULSE = 0.9, 0.3, 0.7
@@ -128,3 +129,36 @@ def test_the_probe_measures_the_same_with_and_without_it(sizes, monkeypatch):
     by_torch = run()
     for name in ("distance2", "work", "impulse"):
         np.testing.assert_allclose(getattr(by_kernel, name), getattr(by_torch, name), rtol=1e-5)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["every gradient", "one without a gradient"])
+def test_an_optimizers_step_hands_over_the_addresses_it_has_checked(late, monkeypatch):
+    """The sums are those of a push of its own, also where a parameter has moved or one has no gradient."""
+
+    def run(shared):
+        rng = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=rng)) for s in ((30, 4), (7,), (5, 5))]
+        opt = ThermoAdamW(params, controller=autotune(30), measure_every=1)
+        looked = []
+        true = TravelPlan._found
+        with monkeypatch.context() as patch:
+            patch.setattr(TravelPlan, "_found", lambda self, grads: (looked.append(1), true(self, grads))[1])
+            if not shared:
+                patch.setattr(travel_bucket.Bucket, "_meet", lambda self, at: None)
+            for step in range(1, 9):
+                put_grads(params, rng, torch.float32)
+                if late and step in (4, 5):
+                    params[1].grad = None
+                if step == 6:
+                    params[2].data = params[2].data.clone()
+                opt.step()
+        return opt.state_dict()["param_groups"][0]["thermo"], params, len(looked)
+
+    (one, mine, looked), (other, theirs, each) = run(True), run(False)
+    assert each == 8
+    # the first step is torch's, and a plan is made where tensors are new
+    assert looked <= 2
+    for key in ("travel_impulse", "travel_work"):
+        assert torch.equal(one[key], other[key])
+        assert one[key].any()
+    assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))

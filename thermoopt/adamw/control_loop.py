@@ -18,6 +18,7 @@ from thermoopt.adamw.rates import FactorCache, Rates, Rows, group_rates, layer_r
 from thermoopt.adamw.state import GroupState
 from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
+from thermoopt.kernels import Addresses
 from thermoopt.physics.travel import Travel, Weights
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import WARM_UP, Fetch, PendingTravel, TravelProbe, capturing
@@ -112,7 +113,12 @@ class ControlLoop:
         return self._scales
 
     def measure_travel(
-        self, groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates], optimizer: Any, due: bool
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        rates: Sequence[Rates],
+        optimizer: Any,
+        due: bool,
+        at: Addresses | None = None,
     ) -> PendingTravel | None:
         """Form the sums that the controller named, of the parameters before the coming step.
 
@@ -123,6 +129,7 @@ class ControlLoop:
             rates: of the groups in the coming step.
             optimizer: may hold a fused GradScaler's ``grad_scale`` and ``found_inf``.
             due: whether the reading of that step will be recorded.
+            at: where layers and gradients lie, if a kernel is about to read them.
         """
         if self.probe is None:
             return None
@@ -132,7 +139,7 @@ class ControlLoop:
         if "impulse" in self.probe.needs and (weights is not None or capturing()):
             lrs, base = layer_rates(groups, rates, self._rows)
             scaler = {key: getattr(optimizer, key, None) for key in ("grad_scale", "found_inf")}
-            self.probe.push(lrs, weights or NO_FORCE, **scaler, base=base)
+            self.probe.push(lrs, weights or NO_FORCE, **scaler, base=base, at=at)
         return self.probe.measure() if due else None
 
     def put_travel(
@@ -362,12 +369,12 @@ class LoopView(LedgerView):
     def _rates(self) -> list[Rates]:
         return [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
 
-    def _travel(self, rates: Sequence[Rates], due: bool) -> PendingTravel | None:
+    def _travel(self, rates: Sequence[Rates], due: bool, at: Addresses | None) -> PendingTravel | None:
         """Form the sums that the controller named, of the parameters before the step."""
         if self._loop is None:
             return None
         due = due and self._ledger.is_record_due(self._ledger.run.step + 1)
-        return self._loop.measure_travel(self.param_groups, rates, self, due)
+        return self._loop.measure_travel(self.param_groups, rates, self, due, at)
 
     def _put_travel(self, rates: Sequence[Rates]) -> Callable[[], PendingTravel | None]:
         """Let the coming replay add its forces; return what gives the sums of its step when it was taken."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from thermoopt.account import Averaged, Done, Ledger
 from thermoopt.adamw.compiled import Traceable, torch_step
@@ -16,6 +18,7 @@ from thermoopt.adamw.plans import PlanCache, account
 from thermoopt.adamw.rates import Rates, scaled_groups
 from thermoopt.adamw.sorting import Place, Sorted
 from thermoopt.adamw.torch_sums import one_device
+from thermoopt.kernels import Addresses
 from thermoopt.tensors import WARM_UP, capturing, is_distributed
 
 __all__ = ["OnePassBackend"]
@@ -53,6 +56,7 @@ class OnePassBackend:
         rates: Sequence[Rates],
         ledger: Ledger,
         due: bool,
+        before: Callable[..., None],
         traced: list[Traceable] | None = None,
     ) -> Done:
         """Take one step at the given rates; return what is left to be averaged if it was due to be measured.
@@ -66,15 +70,19 @@ class OnePassBackend:
         tensors = self._plans.sort(optimizer)
         found = self._plans.whole(optimizer, tensors, ledger)
         if found is None:
-            return self._in_parts(optimizer, rates, ledger, due, tensors)
+            return self._in_parts(optimizer, rates, ledger, due, before, tensors)
         batch, grads = found
         settings = self._plans.settings(optimizer, rates, batch)
+
+        def checked(at: NDArray[np.int64]) -> None:
+            before(Addresses(batch.layer, batch.plan.params_at, at))
+
         try:
-            batch.plan.step(grads, **settings, measure=due, number=ledger.run.step + 1)
+            batch.plan.step(grads, **settings, measure=due, number=ledger.run.step + 1, before=checked)
         except ValueError:
             if not self._plans.look_again(batch, grads):  # nothing has moved
                 raise
-            return self._in_parts(optimizer, rates, ledger, due, self._plans.sort(optimizer))
+            return self._in_parts(optimizer, rates, ledger, due, before, self._plans.sort(optimizer))
         return Averaged(due, batch.plan.refused)
 
     def _in_parts(
@@ -83,6 +91,7 @@ class OnePassBackend:
         rates: Sequence[Rates],
         ledger: Ledger,
         due: bool,
+        before: Callable[..., None],
         tensors: Sorted,
     ) -> Done:
         """Take a step that the kernel and torch share, or that lies on several devices or ranks."""
@@ -91,6 +100,7 @@ class OnePassBackend:
             due = False  # the sums of both meet on the host
         if any(optimizer.param_groups[i]["params"][j].grad.is_sparse for _, i, j in tensors.rest):
             torch_step(optimizer)  # raises torch's own error before anything has moved
+        before()
         if self._on_device and (home := one_device(optimizer, ledger)) is not None:
             ledger.keep_on(home)
         done = self._plans.run(optimizer, rates, tensors, due)

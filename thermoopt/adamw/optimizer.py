@@ -42,8 +42,9 @@ from thermoopt.adamw.state import (
 )
 from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller
+from thermoopt.kernels import Addresses
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import capturing
+from thermoopt.tensors import PendingTravel, capturing
 from thermoopt.uncompiled import uncompiled
 
 __all__ = ["ThermoAdamW"]
@@ -228,9 +229,14 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         # a checkpoint library's dry step, of lr 0, must be recognised as such
         due = captured or dry or (self._ledger.run.step + 1) % self.measure_every == 0
         due = due or self._backend.is_warming(self.param_groups)
-        travel = self._travel(rates, due and not captured)
         parts: list[Traceable] = []
-        done = self._backend.step(self, rates, self._ledger, due, parts if traced else None)
+        travel: PendingTravel | None = None
+
+        def before(at: Addresses | None = None) -> None:
+            nonlocal travel
+            travel = self._travel(rates, due and not captured, at)
+
+        done = self._backend.step(self, rates, self._ledger, due, before, parts if traced else None)
         self._ledger.enter(done, travel, maybe_dry=dry)
         return parts
 

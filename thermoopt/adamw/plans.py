@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ class PlanCache:
         """Sort the tensors that have a gradient."""
         groups = optimizer.param_groups
         flags = [(self._takes(group), group["amsgrad"]) for group in groups]
-        grads = [p.grad for group in groups for p in group["params"]]
+        grads = [g for group in groups for g in map(_grad, group["params"])]
         if self._sorting is None or not self._sorting.fits(optimizer, flags, grads):
             self._sorting = self._sort(optimizer, flags, grads)
         return self._sorting.now(grads)
@@ -275,6 +276,9 @@ class PlanCache:
         self._refused.add(c.owners[i])
         self._sorting = None
         return c.place[i]
+
+
+_grad = operator.attrgetter("grad")
 
 
 def account(

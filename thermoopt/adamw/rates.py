@@ -170,7 +170,9 @@ def layer_rates(
     """
     given = kernel_rates(rates, rows)
     base = given["lr"] if isinstance(given["lr"], Tensor) else None
-    lrs = np.broadcast_to(np.asarray(given["lr" if base is None else "factor"], np.float64), rows.group.shape)
+    lrs = given["lr" if base is None else "factor"]
+    if not isinstance(lrs, np.ndarray):
+        lrs = np.full(len(rows.group), lrs, np.float64)
     ascent = [bool(group["maximize"]) for group in groups]
     return (lrs if not any(ascent) else lrs * np.where(np.array(ascent)[rows.group], -1.0, 1.0)), base
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -39,12 +39,14 @@ class Backend(Protocol):
         rates: Sequence[Rates],
         ledger: Ledger,
         due: bool,
+        before: Callable[..., None],
         traced: list[Traceable] | None = None,
     ) -> Done:
         """Take one step at the given rates; return what is left to be averaged if it was due to be measured.
 
         A kernel may count the step and average its sums into the ledger by itself. Where ``traced`` is a
-        list, ``torch.compile`` takes the step of what the backend puts into it.
+        list, ``torch.compile`` takes the step of what the backend puts into it. ``before`` is called once,
+        before anything moves, with an :class:`~thermoopt.kernels.Addresses` if a kernel has checked all.
         """
 
     def is_warming(self, groups: Sequence[Mapping[str, Any]]) -> bool:
@@ -158,9 +160,11 @@ class TorchBackend:
         rates: Sequence[Rates],
         ledger: Ledger,
         due: bool,
+        before: Callable[..., None],
         traced: list[Traceable] | None = None,
     ) -> Done:
         """Measure if due, then let torch take the step."""
+        before()
         done = self._pass.sums(optimizer, rates, ledger) if due else None
         self._cold -= 1
         if traced is not None:

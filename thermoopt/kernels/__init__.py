@@ -8,7 +8,7 @@ from thermoopt.kernels.native_checks import PLAIN
 from thermoopt.kernels.native_travel import TravelPlan
 from thermoopt.kernels.reference import reference_step
 from thermoopt.kernels.torch_pass import LayerTensors, Parcel, measure
-from thermoopt.kernels.travel_plans import TravelKernel, travel_plan
+from thermoopt.kernels.travel_plans import Addresses, TravelKernel, travel_plan
 from thermoopt.kernels.triton_tables import DeviceNumbers
 from thermoopt.physics.sums import Sum
 
@@ -16,6 +16,7 @@ __all__ = [
     "CAUSES",
     "PLAIN",
     "RUN",
+    "Addresses",
     "DeviceNumbers",
     "FlatPass",
     "LayerTensors",

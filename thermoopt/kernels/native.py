@@ -25,10 +25,9 @@ divide differently.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels.native_checks import CODES, PLAIN, ineligible, same_layout, unlike, unreadable
+from thermoopt.kernels.native_checks import (
+    CODES,
+    PLAIN,
+    ineligible,
+    refuse_overlaps,
+    same_layout,
+    unlike,
+    unreadable,
+)
 from thermoopt.kernels.native_library import COEFFICIENTS, ISA, ISAS, LIBRARY, REASON, TORCH_WIDTH, Call
 from thermoopt.physics.sums import Sum
 
@@ -125,6 +132,7 @@ class Plan:
         isa: "avx512", "avx2" or "portable", where it runs; the best by default.
 
     Attributes:
+        params_at: addresses of the parameters, ``[n]``.
         refused: why the last step moved no average ("found_inf", "nonfinite", "dry"), or None.
 
     Raises:
@@ -166,7 +174,11 @@ class Plan:
         self._dtypes = [p.dtype for p in params]
         self._numels = [p.numel() for p in params]
         self._strided = [i for i, p in enumerate(params) if not p.is_contiguous()]
-        self._refuse_overlaps()
+        refuse_overlaps(
+            {"param": params, "exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs, "step": steps}
+            | {"max_exp_avg_sq": max_exp_avg_sqs},
+            self._names,
+        )
         self._fill(isa)
 
     def _fill(self, isa: str | None) -> None:
@@ -198,6 +210,7 @@ class Plan:
             "coef": np.zeros(n * COEFFICIENTS, np.uint8),
             "t": np.zeros(n),
         }
+        self.params_at = self._tables["param"]
         self._averages: tuple[NDArray, NDArray] | None = None
         self._small = int(sizes.sum()) < SERIAL_BELOW
         self._halves: dict[int, tuple[NDArray, NDArray, NDArray]] = {}
@@ -232,9 +245,8 @@ class Plan:
         if len(table) != TABLE_ROWS:
             raise ValueError(f"table must have {TABLE_ROWS} rows, got {len(table)}")
         columns = np.ascontiguousarray(layer, dtype=np.int64)
-        if columns.shape != (len(self._params),) or (
-            columns.size and not _is_within(columns, table.shape[1])
-        ):
+        within = len(set(columns.tolist()) & set(range(table.shape[1])))
+        if columns.shape != (len(self._params),) or within != len(self._params):
             raise ValueError(f"layer must hold {len(self._params)} different columns of the table")
         self._averages = table, columns
         self._table_at = table.ctypes.data
@@ -287,6 +299,7 @@ class Plan:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         num_threads: int | None = None,
+        before: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> NDArray[np.float64] | None:
         """Take one AdamW step of all tensors and return its sums.
 
@@ -302,6 +315,7 @@ class Plan:
                 all but for rounding and a last chunk that is shorter.
             grad_scale: float32 tensor of one element on CPU; gradients are divided by it and stay so.
             found_inf: likewise; where it is not 0 nothing moves.
+            before: called with the gradients' addresses, ``[n]``, when all is checked and nothing has moved.
             num_threads: at most so many threads; ``torch.get_num_threads()`` by default, which it cannot
                 exceed. A forked child takes one (OpenMP's threads do not survive a fork).
 
@@ -343,23 +357,28 @@ class Plan:
         if self._halves or half is not None:
             self._take(half if dry else None)
         call.batch = max(1, min(BATCH, call.n_chunks // (8 * threads)))
+        if before is not None:
+            before(tables["grad"])
         self.refused = _REFUSED[LIBRARY.thermoopt_step(self._pointer)]
         call.out = None  # the array is the caller's
         return None if self.refused == "found_inf" else out
 
     def _set(self, tables: dict[str, NDArray], given: tuple[Any, ...]) -> None:
         """Write what a step is taken with into the tables; numbers that come again need no writing."""
+        rest, known = given[1:], (self._given or ())[1:]
         self._given = None
         lr, weight_decay, beta1, beta2, eps, maximize, measure, dry = given
         tables["lr"][:] = lr
-        tables["weight_decay"][:] = weight_decay
-        tables["beta1"][:] = beta1
-        tables["beta2"][:] = beta2
-        tables["eps"][:] = eps
-        flags = tables["flags"]
-        np.multiply(maximize, _MAXIMIZE, out=flags, casting="unsafe")
-        flags += self._amsgrad
-        flags += (_MEASURE if measure else 0) + (_DRY if dry else 0)
+        # a controller changes the lr in every step, and seldom anything else
+        if not (_NUMBERS.issuperset(map(type, rest + known)) and rest == known):
+            tables["weight_decay"][:] = weight_decay
+            tables["beta1"][:] = beta1
+            tables["beta2"][:] = beta2
+            tables["eps"][:] = eps
+            flags = tables["flags"]
+            np.multiply(maximize, _MAXIMIZE, out=flags, casting="unsafe")
+            flags += self._amsgrad
+            flags += (_MEASURE if measure else 0) + (_DRY if dry else 0)
         self._given = given
 
     def _take(self, half: int | None) -> None:
@@ -415,27 +434,6 @@ class Plan:
             raise GradientRefused(f"{len(grads)} gradients for {len(self._params)} parameters")
         i, reason = next(iter(self.rejected(grads).items()))
         raise GradientRefused(f"{self._names[i]}: {reason}")
-
-    def _refuse_overlaps(self) -> None:
-        what = ("param", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "step")
-        owners = (self._params, self._state[0], self._state[1], [x for _, x in self._maxima], self._state[2])
-        spans = []
-        for kind, tensors in zip(what, owners, strict=True):
-            index = [i for i, _ in self._maxima] if kind == "max_exp_avg_sq" else range(len(tensors))
-            spans += [
-                (t.data_ptr(), t.data_ptr() + t.nbytes, kind, i)
-                for i, t in zip(index, tensors, strict=True)
-                if t.nbytes
-            ]
-        spans.sort()
-        for a, b in itertools.pairwise(spans):
-            if b[0] < a[1]:
-                one, other = (f"{x[2]} of {self._names[x[3]]}" for x in (a, b))
-                raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
-
-
-def _is_within(columns: NDArray[np.int64], n: int) -> bool:
-    return len(set(columns.tolist())) == len(columns) and 0 <= columns.min() and columns.max() < n
 
 
 _PID = os.getpid()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from thermoopt.kernels.layout import is_dense
 from thermoopt.kernels.native_library import LIBRARY, REASON
 
-__all__ = ["CODES", "PLAIN", "ineligible", "same_layout", "unlike", "unreadable"]
+__all__ = ["CODES", "PLAIN", "ineligible", "refuse_overlaps", "same_layout", "unlike", "unreadable"]
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes the kernel takes and what it calls them."""
@@ -89,3 +92,25 @@ def same_layout(t: Tensor, param: Tensor) -> bool:
     if t.is_contiguous() and param.is_contiguous():
         return t.numel() == param.numel()
     return t.shape == param.shape and t.stride() == param.stride()
+
+
+def refuse_overlaps(columns: Mapping[str, Sequence[Tensor | None]], names: Sequence[str]) -> None:
+    """Raise if two of the tensors that a step writes share memory.
+
+    Args:
+        columns: ``n`` tensors each, by what they are.
+        names: of the ``n`` parameters.
+
+    Raises:
+        ValueError: by name.
+    """
+    spans = sorted(
+        (t.data_ptr(), t.data_ptr() + t.nbytes, kind, i)
+        for kind, tensors in columns.items()
+        for i, t in enumerate(tensors)
+        if t is not None and t.nbytes
+    )
+    for a, b in itertools.pairwise(spans):
+        if b[0] < a[1]:
+            one, other = (f"{x[2]} of {names[x[3]]}" for x in (a, b))
+            raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")

@@ -74,6 +74,7 @@ class TravelPlan:
         self._addresses = list(map(_data_ptr, self._params))
         self._strided = not all(map(_is_contiguous, self._params))
         flat = [s if s.ndim == 2 else s[None] for s in samples]
+        self.params_at = np.array(self._addresses, np.int64)
         self._offset = np.array(
             [s.data_ptr() - a for s, a in zip(samples, self._addresses, strict=True)], np.int64
         )
@@ -130,6 +131,7 @@ class TravelPlan:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         base: Tensor | None = None,
+        at: NDArray[np.int64] | None = None,
     ) -> bool:
         """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read.
 
@@ -138,26 +140,22 @@ class TravelPlan:
             keep, work, impulse: the weights of :class:`~thermoopt.physics.travel.Weights`.
             grad_scale, found_inf: the values of a fused GradScaler, one number each.
             base: must be None: a rate on the host is in ``rates``.
+            at: addresses of the gradients, ``[n]``, 0 where there is none, if they are checked already.
         """
         assert _FUNCTION is not None
         if base is not None:
             return False
-        grads = [p.grad for p in self._params]
-        found, params = [g for g in grads if g is not None], self._params
-        if len(found) < len(grads):
-            params = [p for g, p in zip(grads, self._params, strict=True) if g is not None]
-        if not self._can_read(found, params):
-            return False
+        if at is None:
+            at = self._found([p.grad for p in self._params])
+            if at is None:
+                return False
         for x in (grad_scale, found_inf):
             if x is not None and (unreadable("scale", x) or x.dtype is not torch.float32):
                 return False
         tables, call = self._tables, self._call
-        if len(found) == len(grads):
-            tables["grad"][:] = list(map(_data_ptr, found))
-            tables["grad"] += self._offset
-        else:
-            pairs = zip(grads, self._offset.tolist(), strict=True)
-            tables["grad"][:] = [0 if g is None else _data_ptr(g) + at for g, at in pairs]
+        np.add(at, self._offset, out=tables["grad"])
+        if not at.all():
+            tables["grad"][at == 0] = 0
         tables["rate"][:] = rates
         call.keep, call.work, call.weight = keep, work, impulse
         call.grad_scale = None if grad_scale is None else grad_scale.data_ptr()
@@ -165,6 +163,15 @@ class TravelPlan:
         call.num_threads = 1 if self._small or os.getpid() != _PID else torch.get_num_threads()
         _FUNCTION(self._pointer)
         return True
+
+    def _found(self, grads: Sequence[Tensor | None]) -> NDArray[np.int64] | None:
+        """Return the gradients' addresses, 0 where there is none, or None if one cannot be read."""
+        found, params = [g for g in grads if g is not None], self._params
+        if len(found) < len(grads):
+            params = [p for g, p in zip(grads, self._params, strict=True) if g is not None]
+        if not self._can_read(found, params):
+            return None
+        return np.array([0 if g is None else _data_ptr(g) for g in grads], np.int64)
 
     def _can_read(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
         """Whether gradients are plain numbers that lie in memory as their parameters do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +12,31 @@ from torch import Tensor
 
 from thermoopt.kernels import native_travel
 
-__all__ = ["TravelKernel", "travel_plan"]
+__all__ = ["Addresses", "TravelKernel", "travel_plan"]
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a step's tensors lie, as a kernel that is about to read them has found and checked them.
+
+    Attributes:
+        layer: ``[k]`` the layers that have a gradient; the same array as long as ``params`` stays.
+        params, grads: ``[k]`` addresses; gradients lie in memory as their parameters do.
+    """
+
+    layer: NDArray[np.int64]
+    params: NDArray[np.int64]
+    grads: NDArray[np.int64]
 
 
 class TravelKernel(Protocol):
-    """Adds the forces on samples of layers to S and N (:class:`~thermoopt.physics.travel.Weights`)."""
+    """Adds the forces on samples of layers to S and N (:class:`~thermoopt.physics.travel.Weights`).
+
+    Attributes:
+        params_at: addresses of the layers, ``[n]``.
+    """
+
+    params_at: NDArray[np.int64]
 
     @property
     def stands(self) -> bool:
@@ -33,6 +54,7 @@ class TravelKernel(Protocol):
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         base: Tensor | None = None,
+        at: NDArray[np.int64] | None = None,
     ) -> bool:
         """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read."""
 

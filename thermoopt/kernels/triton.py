@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
@@ -60,13 +60,13 @@ NUM_WARPS = 4
 """Warps a program: ptxas gives a thread 120 registers, so four programs fit a multiprocessor (unmeasured)."""
 
 TENSORS_PER_PROGRAM = 128
-"""Rows of settings a program of the first kernel works out (any power of two would do)."""
+"""Rows of settings that a program works out (any power of two would do)."""
 
 REDUCE_BLOCK = 256
 """Partial sums added at a time: a tensor of 1 M elements in one go (unmeasured)."""
 
 ACCOUNT_BLOCK = 32
-"""Layers a program of the last kernel averages, one a thread of one warp."""
+"""Layers a program of the last kernel averages."""
 
 SETTINGS = 16
 """Numbers that the first kernel works out for each tensor; 15 are used."""
@@ -116,6 +116,7 @@ class Plan:
         block, blocks_per_chunk, num_warps: launch shape; powers of two.
 
     Attributes:
+        params_at: addresses of the parameters in the last step, ``[n]``.
         refused: always None: whether a step's sums enter the averages is found on the device.
 
     Raises:
@@ -219,6 +220,7 @@ class Plan:
         half: int | None = None,
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
+        before: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> Tensor | None:
         r"""Take one AdamW step in place, counting it in ``steps``.
 
@@ -241,6 +243,7 @@ class Plan:
             half: not used: the whole is read (:meth:`thermoopt.kernels.native.Plan.step`).
             grad_scale: one-element device tensor that the gradients are divided by.
             found_inf: one-element device tensor; where it is not 0 nothing moves and the sums are 0.
+            before: called with the gradients' addresses when all is checked and nothing has moved.
 
         Returns:
             Tensor ``[n, len(Sum)]``, float64, on the device (units: :class:`~thermoopt.physics.Sum`), or
@@ -263,6 +266,8 @@ class Plan:
             }
         )
         into = self._averages if number is not None else None
+        if before is not None:
+            before(self._packed[5 * len(self._params) :])
         return self._launch(settings, self._near(grad_scale), self._near(found_inf), measure, into)
 
     def _launch(
@@ -430,6 +435,7 @@ class Plan:
                 rows = (current[k * n + i] for k in (0, 1, 2, 3, 5) for i in part.members)
                 part.aligned = all(address % 16 == 0 for address in rows)
             self._packed = np.array(current, dtype=np.int64)
+            self.params_at = self._packed[:n]
         if self._counts is not None:
             self._counts.send(np.array([float(step) for step in self._given_steps], dtype=np.float32))
         self._addresses.send(self._packed)

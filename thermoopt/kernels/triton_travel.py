@@ -58,6 +58,7 @@ class DeviceTravelPlan:
         n, self._device = len(params), start.device
         self._params, self._start, self._impulse, self._done = list(params), start, impulse, done
         self._own = list(map(_data_ptr, self._params))
+        self.params_at = np.array(self._own, np.int64)
         self._strided = not all(map(_is_contiguous, self._params))
         flat = [s if s.ndim == 2 else s[None] for s in samples]
         offsets = [s.data_ptr() - a for s, a in zip(samples, self._own, strict=True)]
@@ -112,6 +113,7 @@ class DeviceTravelPlan:
         grad_scale: Tensor | None = None,
         found_inf: Tensor | None = None,
         base: Tensor | None = None,
+        at: NDArray[np.int64] | None = None,
     ) -> bool:
         """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read.
 
@@ -120,14 +122,16 @@ class DeviceTravelPlan:
             keep, work, impulse: the weights of :class:`~thermoopt.physics.travel.Weights`.
             grad_scale, found_inf: the values of a fused GradScaler, one number each.
             base: a learning rate on the device, of no dimension or ``[n]``, read when the kernel runs.
+            at: addresses of the gradients, ``[n]``, 0 where there is none, if they are checked already.
         """
-        grads = [p.grad for p in self._params]
-        if not self._can_read(grads):
-            return False
+        if at is None:
+            grads = [p.grad for p in self._params]
+            if not self._can_read(grads):
+                return False
+            at = np.array([0 if g is None else _data_ptr(g) for g in grads], np.int64)
         near = [x if x is None else x.to(self._device, non_blocking=True) for x in (grad_scale, found_inf)]
-        found = np.array([0 if g is None else _data_ptr(g) for g in grads], np.int64)
-        found[found != 0] += self._offset[found != 0]
-        self._addresses.send(np.concatenate([self._own + self._offset, found]))
+        found = np.where(at != 0, at + self._offset, 0)
+        self._addresses.send(np.concatenate([self.params_at + self._offset, found]))
         self.put(rates, keep, work, impulse)
         self._launch(*near, base)
         return True
@@ -135,7 +139,7 @@ class DeviceTravelPlan:
     def measure(self) -> Tensor:
         """Return squared displacement and absolute impulse, ``[n, 2]``, float64, on the device."""
         if self._addresses.sent is None:
-            own = self._own + self._offset
+            own = self.params_at + self._offset
             self._addresses.send(np.concatenate([own, np.zeros_like(own)]))
         n = len(self._params)
         out = torch.empty(n, 2, dtype=torch.float64, device=self._device)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels import PLAIN, DeviceNumbers, TravelKernel, travel_plan
+from thermoopt.kernels import PLAIN, Addresses, DeviceNumbers, TravelKernel, travel_plan
 from thermoopt.physics.travel import Weights
 from thermoopt.tensors.sampling import in_order_of, sample
 from thermoopt.tensors.transit import WARM_UP, capturing, send
@@ -31,8 +31,9 @@ class Bucket:
     """
 
     def __init__(self, index: Sequence[int], params: Sequence[Tensor], share: int) -> None:
-        self.places, self.index = list(index), np.asarray(index, dtype=np.int64)
+        self.params, self.index = list(params), np.asarray(index, dtype=np.int64)
         self._index_there: Tensor | None = None
+        self._met: tuple[NDArray[np.int64], TravelKernel, NDArray[np.int64] | None] | None = None
         self._share = share
         self._seen: list[int] | None = None
         samples = self._samples(params)
@@ -125,26 +126,28 @@ class Bucket:
 
     def push(
         self,
-        params: Sequence[Tensor],
         rates: Array,
         weights: Weights,
         base: Tensor | None,
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
+        at: Addresses | None,
     ) -> None:
         """Add the forces of the layers' gradients to N and S.
 
         Args:
-            params: the layers.
             rates: ``[n]`` effective learning rates, or what ``base`` is multiplied by.
             weights: the weights of the step.
             base: learning rates on the device, of no dimension or ``[n]``.
             grad_scale, found_inf: the values of a fused GradScaler.
+            at: where layers and gradients lie, if a kernel has checked them.
         """
-        plan, scaler = self.plan(params), (grad_scale, found_inf)
+        grads = None if at is None else self._meet(at)
+        plan, params = self._plan if grads is not None else self.plan(), self.params
         if plan is not None:
             own = None if base is None else base.to(self.start.device)
-            if plan.push(rates, weights.keep, weights.work, weights.impulse, *scaler, own):
+            numbers = (weights.keep, weights.work, weights.impulse)
+            if plan.push(rates, *numbers, grad_scale, found_inf, own, grads):
                 return
         if self._numbers is None:  # read when the operations run: a captured graph follows them
             if capturing():
@@ -169,24 +172,40 @@ class Bucket:
         work = self.layer_sums(away.mul_(force))
         self.done.mul_(keep).sub_(work * work_weight)
 
-    def measure(self, params: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def _meet(self, at: Addresses) -> NDArray[np.int64] | None:
+        """Return the addresses of the layers' gradients, 0 where there is none, or None to look for them."""
+        if self._plan is None:
+            return None
+        if self._met is None or self._met[0] is not at.layer or self._met[1] is not self._plan:
+            row = {int(layer): k for k, layer in enumerate(at.layer)}
+            rows = np.array([row.get(layer, -1) for layer in self.index.tolist()])
+            there = rows >= 0
+            if not np.array_equal(at.params[rows[there]], self._plan.params_at[there]):
+                return None
+            whole = np.array_equal(rows, np.arange(len(at.layer)))
+            self._met = at.layer, self._plan, None if whole else rows
+        rows = self._met[2]
+        return at.grads if rows is None else np.where(rows >= 0, at.grads[rows], 0)
+
+    def measure(self) -> tuple[Tensor, Tensor | None]:
         """Return squared displacement and, where forces are summed, absolute impulse, ``[n]`` each."""
-        plan = self.plan(params)
+        plan = self.plan()
         sums = None if plan is None else plan.measure()
         if sums is not None:
             distance2, impulse = sums.unbind(dim=1)
             return distance2, None if self.impulse is None else impulse
-        distance2 = self.layer_sums(self.displacement(params).square_())
+        distance2 = self.layer_sums(self.displacement(self.params).square_())
         return distance2, None if self.impulse is None else self.layer_sums(self.impulse.abs())
 
-    def plan(self, params: Sequence[Tensor]) -> TravelKernel | None:
+    def plan(self) -> TravelKernel | None:
         """Return the kernel for the layers' sums, None where there is none that can read them."""
         if self._plan is None or not self._plan.stands:
             if capturing():
                 if self._plan is None and self._looked:
                     return None
                 raise RuntimeError(WARM_UP)
-            self._plan = travel_plan(params, self._samples(params), self.start, self.impulse, self.done)
+            samples = self._samples(self.params)
+            self._plan = travel_plan(self.params, samples, self.start, self.impulse, self.done)
             self._looked = True
         return self._plan
 

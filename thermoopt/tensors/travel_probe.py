@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels import real_elements
+from thermoopt.kernels import Addresses, real_elements
 from thermoopt.physics.travel import TRAVEL_SUMS, Travel, Weights
 from thermoopt.tensors.layout import follow_layers
 from thermoopt.tensors.sampling import (
@@ -163,6 +163,7 @@ class TravelProbe:
         found_inf: Tensor | None = None,
         *,
         base: Tensor | None = None,
+        at: Addresses | None = None,
     ) -> None:
         """Add the forces of the next step to N and S; needs ``"impulse"``.
 
@@ -175,12 +176,13 @@ class TravelProbe:
             weights: the weights of the step in the sums.
             grad_scale, found_inf: the values of a fused GradScaler.
             base: a learning rate on a device, of no dimension or ``[n_layers]``, that ``lrs`` are factors on.
+            at: where layers and gradients lie, if a kernel is about to read them.
         """
         rates, base = _host_and_device(lrs, base)
         for bucket in self._buckets:
-            params = [self._params[i] for i in bucket.places]
             own = base if base is None or base.ndim == 0 else base[bucket.index_on(base.device)]
-            bucket.push(params, rates[bucket.index], weights, own, grad_scale, found_inf)
+            mine = rates if len(bucket.index) == len(rates) else rates[bucket.index]
+            bucket.push(mine, weights, own, grad_scale, found_inf, at)
 
     def put(self, lrs: Array, weights: Weights) -> None:
         """Let replays of a captured :meth:`push` take these rates and weights."""
@@ -192,7 +194,7 @@ class TravelProbe:
         """Start computing the sums at the present parameters."""
         pending = PendingTravel(len(self._params), self._scale)
         for bucket in self._buckets:
-            distance2, impulse = bucket.measure([self._params[i] for i in bucket.places])
+            distance2, impulse = bucket.measure()
             pending.add("distance2", bucket.index, distance2)
             if impulse is not None and bucket.done is not None:
                 pending.add("work", bucket.index, bucket.done.clone())
@@ -204,7 +206,7 @@ class TravelProbe:
         """Put the forces summed since :meth:`measure` in the place of those before: a graph was replayed."""
         for bucket in self._buckets:
             if bucket.impulse is not None and bucket.done is not None:
-                _, impulse = bucket.measure([self._params[i] for i in bucket.places])
+                _, impulse = bucket.measure()
                 assert impulse is not None
                 pending.replace("work", bucket.index, bucket.done.clone())
                 pending.replace("impulse", bucket.index, impulse)
