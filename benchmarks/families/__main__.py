@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from thermoopt.benchmarks.families.cases import (
@@ -66,18 +67,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    what = argparse.ArgumentParser(add_help=False)
-    what.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: the development side")
-    what.add_argument("--held-out", action="store_true", help="the workloads held out, to be run once")
-    what.add_argument(
-        "--long",
-        type=int,
-        default=1,
-        metavar="FACTOR",
-        help=f"on the default horizon; other workloads by default then: {', '.join(LONG)}",
-    )
-    what.add_argument("--seeds", nargs="+", type=int)
-    what.add_argument("--workers", type=int, default=2, help="processes of one thread (default: 2)")
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument(
         "--out", type=Path, default=RESULTS, help=f"folder of the methods' rows (default: {RESULTS})"
@@ -85,19 +74,19 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--laws", type=Path, default=LAWS, help=f"folder of the laws' rows (default: {LAWS})")
 
     methods = actions.add_parser(
-        "methods", parents=[what, where], help="run methods, tuning those that need it"
+        "methods", parents=[_what(SEEDS), where], help="run methods, tuning those that need it"
     )
     methods.add_argument("--methods", nargs="+", choices=METHODS, default=list(COMPARED), metavar="NAME")
     methods.add_argument("--chosen-on", nargs="+", type=int, default=list(CHOSEN_ON), help="seeds to tune on")
-    methods.set_defaults(act=_methods, seeds=list(SEEDS))
+    methods.set_defaults(act=_methods)
 
-    one = actions.add_parser("law", parents=[what, where], help="run a law and print its ratios")
+    one = actions.add_parser("law", parents=[_what(SEEDS[:1]), where], help="run a law and print its ratios")
     one.add_argument("name", help="what tables and the file of its rows call it")
     one.add_argument("source", help="expression or module:function, from a number of steps to a controller")
     one.add_argument(
         "--told", choices=("no", "yes", "both"), default="both", help="whether losses are reported"
     )
-    one.set_defaults(act=_law, seeds=[SEEDS[0]])
+    one.set_defaults(act=_law)
 
     choose = actions.add_parser("choose", parents=[where], help="choose among laws, leaving each family out")
     choose.add_argument("names", nargs="+", help="of laws that were run")
@@ -108,6 +97,29 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--commit", default="", help="what the held-out figures are of")
     report.set_defaults(act=_report)
     return parser
+
+
+def _what(seeds: Sequence[int]) -> argparse.ArgumentParser:
+    """Make the arguments that say what to run: parsers that shared them would share their defaults."""
+    what = argparse.ArgumentParser(add_help=False)
+    what.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: the development side")
+    what.add_argument("--held-out", action="store_true", help="the workloads held out, to be run once")
+    what.add_argument(
+        "--long",
+        type=int,
+        default=1,
+        metavar="FACTOR",
+        help=f"on the default horizon; other workloads by default then: {', '.join(LONG)}",
+    )
+    what.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=list(seeds),
+        help=f"default: {', '.join(map(str, seeds))}",
+    )
+    what.add_argument("--workers", type=int, default=2, help="processes of one thread (default: 2)")
+    return what
 
 
 def _cells(args: argparse.Namespace) -> list[tuple[str, int]]:

@@ -19,7 +19,7 @@ from thermoopt.benchmarks.families import (
     ratios,
     summary,
 )
-from thermoopt.benchmarks.families.__main__ import main
+from thermoopt.benchmarks.families.__main__ import _parser, main
 from thermoopt.benchmarks.families.laws import law, law_method
 from thermoopt.benchmarks.families.ratios import chosen_lrs, reported
 from thermoopt.benchmarks.families.report import choice_table, law_table, report
@@ -136,6 +136,13 @@ def test_a_law_in_words_is_the_controller_and_unreadable_ones_are_named():
     own = run(Case("wine", 20, "mine", None, 0, False), "lambda steps: autotune(steps)")
     assert own["source"] == "lambda steps: autotune(steps)"
     assert own["score"] < own["initial"]
+
+
+def test_methods_are_run_on_all_seeds_and_a_law_on_the_first():
+    for _ in range(2):
+        assert _parser().parse_args(["methods"]).seeds == [0, 1, 2]
+        assert _parser().parse_args(["law", "mine", "autotune"]).seeds == [0]
+    assert _parser().parse_args(["methods", "--seeds", "5"]).seeds == [5]
 
 
 @pytest.mark.slow
