@@ -10,6 +10,8 @@ from tests.support.controllers import Follow
 from thermoopt import Observer, ThermoAdamW, autotune
 from thermoopt.adamw import backends
 from thermoopt.kernels import triton as kernels
+from thermoopt.physics.travel import Weights
+from thermoopt.tensors import TravelProbe, travel_bucket
 
 pytestmark = [
     pytest.mark.cuda,
@@ -105,10 +107,11 @@ def test_an_observer_of_fused_adamw(kernel, monkeypatch):
     np.testing.assert_allclose(readings[0].terms, readings[1].terms, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("tuned", [False, True], ids=["monitor", "autotune"])
 @pytest.mark.parametrize("flags", [{}, {"fused": True}, {"backend": "torch"}])
-def test_a_step_waits_for_nothing(flags):
+def test_a_step_waits_for_nothing(flags, tuned):
     ps = params()
-    opt = ThermoAdamW(named(ps), lr=1e-2, **flags)
+    opt = ThermoAdamW(named(ps), lr=1e-2, controller=autotune(5000) if tuned else None, **flags)
     for p in ps:
         p.grad.normal_()
     for _ in range(25):
@@ -156,10 +159,11 @@ def test_replays_are_measured(backend):
 
 
 @needs_triton
-def test_replays_take_the_controllers_rates():
+@pytest.mark.parametrize("controller", [Follow, lambda: autotune(60)], ids=["follow", "autotune"])
+def test_replays_take_the_controllers_rates(controller):
     mine, theirs = params(), params()
     opts = [
-        ThermoAdamW(named(ps), lr=1e-2, capturable=True, controller=Follow(), ema_steps=10)
+        ThermoAdamW(named(ps), lr=1e-2, capturable=True, controller=controller(), ema_steps=10)
         for ps in (mine, theirs)
     ]
     graphed, eager = opts
@@ -173,7 +177,33 @@ def test_replays_take_the_controllers_rates():
         train(eager, theirs, [step])
     torch.cuda.synchronize()
     assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
-    assert graphed.controller.seen == eager.controller.seen != []
+    for name in ("seen", "log"):
+        if hasattr(eager.controller, name):
+            assert getattr(graphed.controller, name) == getattr(eager.controller, name)
+    assert graphed.history.steps.tolist() == eager.history.steps.tolist() != []
+
+
+@pytest.mark.parametrize("kernel", [pytest.param(True, marks=needs_triton), False])
+@pytest.mark.parametrize("sizes", [SIZES, [(40, 30), (7,)]], ids=["sampled", "whole"])
+def test_the_sums_of_forces_are_the_hosts(sizes, kernel, monkeypatch):
+    if not kernel:
+        monkeypatch.setattr(travel_bucket, "travel_plan", lambda *_: None)
+    sums = []
+    for device in ("cuda", "cpu"):
+        rng = torch.Generator().manual_seed(0)
+        ps = [torch.nn.Parameter(torch.randn(s, generator=rng).to(device)) for s in sizes]
+        probe = TravelProbe(["distance", "impulse"])
+        probe.start(ps)
+        for step in range(4):
+            for p in ps:
+                p.grad = torch.randn(p.shape, generator=rng).to(device)
+            probe.push([0.1 * (i + 1) for i in range(len(ps))], Weights(0.9, 0.3, 1.5**step))
+            with torch.no_grad():
+                for p in ps:
+                    p.sub_(p.grad, alpha=0.1)
+        sums.append(probe.measure().travel())
+    for name in ("distance2", "work", "impulse"):
+        np.testing.assert_allclose(getattr(sums[0], name), getattr(sums[1], name), rtol=1e-4)
 
 
 @needs_triton

@@ -409,6 +409,17 @@ def test_benchmark_sets(benchmark):
     assert sizes["200 x 1 K"] == 200 * 1024
 
 
+@pytest.mark.skipif(not INTERPRETED, reason="the dry run is the interpreter's")
+def test_benchmark_runs_dry(benchmark, capsys, monkeypatch):
+    """Every method takes its steps: the script does not fail on the first GPU for a mistake of its own."""
+    monkeypatch.setattr(benchmark, "SHAPES", dict([*benchmark.SHAPES.items()][:1]))
+    assert benchmark.main(["--dry-run"]) == 0
+    out, errors = capsys.readouterr()
+    assert errors == ""
+    for method in (*benchmark.METHODS, *benchmark.SHAPES):
+        assert f"| {benchmark.DRY} | {method} |" in out
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_benchmark_says_why_not(benchmark, capsys):
     assert benchmark.main([]) == 2
