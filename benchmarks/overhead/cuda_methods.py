@@ -36,11 +36,11 @@ def device() -> torch.device:
 @contextmanager
 def stand_in() -> Iterator[None]:
     """Let Triton's kernels, interpreted, take what lies on the CPU."""
-    from thermoopt.kernels.triton_travel import DeviceTravelPlan
+    from thermoopt.kernels import triton_travel
 
     with (
         mock.patch.dict(backends._KINDS, {"cpu": "triton"}),
-        mock.patch.object(travel_bucket, "travel_plan", DeviceTravelPlan),
+        mock.patch.object(travel_bucket, "travel_plan", triton_travel.DeviceTravelPlan),
     ):
         yield
 
