@@ -13,6 +13,7 @@ from torch.optim.adamw import adamw
 
 from thermoopt.adamw.rates import Rates
 from thermoopt.controllers import Controller
+from thermoopt.tensors import widest
 
 __all__ = [
     "Traceable",
@@ -81,7 +82,7 @@ def _at_their_rates(groups: Sequence[dict[str, Any]], rates: Sequence[Rates]) ->
 def _traceable(params: list[Tensor], states: list[dict[str, Any]], group: Mapping[str, Any]) -> Traceable:
     lr = group["lr"]
     lr = (
-        lr.double().reshape(())
+        lr.to(widest(lr.device)).reshape(())
         if isinstance(lr, Tensor)
         else torch.tensor(lr, dtype=torch.float64, device="cpu")
     )

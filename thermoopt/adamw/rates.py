@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.adamw.state import GroupState
+from thermoopt.tensors import widest
 
 __all__ = [
     "FactorCache",
@@ -146,9 +147,9 @@ def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
         counts = np.bincount(group, minlength=len(rates)).tolist()
         out["lr"] = torch.cat(
             [
-                rate.base.reshape(1).expand(n).double()
+                rate.base.reshape(1).expand(n).to(widest(devices[0]))
                 if isinstance(rate.base, Tensor) and is_on_device(rate.base)
-                else torch.full((n,), float(rate.base), dtype=torch.float64, device=devices[0])
+                else torch.full((n,), float(rate.base), dtype=widest(devices[0]), device=devices[0])
                 for rate, n in zip(rates, counts, strict=True)
             ]
         )

@@ -83,7 +83,7 @@ class DeviceNumbers:
                     block.copy_(host)
             host = host.pin_memory()
             self._set_aside()
-        self.tensor.copy_(host, non_blocking=True)
+        self.tensor.copy_(host, non_blocking=self._cuda)
         self.sent = numbers.copy()
 
     def _set_aside(self) -> None:

@@ -2,6 +2,7 @@
 
 from thermoopt.tensors.layout import follow_groups, follow_layers, same_members
 from thermoopt.tensors.norms import root_mean_squares
+from thermoopt.tensors.precision import widest
 from thermoopt.tensors.sampling import sample_pages
 from thermoopt.tensors.sharding import Sharding, is_distributed, local, place
 from thermoopt.tensors.transit import WARM_UP, Arrival, Fetch, capturing, send
@@ -24,4 +25,5 @@ __all__ = [
     "same_members",
     "sample_pages",
     "send",
+    "widest",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thermoopt.kernels import PLAIN, Addresses, DeviceNumbers, TravelKernel, travel_plan
 from thermoopt.physics.travel import Weights
+from thermoopt.tensors import precision
 from thermoopt.tensors.sampling import in_order_of, sample
 from thermoopt.tensors.transit import WARM_UP, capturing, send
 
@@ -115,14 +116,15 @@ class Bucket:
     def sum_forces(self) -> None:
         """Let forces be summed, from nothing on."""
         self.impulse = torch.zeros_like(self.work)
-        self.done = torch.zeros(len(self.index), dtype=torch.float64, device=self.work.device)
+        device = self.work.device
+        self.done = torch.zeros(len(self.index), dtype=precision.widest(device), device=device)
 
     def put(self, rates: Array, weights: Weights) -> None:
         """Let captured graphs add their next step's forces at these rates, ``[n]``, and weights."""
         if self._plan is not None:
             self._plan.put(rates, weights.keep, weights.work, weights.impulse)
         if self._numbers is not None:
-            self._numbers.send(_packed(rates, weights))
+            self._send(rates, weights)
 
     def push(
         self,
@@ -152,8 +154,9 @@ class Bucket:
         if self._numbers is None:  # read when the operations run: a captured graph follows them
             if capturing():
                 raise RuntimeError(WARM_UP)
-            self._numbers = DeviceNumbers(len(rates) + 3, torch.float64, self.start.device, baked=False)
-        self._numbers.send(_packed(rates, weights))
+            wide, there = precision.widest(self.start.device), self.start.device
+            self._numbers = DeviceNumbers(len(rates) + 3, wide, there, baked=False)
+        self._send(rates, weights)
         *_, keep, work_weight, weight = self._numbers.tensor.unbind()
         away, force = self.displacement(params), self.forces(params)
         if grad_scale is not None:
@@ -171,6 +174,12 @@ class Bucket:
         self.impulse.mul_(keep.to(force.dtype)).add_(force * weight.to(force.dtype))
         work = self.layer_sums(away.mul_(force))
         self.done.mul_(keep).sub_(work * work_weight)
+
+    def _send(self, rates: Array, weights: Weights) -> None:
+        assert self._numbers is not None
+        numbers = np.append(rates, [weights.keep, weights.work, weights.impulse])
+        wide = self._numbers.tensor.dtype == torch.float64
+        self._numbers.send(numbers if wide else numbers.astype(np.float32))
 
     def _meet(self, at: Addresses) -> NDArray[np.int64] | None:
         """Return the addresses of the layers' gradients, 0 where there is none, or None to look for them."""
@@ -208,10 +217,6 @@ class Bucket:
             self._plan = travel_plan(self.params, samples, self.start, self.impulse, self.done)
             self._looked = True
         return self._plan
-
-
-def _packed(rates: Array, weights: Weights) -> Array:
-    return np.append(rates, [weights.keep, weights.work, weights.impulse])
 
 
 def _is_view(view: Tensor, p: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from thermoopt.kernels import Addresses, real_elements
 from thermoopt.physics.travel import TRAVEL_SUMS, Travel, Weights
+from thermoopt.tensors import precision
 from thermoopt.tensors.layout import follow_layers
 from thermoopt.tensors.sampling import (
     gathered,
@@ -336,10 +337,11 @@ def _host_and_device(
     device = next((lr.device for lr in lrs if isinstance(lr, Tensor) and lr.device.type != "cpu"), None)
     if device is None:
         return np.array([float(lr) for lr in lrs]), base
+    dtype = precision.widest(device)
     rates = [
-        lr.detach().to(device, torch.float64).reshape(())
+        lr.detach().to(device, dtype).reshape(())
         if isinstance(lr, Tensor)
-        else torch.full((), lr, dtype=torch.float64, device=device)
+        else torch.full((), lr, dtype=dtype, device=device)
         for lr in lrs
     ]
     return np.ones(len(lrs)), torch.stack(rates)
