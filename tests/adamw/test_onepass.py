@@ -10,7 +10,7 @@ import torch
 from tests.support.small_net import assert_same_bits, model, train
 from thermoopt import ThermoAdamW
 from thermoopt.adamw import backends as choice
-from thermoopt.kernels import native
+from thermoopt.kernels import native, triton_checks
 from thermoopt.physics.terms import Term
 
 pytestmark = pytest.mark.skipif(
@@ -303,6 +303,58 @@ def test_triton_says_why_not():
         pytest.skip("triton may be available here")
     with pytest.raises(RuntimeError, match="triton"):
         ThermoAdamW(model().parameters(), backend="triton")
+
+
+def meets_triton(monkeypatch):
+    """Let the CPU ask for Triton's kernels, as CUDA does."""
+    monkeypatch.setitem(choice._KINDS, "cpu", "triton")
+    monkeypatch.setattr(choice, "_told", set())
+    net = model()
+    with pytest.warns(UserWarning, match="the triton backend is not available") as caught:
+        opt = ThermoAdamW(net.parameters())
+    ThermoAdamW(model().parameters())  # told once
+    with pytest.raises(RuntimeError, match="backend 'triton' is not available"):
+        ThermoAdamW(model().parameters(), backend="triton")
+    train(net, opt, 12)
+    assert (opt.backend, opt.reading.step) == ("torch", 10)  # torch's step, and measuring goes on
+    (warning,) = caught
+    return str(warning.message)
+
+
+def test_a_device_of_too_low_capability(monkeypatch):
+    kernels, checks = pytest.importorskip("thermoopt.kernels.triton"), triton_checks
+    if kernels.IMPORT_ERROR:
+        pytest.skip("triton is not installed")
+    checks._incapable.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(checks, "INTERPRETED", False)
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "current_device", lambda: 0)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        patch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+        reason = kernels.unavailable_reason()
+    checks._incapable.cache_clear()
+    assert reason == "Tesla T4 has compute capability 7.5, below 8.0"
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda: reason)
+    assert reason in meets_triton(monkeypatch)
+
+
+def test_kernels_that_do_not_compile(monkeypatch):
+    kernels = pytest.importorskip("thermoopt.kernels.triton")
+
+    def read_only(*args, **kwargs):
+        raise OSError("[Errno 30] Read-only file system: '/root/.triton'\nmore")
+
+    monkeypatch.setattr(kernels, "INTERPRETED", True)  # the trial's tensors lie on the CPU
+    monkeypatch.setattr(kernels, "available", lambda: True)
+    monkeypatch.setattr(kernels, "Plan", read_only)
+    kernels.trial.cache_clear()
+    message = meets_triton(monkeypatch)
+    kernels.trial.cache_clear()
+    assert (
+        "its kernels do not compile: OSError: [Errno 30] Read-only file system: '/root/.triton')" in message
+    )
 
 
 @pytest.mark.parametrize("flags", [{"foreach": True}, {"fused": False}])

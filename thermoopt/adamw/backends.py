@@ -51,8 +51,8 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
                         f"backend and {flag} exclude each other, got backend={name!r} and {flag}={value}"
                     )
         kernel = _kernel(name)
-        if not kernel.available():
-            raise RuntimeError(f"backend {name!r} is not available: {kernel.unavailable_reason()}")
+        if reason := _reason(kernel):
+            raise RuntimeError(f"backend {name!r} is not available: {reason}")
         return OnePassBackend(name, name, kernel)
     free = any(g["fused"] is None and g["foreach"] is None and not g["differentiable"] for g in groups)
     kind = _kind(groups)

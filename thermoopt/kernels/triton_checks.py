@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -25,11 +27,17 @@ def unavailable_reason() -> str | None:
         return "torch sees no CUDA device (and TRITON_INTERPRET=1 was not set when triton was imported)"
     if torch.version.hip is not None:
         return "torch is built for ROCm, on which these kernels were not tried"
-    capability = torch.cuda.get_device_capability()
-    if capability < LEAST_CAPABILITY:
-        have, need = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
-        return f"{torch.cuda.get_device_name()} has compute capability {have}, below {need}"
-    return None
+    return _incapable(torch.cuda.current_device())
+
+
+@functools.cache
+def _incapable(device: int) -> str | None:
+    """Say why a CUDA device cannot run the kernels, or ``None`` if it can."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= LEAST_CAPABILITY:
+        return None
+    have, need = (".".join(map(str, pair)) for pair in (capability, LEAST_CAPABILITY))
+    return f"{torch.cuda.get_device_name(device)} has compute capability {have}, below {need}"
 
 
 def ineligible(
@@ -54,6 +62,8 @@ def ineligible(
         return f"the parameter is on {param.device}, not on a {place} device"
     if param.dtype not in DTYPES:
         return f"the parameter is {param.dtype}, not float32, bfloat16 or float16"
+    if place == "cuda" and (reason := _incapable(param.device.index)):
+        return reason  # a machine may hold devices of several kinds
     others = {"gradient": grad, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:
         others["max_exp_avg_sq"] = max_exp_avg_sq
