@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import pytest
 import torch
+
+ON_KERNELS = "test_triton"
+"""Begins the names of the files whose tests run Triton's kernels: on a CUDA device where there is one."""
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """Count the tests of Triton's kernels among those that run on a CUDA device, where they do."""
+    if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        for item in items:
+            if item.path.name.startswith(ON_KERNELS):
+                item.add_marker(pytest.mark.cuda)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
