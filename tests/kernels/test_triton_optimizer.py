@@ -207,6 +207,16 @@ def test_a_capture_must_be_warm(monkeypatch):
     capture(tuned, monkeypatch)
 
 
+def test_steps_before_a_capture_are_measured():
+    """Whatever measure_every says: a capture cannot compile what it launches."""
+    for capturable, steps in ((True, [1]), (False, [])):
+        opt, params = make(measure_every=100, capturable=capturable)
+        train(opt, params, range(1, 5))
+        assert opt.history.steps.tolist() == steps
+        assert (opt.reading is not None) is capturable
+        assert opt.reading is None or opt.reading.step == 3
+
+
 def test_an_observer_reads_with_the_same_kernel(monkeypatch):
     """In dry steps, for torch's own AdamW; nothing of the optimizer is written."""
     from thermoopt.observer import step_hooks

@@ -17,6 +17,7 @@ from thermoopt.adamw.compiled import Traceable, torch_step
 from thermoopt.adamw.plans import PlanCache, account
 from thermoopt.adamw.rates import Rates, scaled_groups
 from thermoopt.adamw.sorting import Place, Sorted
+from thermoopt.adamw.torch_backend import WARM_STEPS
 from thermoopt.adamw.torch_sums import one_device
 from thermoopt.kernels import Addresses
 from thermoopt.tensors import WARM_UP, capturing, is_distributed
@@ -43,11 +44,13 @@ class OnePassBackend:
         self.name = name
         self.requested = requested
         self._on_device: bool = kernel.ON_DEVICE
+        self._cold = WARM_STEPS
         overlap = "warn" if requested == "auto" else "raise"
         self._plans = PlanCache(kernel, self._takes, dry=False, on_overlap=overlap)
 
     def reset(self) -> None:
         """Forget the plans: groups or state were replaced, tensors are looked at again."""
+        self._cold = WARM_STEPS
         self._plans.reset()
 
     def step(
@@ -67,6 +70,7 @@ class OnePassBackend:
             ValueError: for tensors that share memory, by name, unless the backend is ``"auto"``.
             RuntimeError: for a CUDA graph that captures a step before one like it was taken.
         """
+        self._cold -= 1
         tensors = self._plans.sort(optimizer)
         found = self._plans.whole(optimizer, tensors, ledger)
         if found is None:
@@ -111,8 +115,8 @@ class OnePassBackend:
         return left
 
     def is_warming(self, groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Return False: measured or not, a step is the same call."""
-        return False
+        """Whether kernels of a captured step may still have to be compiled, which a capture forbids."""
+        return self._on_device and self._cold > 0 and any(group["capturable"] for group in groups)
 
     def put_rates(self, rates: Sequence[Rates]) -> None:
         """Let captured graphs take their next step at these rates."""

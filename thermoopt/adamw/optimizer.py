@@ -241,7 +241,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         return parts
 
     def before_replay(self) -> None:
-        """Prepare the replay of a CUDA graph that captured :meth:`step`: call it before each one.
+        """Prepare the replay of a CUDA graph that captured :meth:`step`: call it before each, on its stream.
 
         What Python does in a step is not in the graph. This books the last replay (its reading is recorded
         when it is due) and lets the controller set the rates of the coming one, as :meth:`step` does: they

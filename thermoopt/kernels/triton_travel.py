@@ -90,6 +90,7 @@ class DeviceTravelPlan:
             and p.dtype in DTYPES
             and p.layout is torch.strided
             and s.stride(-1) == 1
+            and s.numel() < 1 << 31
             and s.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
             for s, p in zip(samples, params, strict=True)
         )

@@ -35,8 +35,8 @@ def force_kernel(  # type: ignore[no-untyped-def]
     """
     chunk = tl.program_id(0)
     i = tl.load(chunk_tensor + chunk)
-    size = tl.load(geometry + i)
-    width = tl.load(geometry + n + i)
+    size = tl.load(geometry + i).to(tl.int32)
+    width = tl.load(geometry + n + i).to(tl.int32)
     distance = tl.load(geometry + 2 * n + i)
     place = tl.load(geometry + 3 * n + i)
     rate = tl.load(rates + i)
@@ -48,12 +48,12 @@ def force_kernel(  # type: ignore[no-untyped-def]
     scale = 1.0
     if grad_scale is not None:
         scale = tl.load(grad_scale).to(tl.float32)
-    j = tl.load(chunk_index + chunk).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.load(chunk_index + chunk) * BLOCK + tl.arange(0, BLOCK)
     if found_inf is not None:  # a skipped step has no elements: it keeps all and adds nothing
         size = tl.where(tl.load(found_inf) != 0, 0, size)
     ok = j < size
-    row = j // width
-    there = row * distance + (j - row * width)
+    row = j // width  # 32 bits: a division of 64 takes ten times as long
+    there = row.to(tl.int64) * distance + (j - row * width)
     gradient = tl.load(addresses + n + i)
     p = tl.load(tl.load(addresses + i).to(tl.pointer_type(DTYPE)) + there, mask=ok, other=0.0)
     g = tl.load(gradient.to(tl.pointer_type(DTYPE)) + there, mask=ok & (gradient != 0), other=0.0)
@@ -110,14 +110,14 @@ def distance_kernel(  # type: ignore[no-untyped-def]
     """Write a block's part of the squared displacement and, in the second row, of the absolute impulse."""
     chunk = tl.program_id(0)
     i = tl.load(chunk_tensor + chunk)
-    size = tl.load(geometry + i)
-    width = tl.load(geometry + n + i)
+    size = tl.load(geometry + i).to(tl.int32)
+    width = tl.load(geometry + n + i).to(tl.int32)
     distance = tl.load(geometry + 2 * n + i)
     place = tl.load(geometry + 3 * n + i)
-    j = tl.load(chunk_index + chunk).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.load(chunk_index + chunk) * BLOCK + tl.arange(0, BLOCK)
     ok = j < size
-    row = j // width
-    there = row * distance + (j - row * width)
+    row = j // width  # 32 bits: a division of 64 takes ten times as long
+    there = row.to(tl.int64) * distance + (j - row * width)
     p = tl.load(tl.load(addresses + i).to(tl.pointer_type(DTYPE)) + there, mask=ok, other=0.0)
     x0 = tl.load(start + place + j, mask=ok, other=0.0)
     away = p.to(tl.float32) - x0.to(tl.float32)
