@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels.triton_account import account_kernel
-from thermoopt.kernels.triton_checks import ineligible, miscounts, unavailable_reason
+from thermoopt.kernels.triton_checks import ineligible, kinds, miscounts, readable, unavailable_reason
 from thermoopt.kernels.triton_kernels import (
     IMPORT_ERROR,
     INTERPRETED,
@@ -156,7 +156,7 @@ class Plan:
         # the rows of the address table that the plan owns; a maximum that is not there is never read
         maxima = [p if x is None else x for p, x in zip(self._params, self._maxima, strict=True)]
         self._owned = [*self._params, *self._exp_avgs, *self._exp_avg_sqs, *maxima, *self._steps]
-        self._numels = [p.numel() for p in self._params]
+        self._numels, self._kinds = [p.numel() for p in self._params], kinds(self._params)
         self._check_owned()
         self._block, self._chunk, self._num_warps = block, block * blocks_per_chunk, num_warps
         self._addresses = DeviceNumbers(6 * n, torch.int64, self._device, baked=True)
@@ -427,14 +427,13 @@ class Plan:
         if current != self._current:
             if self._current and current[: 5 * n] != self._current[: 5 * n]:
                 self._check_owned()
-            for i, g in enumerate(grads):
-                reason = ineligible(self._params[i], g, g, g, None, self._steps[i])
-                if reason is not None:
+            if not readable(grads, self._kinds):
+                for i, reason in self.rejected(grads).items():
                     raise ValueError(f"{self._names[i]}: {reason}")
-            for part in self._parts:
-                rows = (current[k * n + i] for k in (0, 1, 2, 3, 5) for i in part.members)
-                part.aligned = all(address % 16 == 0 for address in rows)
             self._packed = np.array(current, dtype=np.int64)
+            strange = (self._packed.reshape(6, n)[[0, 1, 2, 3, 5]] % 16).any(axis=0)
+            for part in self._parts:
+                part.aligned = not strange[part.members].any()
             self.params_at = self._packed[:n]
         if self._counts is not None:
             self._counts.send(np.array([float(step) for step in self._given_steps], dtype=np.float32))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from thermoopt.kernels.native_checks import PLAIN
 from thermoopt.kernels.triton_kernels import IMPORT_ERROR, INTERPRETED
 
-__all__ = ["ineligible", "miscounts", "unavailable_reason"]
+__all__ = ["ineligible", "kinds", "miscounts", "readable", "unavailable_reason"]
 
 LEAST_CAPABILITY = (8, 0)
 """Compute capability the kernels need: bfloat16 arithmetic came with 8.0, and nothing older was tried."""
@@ -83,3 +87,25 @@ def ineligible(
 def miscounts(step: Tensor, device: torch.device) -> bool:
     """Whether the kernels cannot read a step count where it is."""
     return step.device != device or step.dtype != torch.float32 or step.ndim != 0
+
+
+_kind = operator.attrgetter("device", "dtype", "shape")
+_layout = operator.attrgetter("layout")
+
+
+def kinds(tensors: Sequence[Tensor]) -> list[Any]:
+    """Return device, dtype and shape of each tensor."""
+    return list(map(_kind, tensors))
+
+
+def readable(grads: Sequence[Tensor], wanted: list[Any]) -> bool:
+    """Whether :func:`ineligible` refuses no gradient of parameters of these :func:`kinds`.
+
+    The same questions, each asked of all at once: gradients are new tensors in most steps.
+    """
+    return (
+        PLAIN.issuperset(map(type, grads))
+        and {torch.strided}.issuperset(map(_layout, grads))
+        and all(map(Tensor.is_contiguous, grads))
+        and kinds(grads) == wanted
+    )
