@@ -165,10 +165,10 @@ def _copy(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(key: str, value: object) -> float:
-    number = not isinstance(value, bool) and isinstance(value, (int, float))
-    if not (number and math.isfinite(value) and value >= 0):  # type: ignore[arg-type, operator]
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not isinstance(value, (int, float)) or not (number and math.isfinite(value) and value >= 0):
         raise ValueError(f"{key} must hold finite numbers >= 0, got {value!r}")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _factors(row: Mapping[str, Any], key: str) -> float | list[float]:

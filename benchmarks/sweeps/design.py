@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import qmc
 
 from thermoopt.benchmarks.sweeps.protocol import Protocol
 
@@ -23,6 +22,8 @@ def design(protocol: Protocol, seed: int) -> list[dict[str, float]]:
     Returns:
         ``lr`` and ``decay`` of ``protocol.design`` points.
     """
+    from scipy.stats import qmc  # over a second of a core, which workers do without
+
     # a generator, because scipy draws different sequences for an int passed as `seed` and as `rng`
     sobol = qmc.Sobol(len(SPACE), scramble=True, seed=np.random.default_rng(seed))
     unit = sobol.random_base2((protocol.design - 1).bit_length())[: protocol.design]

@@ -31,12 +31,15 @@ PRELOAD = (
     "torch.distributed.tensor.parallel",
     "torch.optim.adamw",
     "torch._dynamo",
-    "thermoopt",
+    "thermoopt.adamw",
+    "thermoopt.controllers",
+    "thermoopt.observer",
+    "thermoopt.scheduler",
     "thermoopt.kernels.native",
     "matplotlib.backends.backend_agg",
     "accelerate",
 )
-"""What the server has imported: libraries, and no more of ours than what every process loads."""
+"""What the server has imported: libraries, and of ours what nearly every process loads."""
 
 
 def fork_server():

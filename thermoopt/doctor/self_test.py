@@ -179,7 +179,8 @@ def _timing(backend: str, device: torch.device, seconds: float) -> tuple[float, 
         for _ in range(3):  # state, plans and compiled kernels come with the first steps
             _timed(optimizer.step, device)
     end = time.perf_counter() + seconds
-    own, ratios = [], []  # type: ignore[var-annotated]
+    own: list[float] = []
+    ratios: list[float] = []
     while len(own) < ROUNDS[0] or (len(own) < ROUNDS[1] and time.perf_counter() < end):
         own.append(_timed(ours.step, device))
         ratios.append(own[-1] / _timed(torchs.step, device))

@@ -92,8 +92,8 @@ def runs_table(runs: Sequence[InspectedRun]) -> Table:
                 f"{len(one.actions)}" if one.actions else "-",
             )
         )
-    head = ("run", "steps", "loss", "course of loss", "valid", "rate", "course of rate", "r", "course of r")
-    head += ("σ", "course of σ", "findings", "actions")  # type: ignore[assignment]
+    head: tuple[str, ...] = ("run", "steps", "loss", "course of loss", "valid", "rate", "course of rate")
+    head += ("r", "course of r", "σ", "course of σ", "findings", "actions")
     note = f"loss: mean of the last {100 // TAIL} % of training losses; findings: HIGH, MEDIUM, LOW"
     return Table("Runs", head, rows, frozenset({0, 3, 6, 8, 10}), note)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from torch.optim import Optimizer
@@ -43,9 +44,10 @@ def _is_inner(optimizer: Optimizer) -> bool:
     hooked = [getattr(vars(cls).get("step"), "hooked", False) for cls in type(optimizer).__mro__]
     if sum(hooked) < 2:
         return False
-    depth, frame = 0, sys._getframe(1)
+    depth = 0
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and depth < 2:
         # a copy of a frame's variables is made for those frames only
         depth += frame.f_code is _HOOKED and frame.f_locals.get("self") is optimizer
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return depth >= 2

@@ -277,8 +277,11 @@ def _check_rate(name: str, rate: object) -> None:
     """Refuse what is not None or a number from 0."""
     if rate is None:
         return
-    number = isinstance(rate, (int, float)) or (isinstance(rate, Tensor) and rate.numel() == 1)
-    if not number or isinstance(rate, bool):
+    if (
+        not isinstance(rate, (int, float, Tensor))
+        or isinstance(rate, bool)
+        or (isinstance(rate, Tensor) and rate.numel() != 1)
+    ):
         raise TypeError(f"{name} must be None or a number >= 0, got {rate!r}")
-    if not (math.isfinite(rate) and rate >= 0):  # type: ignore[arg-type, operator]
+    if not (math.isfinite(rate) and rate >= 0):
         raise ValueError(f"{name} must be None or a number >= 0, got {rate!r}")
