@@ -20,6 +20,10 @@ def is_several(factors: float | Sequence[float]) -> TypeGuard[Sequence[float]]:
     return not isinstance(factors, (float, int)) and isinstance(factors, Sequence)
 
 
+def _each(factors: float | Sequence[float]) -> Sequence[float]:
+    return factors if is_several(factors) else [factors]  # type: ignore[list-item]
+
+
 @dataclass(frozen=True)
 class Scales:
     """Multipliers for the next step.
@@ -44,7 +48,7 @@ class Scales:
     def __post_init__(self) -> None:
         """Check the groups' factors."""
         for kind, values in (("lr", self.lr), ("wd", self.wd)):
-            for value in values if is_several(values) else [values]:
+            for value in _each(values):
                 if not (math.isfinite(value) and value >= 0):
                     raise ValueError(f"Scales: {kind} must hold finite numbers >= 0, got {value!r}")
 
@@ -56,7 +60,8 @@ class Scales:
         """
         out = []
         for kind, values in (("lr", self.lr), ("wd", self.wd)):
-            factors = [float(v) for v in values] if is_several(values) else [float(values)] * n_groups
+            given = [float(v) for v in _each(values)]
+            factors = given if is_several(values) else given * n_groups
             if len(factors) != n_groups:
                 raise ValueError(f"Scales: {kind} has {len(factors)} factors for {n_groups} parameter groups")
             out.append(factors)

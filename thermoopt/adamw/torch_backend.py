@@ -127,7 +127,7 @@ class MeasuringPass:
             self._plans.reset()
 
 
-def _unmeasured() -> None:
+def _unmeasured() -> Done:
     """Say that a graph takes its steps unmeasured."""
     warnings.warn(
         "this captured step is not measured: its tensors lie on several devices or are shared by ranks, or "
@@ -135,6 +135,7 @@ def _unmeasured() -> None:
         RuntimeWarning,
         stacklevel=7,
     )
+    return None
 
 
 class TorchBackend:

@@ -431,7 +431,7 @@ class Plan:
                 for i, reason in self.rejected(grads).items():
                     raise ValueError(f"{self._names[i]}: {reason}")
             self._packed = np.array(current, dtype=np.int64)
-            strange = (self._packed.reshape(6, n)[[0, 1, 2, 3, 5]] % 16).any(axis=0)
+            strange = np.asarray((self._packed.reshape(6, n)[[0, 1, 2, 3, 5]] % 16).any(axis=0))
             for part in self._parts:
                 part.aligned = not strange[part.members].any()
             self.params_at = self._packed[:n]

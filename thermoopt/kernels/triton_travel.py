@@ -130,11 +130,10 @@ class DeviceTravelPlan:
             if not self._can_read(grads):
                 return False
             at = np.array([0 if g is None else _data_ptr(g) for g in grads], np.int64)
-        near = [x if x is None else x.to(self._device, non_blocking=True) for x in (grad_scale, found_inf)]
         found = np.where(at != 0, at + self._offset, 0)
         self._addresses.send(np.concatenate([self.params_at + self._offset, found]))
         self.put(rates, keep, work, impulse)
-        self._launch(*near, base)
+        self._launch(self._near(grad_scale), self._near(found_inf), base)
         return True
 
     def measure(self) -> Tensor:
@@ -223,6 +222,9 @@ class DeviceTravelPlan:
         return (
             fine and all(map(_is_contiguous, found)) and list(map(_numel, found)) == list(map(_numel, params))
         )
+
+    def _near(self, x: Tensor | None) -> Tensor | None:
+        return x if x is None else x.to(self._device, non_blocking=True)
 
     def _dtype(self) -> Any:
         return getattr(tl, str(self._start.dtype).removeprefix("torch."))

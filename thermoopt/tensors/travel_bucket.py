@@ -193,8 +193,8 @@ class Bucket:
                 return None
             whole = np.array_equal(rows, np.arange(len(at.layer)))
             self._met = at.layer, self._plan, None if whole else rows
-        rows = self._met[2]
-        return at.grads if rows is None else np.where(rows >= 0, at.grads[rows], 0)
+        _, _, kept = self._met
+        return at.grads if kept is None else np.where(kept >= 0, at.grads[kept], 0)
 
     def measure(self) -> tuple[Tensor, Tensor | None]:
         """Return squared displacement and, where forces are summed, absolute impulse, ``[n]`` each."""
