@@ -94,6 +94,9 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         Loshchilov and Hutter, arXiv 1711.05101; entropy production as force times flux.
     """
 
+    _begun: int
+    """Groups whose norms before the first step are in the record."""
+
     def __init__(
         self,
         params: ParamsT,
@@ -326,7 +329,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         ledger.import_groups(saved)
         if ledger.run.step == 0:
             ledger.run.step = steps_taken(self.state)  # of a plain AdamW: go on counting where it stands
-        self._begun: int = len(self.param_groups) if ledger.run.step else 0
+        self._begun = len(self.param_groups) if ledger.run.step else 0
         if self._loop is not None:
             controller = saved_controller(saved)
             if controller is not None:
