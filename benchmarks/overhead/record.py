@@ -30,8 +30,8 @@ PARTS = ("cost", "layers", "bytes", "inspect", "kill")
 OLD_READINGS = 200
 """Readings of the old build that are written out; its lines are all alike, and longer runs are multiples."""
 
-COST_STEPS = 320
-"""Of a loop: 32 readings, each of them with a row of layers, before any are thinned: the dearest stretch."""
+COST_STEPS, COST_LOOPS = 320, 7
+"""Of a loop: 32 readings, each with a row of layers: the dearest stretch, as rows are thinned from 256 on."""
 
 Result = dict[str, Any]
 
@@ -86,23 +86,32 @@ def sink_named(name: str, folder: str) -> Any:
 
 
 def child_cost(sink: str, n_tensors: int, steps: int) -> Result:
-    """Milliseconds a step without and with a sink, in alternating loops: wall, and CPU of all threads."""
+    """Milliseconds a step without a sink, and what one adds: wall, CPU of all threads, of the training one.
+
+    Loops with and without alternate; each pair is one difference, and their median is what counts: on a
+    machine that others use, neither the least nor the mean of times is of the same moment for both.
+    """
+    clocks = {"wall": time.perf_counter, "cpu": time.process_time, "training": time.thread_time}
     with tempfile.TemporaryDirectory() as folder:
         plain, fed = make_optimizer(n_tensors, ()), make_optimizer(n_tensors, [sink_named(sink, folder)])
-        out: dict[str, list[float]] = {"none": [], "none_cpu": [], "sink": [], "sink_cpu": []}
+        out: dict[str, list[float]] = {"none": [], **{name: [] for name in clocks}}
         for optimizer in (plain, fed):
             for _ in range(50):
                 optimizer.step()
             optimizer.sinks.flush()
-        for _ in range(3):
-            for name, optimizer in (("none", plain), ("sink", fed)):
-                wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(COST_LOOPS):
+            taken = []
+            for optimizer in (plain, fed):
+                before = [clock() for clock in clocks.values()]
                 for _ in range(steps):
                     optimizer.step()
                 optimizer.sinks.flush()
-                out[name].append(1e3 * (time.perf_counter() - wall) / steps)
-                out[name + "_cpu"].append(1e3 * (time.process_time() - cpu) / steps)
-    return {name: float(np.min(values)) for name, values in out.items()}
+                after = [clock() for clock in clocks.values()]
+                taken.append([1e3 * (b - a) / steps for a, b in zip(before, after, strict=True)])
+            out["none"].append(taken[0][1])
+            for name, without, with_sink in zip(clocks, *taken, strict=True):
+                out[name].append(with_sink - without)
+    return {name: float(np.median(values)) for name, values in out.items()}
 
 
 def readings_like(n_layers: int, n: int, every: int) -> Any:
@@ -202,36 +211,41 @@ def cost(old: str | None, rounds: int) -> list[str]:
             for sink in sinks:
                 table.setdefault((build, sink), []).append(ask(python, "cost", sink, 148, COST_STEPS))
     lines = [
-        "| build, sink | a step without, ms | added, wall ms | added, CPU ms | wall, of today's |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| build, sink | a step without, CPU ms | added: wall, ms | CPU, ms | training thread, ms "
+        "| of today's: wall | CPU | training thread |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    base = None
+    base: dict[str, float] = {}
     for (build, sink), runs in table.items():
-        none = np.median([r["none"] for r in runs])
-        wall = np.median([r["sink"] - r["none"] for r in runs])
-        cpu = np.median([r["sink_cpu"] - r["none_cpu"] for r in runs])
-        base = wall if build == "today" else base
-        share = f"1/{base / wall:.0f}" if base and build != "today" else ""
-        lines.append(f"| {build}, {sink} | {none:.3f} | {wall:+.4f} | {cpu:+.4f} | {share} |")
+        none, *added = (float(np.median([r[of] for r in runs])) for of in ("none", *_CLOCKS))
+        base = dict(zip(_CLOCKS, added, strict=True)) if build == "today" else base
+        shares = [
+            f"{mine / base[of]:.3f}" if base and build != "today" else ""
+            for of, mine in zip(_CLOCKS, added, strict=True)
+        ]
+        cells = [f"{none:.3f}", *(f"{x:+.4f}" for x in added), *shares]
+        lines.append(f"| {build}, {sink} | {' | '.join(cells)} |")
     return lines
+
+
+_CLOCKS = ("wall", "cpu", "training")
 
 
 def layers(old: str | None, rounds: int) -> list[str]:
     """Cost by the number of layers, and where it goes."""
     lines = [
-        "| layers | build | a step without, ms | added, wall ms | CPU ms | CPU, us a layer and reading |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
+        "| layers | build | a step without, CPU ms | added: wall, ms | CPU, ms | training thread, ms "
+        "| CPU, us a layer and reading |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for n in (148, 1000, 3000):
         steps = max(200, 300_000 // n)
         for build, python, sink in (("today", old, "jsonl"), ("new", sys.executable, "jsonl.gz")):
             if python:
                 runs = [ask(python, "cost", sink, n, steps) for _ in range(rounds)]
-                none = np.median([r["none"] for r in runs])
-                wall = np.median([r["sink"] - r["none"] for r in runs])
-                cpu = np.median([r["sink_cpu"] - r["none_cpu"] for r in runs])
-                each = 1e3 * cpu * 10 / n
-                lines.append(f"| {n} | {build} | {none:.3f} | {wall:+.4f} | {cpu:+.4f} | {each:.2f} |")
+                none, wall, cpu, training = (np.median([r[of] for r in runs]) for of in ("none", *_CLOCKS))
+                cells = f"{none:.3f} | {wall:+.4f} | {cpu:+.4f} | {training:+.4f} | {1e3 * cpu * 10 / n:.2f}"
+                lines.append(f"| {n} | {build} | {cells} |")
     lines += ["", "Microseconds a reading:", ""]
     found = {n: ask(sys.executable, "where", n) for n in (148, 1000, 3000)}
     lines += [f"| stage | {' | '.join(f'{n} layers' for n in found)} |", "| --- | ---: | ---: | ---: |"]

@@ -168,6 +168,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         )
         self._factors = FactorCache()
         self._factors_set: Mapping[str, float] | None = None
+        self._begun = 0  # groups of which a record need not be told how they start
         self._sinks.introduce(self, ThermoAdamW._facts)
 
     def _facts(self, settled: bool) -> dict[str, Any]:
