@@ -30,8 +30,12 @@ PARTS = ("cost", "layers", "bytes", "inspect", "kill")
 OLD_READINGS = 200
 """Readings of the old build that are written out; its lines are all alike, and longer runs are multiples."""
 
-COST_STEPS, COST_LOOPS = 320, 7
-"""Of a loop: 32 readings, each with a row of layers: the dearest stretch, as rows are thinned from 256 on."""
+COST_READINGS, COST_LOOPS, COST_SINKS = 32, 7, 4
+"""Of a loop, loops of a sink, and sinks: each reading has a row of layers, the dearest stretch, as rows are
+thinned from 256 on."""
+
+PER_READING = 10
+"""Steps from one reading to the next by default. Here each step gives one: what it costs stands out so."""
 
 Result = dict[str, Any]
 
@@ -85,32 +89,35 @@ def sink_named(name: str, folder: str) -> Any:
     return kinds[name]()
 
 
-def child_cost(sink: str, n_tensors: int, steps: int) -> Result:
+def child_cost(sink: str, n_tensors: int, sinks: int = COST_SINKS, loops: int = COST_LOOPS) -> Result:
     """Milliseconds a step without a sink, and what one adds: wall, CPU of all threads, of the training one.
 
     Loops with and without alternate; each pair is one difference, and their median is what counts: on a
-    machine that others use, neither the least nor the mean of times is of the same moment for both.
+    machine that others use, neither the least nor the mean of times is of the same moment for both. A loop
+    ends with a flush.
     """
     clocks = {"wall": time.perf_counter, "cpu": time.process_time, "training": time.thread_time}
-    with tempfile.TemporaryDirectory() as folder:
-        plain, fed = make_optimizer(n_tensors, ()), make_optimizer(n_tensors, [sink_named(sink, folder)])
-        out: dict[str, list[float]] = {"none": [], **{name: [] for name in clocks}}
-        for optimizer in (plain, fed):
-            for _ in range(50):
-                optimizer.step()
-            optimizer.sinks.flush()
-        for _ in range(COST_LOOPS):
-            taken = []
+    out: dict[str, list[float]] = {"none": [], **{name: [] for name in clocks}}
+    for _ in range(sinks):
+        with tempfile.TemporaryDirectory() as folder:
+            plain = make_optimizer(n_tensors, (), ema_steps=5)
+            fed = make_optimizer(n_tensors, [sink_named(sink, folder)], ema_steps=5)
             for optimizer in (plain, fed):
-                before = [clock() for clock in clocks.values()]
-                for _ in range(steps):
+                for _ in range(10):
                     optimizer.step()
                 optimizer.sinks.flush()
-                after = [clock() for clock in clocks.values()]
-                taken.append([1e3 * (b - a) / steps for a, b in zip(before, after, strict=True)])
-            out["none"].append(taken[0][1])
-            for name, without, with_sink in zip(clocks, *taken, strict=True):
-                out[name].append(with_sink - without)
+            for _ in range(loops):
+                taken = []
+                for optimizer in (plain, fed):
+                    before = [clock() for clock in clocks.values()]
+                    for _ in range(COST_READINGS):
+                        optimizer.step()
+                    optimizer.sinks.flush()
+                    after = [clock() for clock in clocks.values()]
+                    taken.append([1e3 * (b - a) / COST_READINGS for a, b in zip(before, after, strict=True)])
+                out["none"].append(taken[0][1])
+                for name, without, with_sink in zip(clocks, *taken, strict=True):
+                    out[name].append((with_sink - without) / PER_READING)
     return {name: float(np.median(values)) for name, values in out.items()}
 
 
@@ -209,7 +216,7 @@ def cost(old: str | None, rounds: int) -> list[str]:
     for _ in range(rounds):
         for build, python, sinks in builds:
             for sink in sinks:
-                table.setdefault((build, sink), []).append(ask(python, "cost", sink, 148, COST_STEPS))
+                table.setdefault((build, sink), []).append(ask(python, "cost", sink, 148))
     lines = [
         "| build, sink | a step without, CPU ms | added: wall, ms | CPU, ms | training thread, ms "
         "| of today's: wall | CPU | training thread |",
@@ -238,14 +245,13 @@ def layers(old: str | None, rounds: int) -> list[str]:
         "| CPU, us a layer and reading |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for n in (148, 1000, 3000):
-        steps = max(200, 300_000 // n)
+    for n, sinks, loops in ((148, 2, 7), (1000, 1, 5), (3000, 1, 3)):
         for build, python, sink in (("today", old, "jsonl"), ("new", sys.executable, "jsonl.gz")):
             if python:
-                runs = [ask(python, "cost", sink, n, steps) for _ in range(rounds)]
+                runs = [ask(python, "cost", sink, n, sinks, loops) for _ in range(rounds)]
                 none, wall, cpu, training = (np.median([r[of] for r in runs]) for of in ("none", *_CLOCKS))
-                cells = f"{none:.3f} | {wall:+.4f} | {cpu:+.4f} | {training:+.4f} | {1e3 * cpu * 10 / n:.2f}"
-                lines.append(f"| {n} | {build} | {cells} |")
+                cells = f"{none:.3f} | {wall:+.4f} | {cpu:+.4f} | {training:+.4f}"
+                lines.append(f"| {n} | {build} | {cells} | {1e3 * cpu * PER_READING / n:.2f} |")
     lines += ["", "Microseconds a reading:", ""]
     found = {n: ask(sys.executable, "where", n) for n in (148, 1000, 3000)}
     lines += [f"| stage | {' | '.join(f'{n} layers' for n in found)} |", "| --- | ---: | ---: | ---: |"]
