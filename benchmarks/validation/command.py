@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from thermoopt import JSONLSink, Observer, diagnose
+from thermoopt.benchmarks.harness.environment import environment
 from thermoopt.benchmarks.harness.rows import read_rows
 from thermoopt.benchmarks.validation.branch import branches, intervene
 from thermoopt.benchmarks.validation.report import report
@@ -185,10 +186,13 @@ def main() -> None:
     ]
     todo += [b for b in branches(args.workloads, args.seeds) if b not in branched]
     print(f"{len(rows)} runs are there, {len(todo)} to do", flush=True)
+    commit = environment(args.workers)["commit"]
+    of_commit = {} if commit is None else {"commit": commit[:7]}
     torn = path.exists() and not path.read_text().endswith("\n")
     with multiprocessing.get_context("spawn").Pool(args.workers, _one_thread) as pool, path.open("a") as file:
         file.write("\n" if torn else "")
-        for i, row in enumerate(pool.imap_unordered(_work, todo), 1):
+        for i, done_now in enumerate(pool.imap_unordered(_work, todo), 1):
+            row = {**done_now, **of_commit}
             rows.append(row)
             file.write(json.dumps(row) + "\n")
             file.flush()

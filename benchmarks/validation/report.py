@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ TIER2 = {
 
 TIER2_ON = ("gpt", "digits")
 
+SAME = ({"learning_rate_too_high", "learning_rate_runaway"},)
+"""Kinds that name one disease, here a rate far too high that must come down: the one counts as the other's
+finding."""
+
 
 def report(rows: Sequence[Row], held_out: Collection[str]) -> str:
     """Return the tables as Markdown.
@@ -36,6 +41,7 @@ def report(rows: Sequence[Row], held_out: Collection[str]) -> str:
         "Thresholds were set on seed 0 of gpt, gru, cnn, mlp, digits and linear. Judged: other seeds of "
         f"these and {', '.join(sorted(held_out))}, on which nothing was set. A run is diagnosed eight times "
         "and is alarmed if one of them alarms; thermoclaw once, at the end.",
+        _commits(judged),
         "## False alarms on healthy runs",
         _false_alarms(healthy, held_out),
         _by_kind(healthy),
@@ -56,6 +62,31 @@ def _alarmed(row: Row, confidence: str, source: str = "found") -> bool:
 
 def _peer_alarmed(row: Row, confidence: str) -> bool:
     return any(text.startswith(f"[{confidence}]") for text in row["thermoclaw"])
+
+
+def _commits(judged: Sequence[Row]) -> str:
+    """Which build the rows are of; those from before it was noted say nothing."""
+    counts = Counter(row["commit"] for row in judged if "commit" in row)
+    words = ", ".join(f"{count} of {commit}" for commit, count in counts.most_common())
+    return f"Rows by the commit that made them: {words}." if counts else ""
+
+
+def _same(kind: str) -> set[str]:
+    """Kinds that count as this one."""
+    return next((kinds for kinds in SAME if kind in kinds), {kind})
+
+
+def _own(row: Row, source: str = "found") -> tuple[str, int] | None:
+    """Best confidence and first step of the finding that a sick run should have, or None."""
+    found = [row[source][kind] for kind in _same(row["kind"]) if kind in row[source]]
+    if not found:
+        return None
+    return min(confidence for confidence, _ in found), min(step for _, step in found)  # HIGH before MEDIUM
+
+
+def _other(row: Row, source: str = "found") -> bool:
+    """Whether a sick run had a finding of another kind."""
+    return not _same(row["kind"]).issuperset(row[source])
 
 
 def _share(rows: Sequence[Row], hits: int) -> str:
@@ -95,24 +126,26 @@ def _misses(sick: Sequence[Row]) -> str:
         return "No sick run was judged."
     lines = [
         "Own finding at HIGH or MEDIUM; other: a run that also had another one; first: median step at which "
-        "it came (checked every eighth of a run); thermoclaw: runs with any HIGH or MEDIUM recommendation.",
+        "it came (checked every eighth of a run); thermoclaw: runs with any HIGH or MEDIUM recommendation. "
+        "Either name counts as the own finding, being one disease: "
+        f"{'; '.join(' and '.join(sorted(kinds)) for kinds in SAME)}.",
         "",
         "| kind | runs | found | HIGH | missed | other | first | thermoclaw |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for kind in [*sorted({row["kind"] for row in sick}), "all"]:
         part = [row for row in sick if kind in (row["kind"], "all")]
-        own = [row for row in part if row["kind"] in row["found"]]
-        high = sum(row["found"][row["kind"]][0] == "HIGH" for row in own)
-        other = sum(any(k != row["kind"] for k in row["found"]) for row in part)
-        first = f"{statistics.median(row['found'][row['kind']][1] for row in own):.0f}" if own else "-"
+        own = [found for row in part if (found := _own(row)) is not None]
+        high = sum(confidence == "HIGH" for confidence, _ in own)
+        other = sum(_other(row) for row in part)
+        first = f"{statistics.median(step for _, step in own):.0f}" if own else "-"
         compared = [row for row in part if row["thermoclaw"] is not None]
         peer = sum(_peer_alarmed(row, "HIGH") or _peer_alarmed(row, "MEDIUM") for row in compared)
         missed = len(part) - len(own)
         said = f"{peer} of {len(compared)}" if compared else "not installed"
         share = f"{missed} ({missed / len(part):.0%})"
         lines.append(f"| {kind} | {len(part)} | {len(own)} | {high} | {share} | {other} | {first} | {said} |")
-    missed_runs = [row for row in sick if row["kind"] not in row["found"]]
+    missed_runs = [row for row in sick if _own(row) is None]
     if missed_runs:
         lines += ["", "Missed: " + "; ".join(_about(row) for row in missed_runs) + "."]
     return "\n".join(lines)
@@ -135,9 +168,9 @@ def _recorded(healthy: Sequence[Row], sick: Sequence[Row]) -> list[str]:
         alarms = [
             _share(healthy, sum(_alarmed(row, c, source) for row in healthy)) for c in ("HIGH", "MEDIUM")
         ]
-        own = [row for row in sick if row["kind"] in row[source]]
-        high = sum(row[source][row["kind"]][0] == "HIGH" for row in own)
-        other = sum(any(k != row["kind"] for k in row[source]) for row in sick)
+        own = [found for row in sick if (found := _own(row, source)) is not None]
+        high = sum(confidence == "HIGH" for confidence, _ in own)
+        other = sum(_other(row, source) for row in sick)
         lines.append(
             f"| {words} | {len(healthy)} | {alarms[0]} | {alarms[1]} | {len(sick)} "
             f"| {_share(sick, len(own))} | {high} | {other} |"

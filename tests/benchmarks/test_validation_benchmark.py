@@ -113,6 +113,20 @@ def test_tables_count_right():
     assert "| gpt | 1 | 30 | 20 | 45 | 5.500 | 2.500 | 2.400 | step 20: 0.5 |" in text
 
 
+def test_one_disease_under_two_names_is_found():
+    from thermoopt.benchmarks.validation.report import report
+
+    rows = [
+        row("learning_rate_too_high", {"learning_rate_runaway": ["HIGH", 150]}, commit="abc"),
+        row("learning_rate_too_high", {"learning_rate_too_high": ["MEDIUM", 50], "oscillation": ["HIGH", 9]}),
+        row("learning_rate_runaway", {"oscillation": ["HIGH", 50]}, commit="abc"),
+    ]
+    text = report(rows, ("vit",))
+    assert "| learning_rate_too_high | 2 | 2 | 1 | 0 (0%) | 1 | 100 | not installed |" in text
+    assert "| learning_rate_runaway | 1 | 0 | 0 | 1 (100%) | 1 | - | not installed |" in text
+    assert "Rows by the commit that made them: 2 of abc." in text
+
+
 @forked_pools()
 def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     from thermoopt.benchmarks.validation import command as validation
