@@ -82,6 +82,7 @@ def mlflow(folder: Path, layers: str | None) -> Iterator[Any]:
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     package = importlib.import_module("mlflow")
     package.set_tracking_uri(folder.as_uri())
+    package.set_experiment("cost")
     with package.start_run():
         yield MLflowSink(package, layers=layers)
 

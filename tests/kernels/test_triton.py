@@ -38,6 +38,9 @@ from thermoopt.kernels import triton_kernels as device_code
 @pytest.mark.skipif(INTERPRETED, reason="this is the process with the interpreter")
 @needs_triton
 def test_under_the_interpreter():
+    triton = pytest.importorskip("triton")
+    if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 3):
+        pytest.skip("the interpreter of Triton 3.2, that of torch 2.6, cannot invert a mask (get_int1_ty)")
     files = [
         str(Path(__file__).with_name(name))
         for name in (
