@@ -36,7 +36,7 @@ STEPS, SAVED_AT = 20, 10
 def large():
     """More parameters than are all sampled; the borders after 75 and 150 rows cut one block each."""
     torch.manual_seed(0)
-    return torch.nn.Sequential(torch.nn.Linear(69, 300), torch.nn.Tanh(), torch.nn.Linear(300, 3))
+    return torch.nn.Sequential(torch.nn.Linear(341, 300), torch.nn.Tanh(), torch.nn.Linear(300, 3))
 
 
 def plain(model):

@@ -114,7 +114,7 @@ def test_a_group_holds_a_sample_and_no_more():
     held = [group[KEY]["travel_start"] for group in opt.param_groups]
     assert total / STRIDE * 0.9 < sum(x.numel() for x in held) <= total / STRIDE
     carried.follow()
-    expected = [logical(p)[sampled(p.numel(), large=True)] for p in params[:2]]
+    expected = [logical(p)[sampled(p, large=True)] for p in params[:2]]
     assert opt.param_groups[0][KEY]["travel_start"].double().numpy() == pytest.approx(
         np.concatenate(expected)
     )
@@ -150,7 +150,7 @@ def test_a_group_that_makes_the_model_large_thins_the_others_start():
     opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2 * WHOLE, dtype=torch.float64))]})
     expected = []
     for p, x0 in zip(params, start, strict=True):
-        where = sampled(p.numel(), large=True)
+        where = sampled(p, large=True)
         moved = ((logical(p) - x0)[where] ** 2).sum()
         expected.append(0.0 if len(where) == 0 else float(moved) * p.numel() / len(where))
     train(net, opt, 1, scheduler=scheduler)

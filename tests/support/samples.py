@@ -5,14 +5,18 @@ import torch
 from thermoopt.tensors.sampling import BLOCK, STRIDE
 
 
-def sampled(n, large):
-    """Memory positions that a tensor of n elements is sampled at, one by one."""
+def sampled(p, large):
+    """Memory positions that a tensor is sampled at, one by one."""
+    n, block = p.numel(), BLOCK
     if not large:
         return list(range(n))
-    whole = n // (BLOCK * STRIDE)
+    if p.ndim == 2:  # of every row a seventeenth, and at least one element
+        row = len(p) if p.stride() == (1, len(p)) else p.shape[1]
+        block = min(BLOCK, max(1, row // STRIDE))
+    whole = n // (block * STRIDE)
     if whole == 0:
         return list(range(n // STRIDE))
-    return [i for i in range(whole * BLOCK * STRIDE) if (i // BLOCK) % STRIDE == 0]
+    return [i for i in range(whole * block * STRIDE) if (i // block) % STRIDE == 0]
 
 
 def logical(x):

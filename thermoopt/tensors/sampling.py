@@ -24,6 +24,7 @@ __all__ = [
     "PAGE_SHARE",
     "STRIDE",
     "WHOLE",
+    "block_size",
     "gathered",
     "in_order_of",
     "is_gatherable",
@@ -38,15 +39,16 @@ __all__ = [
 ]
 
 BLOCK = 16
-"""Contiguous elements per sampled block: 64 bytes of float32, one cache line, so that memory traffic shrinks
-with the sample."""
+"""Contiguous elements per sampled block, at most: 64 bytes of float32, one cache line, so that memory traffic
+shrinks with the sample."""
 
 STRIDE = 17
 """One block in this many is sampled: less than 1/16 of a copy, and coprime to row lengths that are powers of
 two, so that the sample covers all columns of a matrix."""
 
-WHOLE = 1 << 14
-"""Number of parameters up to which all are taken: 64 KB, below which a sample would only add noise."""
+WHOLE = 1 << 16
+"""Number of parameters up to which all are taken: 256 KB, below which a sample would only add noise. A single
+row of a table that short has too few elements in a sample: of 1000 rows of 32, one."""
 
 PAGE_SHARE = 16
 """One coordinate in so many is sampled of a large tensor. Measured by this project on a law that lives on
@@ -114,33 +116,46 @@ def is_gatherable(p: Tensor) -> bool:
     return _stretch(p) is not None
 
 
-def _size(total: int, share: int) -> int:
+def block_size(p: Tensor) -> int:
+    """Return the elements of a block: :data:`BLOCK`, or fewer where a matrix has short rows.
+
+    A look-up table may be trained in a single row. With blocks of a :data:`STRIDE`-th of a row none is left
+    out: they lie less than a row apart.
+    """
+    if p.ndim != 2 or not p.numel():
+        return BLOCK
+    x = p if _stretch(p) is not None else local(p.detach())
+    row = x.shape[0] if x.stride(0) == 1 != x.stride(1) else x.shape[1]  # in memory order
+    return min(BLOCK, max(1, row * (2 if p.is_complex() else 1) // STRIDE))
+
+
+def _size(total: int, share: int, block: int) -> int:
     """Return the number of elements sampled: whole blocks, or the first 1/share of a short tensor."""
     if share == 1:
         return total
-    blocks = total // (share * BLOCK)
-    return blocks * BLOCK if blocks else total // share
+    blocks = total // (share * block)
+    return blocks * block if blocks else total // share
 
 
 def sample_size(p: Tensor, share: int) -> int:
     """Return the number of elements sampled of a layer, or of a shard that is sampled separately."""
     stretch = _stretch(p)
-    return _size(real(p).numel() if stretch is None else stretch.total, share)
+    return _size(real(p).numel() if stretch is None else stretch.total, share, block_size(p))
 
 
 def sample_scale(p: Tensor, share: int) -> float:
     """Return the factor from a sample's sum to the layer's, or to the shard's if it is sampled separately."""
     stretch = _stretch(p)
     n = real(p).numel() if stretch is None else stretch.total
-    return n / size if (size := _size(n, share)) else 1.0
+    return n / size if (size := _size(n, share, block_size(p))) else 1.0
 
 
 def sample(p: Tensor, share: int, values: Tensor | None = None) -> Tensor:
     """Return a layer's sample, a view if its memory is dense.
 
-    It is one in ``share`` blocks of :data:`BLOCK` elements, in memory order. Of a layer sharded by rows, each
-    rank has the blocks that lie entirely in its shard, so that the coordinates do not depend on the number of
-    ranks. A shard of any other form is sampled separately.
+    It is one in ``share`` blocks of :func:`block_size` elements, in memory order. Of a layer sharded by rows,
+    each rank has the blocks that lie entirely in its shard, so that the coordinates do not depend on the
+    number of ranks. A shard of any other form is sampled separately.
 
     Args:
         p: the layer.
@@ -151,21 +166,22 @@ def sample(p: Tensor, share: int, values: Tensor | None = None) -> Tensor:
     if share == 1:
         return x
     stretch = _stretch(p) or _Stretch(x.numel(), 0, x.numel())
-    distance = share * BLOCK
+    block = block_size(p)
+    distance = share * block
     if stretch.total < distance:
         return x[: max(0, min(stretch.n, stretch.total // share - stretch.offset))]
-    first, last = _blocks(stretch, distance)
+    first, last = _blocks(stretch, block, distance)
     if last < first:
         return x[:0]
     step = x.stride(0)  # a view of a tensor with gaps keeps them
     start = x.storage_offset() + (first * distance - stretch.offset) * step
-    return torch.as_strided(x, (last - first + 1, BLOCK), (distance * step, step), start)
+    return torch.as_strided(x, (last - first + 1, block), (distance * step, step), start)
 
 
-def _blocks(stretch: _Stretch, distance: int) -> tuple[int, int]:
+def _blocks(stretch: _Stretch, block: int, distance: int) -> tuple[int, int]:
     """Return the first and last block that lie entirely in a stretch."""
     first = -(-stretch.offset // distance)
-    last = (stretch.offset + stretch.n - BLOCK) // distance
+    last = (stretch.offset + stretch.n - block) // distance
     return first, min(last, stretch.total // distance - 1)
 
 
@@ -183,23 +199,24 @@ def gathered(p: Tensor, share: int, own: Tensor, sharding: Sharding, edge: Tenso
     assert stretch is not None
     if not sharding:
         return own.reshape(-1).cpu()
-    out = torch.zeros(_size(stretch.total, share), dtype=torch.float64, device="cpu")
-    lo, hi = _own_range(stretch, share)
+    block = block_size(p)
+    out = torch.zeros(_size(stretch.total, share, block), dtype=torch.float64, device="cpu")
+    lo, hi = _own_range(stretch, share, block)
     out[lo:hi] = own.reshape(-1).double().cpu()
-    if edge is not None and share != 1 and stretch.total >= share * BLOCK:
-        _put_edges(out, stretch, share * BLOCK, _flat(real(edge)))
+    if edge is not None and share != 1 and stretch.total >= share * block:
+        _put_edges(out, stretch, block, share * block, _flat(real(edge)))
     return sharding.add(out[None])[0].to(own.dtype)
 
 
-def _put_edges(out: Tensor, stretch: _Stretch, distance: int, x: Tensor) -> None:
+def _put_edges(out: Tensor, stretch: _Stretch, size: int, distance: int, x: Tensor) -> None:
     """Fill in a stretch's part of the blocks that its borders cut."""
     end = stretch.offset + stretch.n
     for border in (stretch.offset, end):
         block = border // distance
-        lo, hi = block * distance, block * distance + BLOCK
+        lo, hi = block * distance, block * distance + size
         a, b = max(lo, stretch.offset), min(hi, end)
-        if lo < border < hi and a < b and block < len(out) // BLOCK:
-            where = block * BLOCK
+        if lo < border < hi and a < b and block < len(out) // size:
+            where = block * size
             out[where + a - lo : where + b - lo] = x[a - stretch.offset : b - stretch.offset].cpu()
 
 
@@ -208,20 +225,20 @@ def own_part(p: Tensor, share: int, whole: Tensor) -> Tensor:
     stretch = _stretch(p)
     if stretch is None:
         return whole
-    lo, hi = _own_range(stretch, share)
+    lo, hi = _own_range(stretch, share, block_size(p))
     return whole[lo:hi]
 
 
-def _own_range(stretch: _Stretch, share: int) -> tuple[int, int]:
+def _own_range(stretch: _Stretch, share: int, block: int) -> tuple[int, int]:
     """Return the begin and end of a rank's part in the whole sample."""
     if share == 1:
         return stretch.offset, stretch.offset + stretch.n
-    distance = share * BLOCK
-    size = _size(stretch.total, share)
+    distance = share * block
+    size = _size(stretch.total, share, block)
     if stretch.total < distance:
         return min(stretch.offset, size), min(stretch.offset + stretch.n, size)
-    first, last = _blocks(stretch, distance)
-    return (first * BLOCK, (last + 1) * BLOCK) if last >= first else (0, 0)
+    first, last = _blocks(stretch, block, distance)
+    return (first * block, (last + 1) * block) if last >= first else (0, 0)
 
 
 def in_order_of(param: Tensor, grad: Tensor) -> Tensor:
