@@ -6,7 +6,7 @@ network interpolates its data:
 * *noise*: the energy of fresh gradients over that of those which v remembers, :math:`E = C/d`, leaps while
   motion stays incoherent (:math:`r_c = r/E` near 1 or below). Batches became smaller, labels noisier, or the
   rate itself has thrown the weights to where gradients are large.
-* *loss*, where it is reported: half of what a run had gained is lost again.
+* *loss*, where it is reported: half of what a run had gained is lost again, by more than it fluctuates.
 * *turning*: a layer moves by more than a stated share of its size a step, whoever set its rate.
 """
 
@@ -43,6 +43,13 @@ LOST = 0.5
 
 LOST_READINGS = 3
 """Readings in a row that must say so: one batch may be bad."""
+
+ABOVE_NOISE = 3.0
+"""Mean fluctuations of the loss that it must have risen by above its best. The lowest of a noisy loss lies
+two to three below its mean by chance: on a plateau, all that had been gained seems lost again."""
+
+FLUCTUATION = 20
+"""Readings over which fluctuations are averaged: a tenth of a run's, many beside a leap of the loss."""
 
 LOWERED = 0.5
 """Factor for a loss that is lost: as a search would halve."""
@@ -112,7 +119,7 @@ class Gear:
         energies: (step, E) of the readings of the last three windows.
         acted: step of the last action, 0 for none.
         first, best, lost: first loss, lowest smoothed loss, readings in a row that say it is lost.
-        smooth: running mean of the loss.
+        smooth, noise: running means of the loss, and of its distance from that.
     """
 
     cut: float = 1.0
@@ -121,6 +128,7 @@ class Gear:
     first: float = math.nan
     best: float = math.nan
     smooth: float = math.nan
+    noise: float = 0.0
     lost: int = 0
 
     def look(
@@ -167,11 +175,15 @@ class Gear:
     def _loss(self, step: int, t: int, window: float, loss: float) -> Shift | None:
         if not math.isfinite(loss):
             return None
-        self.smooth = loss if math.isnan(self.smooth) else self.smooth + (loss - self.smooth) / 3
+        if math.isnan(self.smooth):
+            self.smooth = loss
+        self.noise += (abs(loss - self.smooth) - self.noise) / FLUCTUATION
+        self.smooth += (loss - self.smooth) / 3
         if math.isnan(self.first):
             self.first = self.best = loss
         self.best = min(self.best, self.smooth)
-        gone = self.smooth > self.best + LOST * (self.first - self.best) and self.first > self.best
+        rise = max(LOST * (self.first - self.best), ABOVE_NOISE * self.noise)
+        gone = self.first > self.best and self.smooth > self.best + rise
         self.lost = self.lost + 1 if gone else 0
         rested = self.acted == 0 or step - self.acted >= 2 * window
         if self.lost < LOST_READINGS or t < 3 * window or not rested:

@@ -84,6 +84,18 @@ def test_a_loss_that_loses_half_of_what_it_gained_halves_the_rate_and_one_bad_ba
     assert feed(Gear(), calm, losses=down + [1.0] * 100) == []
 
 
+@pytest.mark.parametrize("gain", [0.0, 0.02, 0.3])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_noisy_loss_that_has_hardly_fallen_loses_nothing(gain, seed):
+    """The lowest value of noise is no gain that could be lost; a loss that leaves its noise behind is."""
+    noise = 0.1 * np.random.default_rng(seed).standard_normal(300)
+    flat = 2.0 - gain * np.linspace(0, 1, 300) + noise
+    calm = [1.0] * 300
+    assert feed(Gear(), calm, losses=flat.tolist()) == []
+    lost = flat + np.interp(np.arange(300), [0, 100, 300], [1, 0, 3])
+    assert feed(Gear(), calm, losses=lost.tolist())[0][1] == 0.5
+
+
 def test_the_gear_travels_in_plain_data():
     gear = Gear()
     feed(gear, [1.0] * 40)
