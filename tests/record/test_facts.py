@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from thermoopt import JSONLSink, Observer, ThermoAdamW, diagnose
+from thermoopt import JSONLSink, Observer, diagnose
 from thermoopt.record import SavedRun
 from thermoopt.sinks import ParquetSink
 
@@ -94,61 +93,3 @@ def test_an_observer_that_is_gone_is_not_kept_by_its_record(tmp_path: Path) -> N
     sink.flush()
     assert len(SavedRun.read(tmp_path / "run.jsonl").history) > 0
     assert np.isfinite(list(SavedRun.read(tmp_path / "run.jsonl").start_norms.values())).all()
-
-
-def bare_optimizer(path: Path, **options: Any) -> tuple[nn.Module, ThermoAdamW]:
-    """A ThermoAdamW that no observer watches, with a record."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 24), nn.Tanh(), nn.Linear(24, 2))
-    model[0].bias.requires_grad_(False)
-    optimizer = ThermoAdamW(
-        model.named_parameters(), measure_every=10, ema_steps=50, sinks=[JSONLSink(path)], **options
-    )
-    return model, optimizer
-
-
-def run_steps(model: Callable[[Any], Any], optimizer: ThermoAdamW, count: int) -> None:
-    for _ in range(count):
-        x = torch.randn(16, 6)
-        optimizer.zero_grad()
-        (model(x) - x[:, :2]).square().mean().backward()
-        optimizer.step()
-
-
-def norms_of(model: nn.Module, prefix: str = "") -> dict[str, float]:
-    return {prefix + name: float(p.detach().double().square().sum()) for name, p in model.named_parameters()}
-
-
-def test_without_an_observer_the_start_is_that_before_the_first_step(tmp_path: Path) -> None:
-    """Decay takes 3 % of the weights at each step: by the first reading, at step 10, a quarter is gone."""
-    model, optimizer = bare_optimizer(tmp_path / "run.jsonl", lr=1e-2, weight_decay=3.0)
-    start = norms_of(model)
-    run_steps(model, optimizer, 45)
-    optimizer.sinks.flush()
-    run = SavedRun.read(tmp_path / "run.jsonl")
-    assert run.history.steps[0] == 10
-    assert run.start_norms == pytest.approx({name: start[name] for name in run.history.layer_names}, rel=1e-6)
-    assert (run.ema_steps, run.steps) == (50, 45)
-    assert run.matrices == {"0.weight", "2.weight"}
-    assert run.frozen == {"0.bias"}
-    assert run.skipped == optimizer.skipped
-
-
-def test_without_an_observer_the_start_lasts_through_checkpoints_and_new_groups(tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl"
-    model, optimizer = bare_optimizer(path, lr=1e-2, weight_decay=3.0)
-    start = norms_of(model)
-    run_steps(model, optimizer, 30)
-    saved, weights = optimizer.state_dict(), model.state_dict()
-    model, optimizer = bare_optimizer(path, lr=1e-2, weight_decay=3.0)
-    model.load_state_dict(weights)
-    optimizer.load_state_dict(saved)
-    added = nn.Linear(6, 2)
-    start |= norms_of(added, "added.")
-    names = [(f"added.{name}", p) for name, p in added.named_parameters()]
-    optimizer.add_param_group({"params": names, "name": "added"})
-    run_steps(lambda x: model(x) + added(x), optimizer, 30)
-    optimizer.sinks.flush()
-    run = SavedRun.read(path)
-    assert {"0.weight", "added.weight"} < set(run.history.layer_names)
-    assert run.start_norms == pytest.approx({name: start[name] for name in run.history.layer_names}, rel=1e-6)

@@ -34,7 +34,6 @@ from thermoopt.adamw.state import (
     apply_scales,
     carried,
     export_groups,
-    record_facts,
     saved_controller,
     set_layer_factors,
     start_norms,
@@ -94,7 +93,6 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         Loshchilov and Hutter, arXiv 1711.05101; entropy production as force times flux.
     """
 
-    _begun: int
     """Groups whose norms before the first step are in the record."""
 
     def __init__(
@@ -168,13 +166,6 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         )
         self._factors = FactorCache()
         self._factors_set: Mapping[str, float] | None = None
-        self._begun = 0  # groups of which a record need not be told how they start
-        self._sinks.introduce(self, ThermoAdamW._facts)
-
-    def _facts(self, settled: bool) -> dict[str, Any]:
-        """What a record should know of the run; counts only where what is on a device may be waited for."""
-        facts = record_facts(self.param_groups, self._ledger.meter.names, self.ema_steps)
-        return {**facts, "steps": self.steps, "skipped": self.skipped} if settled else facts
 
     def set_layer_factors(self, factors: Mapping[str, float]) -> None:
         """Let layers run at their own rate: ``lr_eff = lr * lr_scale * factor``.
@@ -224,9 +215,6 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             check_controllable(self.backend, self.controller)
         else:
             self._ledger.begin()
-            if self._sinks.keeps_records and self._begun < len(self.param_groups):
-                start_norms(self.param_groups[self._begun :])  # the first reading comes too late for them
-                self._begun = len(self.param_groups)
             self._control()
         rates = self._rates()
         dry = all(rate.maybe_zero for rate in rates)
@@ -330,7 +318,6 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         ledger.import_groups(saved)
         if ledger.run.step == 0:
             ledger.run.step = steps_taken(self.state)  # of a plain AdamW: go on counting where it stands
-        self._begun = len(self.param_groups) if ledger.run.step else 0
         if self._loop is not None:
             controller = saved_controller(saved)
             if controller is not None:

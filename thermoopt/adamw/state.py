@@ -13,7 +13,6 @@ from torch import Tensor
 
 from thermoopt.account import Ledger, as_leaf, follow_edit, is_exchange, plain_name
 from thermoopt.controllers import Controller, Scales
-from thermoopt.kernels import real_elements
 from thermoopt.tensors import follow_groups, root_mean_squares, same_members
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "apply_scales",
     "carried",
     "export_groups",
-    "record_facts",
     "saved_controller",
     "set_layer_factors",
     "start_norms",
@@ -254,27 +252,6 @@ def start_norms(groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[
     starts = [GroupState(group).start for group in groups]
     rms = [x for _, _, values in starts for x in values]
     return rms, [lr for lr, _, _ in starts], [wd for _, wd, _ in starts]
-
-
-def record_facts(
-    groups: Sequence[Mapping[str, Any]], names: Sequence[str], ema_steps: float
-) -> dict[str, Any]:
-    """Return what a record should know of the layers besides readings, as an observer tells it of its own.
-
-    Args:
-        groups: the parameter groups; norms at the start are those that :func:`start_norms` left there.
-        names: of the layers, in the order of the groups.
-        ema_steps: steps that the averages look back on.
-    """
-    layers = list(zip(names, (p for group in groups for p in group["params"]), strict=True))
-    rms = torch.cat([group[KEY]["start_rms"] for group in groups]).tolist()
-    known = [(name, p, start) for (name, p), start in zip(layers, rms, strict=True) if start >= 0]
-    return {
-        "ema_steps": ema_steps,
-        "start_norms": {name: start**2 * real_elements(p) for name, p, start in known},
-        "matrices": sorted(name for name, p in layers if p.ndim >= 2),
-        "frozen": sorted(name for name, p in layers if not p.requires_grad),
-    }
 
 
 def steps_taken(state: Mapping[Any, Any]) -> int:

@@ -47,13 +47,11 @@ class SavedRun:
         path: the file.
         history: its readings.
         losses: the recorded losses, which may be replaced by a fuller list.
-        start_norms: squared norm of each layer at the start; in the first reading where none
-            is on record.
+        start_norms: squared norm of each layer at the start; in its first reading where no observer wrote.
         skipped: number of steps that were due to be measured but entered no average, by cause.
-        frozen, bad_losses: layers not trained, losses not finite; empty and 0 where the record does not say;
-            losses that are not finite an observer alone counts.
+        frozen, bad_losses: layers not trained, losses not finite; empty and 0 where no observer wrote.
         notes: events: dicts with ``note`` (``action``, ``spike``, ``skip`` or a custom one) and ``step``.
-        facts: what else was written of the run: ``ema_steps``, ``steps`` taken, ``matrices``.
+        facts: what else an observer wrote of the run: ``ema_steps``, ``steps`` taken, ``matrices``.
     """
 
     path: Path
@@ -160,7 +158,7 @@ class SavedRun:
 
     @property
     def ema_steps(self) -> float | None:
-        """Steps that the averages look back on, None where the record does not say."""
+        """Steps that the averages look back on, None where no observer wrote."""
         return self.facts.get("ema_steps")
 
     @cached_property
@@ -170,7 +168,7 @@ class SavedRun:
 
     @cached_property
     def matrices(self) -> frozenset[str]:
-        """Layers of two or more dimensions; where the record does not say, all except norms and biases."""
+        """Layers of two or more dimensions; where no observer wrote, all except norms and biases."""
         if "matrices" in self.facts:
             return frozenset(self.facts["matrices"]).intersection(self.history.layer_names)
         return frozenset(

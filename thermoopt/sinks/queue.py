@@ -55,11 +55,6 @@ class SinkQueue:
         return bool(self._sinks)
 
     @property
-    def keeps_records(self) -> bool:
-        """Whether one of the sinks is a record of the run: they ask for facts (:meth:`introduce`)."""
-        return bool(self._files)
-
-    @property
     def unsent(self) -> int:
         """Number of readings that wait for a failed sink or to be written to a file."""
         return sum(len(queue) for queue in self._waiting) + sum(sink.unsent for sink in self._files)
