@@ -41,7 +41,7 @@ def readings(groups: int) -> list[Any]:
     torch.manual_seed(0)
     params = [(f"blocks.{i}.weight", torch.nn.Parameter(torch.randn(8, 8))) for i in range(LAYERS)]
     given = [{"params": params[i::groups], "name": f"group {i}"} for i in range(groups)]
-    optimizer = ThermoAdamW(given, lr=1e-3, measure_every=1, ema_steps=5)  # type: ignore[arg-type]
+    optimizer = ThermoAdamW(given, lr=1e-3, measure_every=1, ema_steps=5)
     for _, p in params:
         p.grad = torch.randn(8, 8)
     out = []

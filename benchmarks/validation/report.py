@@ -178,9 +178,9 @@ def _recorded(healthy: Sequence[Row], sick: Sequence[Row]) -> list[str]:
     for row in [*healthy, *sick]:
         kinds = [{k: v[0] for k, v in row[source].items()} for source in ("found", "recorded")]
         if kinds[0] != kinds[1]:
-            found = [", ".join(f"{k} {c}" for k, c in kind.items()) or "nothing" for kind in kinds]
+            named = [", ".join(f"{k} {c}" for k, c in kind.items()) or "nothing" for kind in kinds]
             differ.append(
-                f"{row['workload']} {row['what']} (seed {row['seed']}; history {found[0]}, record {found[1]})"
+                f"{row['workload']} {row['what']} (seed {row['seed']}; history {named[0]}, record {named[1]})"
             )
     words = "; ".join(differ) + "." if differ else "none."
     lines += ["", f"Runs whose findings differ between the two: {words}"]
