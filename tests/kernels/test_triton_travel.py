@@ -152,3 +152,14 @@ def test_the_probe_measures_the_same_with_and_without_it(sizes, monkeypatch):
     by_torch = run(lambda *_: None)
     for name in ("distance2", "work", "impulse"):
         np.testing.assert_allclose(getattr(by_kernel, name), getattr(by_torch, name), rtol=1e-5)
+
+
+def test_a_lazily_negated_gradient_is_not_read():
+    """Its memory holds the numbers with the other sign."""
+    params, rng = layers()
+    plan, params, _, _, impulse, _ = plan_of(params)
+    put_grads(params, rng)
+    params[0].grad = torch._neg_view(params[0].grad)
+    assert params[0].grad.is_contiguous()
+    assert not plan.push(np.ones(len(params)), KEEP, WORK, IMPULSE)
+    assert not impulse.any()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import operator
 import os
 from collections.abc import Sequence
 
@@ -12,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels.native_checks import CODES, PLAIN, same_layout, unreadable
+from thermoopt.kernels.native_checks import CODES, unreadable
 from thermoopt.kernels.native_library import LIBRARY
+from thermoopt.kernels.travel_layers import TravelLayers, are_views
 
 __all__ = ["TravelPlan"]
 
@@ -51,7 +51,7 @@ def _entry() -> ctypes._NamedFuncPointer | None:
 _FUNCTION = _entry()
 
 
-class TravelPlan:
+class TravelPlan(TravelLayers):
     """Tables for the samples of some layers of one dtype on CPU.
 
     Args:
@@ -70,17 +70,12 @@ class TravelPlan:
         impulse: Tensor,
         done: Tensor,
     ) -> None:
-        self._params, self._kept = list(params), (start, impulse, done)
-        self._addresses = list(map(_data_ptr, self._params))
-        self._strided = not all(map(_is_contiguous, self._params))
+        super().__init__(params, samples)
+        self._kept = start, impulse, done
         flat = [s if s.ndim == 2 else s[None] for s in samples]
-        self.params_at = np.array(self._addresses, np.int64)
-        self._offset = np.array(
-            [s.data_ptr() - a for s, a in zip(samples, self._addresses, strict=True)], np.int64
-        )
         sizes = np.array([s.numel() for s in samples], np.int64)
         self._tables: dict[str, NDArray] = {
-            "param": np.array([s.data_ptr() for s in samples], np.int64),
+            "param": self.params_at + self.offset,
             "grad": np.zeros(len(flat), np.int64),
             "rows": np.array([s.shape[0] for s in flat], np.int64),
             "width": np.array([s.shape[1] for s in flat], np.int64),
@@ -105,16 +100,8 @@ class TravelPlan:
         return (
             _FUNCTION is not None
             and all(p.dtype in CODES and unreadable("param", p) is None for p in params)
-            and all(
-                s.stride(-1) == 1 and s.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
-                for s, p in zip(samples, params, strict=True)
-            )
+            and are_views(samples, params)
         )
-
-    @property
-    def stands(self) -> bool:
-        """Whether the layers still lie where they were found."""
-        return self._addresses == list(map(_data_ptr, self._params))
 
     def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
         """Do nothing: no graph captures a step on CPU."""
@@ -146,14 +133,14 @@ class TravelPlan:
         if base is not None:
             return False
         if at is None:
-            at = self._found([p.grad for p in self._params])
+            at = self.grads_at()
             if at is None:
                 return False
         for x in (grad_scale, found_inf):
             if x is not None and (unreadable("scale", x) or x.dtype is not torch.float32):
                 return False
         tables, call = self._tables, self._call
-        np.add(at, self._offset, out=tables["grad"])
+        np.add(at, self.offset, out=tables["grad"])
         if not at.all():
             tables["grad"][at == 0] = 0
         tables["rate"][:] = rates
@@ -163,34 +150,3 @@ class TravelPlan:
         call.num_threads = 1 if self._small or os.getpid() != _PID else torch.get_num_threads()
         _FUNCTION(self._pointer)
         return True
-
-    def _found(self, grads: Sequence[Tensor | None]) -> NDArray[np.int64] | None:
-        """Return the gradients' addresses, 0 where there is none, or None if one cannot be read."""
-        found, params = [g for g in grads if g is not None], self._params
-        if len(found) < len(grads):
-            params = [p for g, p in zip(grads, self._params, strict=True) if g is not None]
-        if not self._can_read(found, params):
-            return None
-        return np.array([0 if g is None else _data_ptr(g) for g in grads], np.int64)
-
-    def _can_read(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
-        """Whether gradients are plain numbers that lie in memory as their parameters do."""
-        fine = (
-            PLAIN.issuperset(map(type, grads))
-            and all(map(_is_cpu, grads))
-            and {self._kept[0].dtype}.issuperset(map(_dtype, grads))
-            and {torch.strided}.issuperset(map(_layout, grads))
-            and not any(map(_is_neg, grads))
-        )
-        if fine and self._strided:
-            return all(map(same_layout, grads, params))
-        return (
-            fine and all(map(_is_contiguous, grads)) and list(map(_numel, grads)) == list(map(_numel, params))
-        )
-
-
-_data_ptr = torch._C.TensorBase.data_ptr
-_is_neg = torch._C.TensorBase.is_neg
-_is_contiguous = torch._C.TensorBase.is_contiguous
-_numel = torch._C.TensorBase.numel
-_is_cpu, _dtype, _layout = (operator.attrgetter(name) for name in ("is_cpu", "dtype", "layout"))

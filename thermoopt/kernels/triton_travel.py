@@ -8,7 +8,6 @@ tested with Triton's interpreter, and compiled for compute capability 8.0.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -18,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels.native_checks import PLAIN, same_layout
+from thermoopt.kernels.native_checks import PLAIN
+from thermoopt.kernels.travel_layers import TravelLayers, are_views
 from thermoopt.kernels.triton_checks import DTYPES
 from thermoopt.kernels.triton_kernels import IMPORT_ERROR, reduce_kernel
 from thermoopt.kernels.triton_tables import DeviceNumbers
@@ -36,7 +36,7 @@ REDUCE_BLOCK = 256
 """Partial sums added at a time."""
 
 
-class DeviceTravelPlan:
+class DeviceTravelPlan(TravelLayers):
     """Tables for the samples of some layers of one dtype on one device.
 
     Args:
@@ -55,14 +55,9 @@ class DeviceTravelPlan:
         impulse: Tensor | None,
         done: Tensor | None,
     ) -> None:
-        n, self._device = len(params), start.device
-        self._params, self._start, self._impulse, self._done = list(params), start, impulse, done
-        self._own = list(map(_data_ptr, self._params))
-        self.params_at = np.array(self._own, np.int64)
-        self._strided = not all(map(_is_contiguous, self._params))
+        super().__init__(params, samples)
+        n, self._start, self._impulse, self._done = len(params), start, impulse, done
         flat = [s if s.ndim == 2 else s[None] for s in samples]
-        offsets = [s.data_ptr() - a for s, a in zip(samples, self._own, strict=True)]
-        self._offset = np.array(offsets, np.int64)
         sizes = np.array([s.numel() for s in samples], np.int64)
         width, distance = np.array([(max(1, s.shape[1]), s.stride(0)) for s in flat], np.int64).T
         geometry = np.stack([sizes, width, distance, np.cumsum(sizes) - sizes])
@@ -74,7 +69,7 @@ class DeviceTravelPlan:
         self._first, self._last = self._there(last - counts), self._there(last)
         self._owner = self._there(owner.astype(np.int32))
         self._index = self._there((np.arange(self._chunks) - (last - counts)[owner]).astype(np.int32))
-        self._addresses = DeviceNumbers(2 * n, torch.int64, self._device, baked=True)
+        self._pointers = DeviceNumbers(2 * n, torch.int64, self._device, baked=True)
         self._rates = DeviceNumbers(n, torch.float64, self._device, baked=False)
         self._weights = DeviceNumbers(3, torch.float64, self._device, baked=False)
         self._partials = torch.zeros(2, self._chunks, dtype=torch.float64, device=self._device)
@@ -85,20 +80,10 @@ class DeviceTravelPlan:
     @staticmethod
     def takes(params: Sequence[Tensor], samples: Sequence[Tensor]) -> bool:
         """Whether the kernels can read these layers and their samples."""
-        return all(
-            type(p) in PLAIN
-            and p.dtype in DTYPES
-            and p.layout is torch.strided
-            and s.stride(-1) == 1
-            and s.numel() < 1 << 31
-            and s.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
+        return are_views(samples, params) and all(
+            type(p) in PLAIN and p.dtype in DTYPES and p.layout is torch.strided and s.numel() < 1 << 31
             for s, p in zip(samples, params, strict=True)
         )
-
-    @property
-    def stands(self) -> bool:
-        """Whether the layers still lie where they were found."""
-        return self._own == list(map(_data_ptr, self._params))
 
     def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
         """Let the next :meth:`push`, or replay of one, take these rates and weights."""
@@ -126,27 +111,26 @@ class DeviceTravelPlan:
             at: addresses of the gradients, ``[n]``, 0 where there is none, if they are checked already.
         """
         if at is None:
-            grads = [p.grad for p in self._params]
-            if not self._can_read(grads):
+            at = self.grads_at()
+            if at is None:
                 return False
-            at = np.array([0 if g is None else _data_ptr(g) for g in grads], np.int64)
-        found = np.where(at != 0, at + self._offset, 0)
-        self._addresses.send(np.concatenate([self.params_at + self._offset, found]))
+        found = np.where(at != 0, at + self.offset, 0)
+        self._pointers.send(np.concatenate([self.params_at + self.offset, found]))
         self.put(rates, keep, work, impulse)
         self._launch(self._near(grad_scale), self._near(found_inf), base)
         return True
 
     def measure(self) -> Tensor:
         """Return squared displacement and absolute impulse, ``[n, 2]``, float64, on the device."""
-        if self._addresses.sent is None:
-            own = self.params_at + self._offset
-            self._addresses.send(np.concatenate([own, np.zeros_like(own)]))
+        if self._pointers.sent is None:
+            own = self.params_at + self.offset
+            self._pointers.send(np.concatenate([own, np.zeros_like(own)]))
         n = len(self._params)
         out = torch.empty(n, 2, dtype=torch.float64, device=self._device)
         with self._on_device():
             if self._chunks:
                 distance_kernel[(self._chunks,)](
-                    self._addresses.tensor,
+                    self._pointers.tensor,
                     self._geometry,
                     self._owner,
                     self._index,
@@ -155,7 +139,7 @@ class DeviceTravelPlan:
                     self._partials,
                     n,
                     self._chunks,
-                    DTYPE=self._dtype(),
+                    DTYPE=self._triton_dtype(),
                     BLOCK=BLOCK,
                 )
             reduce_kernel[(n,)](
@@ -177,7 +161,7 @@ class DeviceTravelPlan:
         with self._on_device():
             if self._chunks:
                 force_kernel[(self._chunks,)](
-                    self._addresses.tensor,
+                    self._pointers.tensor,
                     self._geometry,
                     self._owner,
                     self._index,
@@ -191,7 +175,7 @@ class DeviceTravelPlan:
                     self._impulse,
                     self._partials,
                     len(self._params),
-                    DTYPE=self._dtype(),
+                    DTYPE=self._triton_dtype(),
                     BLOCK=BLOCK,
                     enable_fp_fusion=False,
                 )
@@ -206,34 +190,11 @@ class DeviceTravelPlan:
                 enable_fp_fusion=False,
             )
 
-    def _can_read(self, grads: Sequence[Tensor | None]) -> bool:
-        """Whether gradients are plain numbers that lie in memory as their parameters do."""
-        found, params = [g for g in grads if g is not None], self._params
-        if len(found) < len(grads):
-            params = [p for g, p in zip(grads, self._params, strict=True) if g is not None]
-        fine = (
-            PLAIN.issuperset(map(type, found))
-            and {self._device}.issuperset(map(_device, found))
-            and {self._start.dtype}.issuperset(map(_dtype, found))
-            and {torch.strided}.issuperset(map(_layout, found))
-        )
-        if fine and self._strided:
-            return all(map(same_layout, found, params))
-        return (
-            fine and all(map(_is_contiguous, found)) and list(map(_numel, found)) == list(map(_numel, params))
-        )
-
     def _near(self, x: Tensor | None) -> Tensor | None:
         return x if x is None else x.to(self._device, non_blocking=True)
 
-    def _dtype(self) -> Any:
+    def _triton_dtype(self) -> Any:
         return getattr(tl, str(self._start.dtype).removeprefix("torch."))
 
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
-
-
-_data_ptr = torch._C.TensorBase.data_ptr
-_is_contiguous = torch._C.TensorBase.is_contiguous
-_numel = torch._C.TensorBase.numel
-_device, _dtype, _layout = (operator.attrgetter(name) for name in ("device", "dtype", "layout"))

@@ -11,6 +11,14 @@ __all__ = ["distance_kernel", "force_kernel", "work_kernel"]
 
 
 @jit
+def _from_first(geometry, n, i, j):  # type: ignore[no-untyped-def]
+    """Elements from the first that is sampled of layer ``i`` to those that are the ``j``-th."""
+    width = tl.load(geometry + n + i).to(tl.int32)
+    row = j // width  # 32 bits: a division of 64 takes ten times as long
+    return row.to(tl.int64) * tl.load(geometry + 2 * n + i) + (j - row * width)
+
+
+@jit
 def force_kernel(  # type: ignore[no-untyped-def]
     addresses,
     geometry,
@@ -36,8 +44,6 @@ def force_kernel(  # type: ignore[no-untyped-def]
     chunk = tl.program_id(0)
     i = tl.load(chunk_tensor + chunk)
     size = tl.load(geometry + i).to(tl.int32)
-    width = tl.load(geometry + n + i).to(tl.int32)
-    distance = tl.load(geometry + 2 * n + i)
     place = tl.load(geometry + 3 * n + i)
     rate = tl.load(rates + i)
     if base is not None:
@@ -52,8 +58,7 @@ def force_kernel(  # type: ignore[no-untyped-def]
     if found_inf is not None:  # a skipped step has no elements: it keeps all and adds nothing
         size = tl.where(tl.load(found_inf) != 0, 0, size)
     ok = j < size
-    row = j // width  # 32 bits: a division of 64 takes ten times as long
-    there = row.to(tl.int64) * distance + (j - row * width)
+    there = _from_first(geometry, n, i, j)
     gradient = tl.load(addresses + n + i)
     p = tl.load(tl.load(addresses + i).to(tl.pointer_type(DTYPE)) + there, mask=ok, other=0.0)
     g = tl.load(gradient.to(tl.pointer_type(DTYPE)) + there, mask=ok & (gradient != 0), other=0.0)
@@ -111,13 +116,10 @@ def distance_kernel(  # type: ignore[no-untyped-def]
     chunk = tl.program_id(0)
     i = tl.load(chunk_tensor + chunk)
     size = tl.load(geometry + i).to(tl.int32)
-    width = tl.load(geometry + n + i).to(tl.int32)
-    distance = tl.load(geometry + 2 * n + i)
     place = tl.load(geometry + 3 * n + i)
     j = tl.load(chunk_index + chunk) * BLOCK + tl.arange(0, BLOCK)
     ok = j < size
-    row = j // width  # 32 bits: a division of 64 takes ten times as long
-    there = row.to(tl.int64) * distance + (j - row * width)
+    there = _from_first(geometry, n, i, j)
     p = tl.load(tl.load(addresses + i).to(tl.pointer_type(DTYPE)) + there, mask=ok, other=0.0)
     x0 = tl.load(start + place + j, mask=ok, other=0.0)
     away = p.to(tl.float32) - x0.to(tl.float32)
