@@ -10,9 +10,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from matplotlib.figure import Figure
+
 from tests.support.pictures import FakeHistory, losses, png_size, titles
 from thermoopt.plots import dashboard as plotting
 from thermoopt.plots.dashboard import LossCurve, plot_dashboard
+from thermoopt.plots.panels import finish
 
 
 def test_writes_a_picture_with_all_panels(tmp_path):
@@ -27,6 +30,16 @@ def test_writes_a_picture_with_all_panels(tmp_path):
         assert word in titles(figure)
     assert {"sigma", "d_eS", "d_iS_noise", "d_iS_momentum", "d_iS_wd", "r", "wd_balance"} <= history.asked
     assert {"gaussianity", "lr_eff", "angular_step"} <= history.asked
+
+
+@pytest.mark.parametrize("layout", [None, "constrained"])
+def test_a_figure_is_written_whatever_lays_it_out_and_keeps_its_layout(tmp_path, layout):
+    figure = Figure(layout=layout)
+    figure.subplots()
+    engine = figure.get_layout_engine()
+    finish(figure, None, tmp_path / "f.png")
+    assert png_size(tmp_path / "f.png") == (640, 480)
+    assert figure.get_layout_engine() is engine
 
 
 def test_reads_the_librarys_own_history():

@@ -88,10 +88,11 @@ def finish(figure: Figure, title: str | None, path: str | Path | None) -> Figure
     """Set a figure's title, write it if a path is given, and return it."""
     if title is not None:
         figure.suptitle(title, fontsize=15, fontweight="bold")
-    engine = figure.get_layout_engine()
-    if path is not None and engine is not None:
-        # laid out once here, savefig need not draw everything a first time only to lay it out
-        engine.execute(figure)
+    if path is not None:
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            # laid out once here, savefig need not draw everything a first time only to lay it out
+            engine.execute(figure)
         figure.set_layout_engine("none")
         figure.savefig(path)
         figure.set_layout_engine(engine)
