@@ -165,10 +165,9 @@ def _copy(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(key: str, value: object) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not isinstance(value, (int, float)) or not (number and math.isfinite(value) and value >= 0):
-        raise ValueError(f"{key} must hold finite numbers >= 0, got {value!r}")
-    return float(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf:
+        return float(value)
+    raise ValueError(f"{key} must hold finite numbers >= 0, got {value!r}")
 
 
 def _factors(row: Mapping[str, Any], key: str) -> float | list[float]:

@@ -93,8 +93,6 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         Loshchilov and Hutter, arXiv 1711.05101; entropy production as force times flux.
     """
 
-    """Groups whose norms before the first step are in the record."""
-
     def __init__(
         self,
         params: ParamsT,
