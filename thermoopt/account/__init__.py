@@ -1,4 +1,4 @@
-"""What the steps did, kept: averages, readings, the history of a run and its losses."""
+"""Keeps what the steps did: averages, readings, the history of a run and its losses."""
 
 from typing import TYPE_CHECKING
 

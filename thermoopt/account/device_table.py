@@ -1,4 +1,4 @@
-"""The running averages where the tensors live: steps are averaged there, the host reads what it records."""
+"""Running averages on the tensors' device: steps are averaged there; the host reads what it records."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Array = NDArray[np.float64]
 
 
 DEVICE_LAG = 1
-"""Steps by which a reading from a device is late, always the same: then runs repeat, and ranks that hold the
-same numbers decide alike."""
+"""Steps by which a reading from a device is late. It never varies, so that runs are repeatable and ranks that
+hold the same numbers decide alike."""
 
 
 def reading_lag(params: Sequence[Tensor]) -> int:
-    """Return by how many steps readings are handed over late: 0 for parameters on CPU, else 1.
+    """Return the number of steps by which readings are handed over late: 0 for parameters on CPU, else 1.
 
     On CPU the sums of a step are on the host when it ends. Those of sharded layers on CPU are waited for, so
     that a controlled run takes the same rates on any number of ranks.
@@ -52,7 +52,7 @@ class DeviceSums:
 
 @dataclass
 class FetchedTable:
-    """Averages on their way from a device as they were after a step, and the travel of that step."""
+    """Averages as they were after a step, in flight from a device, and the travel of that step."""
 
     step: int
     block: Fetch
@@ -67,12 +67,12 @@ class FetchedTable:
 class DeviceTable:
     """Averages and counters of a run on one device, as a meter keeps them on the host.
 
-    Nothing here waits for the device, and no operation but :meth:`fetch` and the constructor is left out of a
-    captured graph.
+    Only :attr:`steps` waits for the device. All operations but :meth:`fetch` and the constructor can be
+    captured in a graph.
 
     Args:
-        meter: what the averages go on from.
-        device: where they are to be; it must know float64.
+        meter: holds the averages to start from.
+        device: that keeps them; it must support float64.
 
     Attributes:
         table: ``[STATE_ROWS, n_layers]`` of a :class:`~thermoopt.account.meter.Meter`.
@@ -90,7 +90,7 @@ class DeviceTable:
 
     @property
     def steps(self) -> int:
-        """Steps counted, replays among them; waits for the device."""
+        """Number of steps counted, including replays; waits for the device."""
         return int(self.run[0])
 
     def count(self) -> None:
@@ -98,11 +98,11 @@ class DeviceTable:
         count(self.run)
 
     def skip(self, cause: str) -> None:
-        """Count a step that was to be measured and says nothing."""
+        """Count a measured step that moves no average."""
         self.run[3 + CAUSES.index(cause)].add_(1)
 
     def enter(self, done: DeviceSums) -> None:
-        """Average in the sums of the step counted last, unless they are of none."""
+        """Average in the sums of the last counted step, unless the kernel refuses them."""
         average_in(
             self.table,
             self.run,
@@ -114,10 +114,10 @@ class DeviceTable:
         )
 
     def fetch(self) -> Fetch:
-        """Ask for averages and counters as they are after the work launched so far."""
+        """Request averages and counters as they are after the work launched so far."""
         return Fetch(self._block if self.device.type == "cuda" else self._block.clone())
 
     @staticmethod
     def unpack(block: Array) -> tuple[Array, Array]:
-        """Return the counters ``[RUN]`` and the table ``[STATE_ROWS, n_layers]`` of what was fetched."""
+        """Split what was fetched into counters ``[RUN]`` and table ``[STATE_ROWS, n_layers]``."""
         return block[:RUN], block[RUN:].reshape(STATE_ROWS, -1)

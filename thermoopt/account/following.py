@@ -1,4 +1,4 @@
-"""Following parameter groups that were edited by hand: name and averages go where the tensor goes."""
+"""Follows parameter groups that were edited by hand: name and averages stay with the tensor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from thermoopt.tensors import WARM_UP, capturing, follow_layers
 __all__ = ["follow_edit", "is_exchange"]
 
 SHOWN = 5
-"""Names that a warning lists of each kind."""
+"""Number of names that a warning lists of each kind."""
 
 
 def follow_edit(
@@ -24,25 +24,25 @@ def follow_edit(
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[Tensor, str] | None = None,
 ) -> list[int | None]:
-    """Let a ledger know an optimizer's layers as they are after its groups were edited by hand.
+    """Update a ledger after an optimizer's groups were edited by hand.
 
-    A layer whose tensor is still there, or was exchanged for one of the same shape in its place
+    A layer whose tensor is still there, or was replaced by one of the same shape
     (:func:`thermoopt.tensors.follow_layers`), keeps its name and averages. Others start afresh.
 
     Args:
-        ledger: of the layers before.
-        before: the tensors of each group before.
+        ledger: of the former layers.
+        before: the former tensors of each group.
         groups: the parameter groups now.
         names: layer names by tensor, for groups that carry none.
 
     Returns:
-        The index of each layer before, None for a new one.
+        The former index of each layer, None for a new one.
 
     Raises:
         RuntimeError: while a CUDA graph is being captured.
 
     Warns:
-        RuntimeWarning: which layers are other tensors now, which are gone and which are new.
+        RuntimeWarning: naming the layers that have other tensors now, are gone, or are new.
     """
     if capturing():
         raise RuntimeError(WARM_UP)
@@ -65,7 +65,7 @@ def follow_edit(
 def is_exchange(
     before: Sequence[Sequence[Tensor]], groups: Sequence[Mapping[str, Any]], place: Sequence[int | None]
 ) -> bool:
-    """Whether groups that were edited hold the same layers in the same places, some on other tensors."""
+    """Whether edited groups hold the same layers in the same places, only some with other tensors."""
     same_sizes = [len(params) for params in before] == [len(group["params"]) for group in groups]
     return same_sizes and list(place) == list(range(len(place)))
 
@@ -76,7 +76,7 @@ def _names(
     old: Sequence[str],
     names: Mapping[Tensor, str],
 ) -> list[str]:
-    """Name every layer: as before, else as its group or ``names`` says, each name once."""
+    """Name every layer: as before, else as its group or ``names`` says, without duplicates."""
     out = [None if i is None else old[i] for i in place]
     taken, k = {name for name in out if name is not None}, 0
     for index, group in enumerate(groups):

@@ -23,17 +23,17 @@ __all__ = ["History", "HistoryLike", "plain_quantities", "reading_record"]
 Array = NDArray[np.float64]
 
 ROWS_PER_EMA = 5
-"""Readings recorded per ``ema_steps``: neighbouring rows then differ by a fifth of the average's memory,
-and recording costs a step nothing that matters even when every step is measured."""
+"""Readings recorded per ``ema_steps``: neighbouring rows then differ by a fifth of the average's memory, and
+the cost of recording is negligible even when every step is measured."""
 
 MAX_READINGS = 10_000
-"""Readings of groups and total kept: 2 MB a group."""
+"""Readings of groups and total to keep: 2 MB per group."""
 
 MAX_BYTES = 1 << 26
-"""Where many groups would make them larger than this, fewer are kept (from 34 groups on)."""
+"""With so many groups that they would exceed this (34 or more), fewer are kept."""
 
 MAX_LAYER_READINGS = 256
-"""Readings of all layers kept, the whole run at equal distance: more than a heat map has pixels for."""
+"""Readings of all layers to keep, evenly spaced over the run: more than a heat map has pixels for."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class HistoryLike(Protocol):
 
 
 class History:
-    """The last readings of groups and total, and of the layers a sample thinned over the whole run.
+    """The last readings of groups and total, and evenly spaced readings of the layers over the whole run.
 
-    Terms are kept, quantities are formed when asked for. When the layers' sample is full, every second
-    one is dropped and the distance between samples doubles.
+    Terms are kept; quantities are formed when asked for. When the layers' sample is full, every second
+    reading is dropped and the distance between samples doubles.
 
     Args:
         max_readings: readings of groups and total to keep.
@@ -97,9 +97,9 @@ class History:
     def __len__(self) -> int:
         return len(self._groups)
 
-    @np.errstate(over="ignore")  # of a run that diverges: infinite in float32
+    @np.errstate(over="ignore")  # a diverging run: infinite in float32
     def append(self, reading: Reading) -> None:
-        """Take in one reading."""
+        """Add a reading."""
         self._groups.append(_Row(reading.step, reading.group_names, reading.group_terms, reading.loss))
         room = min(self._max_readings, max(1, MAX_BYTES // reading.group_terms.nbytes))
         while len(self._groups) > room:
@@ -122,11 +122,11 @@ class History:
 
     @property
     def last_step(self) -> int:
-        """Optimizer step of the newest reading, 0 where there is none."""
+        """Optimizer step of the newest reading, 0 if there is none."""
         return self._groups[-1].step if self._groups else 0
 
     def put_losses(self, steps: NDArray[np.int64], values: Array) -> None:
-        """Give every reading the last loss at or before its step; one from before them all keeps its own.
+        """Give every reading the last loss at or before its step; a reading before all of them keeps its own.
 
         A reading is recorded when its step ends, and the loss of that step is often reported later.
 
@@ -148,7 +148,7 @@ class History:
 
     @property
     def losses(self) -> Array:
-        """Loss of the readings kept, ``[n]``, NaN where none was reported."""
+        """Losses of the readings kept, ``[n]``, NaN where none was reported."""
         return np.array([math.nan if row.loss is None else row.loss for row in self._groups])
 
     @property
@@ -196,13 +196,13 @@ class History:
         return out
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """One plain dict a reading, as JSONL holds them (:func:`reading_record`)."""
+        """Yield each reading as a plain dict, as in JSONL files (:func:`reading_record`)."""
         layers = {row.step: row for row in self._layers}
         for row in self._groups:
             yield _record(row.step, row, layers.get(row.step))
 
     def export_jsonl(self, path: str | Path) -> None:
-        """Write one JSON object a line: step, loss, total, groups, and layers where kept; NaN as null."""
+        """Write one JSON object per line: step, loss, total, groups, and layers if kept; NaN as null."""
         with Path(path).open("w", encoding="utf-8") as file:
             for record in self.records():
                 file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -225,8 +225,8 @@ class History:
 def reading_record(reading: Reading, layers: bool = True) -> dict[str, Any]:
     """Turn a reading into a plain dict for JSON.
 
-    ``step``, ``loss`` (null where none was reported), ``total``, ``groups`` by name, ``skipped``, and
-    ``layers`` by name if asked for.
+    It has ``step``, ``loss`` (None if none was reported), ``total``, ``groups`` by name, ``skipped`` and, if
+    asked for, ``layers`` by name.
     """
     kept = np.where(reading.seen, reading.terms, np.nan)
     record = _record(
@@ -238,7 +238,7 @@ def reading_record(reading: Reading, layers: bool = True) -> dict[str, Any]:
 
 
 def plain_quantities(terms: Array) -> dict[str, float | None]:
-    """Quantities of one set of terms for JSON: what is undefined or infinite becomes None."""
+    """Return the quantities of one set of terms for JSON: undefined and infinite ones become None."""
     values = vars(Quantities.of(terms))
     return {k: v if math.isfinite(v) else None for k, v in values.items()}
 

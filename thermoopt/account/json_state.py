@@ -1,4 +1,4 @@
-"""Nested state as one leaf: distributed checkpoints take dicts apart, and load what a fresh state has."""
+"""Nested state as one leaf: distributed checkpoints take dicts apart and load only keys of a fresh state."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["as_leaf", "from_leaf"]
 
 
 def as_leaf(state: Any) -> str:
-    """Return plain data as JSON, with NaN and infinity as Python writes them; floats keep every bit."""
+    """Return plain data as JSON, with NaN and infinity as Python writes them; floats keep all their bits."""
     return json.dumps(state)
 
 
 def from_leaf(saved: Any) -> Any:
-    """Return what :func:`as_leaf` was given; what is no string is returned as it is."""
+    """Undo :func:`as_leaf`; anything but a string is returned unchanged."""
     return json.loads(saved) if isinstance(saved, str) else saved

@@ -24,36 +24,36 @@ __all__ = ["Ledger", "ReadingSink"]
 
 
 class ReadingSink(Protocol):
-    """What a ledger hands recorded readings to."""
+    """Receives a ledger's recorded readings."""
 
     def write(self, reading: Reading) -> None:
-        """Take one."""
+        """Take a reading."""
 
 
 class Ledger:
-    """What the steps of an optimizer did, from the sums of a step to the readings recorded.
+    """What the steps of an optimizer did, from the sums of a step to recorded readings.
 
     Averages are kept on the host (:class:`~thermoopt.account.meter.Meter`) or beside the tensors
-    (:class:`~thermoopt.account.device_table.DeviceTable`), from where they are fetched for a reading that is
-    recorded or asked for.
+    (:class:`~thermoopt.account.device_table.DeviceTable`), from where they are fetched when a reading is
+    recorded or requested.
 
     Args:
         ema_steps: length of the average in steps.
         sinks: gets every recorded reading; None keeps them here.
         record_every: least number of steps between two recorded readings; None is a fifth of ``ema_steps``.
-        history: goes on with this one.
+        history: a history to continue; None begins one.
         unavailable: sums that the optimizer does not have (:class:`~thermoopt.account.meter.Meter`).
-        complete: adds to a reading, before it is recorded, what the sums do not hold.
+        complete: adds to a reading, before it is recorded, what its sums do not contain.
         on_record: called with every recorded reading and the travel of its step.
         on_unbegun: called when the only step so far turned out to be a checkpoint library's dry step.
-        on_missed: called with the number of replays of a captured step that nobody had announced.
+        on_missed: called with the number of replays of a captured step that were not announced.
 
     Attributes:
         meter: averages and counters on the host.
         table: those on the device, or None.
         record_every: as above.
         kept_names: names of layers of groups that were edited by hand.
-        lag: by how many steps readings are handed over late (:func:`reading_lag`).
+        lag: number of steps by which readings are handed over late (:func:`reading_lag`).
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Ledger:
         self.reset(unavailable)
 
     def reset(self, unavailable: Collection[Sum] = ()) -> None:
-        """Begin anew with no layers and no steps; history and sinks stay."""
+        """Start over without layers and steps; history and sinks stay."""
         self.meter = Meter(self.ema_steps, unavailable)
         self.table: DeviceTable | None = None
         self.lag = 0
@@ -92,30 +92,30 @@ class Ledger:
         self._expected: Callable[[], PendingTravel | None] | None = None
 
     def add_group(self, group: Mapping[str, Any], names: Mapping[Tensor, str] | None = None) -> None:
-        """Take in the layers of one more parameter group (:func:`~thermoopt.account.add_to_meter`)."""
+        """Add the layers of one more parameter group (:func:`~thermoopt.account.add_to_meter`)."""
         self.to_host()
         add_to_meter(self.meter, group, names, self.kept_names)
 
     def forget_layers(self) -> None:
-        """Hold no layers and no reading of any; the run goes on."""
+        """Drop all layers and their readings; the run goes on."""
         self.meter.forget_layers()
         for readings in (self._recorded, self._fresh):
             readings.clear()
         self.meter.run.unseen, self._asked = 0, self.meter.run.recorded
 
     def follow(self, params: Sequence[Tensor]) -> None:
-        """Let these be the layers' tensors: they tell how late readings are and which ranks share them."""
+        """Set the layers' tensors, which decide how late readings are and which ranks share them."""
         self.lag = reading_lag(params)
         self._sharding = Sharding(params)
 
     @property
     def sharding(self) -> Sharding:
-        """Which ranks the sums of each layer come from."""
+        """The ranks that the sums of each layer come from."""
         assert self._sharding is not None
         return self._sharding
 
     def keep_on(self, device: torch.device | None) -> None:
-        """Let averages be kept on a device from now on, or on the host (None).
+        """Keep averages on a device from now on, or on the host (None).
 
         Raises:
             RuntimeError: if they would have to move while a CUDA graph is being captured.
@@ -129,7 +129,7 @@ class Ledger:
             self.table = DeviceTable(self.meter, device)
 
     def to_host(self) -> None:
-        """Bring averages to the host, waiting for all that is under way."""
+        """Bring averages to the host, waiting for everything in flight."""
         self.settle()
         self.table = None
 
@@ -140,7 +140,7 @@ class Ledger:
 
     @property
     def steps(self) -> int:
-        """Steps taken; after a graph was captured the device is asked, which counts its replays."""
+        """Number of steps taken. After a capture it waits for the device, which counts the replays."""
         if self._replayed:
             self.settle()
         return self.meter.run.step
@@ -151,11 +151,11 @@ class Ledger:
         return last == 0 or step - last >= self.record_every
 
     def enter(self, done: Done, travel: PendingTravel | None = None, *, maybe_dry: bool = False) -> None:
-        """Count a step and take in what is left of it.
+        """Count a step and enter what is left of it.
 
         Args:
             done: see :data:`Done`. A step known to be dry is not counted.
-            travel: the sums that a controller named, of the same step.
+            travel: the sums that a controller needs, of the same step.
             maybe_dry: every lr is 0: a checkpoint library may have taken the step.
         """
         if self.table is not None and capturing():
@@ -210,15 +210,15 @@ class Ledger:
         return self._replayed
 
     def expect_replay(self, travel: Callable[[], PendingTravel | None]) -> None:
-        """Let the next thing that happens be a replay of a captured step.
+        """Announce a replay of a captured step.
 
         Args:
-            travel: called after the replay where its reading is due; gives the sums that a controller named.
+            travel: called after the replay if its reading is due; returns the sums that a controller needs.
         """
         self._expected = travel
 
     def _book_replay(self) -> None:
-        """Count the replay that was expected, and ask for its reading where that is due."""
+        """Count the announced replay, and request its reading if that is due."""
         if self._expected is None:
             return
         travel, self._expected = self._expected, None
@@ -227,12 +227,12 @@ class Ledger:
             self._ask(True, travel())
 
     def begin(self) -> None:
-        """Take in, before a step, what has arrived."""
+        """Enter what has arrived, before a step."""
         self._book_replay()
         self.collect()
 
     def _ask(self, record: bool, travel: PendingTravel | None) -> None:
-        """Ask for the averages of the step just taken."""
+        """Request the averages of the step just taken."""
         assert self.table is not None
         step = self.meter.run.step
         self._queue.append(FetchedTable(step, self.table.fetch(), record, travel))
@@ -240,17 +240,17 @@ class Ledger:
             self._asked = step
 
     def collect(self, wait: bool = False) -> None:
-        """Take in what has arrived; with ``wait``, or of more than :data:`MAX_PENDING`, what is under way."""
+        """Enter what has arrived; with ``wait``, or beyond :data:`MAX_PENDING`, also what is in flight."""
         while self._queue and (wait or self._queue[0].ready() or len(self._queue) > MAX_PENDING):
             self._arrive()
 
     def collect_before(self, step: int) -> None:
-        """Take in, waiting for them, all steps before one."""
+        """Enter all steps before this one, waiting for them."""
         while self._queue and self._queue[0].step < step:
             self._arrive()
 
     def settle(self) -> None:
-        """Bring the host up to the last step, waiting for what is under way."""
+        """Bring the host up to the last step, waiting for everything in flight."""
         self.collect(wait=True)
         if self._expected is not None and self.table is not None and self.table.steps > self.meter.run.step:
             self._book_replay()
@@ -270,7 +270,7 @@ class Ledger:
         self._book(cause, came.step, came.travel)
 
     def _book(self, cause: str | None, step: int, travel: PendingTravel | None) -> None:
-        """Book a measured step: its averages have moved, or did not for a cause."""
+        """Book a measured step whose averages have moved, or have not for the given cause."""
         if cause is not None:
             self.meter.skip(cause)
             if cause == "dry":  # no step: take back its count
@@ -301,7 +301,7 @@ class Ledger:
             self._on_unbegun()
         if came.record and last == taken > run.recorded:
             self._record(taken, came.travel)
-        # one that was skipped is asked for again
+        # a skipped one is requested again
         self._asked = max([run.recorded, *(other.step for other in later if other.record)])
 
     def _record(self, step: int, travel: PendingTravel | None) -> None:
@@ -322,12 +322,12 @@ class Ledger:
 
     @property
     def reading(self) -> Reading | None:
-        """The last completed reading, or None before the first. Waits for what is under way."""
+        """The last completed reading, or None before the first. Waits for everything in flight."""
         self.settle()
         return self.meter.reading
 
     def newest_reading(self) -> Reading | None:
-        """Return the last reading that has arrived, waiting for nothing; ask for a newer one on a device."""
+        """Return the last reading that has arrived, without waiting; request a newer one from a device."""
         if self.table is not None and self._stale and not self._queue and not capturing():
             self._ask(False, None)
         self.collect()
@@ -343,9 +343,9 @@ class Ledger:
         return next((r for r in reversed(self._recorded) if r.step + lag <= steps), None)
 
     def fresh_reading(self) -> Reading | None:
-        """Return the newest recorded reading that is :attr:`lag` steps old if it was not handed over yet.
+        """Return the newest recorded reading that is at least :attr:`lag` steps old, if not yet handed over.
 
-        It is waited for: then runs repeat, and ranks decide alike.
+        It is waited for, so that runs are repeatable and ranks decide alike.
         """
         steps = self.meter.run.step
         self.collect_before(steps + 1 - self.lag)
@@ -370,7 +370,7 @@ class Ledger:
     # ---------------------------------------------------------------- state
 
     def restart(self, unavailable: Collection[Sum] = ()) -> None:
-        """Begin averages anew with no layers; the run's counters go on."""
+        """Start averages over without layers; the run's counters go on."""
         self.to_host()
         run = self.meter.run
         self.reset(unavailable)
@@ -383,7 +383,7 @@ class Ledger:
         return [self.meter.export_group(i) for i in range(len(self.meter.group_names))]
 
     def import_groups(self, saved: Sequence[Mapping[str, object]]) -> None:
-        """Take up what :meth:`export_groups` gave; groups must have been added, and nothing be under way."""
+        """Restore what :meth:`export_groups` returned, after groups were added and with nothing in flight."""
         for i, group in enumerate(saved):
             self.meter.import_group(i, group)
         if self.meter.run.unseen and self.meter.reading is not None:

@@ -1,4 +1,4 @@
-"""What a ledger shows to users of whoever keeps it."""
+"""What a class that keeps a ledger shows of it to users."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class LedgerView:
 
     @property
     def kept_names(self) -> dict[Tensor, str]:
-        """Names of layers by tensor where groups were edited by hand: they stay what they were."""
+        """Layer names by tensor after groups were edited by hand: names do not change."""
         return self._ledger.kept_names
 
     def newest_reading(self) -> Reading | None:
-        """Return the last reading whose sums have arrived: as :attr:`reading`, and waits for nothing."""
+        """Return the last reading whose sums have arrived: like :attr:`reading`, but without waiting."""
         return self._ledger.newest_reading()
 
     def late_reading(self, lag: int) -> Reading | None:
@@ -44,7 +44,7 @@ class LedgerView:
 
     @property
     def record_every(self) -> int:
-        """Steps between two readings that go to history, sinks and controller, at least."""
+        """Least number of steps between readings that go to history, sinks and controller."""
         return self._ledger.record_every
 
     @property

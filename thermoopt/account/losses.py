@@ -1,4 +1,4 @@
-"""Losses that were reported: the last one, and a bounded curve of all."""
+"""The reported losses: the last one, and a bounded curve of all."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from thermoopt.tensors import Fetch
 __all__ = ["Losses", "as_loss"]
 
 MAX_LOSSES = 10_000
-"""Losses kept, as many as a history keeps readings: more than a picture has pixels for."""
+"""Losses to keep, as many as a history keeps readings: more than a picture has pixels for."""
 
 
 class Losses:
-    """Losses by optimizer step, the whole run at equal distance.
+    """Losses by optimizer step, evenly spaced over the whole run.
 
-    When full, every second one is dropped and the distance doubles, as a history does with layers. A loss on
-    a device is not waited for; one that is not finite is counted and not kept. Of several losses reported
-    for one step the last one counts.
+    When full, every second loss is dropped and the distance doubles, as with the layers of a history. A loss
+    on a device is not waited for; a loss that is not finite is counted but not kept. If several losses are
+    reported for one step, the last one counts.
 
     Args:
         max_losses: losses to keep, at least 2.
@@ -48,7 +48,7 @@ class Losses:
         self.bad = 0
 
     def report(self, step: int, loss: object) -> None:
-        """Take in the loss of a step.
+        """Record the loss of a step.
 
         Raises:
             TypeError, ValueError: unless it is a number or a floating tensor with one element.
@@ -57,7 +57,7 @@ class Losses:
         self.settle(wait=False)
 
     def settle(self, wait: bool) -> None:
-        """Take up the losses that have arrived; with ``wait``, all that are on the way."""
+        """Record the losses that have arrived; with ``wait``, all that are in flight."""
         while self._coming and (wait or self._coming[0][1].ready() or len(self._coming) > MAX_PENDING):
             step, fetch = self._coming.popleft()
             self._take(step, float(fetch.numpy()))
@@ -81,7 +81,7 @@ class Losses:
         self._count += 1
 
     def rewind(self, step: int, last: float | None, bad: int) -> None:
-        """Forget losses after ``step``: a checkpoint was loaded, of which ``last`` and ``bad`` are."""
+        """Forget losses after ``step``: a checkpoint was loaded, which has these ``last`` and ``bad``."""
         self._coming.clear()
         self._curve = [point for point in self._curve if point[0] <= step]
         self._count = len(self._curve) * self._stride
@@ -108,7 +108,7 @@ def as_loss(loss: object, name: str = "loss") -> Tensor:
 
     Args:
         loss: a number or a floating tensor with one element.
-        name: what to call it in errors.
+        name: for error messages.
 
     Raises:
         TypeError, ValueError: if it is neither.

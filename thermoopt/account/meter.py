@@ -1,4 +1,4 @@
-"""Averages of sums over steps, and the reading they give: plain floats per layer, per group, in total."""
+"""Averages of sums over steps, and the reading formed from them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunState:
         step: optimizer steps taken.
         readings: steps averaged in.
         recorded: step of the last reading that went to history, sinks and controller.
-        unseen: 1 while the controller has not been shown that reading.
+        unseen: 1 as long as the controller has not seen that reading.
         skipped: measured steps that moved nothing, by cause.
     """
 
@@ -52,12 +52,12 @@ class Meter:
     :math:`X \leftarrow qX + (1-q)x` with :math:`q = (1-1/\mathrm{ema\_steps})^\Delta`; a weight
     started at 0 goes the same way and divides it (no bias at the start, nothing undefined in between).
     ``ema_steps=1`` gives the raw step. A layer without a gradient keeps its averages, but is left out of
-    readings (not ``seen``) once it had none for longer than ``ema_steps``: what it did then is over.
+    readings (not ``seen``) once it has had none for longer than ``ema_steps``: they are out of date.
 
     Args:
         ema_steps: length of the average, in optimizer steps, at least 1.
-        unavailable: sums that an optimizer without Adam's moments does not have. What is handed over for
-            them does not count, and every quantity that needs one of them is NaN in the reading.
+        unavailable: sums that an optimizer without Adam's moments does not have. Values given for them
+            are ignored, and every quantity that needs one of them is NaN in the reading.
     """
 
     def __init__(self, ema_steps: float, unavailable: Collection[Sum] = ()) -> None:
@@ -74,10 +74,10 @@ class Meter:
         self._everything: NDArray[np.int64] | None = None
 
     def add_group(self, name: str, layers: Sequence[str], numel: Sequence[int]) -> None:
-        """Take in the layers of one more parameter group.
+        """Add the layers of one more parameter group.
 
-        A name that is taken, or ``"total"``, gets the group's index behind it: records hold the total
-        beside the groups.
+        The group's index is appended to a name that is taken, and to ``"total"``, which records use for the
+        sum over groups.
         """
         while name == "total" or name in self.group_names:
             name = f"{name}.{len(self.group_names)}"
@@ -89,14 +89,14 @@ class Meter:
         self._latest = self._everything = None
 
     def forget_layers(self) -> None:
-        """Hold no layers; the run's counters stay."""
+        """Drop all layers; the run's counters stay."""
         self.names = self.group_names = ()
         self.group_of, self.numel = np.zeros(0, dtype=np.int64), np.zeros(0)
         self._state = np.zeros((STATE_ROWS, 0))
         self._latest = self._everything = None
 
     def put_layers(self, averages: Array, before: Sequence[int | None]) -> None:
-        """Take the layers' averages out of those before: layer i's were column ``before[i]``, None begins."""
+        """Take over averages: those of layer i are column ``before[i]``, or start afresh if that is None."""
         for i, column in enumerate(before):
             if column is not None:
                 self._state[:, i] = averages[:, column]
@@ -105,14 +105,14 @@ class Meter:
         self._latest = None
 
     def skip(self, cause: str) -> None:
-        """Count a step that was to be measured and moves no average."""
+        """Count a measured step that moves no average."""
         self.run.skipped[cause] += 1
         self._latest = None
 
     def update(
         self, step: int, index: NDArray[np.int64], sums: Array, t: Array, constants: Mapping[str, Array]
     ) -> str | None:
-        """Average one step's sums in; refuse the step whole when one of them is not finite.
+        """Average in the sums of a step, or none of them if one is not finite.
 
         Args:
             step: the optimizer step measured.
@@ -128,7 +128,7 @@ class Meter:
             return "nonfinite"
         if not constants["lr"].any() and not sums[Sum.GG].any():
             return "dry"
-        # a kernel hands over the same index array step by step
+        # a kernel passes the same index array at every step
         everything = index is self._everything or np.array_equal(index, np.arange(len(self.names)))
         if everything:
             self._everything = index
@@ -155,7 +155,7 @@ class Meter:
 
     @property
     def reading(self) -> Reading | None:
-        """The account up to the last step measured; None before the first."""
+        """The reading of the last measured step; None before the first."""
         if self.run.readings == 0:
             return None
         if self._latest is None:
@@ -188,9 +188,9 @@ class Meter:
         return self._state
 
     def pack(self) -> tuple[Array, Array, NDArray[np.bool_] | None]:
-        """Return averages, counters as a device keeps them, and which columns are not available.
+        """Return averages, counters in a device's layout, and which columns are not available.
 
-        Counters, ``[8]``: step, readings, last step taken in, skipped steps by cause, what an average keeps.
+        Counters, ``[8]``: step, readings, last step averaged in, skipped steps by cause, :attr:`keep`.
         """
         last = self._state[COLUMNS + 2].max(initial=0.0)
         skipped = [self.run.skipped[cause] for cause in SKIP_CAUSES]
@@ -198,7 +198,7 @@ class Meter:
         return self._state, run, self._missing
 
     def unpack(self, state: Array, run: Array) -> None:
-        """Take over averages and counters from a device; the step is the caller's to count."""
+        """Take over averages and counters from a device; the caller counts the step."""
         self._state[:] = state
         self.run.readings = int(run[1])
         for cause, n in zip(SKIP_CAUSES, run[3:], strict=False):
@@ -206,18 +206,18 @@ class Meter:
         self._latest = None
 
     def export_group(self, group: int) -> dict[str, int | Tensor]:
-        """Everything needed to go on, as plain ints and one float64 tensor ``[STATE_ROWS, n]``."""
+        """Return all that is needed to go on: plain ints and one float64 tensor ``[STATE_ROWS, n]``."""
         counts: dict[str, int | Tensor] = {f"skipped_{c}": n for c, n in self.run.skipped.items()}
         rows = torch.from_numpy(self._state[:, self.group_of == group].copy())
         run = {key: getattr(self.run, key) for key in _COUNTERS}
         return {**run, "meter": rows, **counts}
 
     def import_group(self, group: int, saved: Mapping[str, object]) -> None:
-        """Take up what :meth:`export_group` gave.
+        """Restore what :meth:`export_group` returned.
 
-        Averages may come as nested lists, too. Keys of an older checkpoint may be missing, and its averages
-        may have another layout: they start afresh, the second with a warning. Counters belong to the run, so
-        the largest of all groups counts (a group added in mid-run knows fewer steps).
+        Averages may also be nested lists. If an older checkpoint lacks them, or has them in another layout
+        (which is warned about), they start afresh. Counters belong to the run, so the largest of all groups
+        counts: a group added in mid-run has seen fewer steps.
         """
         self._latest = None
         rows = saved.get("meter")

@@ -1,4 +1,4 @@
-"""The layers of a parameter group: what they are called and how large they are."""
+"""Names and sizes of the layers of a parameter group."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from thermoopt.kernels import real_elements
 __all__ = ["add_to_meter", "layer_names", "plain_name", "with_plain_names"]
 
 _FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
-"""What FSDP1 puts into the names of parameters that are this rank's parts."""
+"""What FSDP1 adds to the names of parameters, of which each rank holds a part."""
 
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that torch.compile, FSDP1 and activation checkpointing put in, anywhere."""
+"""Parts that torch.compile, FSDP1 and activation checkpointing add anywhere in a name."""
 
 _AT_THE_FRONT = "module"
-"""What DDP puts in front; further inside it may be a model's own word."""
+"""What DDP adds in front; elsewhere it may be the model's own word."""
 
 
 def plain_name(name: str) -> str:
-    """Return a name of a parameter or module without what wrappers put into it.
+    """Return the name of a parameter or module without the parts that wrappers add.
 
     ``"module._orig_mod.layers.0.weight"`` is ``"layers.0.weight"``.
     """
@@ -37,7 +37,7 @@ def plain_name(name: str) -> str:
 
 
 def with_plain_names(saved: Any) -> Any:
-    """Return saved plain data with :func:`plain_name` for its strings, unless that name is there beside."""
+    """Return saved plain data with :func:`plain_name` applied to strings, unless that name exists as well."""
     if isinstance(saved, str):
         return plain_name(saved)
     if isinstance(saved, Mapping):
@@ -53,7 +53,7 @@ def with_plain_names(saved: Any) -> Any:
 
 
 def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
-    """Names of a group's layers: those given, one a tensor, else ``group{i}.{j}``."""
+    """Return the names of a group's layers: one given per tensor, else ``group{i}.{j}``."""
     names, n = group.get("param_names"), len(group["params"])
     return list(names) if names and len(names) == n else [f"group{index}.{j}" for j in range(n)]
 
@@ -64,13 +64,13 @@ def add_to_meter(
     names: Mapping[Tensor, str] | None = None,
     kept: Mapping[Tensor, str] | None = None,
 ) -> None:
-    """Take in a group's layers: named by the group, else by ``names``, else by position, each name once.
+    """Add a group's layers, named by the group, else by ``names``, else by position, without duplicates.
 
-    ``kept`` comes before all of them: names of layers of groups that were edited by hand. Names go without
-    the parts that wrappers put in, where that does not make two of them the same.
+    ``kept``, the names of layers whose groups were edited by hand, takes precedence over all of them. Parts
+    that wrappers add are removed, unless that would make two names the same.
 
     Warns:
-        RuntimeWarning: if names are those of FSDP1, whose parameters do not tell that they are parts.
+        RuntimeWarning: if names are those of FSDP1, whose parameters do not reveal that they are parts.
     """
     index, params = len(meter.group_names), group["params"]
     given = layer_names(index, group)

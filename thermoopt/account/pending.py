@@ -1,4 +1,4 @@
-"""Sums of a measured step on their way to the host: asked for at once, waited for only when needed."""
+"""Sums of a measured step on their way to the host: requested at once, waited for only when needed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["MAX_PENDING", "Averaged", "Done", "PendingSums"]
 Array = NDArray[np.float64]
 
 MAX_PENDING = 8
-"""Measured steps whose sums may still be on the way from a device before a step waits for the oldest."""
+"""Number of measured steps whose sums may be in flight from a device before a step waits for the oldest."""
 
 
 @dataclass
 class PendingSums:
-    """The sums of one measured step, part of them perhaps still on a device.
+    """The sums of one measured step, some of them perhaps still on a device.
 
     Attributes:
         index: ``[k]`` layers measured, in the order of all columns below.
@@ -39,8 +39,8 @@ class PendingSums:
         found_inf: a fused GradScaler's flag, if there was one.
         raw: columns whose sums are of raw moments and still need their bias corrections.
         step: number of the step.
-        travel: sums that a controller named.
-        shared: the sums of all ranks, where layers are sharded.
+        travel: sums that a controller needs.
+        shared: the sums of all ranks, if layers are sharded.
     """
 
     index: NDArray[np.int64]
@@ -60,16 +60,16 @@ class PendingSums:
 
     @classmethod
     def of(cls, index: Sequence[int] | NDArray[np.int64]) -> PendingSums:
-        """Return an empty account of the given layers."""
+        """Return sums of zero for the given layers."""
         k = len(index)
         lr, wd, beta1, beta2, t = np.zeros((5, k))
         layers = np.asarray(index, dtype=np.int64)
         return cls(layers, lr, wd, beta1, beta2, t, sums=np.zeros((len(Sum), k)))
 
     def add_up(self, sharding: Sharding) -> None:
-        """Start adding up the sums with those of the other ranks, in one batch with ``travel``.
+        """Start the all-reduce of the sums, in one message with ``travel``.
 
-        Every rank that shares a layer must do so in every measured step, whatever it has to say.
+        Every rank that shares a layer must do so in every measured step, even if it has measured nothing.
         """
         layers, device = len(sharding.shards), sharding.device
         rows = torch.zeros(layers, _WIDTH, dtype=torch.float64, device=device)
@@ -99,7 +99,7 @@ class PendingSums:
         return torch.where(raw[:, None], out * _corrections(t, *betas).T, out)
 
     def on_device(self, device: torch.device) -> DeviceSums:
-        """Return the account as numbers on a device, without waiting for it."""
+        """Return the sums as numbers on a device, without waiting for it."""
         rows = np.stack([self.lr, self.wd, self.beta1, self.beta2, self.t])
         constants = send(rows, device)
         for array, columns, fetch in self.late:
@@ -121,7 +121,7 @@ class PendingSums:
         return all(fetch.ready() for fetch in fetches)
 
     def skip_cause(self) -> str | None:
-        """Why the step says nothing before its sums are looked at, or None; waits for other ranks."""
+        """Return why to skip this step (no gradients, infinity found), or None. Waits for the all-reduce."""
         if self.shared is not None:
             found_inf = self._take_shared(self.shared)
             self.shared = None
@@ -132,9 +132,9 @@ class PendingSums:
         return "found_inf" if found_inf else None
 
     def _take_shared(self, shared: _Shared) -> bool:
-        """Put the sums of all ranks in the place of this one's; return whether one of them found an infinity.
+        """Replace this rank's sums by those of all ranks; return whether one of them found an infinity.
 
-        A layer that not all of its shards have a gradient of is left out.
+        A layer is left out if some rank that holds a shard of it has no gradient for it.
         """
         try:
             rows = shared.rows.numpy()
@@ -155,7 +155,7 @@ class PendingSums:
         return bool(rows[:, _FOUND_INF].any())
 
     def _settle(self) -> None:
-        """Put constants that were late in their places."""
+        """Put constants that arrived late in their places."""
         for array, columns, fetch in self.late:
             array[columns] = fetch.numpy()
         self.late.clear()
@@ -180,7 +180,7 @@ class Averaged:
 
     Attributes:
         measured: whether the step was measured.
-        refused: the cause for which no average moved, or None; a device keeps it to itself.
+        refused: the cause for which no average moved, or None. On a device it stays there: None.
     """
 
     measured: bool
@@ -188,13 +188,13 @@ class Averaged:
 
 
 Done = PendingSums | DeviceSums | Averaged | str | None
-"""What is left of a step: sums to be averaged; nothing but the count, the kernel has averaged; the cause
-(:data:`~thermoopt.account.reading.SKIP_CAUSES`) for which it says nothing; None if it was not measured."""
+"""What is left to do for a step: sums to average; only counting, as the kernel has averaged; the cause
+(:data:`~thermoopt.account.reading.SKIP_CAUSES`) for which it is skipped; None if it was not measured."""
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """Rows ``[n_layers, _WIDTH]`` of all ranks on their way, and by how many ranks each layer is held."""
+    """Rows ``[n_layers, _WIDTH]`` of all ranks, in flight, and the number of ranks that hold each layer."""
 
     rows: Arrival
     shards: NDArray[np.int64]
@@ -207,7 +207,7 @@ infinity, and the three sums of :class:`~thermoopt.physics.Travel`."""
 
 
 def _corrections(t: Tensor, beta1: Tensor, beta2: Tensor) -> Tensor:
-    """Factors between sums of raw moments and of bias-corrected ones, ``[len(Sum), k]``, float64.
+    """Return factors from sums of raw moments to sums of bias-corrected ones, ``[len(Sum), k]``, float64.
 
     With raw moments P' = 1 / (sqrt(v) + eps sqrt(1 - beta2**t)) = P / sqrt(1 - beta2**t).
     """

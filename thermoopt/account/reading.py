@@ -1,4 +1,4 @@
-"""A reading: what one step did, averaged; plain floats per layer, per group and in total."""
+"""A reading: what the steps did, averaged, as plain floats per layer, per group and in total."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["BAND", "SKIP_CAUSES", "Quantities", "Reading"]
 Array = NDArray[np.float64]
 
 SKIP_CAUSES = ("nonfinite", "found_inf", "dry", "no_gradients")
-"""Why a step that was to be measured left every average as it was: a sum was not finite; a GradScaler
-found an infinity; lr was 0 and every gradient 0 (a checkpoint library's dry step); no tensor had one."""
+"""Why a measured step left every average as it was: a sum was not finite; a GradScaler found an infinity; lr
+and all gradients were 0 (a checkpoint library's dry step); no tensor had a gradient."""
 
 
 BAND = 0.15
@@ -33,7 +33,7 @@ independent moments an average), half of this band at d = 35 elements: smaller l
 class Quantities:
     """What one layer, one group or the whole optimizer did in a step, averaged over ``ema_steps``.
 
-    Formulas and units stand in :func:`thermoopt.physics.quantities`. NaN means undefined, never 0.
+    Formulas and units are in :func:`thermoopt.physics.quantities`. NaN means undefined, never 0.
     """
 
     sigma: float
@@ -92,21 +92,21 @@ class _Layers(Mapping[str, Quantities]):
 
 @dataclass(frozen=True)
 class Reading:
-    """One account of the run.
+    """What the optimizer did, averaged up to one step.
 
-    Layers that never had a gradient, or none for longer than an average lasts, are absent from ``layers`` and
-    count in no total.
+    Layers that never had a gradient, or have had none for longer than ``ema_steps``, are absent from
+    ``layers`` and from all totals.
 
     Attributes:
-        step: the optimizer step it speaks of, counted from 1 by the optimizer itself.
+        step: the optimizer step, counted from 1 by the optimizer itself.
         names: layer names, in the order of the columns of ``terms``.
         terms: ``[len(Term), n_layers]`` extensive terms (:func:`thermoopt.physics.layer_terms`).
         group_of: ``[n_layers]`` index of each layer's parameter group.
         group_names: a name for each group.
         seen: ``[n_layers]`` whether the layer is one of ``layers``.
         skipped: measured steps that moved nothing, by cause (:data:`SKIP_CAUSES`).
-        travel: the sums that a controller named, in the readings that it is handed.
-        loss: the last loss reported before, in readings that an observer hands out or records.
+        travel: the sums that a controller needs, in the readings handed to it.
+        loss: the last loss reported before, in readings from an observer.
     """
 
     step: int
@@ -148,20 +148,20 @@ class Reading:
 
     @cached_property
     def dispersion(self) -> float:
-        """Variance of r over the layers (:func:`dispersion`): how far they are out of step."""
+        """Variance of r over the layers (:func:`dispersion`): how far they differ."""
         return dispersion(self.layer_array("r"))
 
     def equilibrium_fraction(self, band: float = BAND) -> float:
         """Share of the layers in thermal equilibrium: those with abs(r - 1) <= ``band``.
 
         Args:
-            band: largest distance from 1, from 0.
+            band: largest distance from 1, at least 0.
 
         Returns:
-            0 to 1 of the layers whose r is finite; NaN where there are none.
+            Share of the layers whose r is finite, 0 to 1; NaN if there are none.
 
         Raises:
-            TypeError, ValueError: unless ``band`` is a number from 0.
+            TypeError, ValueError: unless ``band`` is a number >= 0.
         """
         if isinstance(band, bool) or not isinstance(band, (int, float)):
             raise TypeError(f"band must be a number >= 0, got {band!r}")

@@ -1,4 +1,4 @@
-"""A run in a few plain numbers: of an epoch, and of all of it."""
+"""An epoch, or a whole run, in a few plain numbers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Array = NDArray[np.float64]
 
 
 def mean(values: Array) -> float:
-    """Mean of the finite values; NaN where there are none."""
+    """Return the mean of the finite values, NaN if there are none."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if values.size else math.nan
 
 
 def epoch_record(history: HistoryLike, first: int, last: int) -> dict[str, float]:
-    """Means over the readings of steps ``first`` to ``last``: sigma, r, D and rho_momentum.
+    """Return means over the readings of steps ``first`` to ``last``: sigma, r, D and rho_momentum.
 
-    sigma [L per step] and the others (no unit) are means of readings, each of which is a ratio of averages
-    already. D is the mean of the layers' readings kept, which are thinned over a long run. NaN where there is
-    no reading.
+    sigma [L per step] and the others (no unit) are means of readings, each of which is itself a ratio of
+    averages. D is the mean over the layers' readings that were kept, which are thinned over a long run. NaN
+    if there is no reading.
     """
     steps, layer_steps = history.steps, history.layer_steps
     own = (steps >= first) & (steps <= last)
@@ -41,10 +41,10 @@ def epoch_record(history: HistoryLike, first: int, last: int) -> dict[str, float
 
 
 def run_summary(history: HistoryLike, reading: Reading, losses: Array) -> dict[str, float | int]:
-    """Means over the readings kept, and the last reading's values.
+    """Return means over the readings kept, and the last reading's values.
 
-    ``rho_final`` and ``distance_final`` are there where they were tracked, ``loss_mean`` and ``loss_final``
-    where a loss was reported.
+    ``rho_final`` and ``distance_final`` are present if they were tracked, ``loss_mean`` and ``loss_final`` if
+    a loss was reported.
     """
     total = reading.total
     means = epoch_record(history, 0, int(history.steps.max(initial=0)))

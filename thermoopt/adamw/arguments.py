@@ -1,4 +1,4 @@
-"""What ThermoAdamW checks of its own arguments before anything is made."""
+"""Checks of ThermoAdamW's own arguments, made before anything is built."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
 ]
 
 EMA_STEPS = 50
-"""Steps an average is long unless told: long against the noise of a batch, short against a run."""
+"""Default length of an average, in steps: long compared with batch noise, short compared with a run."""
 
 
 def check_arguments(controller: object, measure_every: object, ema_steps: object) -> None:
-    """Refuse what cannot be used.
+    """Check ThermoAdamW's own arguments.
 
     Raises:
-        TypeError, ValueError: naming the argument, its value and what is allowed.
+        TypeError, ValueError: with the name of the argument, its value and what is allowed.
     """
     if controller is not None and not isinstance(controller, Controller):
         raise TypeError(f"controller must be None or a thermoopt.controllers.Controller, got {controller!r}")
@@ -52,10 +52,10 @@ def check_arguments(controller: object, measure_every: object, ema_steps: object
 
 
 def check_count(name: str, value: object) -> None:
-    """Refuse what is no whole number from 1.
+    """Check that an argument is an integer >= 1.
 
     Raises:
-        TypeError, ValueError: naming the argument, its value and what is allowed.
+        TypeError, ValueError: with the name of the argument, its value and what is allowed.
     """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer >= 1, got {value!r}")
@@ -72,10 +72,10 @@ HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_
 
 
 def inner_optimizer(wrapper: object) -> tuple[str, Optimizer] | None:
-    """Return where a wrapper holds a torch optimizer, as ``".opt"`` or ``".optimizer.optimizer"``, and that.
+    """Return the path at which a wrapper holds a torch optimizer, such as ``".opt"``, and that optimizer.
 
     Returns:
-        None where nothing under :data:`INNER`, at most three deep, is one.
+        None if no attribute named in :data:`INNER`, at most three levels deep, holds one.
     """
     here: list[tuple[str, object]] = [("", wrapper)]
     for _ in range(3):
@@ -92,10 +92,10 @@ def inner_optimizer(wrapper: object) -> tuple[str, Optimizer] | None:
 
 
 def check_hookable(optimizer: object) -> None:
-    """Refuse what runs no step hooks: no torch optimizer, or one that is one by its type only.
+    """Check that an optimizer runs step hooks; one that never calls torch's ``__init__`` does not.
 
     Raises:
-        TypeError: naming what it is, and where the optimizer is that it wraps.
+        TypeError: with what was given and, if it wraps an optimizer, the path to that optimizer.
     """
     inner = inner_optimizer(optimizer)
     hint = f"; the one that it wraps is its {inner[0]}" if inner else ""
@@ -124,7 +124,7 @@ def check_materialized(params: Iterable[Tensor]) -> None:
     """Refuse parameters that have no shape yet.
 
     Raises:
-        ValueError: if a lazy module's are among them.
+        ValueError: if some belong to lazy modules that have seen no input.
     """
     if lazy := sum(map(is_lazy, params)):
         raise ValueError(
@@ -134,16 +134,16 @@ def check_materialized(params: Iterable[Tensor]) -> None:
 
 
 def averaging_steps(given: float | None, controller: Controller | None) -> float:
-    """Length of the readings' average: the one given, else what the controller wants, else the default."""
+    """Return the length of the readings' average: the given one, else the controller's, else the default."""
     wanted = None if controller is None else controller.ema_steps
     return float(given if given is not None else wanted or EMA_STEPS)
 
 
 def check_names(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse two layers of one name.
+    """Check that no two layers share a name.
 
     Raises:
-        ValueError: naming it.
+        ValueError: with the name that occurs twice.
     """
     names: set[str] = set()
     for i, group in enumerate(groups):
@@ -154,15 +154,15 @@ def check_names(groups: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_order(groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a checkpoint of the same named parameters in another order: state goes by place.
+    """Refuse a checkpoint of the same named parameters in another order: state is loaded by position.
 
     Raises:
-        ValueError: naming the first that stands elsewhere; nothing has changed then.
+        ValueError: with the first parameter that is out of place; nothing has changed then.
     """
     now, then = ([n for group in side for n in group.get("param_names") or ()] for side in (groups, saved))
     if now != then and sorted(now) == sorted(then):
         a, b = next((a, b) for a, b in zip(now, then, strict=True) if a != b)
         raise ValueError(
             f"state_dict holds this optimizer's parameters in another order: {b!r} where this one has {a!r}. "
-            "Make the optimizer of its parameters in the order that was saved"
+            "Build the optimizer with its parameters in the saved order"
         )

@@ -1,4 +1,4 @@
-"""Which backend an optimizer gets."""
+"""Chooses an optimizer's backend."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BACKENDS = ("auto", "torch", "native", "triton")
 """Names a user may ask for."""
 
 _KINDS = {"cpu": "native", "cuda": "triton"}
-"""Kernels by the kind of device they are for."""
+"""The kernel for each type of device."""
 
 _told: set[str] = set()
 
@@ -67,7 +67,7 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
 
 
 def dry_kernel(groups: Iterable[Mapping[str, Any]]) -> ModuleType | None:
-    """Return the kernel to measure with, for where the first parameter lies; None where there is none."""
+    """Return the kernel that measures on the first parameter's device, or None if there is none."""
     kind = _kind(groups)
     kernel = None if kind is None else _kernel(kind)
     return kernel if kernel is not None and _reason(kernel) is None else None
@@ -80,19 +80,19 @@ def _kind(groups: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 def _reason(kernel: ModuleType) -> str | None:
-    """Why a kernel cannot be used, or None; what compiles when it is first used is tried."""
+    """Return why a kernel cannot be used, or None; a kernel that compiles on first use is tried out."""
     return kernel.trial() if kernel.available() else kernel.unavailable_reason() or "it cannot run here"
 
 
 def _tell(kind: str, message: str) -> None:
-    """Warn once a process."""
+    """Warn once per process."""
     if kind not in _told:
         _told.add(kind)
         warnings.warn(f"{message} and measures every 10th", UserWarning, stacklevel=5)
 
 
 def _kernel(name: str) -> ModuleType:
-    # imported when first needed: loading a compiled library or Triton is nothing a plain import should do
+    # imported when first needed: a plain import should not load a compiled library or Triton
     if name == "native":
         from thermoopt.kernels import native
 

@@ -1,4 +1,4 @@
-"""torch's own AdamW step, and a form of it that ``torch.compile`` traces once: rates are tensors there."""
+"""torch's AdamW step, and a form of it that ``torch.compile`` traces only once: rates are tensors there."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Traceable:
 
     Attributes:
         lr: effective learning rate, 0-d.
-        keep: 1 - lr * weight decay, what decay leaves of a parameter, 0-d.
+        keep: 1 - lr * weight decay, the share of a parameter that decay leaves, 0-d.
         constants: beta1, beta2, eps, amsgrad and maximize.
     """
 
@@ -50,11 +50,12 @@ class Traceable:
 def split_traceable(
     optimizer: Optimizer, rates: Sequence[Rates]
 ) -> tuple[list[dict[str, Any]], list[Traceable]]:
-    """Split groups at their effective rates into what torch's eager step is to take and what can be traced.
+    """Split groups, at their effective rates, into what torch's eager step takes and what can be traced.
 
-    Eager are groups with ``fused`` (already one kernel) or ``differentiable``, and the first step of a
-    tensor, in which torch creates its state. Parameters without a gradient are in neither. Once layers have
-    factors of their own every parameter is a part, so that factors that meet and part call for no new trace.
+    The eager step takes groups with ``fused`` (already one kernel) or ``differentiable``, and the first step
+    of a tensor, in which torch creates its state. Parameters without a gradient are in neither. Once layers
+    have factors of their own, each parameter is a separate part: factors may then become equal or different
+    without a new trace.
     """
     eager: list[dict[str, Any]] = []
     traced: list[Traceable] = []
@@ -106,7 +107,7 @@ def _traceable(params: list[Tensor], states: list[dict[str, Any]], group: Mappin
 def traced_step(parts: Sequence[Traceable]) -> None:
     r"""Take the step of every part: :math:`\theta \leftarrow (1-\eta\lambda)\theta`, then torch's own AdamW.
 
-    Only to be called while ``torch.compile`` is tracing; rounding is the compiler's.
+    Call it only while ``torch.compile`` is tracing; rounding is up to the compiler.
     """
     with torch.no_grad():
         for part in parts:
@@ -129,7 +130,7 @@ def traced_step(parts: Sequence[Traceable]) -> None:
 
 
 def check_replayable(captured: bool) -> None:
-    """Refuse to prepare a replay of nothing.
+    """Check that there is a captured step to replay.
 
     Raises:
         RuntimeError: if no step was captured.
@@ -139,7 +140,7 @@ def check_replayable(captured: bool) -> None:
 
 
 def check_controllable(backend: str, controller: Controller | None) -> None:
-    """Refuse to capture a controlled step whose rates would be part of the graph.
+    """Refuse to capture a controlled step whose rates would be fixed in the graph.
 
     Raises:
         RuntimeError: with a controller, unless the backend reads its rates from the device.
@@ -158,7 +159,7 @@ def check_capturable(optimizer: torch.optim.AdamW) -> None:
 
 
 def torch_step(optimizer: torch.optim.AdamW, groups: list[dict[str, Any]] | None = None) -> None:
-    """Run torch's own AdamW step, over ``groups`` instead of the optimizer's where given.
+    """Run torch's own AdamW step over ``groups``, or over the optimizer's own if None.
 
     ``torch.optim.AdamW.step`` may carry the wrapper that runs step hooks; a subclass's step has one already,
     and hooks must run once.
@@ -179,9 +180,9 @@ def torch_step(optimizer: torch.optim.AdamW, groups: list[dict[str, Any]] | None
 
 
 def _begin_state(optimizer: torch.optim.AdamW) -> None:
-    """Give parameters that are about to take their first step their place in the state, in torch's order.
+    """Make the state entries, in torch's order, of parameters that are about to take their first step.
 
-    torch creates state group by group; groups divided by factors would create it in another order.
+    torch creates state group by group; groups split by factors would create it in another order.
     """
     state = optimizer.state
     if len(state) < sum(len(group["params"]) for group in optimizer.param_groups):

@@ -1,4 +1,4 @@
-"""Between an optimizer and its controller: tells it of the parameters, hands each reading over once."""
+"""Connects an optimizer to its controller: describes the parameters and hands over each reading once."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ NO_FORCE = Weights(keep=1.0, work=0.0, impulse=0.0)
 
 
 class ControlLoop:
-    """What a controlled optimizer keeps beside its meter.
+    """What a controlled optimizer keeps in addition to its meter.
 
     Args:
-        controller: asked before every step.
-        process_group: a ``torch.distributed`` group whose first rank's readings all its ranks decide on.
+        controller: consulted before every step.
+        process_group: a ``torch.distributed`` group whose ranks all act on the readings of its first rank.
 
     Raises:
-        ValueError: if the controller names sums that nobody measures, or holds another optimizer's run.
+        ValueError: if the controller needs sums that nobody measures, or controls another optimizer already.
     """
 
     def __init__(self, controller: Controller, process_group: Any = None) -> None:
@@ -60,11 +60,11 @@ class ControlLoop:
 
     @property
     def waiting(self) -> bool:
-        """Whether a recorded reading was not handed over yet."""
+        """Whether a recorded reading has not been handed over yet."""
         return bool(self._waiting)
 
     def attach(self, start: Start, params: Sequence[Tensor]) -> None:
-        """Tell the controller of the parameters; where they are now is the start of those not known yet."""
+        """Describe the parameters to the controller. New ones start from their present values."""
         self.controller.attach(start)
         group = np.array(start.group_of, dtype=np.int64)
         counts = np.bincount(group)
@@ -74,7 +74,7 @@ class ControlLoop:
         self._attached = True
 
     def detach(self, *, forget: bool) -> None:
-        """Tell the controller again before the next step; with ``forget``, as if nothing had been."""
+        """Attach again before the next step; with ``forget``, as if there had been no step yet."""
         self._attached = False
         if forget:
             self.controller.reset()
@@ -83,10 +83,10 @@ class ControlLoop:
                 self.probe.forget()
 
     def follow(self, *, drop: bool) -> None:
-        """Tell the controller again before the next step, of groups that were edited by hand.
+        """Attach again before the next step, after groups were edited by hand.
 
         Args:
-            drop: readings of the layers before are handed over no more.
+            drop: discard readings of the former layers that were not handed over yet.
         """
         self.detach(forget=False)
         if drop:
@@ -97,7 +97,7 @@ class ControlLoop:
 
         Args:
             step: its number.
-            groups: whose lr the controller is told; one on a device is not waited for.
+            groups: their lr is shown to the controller, without waiting for one on a device.
             lag: a reading of step s is handed over from step s + 1 + lag on.
         """
         check_claim(self.controller, self)
@@ -106,9 +106,9 @@ class ControlLoop:
             taken = self._waiting.pop(0)
             reading = self._whole(*taken)
         lrs = [_host_lr(group["lr"]) for group in groups]
-        if any(lrs):  # a checkpoint library's dry step has lr 0 everywhere: no schedule set that
+        if any(lrs):  # lr 0 everywhere is a checkpoint library's dry step, not a schedule's rate
             self.controller.see_lr(lrs)
-        with np.errstate(all="ignore"):  # a law may add up what a diverging run reads
+        with np.errstate(all="ignore"):  # readings of a diverging run may overflow in a law
             self._scales = self.controller.update(reading, step)
         return self._scales
 
@@ -120,7 +120,7 @@ class ControlLoop:
         due: bool,
         at: Addresses | None = None,
     ) -> PendingTravel | None:
-        """Form the sums that the controller named, of the parameters before the coming step.
+        """Form the sums that the controller needs, of the parameters before the coming step.
 
         In a captured graph each replay adds its own forces, at the rates of the last :meth:`put_travel`.
 
@@ -129,7 +129,7 @@ class ControlLoop:
             rates: of the groups in the coming step.
             optimizer: may hold a fused GradScaler's ``grad_scale`` and ``found_inf``.
             due: whether the reading of that step will be recorded.
-            at: where layers and gradients lie, if a kernel is about to read them.
+            at: addresses of layers and gradients, if a kernel is about to read them.
         """
         if self.probe is None:
             return None
@@ -145,10 +145,10 @@ class ControlLoop:
     def put_travel(
         self, groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates], due: bool
     ) -> Callable[[], PendingTravel | None]:
-        """Let the coming replay of a captured step add its forces at these rates.
+        """Make the coming replay of a captured step add its forces at these rates.
 
         Returns:
-            What is to be called after the replay: it gives the sums of that step where they are due.
+            A function to call after the replay; it returns the sums of that step if they are due.
         """
         probe = self.probe
         if probe is None:
@@ -166,7 +166,7 @@ class ControlLoop:
         return after
 
     def missed(self, replays: int) -> None:
-        """Say that replays were taken that the controller was not asked about."""
+        """Warn of replays that the controller was not asked about."""
         warnings.warn(
             f"{replays} replays of a captured step were taken without before_replay(): they took the rates "
             "of the step before, and the controller was not asked. Call before_replay() before each replay",
@@ -175,13 +175,13 @@ class ControlLoop:
         )
 
     def report_loss(self, loss: object) -> None:
-        """Keep the loss for the next reading; what is not a finite number counts as none.
+        """Keep the loss for the next reading; a loss that is not finite counts as none.
 
         Raises:
             TypeError, ValueError: as :func:`thermoopt.account.as_loss`.
         """
         value = as_loss(loss)
-        # a tensor may be added to later
+        # the caller may go on to change a tensor
         self._loss = Fetch(value.clone()) if isinstance(loss, Tensor) else float(value)
 
     # -------------------------------------------------------------- after a step
@@ -207,14 +207,14 @@ class ControlLoop:
     # -------------------------------------------------------------- state
 
     def export_group(self, layers: Sequence[int], params: Sequence[Tensor], total: int) -> dict[str, Any]:
-        """What a group carries through a checkpoint: start and sums of its layers, what was not seen yet.
+        """Return a group's part of a checkpoint: start and sums of its layers, what was not handed over yet.
 
-        Every key is there at any time, so that a checkpoint library finds the place of each.
+        Every key is always present, so that checkpoint libraries find a place for each.
 
         Args:
             layers: indices of the group's layers.
-            params: their tensors; where they are sharded and the controller needs travel all ranks must call.
-            total: real elements of all layers.
+            params: their tensors; if they are sharded and the controller needs travel, all ranks must call.
+            total: number of real elements of all layers.
         """
         out: dict[str, Any] = {"loss_unseen": None, "loss_last": _finite(self._loss)}
         if self.probe is not None:
@@ -233,7 +233,7 @@ class ControlLoop:
     def import_groups(
         self, saved: Sequence[Mapping[str, Any]], meter: Meter, params: Sequence[Tensor]
     ) -> None:
-        """Take up what :meth:`export_group` gave, of all groups together."""
+        """Restore what :meth:`export_group` returned, for all groups together."""
         self._attached = False
         self._waiting.clear()
         self._loss = saved[0].get("loss_last") if saved else None
@@ -254,12 +254,12 @@ class ControlLoop:
 
 
 def _host_lr(lr: float | Tensor) -> float:
-    """An lr as a number, NaN where it would have to be waited for."""
+    """Return lr as a number, or NaN if the host would have to wait for it."""
     return math.nan if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
 
 
 def _finite(loss: Fetch | float | None) -> float | None:
-    """A loss that says something, or None."""
+    """Return a loss if it is finite, else None."""
     value = float(loss.numpy()) if isinstance(loss, Fetch) else loss
     return value if value is not None and math.isfinite(value) else None
 
@@ -271,7 +271,7 @@ def start_of(
     lr: Sequence[float],
     wd: Sequence[float],
 ) -> Start:
-    """Put together what a controller is told.
+    """Collect what a controller is told of the parameters.
 
     Args:
         groups: parameter groups; ``betas`` may be missing.
@@ -301,7 +301,7 @@ def start_of(
 
 
 def _of_first_rank(reading: Reading, group: Any) -> Reading:
-    """The reading of the first rank: every rank then decides alike, whatever its own rounding."""
+    """Return the reading of the first rank: all ranks then decide alike, whatever their own rounding."""
     import torch.distributed as dist
 
     travel = reading.travel
@@ -325,7 +325,7 @@ def _of_first_rank(reading: Reading, group: Any) -> Reading:
 
 
 class LoopView(LedgerView):
-    """Properties of a controlled optimizer: whoever inherits it sets the attributes below."""
+    """Properties of a controlled optimizer; a class that inherits them sets the attributes below."""
 
     _loop: ControlLoop | None
     _backend: Backend
@@ -336,7 +336,7 @@ class LoopView(LedgerView):
 
     @property
     def measure_every(self) -> int:
-        """Every so many steps one is measured; in a captured CUDA graph every step is."""
+        """One step in this many is measured; in a captured CUDA graph, every step."""
         return self._measure_every or self._backend.measure_every
 
     @property
@@ -356,9 +356,9 @@ class LoopView(LedgerView):
         return self._backend.name
 
     def report_loss(self, loss: float | Tensor) -> None:
-        """Tell the controller the loss of the coming step; ``step(closure)`` does it by itself.
+        """Tell the controller the loss of the coming step; ``step(closure)`` does so by itself.
 
-        Only laws that live on the loss need it. What is not finite counts as not reported.
+        Only laws that depend on the loss need it. A loss that is not finite counts as not reported.
 
         Raises:
             TypeError, ValueError: unless it is a number or a floating tensor with one element.
@@ -370,14 +370,14 @@ class LoopView(LedgerView):
         return [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]
 
     def _travel(self, rates: Sequence[Rates], due: bool, at: Addresses | None) -> PendingTravel | None:
-        """Form the sums that the controller named, of the parameters before the step."""
+        """Form the sums that the controller needs, of the parameters before the step."""
         if self._loop is None:
             return None
         due = due and self._ledger.is_record_due(self._ledger.run.step + 1)
         return self._loop.measure_travel(self.param_groups, rates, self, due, at)
 
     def _put_travel(self, rates: Sequence[Rates]) -> Callable[[], PendingTravel | None]:
-        """Let the coming replay add its forces; return what gives the sums of its step when it was taken."""
+        """Make the coming replay add its forces; return a function that gives its sums once it was taken."""
         if self._loop is None:
             return lambda: None
         due = self._ledger.is_record_due(self._ledger.run.step + 1)
@@ -389,7 +389,7 @@ class LoopView(LedgerView):
         self._loop.offer(reading, travel, self._sinks)
 
     def _unbegin(self) -> None:
-        """Forget what the controller learned of a run that has not begun: its only step was dry."""
+        """Forget what the controller learned from a dry step before the run began."""
         assert self._loop is not None
         self._loop.detach(forget=True)
         for group in self.param_groups:

@@ -1,4 +1,4 @@
-"""Steps in one pass: update and sums together where a kernel can take a tensor; torch takes the rest."""
+"""Steps in one pass: a kernel updates and sums the tensors it can take; torch takes the rest."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["OnePassBackend"]
 
 
 class OnePassBackend:
-    """One kernel call a device for update, sums and averages of every tensor it can take.
+    """One kernel call per device for update, sums and averages of every tensor it can take.
 
     A tensor's very first step is torch's fused one, which creates the state as torch would. Tensors the
     kernel cannot take go to torch's own step and a measuring pass, silently.
 
     Args:
         name: ``"native"`` or ``"triton"``.
-        requested: what the user asked for. Under ``"auto"`` a group with ``fused`` or ``foreach`` given
+        requested: name that the user asked for. Under ``"auto"`` a group with ``fused`` or ``foreach`` given
             keeps torch's step, and tensors that share memory go back to it with a warning.
         kernel: module with ``ineligible``, ``Plan`` and ``ON_DEVICE``.
     """
@@ -49,7 +49,7 @@ class OnePassBackend:
         self._plans = PlanCache(kernel, self._takes, dry=False, on_overlap=overlap)
 
     def reset(self) -> None:
-        """Forget the plans: groups or state were replaced, tensors are looked at again."""
+        """Forget the plans after groups or state were replaced; tensors are then examined again."""
         self._cold = WARM_STEPS
         self._plans.reset()
 
@@ -68,7 +68,7 @@ class OnePassBackend:
 
         Raises:
             ValueError: for tensors that share memory, by name, unless the backend is ``"auto"``.
-            RuntimeError: for a CUDA graph that captures a step before one like it was taken.
+            RuntimeError: for a CUDA graph that captures a step before one like it has been taken.
         """
         self._cold -= 1
         tensors = self._plans.sort(optimizer)
@@ -119,7 +119,7 @@ class OnePassBackend:
         return self._on_device and self._cold > 0 and any(group["capturable"] for group in groups)
 
     def put_rates(self, rates: Sequence[Rates]) -> None:
-        """Let captured graphs take their next step at these rates."""
+        """Make captured graphs take their next step at these rates."""
         self._plans.put_rates(rates)
 
     def _takes(self, group: dict[str, Any]) -> bool:
@@ -130,7 +130,7 @@ class OnePassBackend:
 
 
 def _check_captured_parts(optimizer: torch.optim.AdamW, tensors: Sorted, ledger: Ledger) -> None:
-    """Raise for a step in parts that no graph can capture; warn of what the graph will not do.
+    """Raise for a step in parts that no graph can capture; warn of what a graph will leave out.
 
     Raises:
         RuntimeError: if ranks share layers, tensors are new, or a controller is to change torch's rates.
@@ -157,7 +157,7 @@ def _check_captured_parts(optimizer: torch.optim.AdamW, tensors: Sorted, ledger:
 
 
 def _apart(groups: Sequence[dict[str, Any]], part: Sequence[Place]) -> list[list[Place]]:
-    """Tell sharded parameters from plain ones: torch's fused and foreach steps take no mixture."""
+    """Separate sharded parameters from plain ones: torch's fused and foreach steps take no mixture."""
     kinds: dict[bool, list[Place]] = {}
     for place in part:
         _, i, j = place
@@ -168,7 +168,7 @@ def _apart(groups: Sequence[dict[str, Any]], part: Sequence[Place]) -> list[list
 def _restricted(
     groups: Sequence[dict[str, Any]], rates: Sequence[Rates], part: Sequence[Place], flags: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """Copies of the groups with effective rates, other flags, and only some of their parameters."""
+    """Return copies of the groups with effective rates, other flags and only some of the parameters."""
     positions: dict[int, list[int]] = {}
     for _, i, j in part:
         positions.setdefault(i, []).append(j)

@@ -26,11 +26,11 @@ __all__ = ["Batch", "PlanCache", "account"]
 
 @dataclass
 class Batch:
-    """A kernel's plan and what goes with its rows: parameter, layer, where it stands in its group.
+    """A kernel's plan and, for each of its rows, the parameter, the layer and the place in its group.
 
     Attributes:
-        into: what the plan averages sums into, of a ledger.
-        rates: what the last step was taken at, a number or ``[n]`` each.
+        into: the table of a ledger that the plan averages its sums into.
+        rates: rates of the last step, each a number or ``[n]``.
     """
 
     plan: Any
@@ -42,7 +42,7 @@ class Batch:
 
 
 class PlanCache:
-    """A kernel's plans, one a device, kept while the tensors stay where they are.
+    """A kernel's plans, one per device, kept as long as the tensors stay where they are.
 
     Args:
         kernel: module with ``ineligible``, ``Plan`` and ``ON_DEVICE``.
@@ -63,7 +63,7 @@ class PlanCache:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the plans: groups or state were replaced, tensors are looked at again."""
+        """Forget the plans after groups or state were replaced; tensors are then examined again."""
         self._known: dict[torch.device, Batch] = {}
         self._refused: set[Tensor] = set()
         self._sorting: Sorting | None = None
@@ -117,8 +117,8 @@ class PlanCache:
     ) -> tuple[Batch, list[Tensor]] | None:
         """Return a plan that takes all tensors of a step and averages into a ledger, and the gradients.
 
-        There is none where some tensors are torch's, are new, lie on several devices or are shared by ranks:
-        their sums meet in :func:`account`.
+        None if some tensors are left to torch, are new, lie on several devices or are shared by ranks: then
+        :func:`account` brings their sums together.
         """
         if len(tensors.columns) != 1 or tensors.fresh or tensors.rest or ledger.sharding:
             return None
@@ -146,7 +146,7 @@ class PlanCache:
         return bool(rejected)
 
     def _bind(self, batch: Batch, ledger: Ledger, device: torch.device) -> None:
-        """Let a plan average into a ledger."""
+        """Make a plan average into a ledger."""
         if self._kernel.ON_DEVICE:
             ledger.keep_on(device)
             assert ledger.table is not None
@@ -158,7 +158,7 @@ class PlanCache:
             batch.into = ledger.meter.state
 
     def put_rates(self, rates: Sequence[Rates]) -> None:
-        """Let captured graphs take their next step at these rates."""
+        """Make captured graphs take their next step at these rates."""
         for batch in self._captured:
             batch.plan.put(**kernel_rates(rates, batch.rows))
 
@@ -172,9 +172,9 @@ class PlanCache:
         measure: bool,
         half: int | None = None,
     ) -> list[tuple[Batch, Any]]:
-        """Let the kernel take its tensors; those it turns out unable to take join ``tensors.rest``.
+        """Run the kernel on its tensors; those that it turns out unable to take join ``tensors.rest``.
 
-        ``half`` is handed on to a kernel whose steps are dry.
+        ``half`` is passed on to a kernel whose steps are dry.
 
         Returns:
             Each batch with its sums.
@@ -199,7 +199,7 @@ class PlanCache:
     def settings(
         self, optimizer: Optimizer, rates: Sequence[Rates], batch: Batch, half: int | None = None
     ) -> dict[str, Any]:
-        """What a plan's step is taken with, besides gradients."""
+        """Return the arguments of a plan's step, except gradients."""
         groups, group = optimizer.param_groups, batch.rows.group
         batch.rates = {
             **kernel_rates(rates, batch.rows),

@@ -1,4 +1,4 @@
-"""Effective rates: what a group's lr and weight decay are once its scales and layer factors are in."""
+"""Effective rates: a group's lr and weight decay with its scales and layer factors applied."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Rates:
     Attributes:
         lr: ``group["lr"] * lr_scale``; a Tensor stays one.
         wd: ``group["weight_decay"] * wd_scale``.
-        factors: one factor on ``lr`` a parameter, or None where all are 1.
-        neutral: whether all of it is just what the group says.
-        base, scale: what ``lr`` is the product of, the group's own and the factor on it.
+        factors: one factor on ``lr`` per parameter, or None if all are 1.
+        neutral: whether these are exactly the group's own rates.
+        base, scale: the group's own lr and its ``lr_scale``, whose product ``lr`` is.
     """
 
     lr: float | Tensor
@@ -65,7 +65,7 @@ class FactorCache:
         self._known: dict[int, tuple[Tensor, int, list[float] | None]] = {}
 
     def floats(self, group: int, factors: Tensor) -> list[float] | None:
-        """Return the factors of a group, or None where all are 1."""
+        """Return the factors of a group, or None if all are 1."""
         known = self._known.get(group)
         if known is None or known[0] is not factors or known[1] != factors._version:
             values = factors.tolist()
@@ -91,11 +91,11 @@ def group_rates(index: int, group: dict[str, Any], cache: FactorCache) -> Rates:
 
 
 def spread(values: Sequence[Any], group: NDArray[np.int64]) -> Any:
-    """Return one number where all groups agree, else one a tensor, ``[n]``.
+    """Return one number if all groups agree, else one per tensor, ``[n]``.
 
     Args:
-        values: one of each group.
-        group: ``[n]`` the tensors' groups.
+        values: one per group.
+        group: the group of each tensor, ``[n]``.
     """
     first = values[0]
     return first if all(v is first or v == first for v in values) else np.array(values)[group]
@@ -103,7 +103,7 @@ def spread(values: Sequence[Any], group: NDArray[np.int64]) -> Any:
 
 @dataclass
 class Rows:
-    """Where the tensors that a kernel steps together stand, ``[n]`` each.
+    """Places of the tensors that a kernel steps together, ``[n]`` each.
 
     Attributes:
         group: index of each tensor's group, ascending.
@@ -115,7 +115,7 @@ class Rows:
     _known: tuple[list[Any], NDArray[np.float64]] | None = None
 
     def factors(self, rates: Sequence[Rates]) -> NDArray[np.float64] | None:
-        """Return the layers' factors, ``[n]``, or None where all are 1; kept as long as they are the same."""
+        """Return the layers' factors, ``[n]``, or None if all are 1; cached as long as they do not change."""
         own = [rate.factors for rate in rates]
         if all(f is None for f in own):
             return None
@@ -128,8 +128,8 @@ class Rows:
 def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
     """Return effective rates as a kernel's step takes them: one number or ``[n]`` each.
 
-    A learning rate on a device stays there and goes with the ``factor`` on it, so that a captured graph
-    follows both.
+    A learning rate on a device stays there and is given together with the ``factor`` on it, so that a
+    captured graph follows both.
 
     Args:
         rates: of every group.
@@ -159,15 +159,15 @@ def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
 def layer_rates(
     groups: Sequence[Mapping[str, Any]], rates: Sequence[Rates], rows: Rows
 ) -> tuple[NDArray[np.float64], Tensor | None]:
-    """Return every layer's effective learning rate, negative where gradients are ascended.
+    """Return every layer's effective learning rate, negative under ``maximize``.
 
     Args:
         groups, rates: of all groups.
         rows: every layer in order.
 
     Returns:
-        Rates ``[n]``, and None; or factors ``[n]`` on a learning rate on a device, of no dimension or
-        ``[n]``, that comes with them.
+        Rates ``[n]`` and None; or, if the learning rate is on a device, factors ``[n]`` and that learning
+        rate, 0-d or ``[n]``.
     """
     given = kernel_rates(rates, rows)
     base = given["lr"] if isinstance(given["lr"], Tensor) else None
@@ -184,9 +184,9 @@ def is_on_device(x: Any) -> bool:
 
 
 def scaled_groups(groups: Sequence[dict[str, Any]], rates: Sequence[Rates]) -> list[dict[str, Any]]:
-    """Copies of the groups that hold effective rates, one for each rate within a group.
+    """Return copies of the groups with their effective rates, one copy per distinct rate within a group.
 
-    The copies share parameters with the originals; nothing of the originals is written.
+    The copies share their parameters with the originals, which are not modified.
     """
     out = []
     for group, rate in zip(groups, rates, strict=True):

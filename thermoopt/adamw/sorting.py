@@ -23,7 +23,7 @@ Place = tuple[int, int, int]
 class Columns:
     """The tensors that a kernel is to step together, column by column, and where they belong.
 
-    Of a sharded parameter they are this rank's shards; ``owners`` are the parameters themselves.
+    For a sharded parameter these are this rank's shards; ``owners`` are the parameters themselves.
     """
 
     owners: list[Tensor]
@@ -60,10 +60,10 @@ class Sorted:
 
 @dataclass
 class Sorting:
-    """How tensors were sorted, and all that it depends on, checked by identity in each step.
+    """How tensors were sorted, and everything that depends on, compared by identity at each step.
 
-    To sort again costs microseconds a tensor, most of it hashing; to look whether lists still hold the very
-    same objects costs nanoseconds, and sees parameters and state that were exchanged in place.
+    Sorting again costs microseconds per tensor, most of it hashing; checking that lists still hold the very
+    same objects costs nanoseconds, and notices parameters and state that were exchanged in place.
     """
 
     params: list[list[Tensor]]
@@ -88,7 +88,7 @@ class Sorting:
         )
 
     def now(self, grads: list[Tensor | None]) -> Sorted:
-        """Return the tensors as they are now: gradients and state may be other tensors each step."""
+        """Return the tensors as they are now: gradients and state may be different tensors at each step."""
         out = Sorted(fresh=self.fresh, rest=list(self.rest))
         for device, rows in self.rows.items():
             if device not in self._fixed:

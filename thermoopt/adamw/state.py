@@ -29,19 +29,19 @@ __all__ = [
 ]
 
 KEY = "thermo"
-"""The key of the group. Beside what :class:`GroupState` names a checkpoint holds there what the ledger and
-the control loop export, and the first group the controller's own state."""
+"""The key in a group. In a checkpoint it also holds what the ledger and the control loop export, and in the
+first group the controller's own state."""
 
 _CONTROLLER = "controller"
 
 
 class Exporter(Protocol):
-    """A control loop: what it holds of a run, by groups, and the controller."""
+    """A control loop: the controller, and what it keeps of a run, by group."""
 
     controller: Controller
 
     def export_group(self, layers: Sequence[int], params: Sequence[Tensor], total: int) -> dict[str, Any]:
-        """Return what a group carries of it through a checkpoint."""
+        """Return the group's part of a checkpoint."""
 
 
 class GroupState:
@@ -58,10 +58,10 @@ class GroupState:
 
     @staticmethod
     def fresh(group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a group holds before anything was controlled: every factor 1.
+        """Return what a group holds before anything is controlled: every factor is 1.
 
         ``start_lr`` and ``start_wd`` are the group's rates now; ``start_rms``, the layers' rms before the
-        first controlled step, is -1 as long as it is not known.
+        first controlled step, is -1 as long as it is unknown.
         """
         n = len(group["params"])
         return {
@@ -75,7 +75,7 @@ class GroupState:
 
     @classmethod
     def adopt(cls, group: dict[str, Any]) -> Mapping[str, Any]:
-        """Give a group what it lacks of its live state; return all that was saved under the key."""
+        """Add to a group what is missing of its live state; return all that was saved under the key."""
         saved = group.get(KEY, {})
         group[KEY] = {key: saved.get(key, value) for key, value in cls.fresh(group).items()}
         for key in ("layer_factors", "start_rms"):
@@ -103,7 +103,7 @@ class GroupState:
         return self.held["start_lr"], self.held["start_wd"], self.held["start_rms"].tolist()
 
     def forget_scales(self, group: Mapping[str, Any]) -> None:
-        """Let every factor be 1 again; the rates of the start stay those of construction."""
+        """Set every factor back to 1; the rates at the start stay those of construction."""
         fresh = self.fresh(group)
         for key in ("start_lr", "start_wd"):  # a dry step has lr 0
             del fresh[key]
@@ -129,16 +129,15 @@ class Layout:
         self.remember(groups)
 
     def remember(self, groups: Sequence[dict[str, Any]]) -> None:
-        """Let the layout be what it is now."""
+        """Remember the present layout."""
         self._members = [list(group["params"]) for group in groups]
         self._held = [group[KEY] for group in groups]
 
     def follow(self, groups: Sequence[dict[str, Any]], ledger: Ledger) -> str | None:
-        """Let ledger and groups go where the tensors went if groups were edited by hand.
+        """Make ledger and groups follow their tensors if groups were edited by hand.
 
         Returns:
-            None if they were not, ``"exchange"`` if only tensors were put in each other's place, else
-            ``"edit"``.
+            None if they were not, ``"exchange"`` if tensors were only replaced one by one, else ``"edit"``.
         """
         members = [group["params"] for group in groups]
         if same_members(members, self._members) and all(KEY in group for group in groups):
@@ -158,7 +157,7 @@ class Layout:
         return kind
 
     def _put_rows(self, groups: Sequence[dict[str, Any]], before: Sequence[int | None]) -> None:
-        """Let groups carry what belongs to their tensors, whose layers were ``before``."""
+        """Give groups what belongs to their tensors, which were the layers ``before``."""
         blanks = {"layer_factors": 1.0, "start_rms": -1.0}
         old = {key: [value for held in self._held for value in held[key].tolist()] for key in blanks}
         i = 0
@@ -175,7 +174,7 @@ class Layout:
 def carried(
     groups: Sequence[dict[str, Any]], snapshots: Sequence[dict[str, Any]], state: MutableMapping[Any, Any]
 ) -> Iterator[None]:
-    """Let groups carry snapshots, and ``state`` hold no tensors but theirs, for as long as it lasts.
+    """Put snapshots into the groups, and only their own tensors into ``state``, within this context.
 
     torch's state dict refers to what a group holds, and hooks may read and edit it.
     """
@@ -193,14 +192,14 @@ def carried(
 
 
 def saved_controller(saved: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the controller's state of a checkpoint, or None."""
+    """Return the state of the controller in a checkpoint, or None."""
     return next((group[_CONTROLLER] for group in reversed(saved) if _CONTROLLER in group), None)
 
 
 def export_groups(
     groups: Sequence[Mapping[str, Any]], ledger: Ledger, loop: Exporter | None
 ) -> list[dict[str, Any]]:
-    """Return what every group carries through a checkpoint: scales, averages, counters, the controller."""
+    """Return every group's part of a checkpoint: scales, averages, counters, the controller."""
     exported = ledger.export_groups()
     out = [{**GroupState(group).snapshot(), **more} for group, more in zip(groups, exported, strict=True)]
     if loop is not None:
@@ -224,7 +223,7 @@ def apply_scales(groups: Sequence[Mapping[str, Any]], scales: Scales) -> None:
 def set_layer_factors(
     groups: Sequence[Mapping[str, Any]], names: Sequence[str], factors: Mapping[str, float]
 ) -> None:
-    """Set factors of layers by name.
+    """Set the layers' factors by name.
 
     Raises:
         KeyError, ValueError: as :meth:`thermoopt.ThermoAdamW.set_layer_factors`; nothing has changed then.
@@ -243,7 +242,7 @@ def set_layer_factors(
 
 
 def start_norms(groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float], list[float]]:
-    """Return every layer's rms, every group's lr and wd at the start; what is not known yet is as now."""
+    """Return every layer's rms and every group's lr and wd at the start; unknown ones are taken as of now."""
     fresh = [group for group in groups if (group[KEY]["start_rms"] < 0).any()]
     found = root_mean_squares([p for group in fresh for p in group["params"]])
     for group, values in zip(fresh, found.split([len(g["params"]) for g in fresh]), strict=True):
@@ -255,6 +254,6 @@ def start_norms(groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[
 
 
 def steps_taken(state: Mapping[Any, Any]) -> int:
-    """Return the steps that an AdamW's state counts."""
+    """Return the number of steps in an AdamW's state."""
     steps = [own["step"] for own in state.values() if isinstance(own, dict) and "step" in own]
     return int(max((float(step) for step in steps), default=0))

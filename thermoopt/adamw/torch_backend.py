@@ -24,9 +24,9 @@ class Backend(Protocol):
     """Takes steps for an optimizer.
 
     Attributes:
-        name: what it is.
-        requested: what the user asked for.
-        measure_every: how often it measures unless told.
+        name: of the backend.
+        requested: the name that the user asked for.
+        measure_every: default number of steps between measured steps.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Backend(Protocol):
     ) -> Done:
         """Take one step at the given rates; return what is left to be averaged if it was due to be measured.
 
-        A kernel may count the step and average its sums into the ledger by itself. Where ``traced`` is a
-        list, ``torch.compile`` takes the step of what the backend puts into it. ``before`` is called once,
+        A kernel may count the step and average its sums into the ledger by itself. If ``traced`` is a
+        list, ``torch.compile`` steps what the backend puts into it. ``before`` is called once,
         before anything moves, with an :class:`~thermoopt.kernels.Addresses` if a kernel has checked all.
         """
 
@@ -53,14 +53,14 @@ class Backend(Protocol):
         """Whether the coming step must be measured so that a graph can capture one like it."""
 
     def put_rates(self, rates: Sequence[Rates]) -> None:
-        """Let captured graphs take their next step at these rates."""
+        """Make captured graphs take their next step at these rates."""
 
     def reset(self) -> None:
-        """Forget everything about tensors: groups or state were replaced."""
+        """Forget everything about tensors after groups or state were replaced."""
 
 
 WARM_STEPS = 3
-"""First steps that are all measured where a CUDA graph may capture a later one: as many as torch warms up."""
+"""Number of first steps, all measured, if a CUDA graph may capture a later one: torch warms up as many."""
 
 
 class MeasuringPass:
@@ -91,10 +91,10 @@ class MeasuringPass:
         Args:
             optimizer: about to step.
             rates: effective rates of its groups.
-            ledger: that is going to take what is returned.
-            half: 0 or 1 lets the kernel read that half of large tensors in the place of all
+            ledger: the one that what is returned is for.
+            half: 0 or 1 makes the kernel read only that half of large tensors
                 (:meth:`thermoopt.kernels.native.Plan.step`).
-            average: whether a kernel may average the sums in at once; else they are always returned.
+            average: whether a kernel may average the sums in at once; if not, they are always returned.
         """
         if self._plans is None:
             home = one_device(optimizer, ledger)
@@ -122,13 +122,13 @@ class MeasuringPass:
         return account(optimizer, rates, tensors, self._plans.run(optimizer, rates, tensors, True, half))
 
     def reset(self) -> None:
-        """Forget the kernel's plans: groups or state were replaced."""
+        """Forget the kernel's plans after groups or state were replaced."""
         if self._plans is not None:
             self._plans.reset()
 
 
 def _unmeasured() -> Done:
-    """Say that a graph takes its steps unmeasured."""
+    """Warn that a graph takes its steps unmeasured."""
     warnings.warn(
         "this captured step is not measured: its tensors lie on several devices or are shared by ranks, or "
         "some are not contiguous float32, bfloat16 or float16 with eps above 0",
@@ -148,7 +148,7 @@ class TorchBackend:
 
     name = "torch"
     measure_every = 10
-    """A pass in torch operations takes as long as a step or two; every 10th keeps that to some percent."""
+    """A pass in torch operations takes as long as a step or two; every 10th keeps that to a few percent."""
 
     def __init__(self, requested: str, kernel: ModuleType | None = None) -> None:
         self.requested = requested
@@ -179,7 +179,7 @@ class TorchBackend:
         return done
 
     def put_rates(self, rates: Sequence[Rates]) -> None:
-        """Change nothing: torch's step has its rates in the graph, but for a ``lr`` that is a tensor."""
+        """Change nothing: torch's step has its rates in the graph, except for an ``lr`` that is a tensor."""
 
     def reset(self) -> None:
         """Forget the kernel's plans."""

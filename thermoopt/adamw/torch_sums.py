@@ -31,8 +31,8 @@ def torch_sums(
         optimizer: whose parameters, gradients and state are read: ``exp_avg`` and ``exp_avg_sq`` as torch's
             Adam and AdamW keep them, ``betas`` and ``eps`` in its groups.
         rates: effective rates of its groups.
-        only: layer indices to measure, all by default.
-        also: layers measured elsewhere, for which columns are kept free at the end.
+        only: indices of the layers to measure; all by default.
+        also: layers that are measured elsewhere; columns are kept free for them at the end.
     """
     layers: list[LayerTensors] = []
     index: list[int] = []
@@ -109,7 +109,7 @@ class FlatSums:
         """Form the sums of the step that is about to be taken at the given rates.
 
         Returns:
-            The sums, a cause where there is nothing to measure, or None where there are tensors that this
+            The sums; or a cause, if there is nothing to measure; or None, if there are tensors that this
             pass cannot take.
 
         Raises:
@@ -175,7 +175,7 @@ class FlatSums:
 
 
 def _layer_tensors(p: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]) -> LayerTensors:
-    """What the pass reads of a parameter; a step count on a device is the last one, else the coming one."""
+    """Return what the pass reads of a parameter: on a device the last step count, else the coming one."""
     assert p.grad is not None
     step = state.get("step")
     return LayerTensors(
@@ -204,7 +204,7 @@ def _next_step(step: Tensor | float | None) -> float | Tensor:
 
 
 def fill(pending: PendingSums, array: Any, values: Sequence[float | Tensor]) -> None:
-    """Put host numbers in at once, device scalars when they arrive."""
+    """Enter host numbers at once and device scalars when they arrive."""
     devices: dict[torch.device, list[int]] = {}
     for i, value in enumerate(values):
         if isinstance(value, Tensor) and value.device.type != "cpu":
