@@ -1,4 +1,4 @@
-"""What an optimizer is: how decay enters its step, and whether it keeps Adam's moments."""
+"""What an optimizer is: how decay enters its step, what rate it steps at, whether it keeps Adam's moments."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ __all__ = [
     "UNKNOWN",
     "decay_entry",
     "decoupled_decay",
+    "effective_lr",
+    "found_factor",
     "group_decay",
     "group_lr",
     "has_adam_moments",
@@ -34,6 +36,24 @@ def group_lr(group: Mapping[str, Any]) -> float | Tensor:
     """Learning rate of a group; 1 where it has none (the displacement itself then is the update)."""
     lr = group.get("lr")
     return 1.0 if lr is None else lr
+
+
+def found_factor(optimizer: Optimizer, group: Mapping[str, Any]) -> float | Tensor | None:
+    r"""Factor on a group's lr that the optimizer finds by itself and steps with next, None if there is none.
+
+    D-Adaptation, Prodigy and what follows them keep their estimate of the distance to go as ``group["d"]``
+    and step at :math:`\eta d`; the plain SGD among them at :math:`\eta d / \|g_0\|`, with the norm of the
+    first gradient as ``group["g0_norm"]``, perhaps of its first group alone.
+    """
+    d, first = group.get("d"), group.get("g0_norm", optimizer.param_groups[0].get("g0_norm"))
+    if not isinstance(d, (int, float, Tensor)):
+        return None
+    return d / first if first else d
+
+
+def effective_lr(group: Mapping[str, Any], found: float | Tensor | None) -> float | Tensor:
+    """Rate that a group steps at: its lr (:func:`group_lr`), times what the optimizer found."""
+    return group_lr(group) if found is None else group_lr(group) * found
 
 
 def group_decay(group: Mapping[str, Any]) -> float:

@@ -34,6 +34,7 @@ class Account:
     errors: dict[str, float] = field(default_factory=dict)
     unavailable: set[str] = field(default_factory=set)
     unread: int = 0
+    _found: dict[Tensor, float] = field(default_factory=dict)
     _before: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     _start: dict[str, Tensor] = field(default_factory=dict)
 
@@ -42,6 +43,7 @@ class Account:
         held = {p for group in run.optimizer.param_groups for p in group["params"]}
         if not self._start:
             self._start = {n: p.detach().double().clone() for n, p in run.model.named_parameters()}
+        self._found = {p: _found(group) for group in run.optimizer.param_groups for p in group["params"]}
         self._before = {
             name: (
                 p.detach().double().clone(),
@@ -61,8 +63,10 @@ class Account:
         lrs = {p: group.get("lr") for group in run.optimizer.param_groups for p in group["params"]}
         for name, (theta, g) in self._before.items():
             layer = reading.layers[name]
-            lr = 1.0 if (own_lr := lrs[params[name]]) is None else float(own_lr)  # as the step left it
-            moved = params[name].detach().double() - theta * (1 - lr * layer.wd_eff)
+            p = params[name]
+            lr = 1.0 if (own_lr := lrs[p]) is None else float(own_lr)  # as the step left it
+            lr *= self._found[p]
+            moved = p.detach().double() - theta * (1 - lr * layer.wd_eff)
             own = _own(theta, g, moved, lr)
             own["distance"] = float((theta - self._start[name]).square().sum())
             force = own["grad_norm"] * math.sqrt(float(moved.square().sum()))
@@ -78,6 +82,11 @@ class Account:
         scale = force if quantity == "sigma" else abs(own)
         error = abs(read - own) / max(scale, 1e-300)
         self.errors[quantity] = max(self.errors.get(quantity, 0.0), error)
+
+
+def _found(group: dict[str, Any]) -> float:
+    """What an optimizer multiplies the group's lr by in its next step: D-Adaptation's and Prodigy's d."""
+    return float(group.get("d", 1.0)) / float(group.get("g0_norm") or 1.0)
 
 
 def _own(theta: Tensor, g: Tensor, moved: Tensor, lr: float) -> dict[str, Any]:

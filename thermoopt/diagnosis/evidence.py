@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from thermoopt.account import ROWS_PER_EMA, HistoryLike
 from thermoopt.account.reading import Reading
+from thermoopt.physics import LR
 
 __all__ = ["MIN_READINGS", "Evidence", "LossRecord", "Run", "mean_interval", "missing_members"]
 
@@ -92,6 +93,7 @@ class Evidence:
         steps: ``[n]`` their steps.
         late: ``[n]`` mask of the readings in the second half.
         keep: factor by which an average forgets in a step, NaN where it is not known.
+        rate_kind: what ``lr_eff`` is (:data:`thermoopt.physics.LR`); lr where that is not known.
         names: layer names; columns of every ``[m, n_layers]`` array.
         matrix: ``[n_layers]`` mask of layers of two or more dimensions that did not start at zero.
         start: ``[n_layers]`` norms at the start.
@@ -106,6 +108,7 @@ class Evidence:
         self.frozen = frozenset(run.frozen)
         ema_steps = getattr(run, "ema_steps", None)  # a record on file does not say it
         self.keep = math.nan if ema_steps is None else 1 - 1 / ema_steps
+        self.rate_kind = getattr(run, "rate_kind", LR)
         self.steps = np.asarray(run.history.steps)
         self.n = len(self.steps)
         self.late = np.arange(self.n) >= self.n // 2
@@ -162,7 +165,7 @@ class Evidence:
         r"""Peak size of a step over that of the weights at the start, of the median matrix.
 
         With Adam's moments an element moves by up to lr a step: lr over the rms. Without, lr is in units of
-        the optimizer's own (D-adaptation's lr is 1): what was moved, :math:`\|\theta'-\theta\|/\|\theta_0\|`.
+        the optimizer's own: what was moved, :math:`\|\theta'-\theta\|/\|\theta_0\|`.
         """
         if not len(self.layer_steps):  # a record without layers
             return math.nan

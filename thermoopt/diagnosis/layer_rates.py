@@ -14,7 +14,15 @@ from torch.optim import Optimizer
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import FactorCache, ThermoAdamW, group_rates
 from thermoopt.physics import AVERAGE, Term, sgd_shrink, swing_rest
-from thermoopt.traits import COUPLED, DECOUPLED, UNKNOWN, decay_entry, group_decay, has_adam_moments
+from thermoopt.traits import (
+    COUPLED,
+    DECOUPLED,
+    UNKNOWN,
+    decay_entry,
+    found_factor,
+    group_decay,
+    has_adam_moments,
+)
 
 __all__ = ["CoupledShare", "LayerRates"]
 
@@ -54,6 +62,8 @@ class LayerRates:
         adam = has_adam_moments(optimizer)
         for i, group in enumerate(optimizer.param_groups):
             lr, wd, factors = float(group.get("lr") or 0.0), group_decay(group), None
+            found = found_factor(optimizer, group)
+            lr *= 1.0 if found is None else float(found)
             if isinstance(optimizer, ThermoAdamW):
                 rate = group_rates(i, group, FactorCache())
                 lr, wd, factors = float(rate.lr), rate.wd, rate.factors

@@ -15,7 +15,7 @@ from thermoopt.account import PendingSums
 from thermoopt.adamw import Rates, fill
 from thermoopt.physics.sums import Sum
 from thermoopt.tensors import Fetch, local, sample_pages
-from thermoopt.traits import group_lr
+from thermoopt.traits import effective_lr, found_factor, group_lr
 
 __all__ = ["MOMENT_SUMS", "Displacement"]
 
@@ -35,6 +35,7 @@ class _Sampled:
     maximize: bool
     group: int
     lr: float | Tensor
+    found: float | Tensor | None
     wd: float
 
 
@@ -44,9 +45,10 @@ class Displacement:
     .. math:: U := -\frac{\theta' - (1-\eta\lambda)\,\theta}{\eta}
 
     with the group's lr :math:`\eta` and decoupled weight decay :math:`\lambda`. Where decay is coupled, or
-    not known to be decoupled, :math:`\lambda = 0` and the whole displacement counts as U; a factor on the
-    learning rate inside of the optimizer (Prodigy's d) is part of U too. An lr that the step itself writes
-    into the group counts as it is after the step. A, UU, TU, TT, GG and GT (:class:`~thermoopt.physics.Sum`)
+    not known to be decoupled, :math:`\lambda = 0` and the whole displacement counts as U. The lr counts as it
+    is after the step, which may write it; a factor on it that the optimizer finds by itself
+    (:func:`~thermoopt.traits.found_factor`: Prodigy's d) is part of :math:`\eta`, as it is before the step.
+    A, UU, TU, TT, GG and GT (:class:`~thermoopt.physics.Sum`)
     follow; :data:`MOMENT_SUMS` stay 0.
 
     Made before the step, it keeps gradients and parameters, because a step may clear or change either. Of
@@ -57,8 +59,8 @@ class Displacement:
 
     Args:
         optimizer: about to step.
-        rates: its groups' lr and decoupled weight decay. Groups with lr 0 are left out: their step says
-            nothing about U.
+        rates: its groups' effective lr and decoupled weight decay. Groups with lr 0 are left out: their
+            step says nothing about U.
     """
 
     @torch.no_grad()
@@ -77,6 +79,7 @@ class Displacement:
                     maximize=group.get("maximize", False),
                     group=k,
                     lr=rate.lr,
+                    found=found_factor(optimizer, group),
                     wd=rate.wd,
                 )
 
@@ -113,15 +116,15 @@ class Displacement:
 
 
 def _take_lrs(kept: Sequence[_Sampled], optimizer: Optimizer) -> None:
-    """Let each lr be the one that its group names after the step, unless that is 0.
+    """Let each lr be the one that its group names after the step, unless that is 0, times what was found.
 
     An optimizer that writes it in every step does so before it uses it (pytorch_optimizer's ASGD).
     """
-    lrs = [group_lr(group) for group in optimizer.param_groups]
     for k in kept:
-        lr = lrs[k.group]
+        group = optimizer.param_groups[k.group]
+        lr = group_lr(group)
         if (isinstance(lr, Tensor) and lr.device.type != "cpu") or float(lr) != 0.0:
-            k.lr = lr
+            k.lr = effective_lr(group, k.found)
 
 
 class _DisplacementSums(PendingSums):

@@ -17,7 +17,7 @@ from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, check_count, check_hookable, check_materialized
 from thermoopt.controllers import Controller, Start
 from thermoopt.observer.carried_start import CarriedTravel
-from thermoopt.observer.run_facts import run_facts
+from thermoopt.observer.run_facts import rate_kind, run_facts
 from thermoopt.observer.run_reports import RunReports
 from thermoopt.observer.source import source_of
 from thermoopt.observer.step_hooks import closure_of, is_dry, when_gradients_are_there
@@ -97,8 +97,7 @@ class Observer(RunReports):
         names = {} if model is None else {p: name for name, p in model.named_parameters()}
         queue = SinkQueue(sinks)
         self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)  # type: ignore[arg-type]
-        self.sinks = self._source.sinks
-        source = self._source
+        self.sinks, source = self._source.sinks, self._source
         self._watched = Watched(model, optimizer, names, lambda: source.kept_names)  # type: ignore[arg-type]
         self._renamed: tuple[tuple[str, ...], dict[str, str]] = ((), {})
         self._losses = Losses()
@@ -109,8 +108,7 @@ class Observer(RunReports):
             self._begin_tracking(track)
         self._carried: CarriedTravel | None = None
         self._handle: Any = None
-        self._every = 1
-        self._handed = 0
+        self._every, self._handed = 1, 0
         self._made_at, self.ema_steps = self._source.steps, self._source.ema_steps
         self._idle_calls = 0
         self._completed: tuple[Reading, Reading] | None = None
@@ -197,6 +195,11 @@ class Observer(RunReports):
     def matrices(self) -> frozenset[str]:
         """Names of the layers of two or more dimensions."""
         return self._watched.matrices()
+
+    @property
+    def rate_kind(self) -> str:
+        """What ``lr_eff`` is of the optimizer's (:data:`thermoopt.physics.LR`)."""
+        return rate_kind(self._optimizer)
 
     # ---------------------------------------------------------------- what users call
 

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from thermoopt.account import Losses
+from torch.optim import Optimizer
 
-__all__ = ["run_facts"]
+from thermoopt.account import Losses
+from thermoopt.physics import LR, LR_TIMES_D, NO_LR
+from thermoopt.traits import found_factor
+
+__all__ = ["rate_kind", "run_facts"]
+
+
+def rate_kind(optimizer: Optimizer) -> str:
+    """Tell what the rate of an optimizer's steps is: :data:`~thermoopt.physics.LR` and the others."""
+    groups = optimizer.param_groups
+    if any(group.get("lr") is None for group in groups):
+        return NO_LR
+    return LR_TIMES_D if any(found_factor(optimizer, group) is not None for group in groups) else LR
 
 
 class _Observed(Protocol):
@@ -20,6 +32,7 @@ class _Observed(Protocol):
     start_norms: dict[str, float]
     frozen: frozenset[str]
     matrices: frozenset[str]
+    rate_kind: str
 
     def own_names(self) -> dict[str, str]: ...
 
@@ -43,6 +56,7 @@ def run_facts(observer: _Observed, settled: bool) -> dict[str, Any]:
         "start_norms": {**norms, **{own[name]: norm for name, norm in norms.items() if name in own}},
         "matrices": both(observer.matrices),
         "frozen": both(observer.frozen),
+        "rate_kind": observer.rate_kind,
     }
     if settled:
         losses = observer.losses

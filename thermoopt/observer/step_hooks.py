@@ -17,7 +17,7 @@ from thermoopt.observer.displacement import MOMENT_SUMS, Displacement
 from thermoopt.observer.whole_steps import on_whole_steps
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import Sharding, capturing, local, same_members
-from thermoopt.traits import decoupled_decay, group_lr, steps_by_moments
+from thermoopt.traits import decoupled_decay, effective_lr, found_factor, group_lr, steps_by_moments
 
 __all__ = [
     "CLOSURE",
@@ -110,10 +110,10 @@ class StepHooks(LedgerView):
             final: no closure can still show that these gradients are not the step's.
         """
         self.follow_groups()
-        rates = [
-            Rates(group_lr(group), decoupled_decay(self._optimizer, group), None, True, group_lr(group))
-            for group in self._optimizer.param_groups
-        ]
+        rates = []
+        for group in self._optimizer.param_groups:
+            lr = effective_lr(group, found_factor(self._optimizer, group))
+            rates.append(Rates(lr, decoupled_decay(self._optimizer, group), None, True, lr))
         ledger, every = self._ledger, self._measure_every
         if self._by_moments:
             turn = (ledger.run.step + 1) // every % 2

@@ -15,6 +15,9 @@ from thermoopt.physics.norm_balance import (
 )
 from thermoopt.physics.quantities import (
     GAUSSIAN,
+    LR,
+    LR_TIMES_D,
+    NO_LR,
     QUANTITIES,
     R_IE_CAP,
     check_quantity,
@@ -41,6 +44,9 @@ __all__ = [
     "COLUMNS",
     "FREE_FALL",
     "GAUSSIAN",
+    "LR",
+    "LR_TIMES_D",
+    "NO_LR",
     "NU",
     "QUANTITIES",
     "R_IE_CAP",

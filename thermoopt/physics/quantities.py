@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 
 from thermoopt.physics.terms import Term
 
-__all__ = ["GAUSSIAN", "QUANTITIES", "R_IE_CAP", "check_quantity", "dispersion", "quantities"]
+__all__ = [
+    "GAUSSIAN",
+    "LR",
+    "LR_TIMES_D",
+    "NO_LR",
+    "QUANTITIES",
+    "R_IE_CAP",
+    "check_quantity",
+    "dispersion",
+    "quantities",
+]
 
 Array = NDArray[np.float64]
 
@@ -23,6 +33,11 @@ R_IE_CAP = 1e3
 
 UNDEFINED_SIGMAS = 2.0
 """``R_ie`` is undefined while d_eS lies within two standard errors of 0 (the usual 95 % interval)."""
+
+
+LR, LR_TIMES_D, NO_LR = "lr", "lr times d", "none"
+"""What ``lr_eff`` is: the optimizer's lr, with a controller's factors; lr times a factor that the optimizer
+finds by itself (D-Adaptation's and Prodigy's d); 1, where it steps at a rate of its own and holds no lr."""
 
 
 QUANTITIES = (

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.param_groups import detect_layer_type
+from thermoopt.physics import LR
 from thermoopt.record.form import facts_of, layer_path
 from thermoopt.record.history import LayerRow, SavedHistory
 from thermoopt.record.lines import Line, is_parquet, lines
@@ -51,7 +52,8 @@ class SavedRun:
         skipped: number of steps that were due to be measured but entered no average, by cause.
         frozen, bad_losses: layers not trained, losses not finite; empty and 0 where no observer wrote.
         notes: events: dicts with ``note`` (``action``, ``spike``, ``skip`` or a custom one) and ``step``.
-        facts: what else an observer wrote of the run: ``ema_steps``, ``steps`` taken, ``matrices``.
+        facts: what else an observer wrote of the run: ``ema_steps``, ``steps`` taken, ``matrices``,
+            ``rate_kind``.
     """
 
     path: Path
@@ -160,6 +162,11 @@ class SavedRun:
     def ema_steps(self) -> float | None:
         """Steps that the averages look back on, None where no observer wrote."""
         return self.facts.get("ema_steps")
+
+    @property
+    def rate_kind(self) -> str:
+        """What ``lr_eff`` is, lr where no observer wrote (:data:`thermoopt.physics.LR`)."""
+        return self.facts.get("rate_kind", LR)
 
     @cached_property
     def layer_types(self) -> dict[str, str]:

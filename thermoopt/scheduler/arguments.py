@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from thermoopt.adamw import ThermoAdamW, check_materialized
 from thermoopt.controllers import Controller, Cooling
 from thermoopt.observer import Observer
+from thermoopt.traits import found_factor
 
 __all__ = ["check_control", "check_lr"]
 
@@ -48,7 +49,9 @@ def check_control(
             "shape must be 'constant' with a controller that cools too, since the two would "
             f"multiply, got {shape!r}"
         )
-    if controller.needs and any("d" in group for group in optimizer.param_groups):
+    if controller.needs and any(
+        found_factor(optimizer, group) is not None for group in optimizer.param_groups
+    ):
         own = type(optimizer).__name__
         raise ValueError(
             f"controller sets absolute rates, and {own} finds its own step size (its groups hold 'd'): the "

@@ -8,7 +8,7 @@ import numpy as np
 
 from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, mean_interval, median
 from thermoopt.diagnosis.finding import Finding, two_digits
-from thermoopt.physics import GAUSSIAN
+from thermoopt.physics import GAUSSIAN, LR, LR_TIMES_D, NO_LR
 
 __all__ = [
     "learning_rate_runaway",
@@ -111,15 +111,14 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
         return None
     loss = "" if math.isnan(left) else f", and the loss is at {left:.2g} of its first value"
     loss += f" after a peak of {peak:.2g} of it" if peak > RISEN else ""
+    peak_rate, lower = _words(run, rate / USUAL)
     bursts = gaussianity < INTERMITTENT
     seen = f"gradients come in bursts (gaussianity {gaussianity:.2g}, r {r:.2g}), " if bursts else ""
     return Finding(
         "learning_rate_too_high",
         confidence,
-        f"{seen}a step at the peak rate of {run.peak_lr:.2g} is {rate:.2g} times a weight's initial "
-        f"size{loss}.",
-        f"Lower the learning rate by a factor of about {two_digits(rate / USUAL)}, to "
-        f"{run.peak_lr * USUAL / rate:.1g}.",
+        f"{seen}a step at {peak_rate} is {rate:.2g} times a weight's initial size{loss}.",
+        f"Lower {lower}.",
         measure="gaussianity" if bursts else "step over initial weight",
         effect=gaussianity if bursts else rate,
         null=GAUSSIAN if bursts else USUAL,
@@ -141,18 +140,35 @@ def learning_rate_runaway(run: Evidence) -> Finding | None:
         return None
     lr = run.total("lr_eff")
     at = int(run.steps[int(np.nanargmax(lr))]) if np.isfinite(lr).any() else 0
+    peak_rate, lower = _words(run, rate / USUAL)
+    when = "" if run.rate_kind == NO_LR else f", of step {at},"
+    own = "" if run.rate_kind == LR else ", the optimizer's own estimate"
     return Finding(
         "learning_rate_runaway",
         "HIGH",
-        f"the learning rate went up to {run.peak_lr:.2g} at step {at}, where a step is {two_digits(rate)} "
-        "times a weight's initial size.",
-        f"Bound the learning rate: by a factor of about {two_digits(rate / USUAL)}, to "
-        f"{run.peak_lr * USUAL / rate:.1g}. What sets it (a controller, a schedule, a search) ran away.",
+        f"a step at {peak_rate}{when} is {two_digits(rate)} times a weight's initial size.",
+        f"Bound {lower}. What sets it (a controller, a schedule, a search{own}) ran away.",
         measure="step over initial weight",
         effect=rate,
         null=USUAL,
         readings=run.n,
     )
+
+
+def _words(run: Evidence, factor: float) -> tuple[str, str]:
+    """Name the peak rate, and what is to be divided by a factor: what people set, at the rate in force."""
+    by, to = f"by a factor of about {two_digits(factor)}", f"{run.peak_lr / factor:.1g}"
+    if run.rate_kind == NO_LR:
+        return (
+            "the rate that the optimizer finds (unknown: its groups hold no lr)",
+            f"the size of its steps {by}",
+        )
+    if run.rate_kind == LR_TIMES_D:
+        return (
+            f"the peak effective rate of {run.peak_lr:.2g} (lr times the d that the optimizer finds)",
+            f"lr {by}, which brings the effective rate to {to}",
+        )
+    return f"the peak rate of {run.peak_lr:.2g}", f"the learning rate {by}, to {to}"
 
 
 def learning_rate_zero(run: Evidence) -> Finding | None:
