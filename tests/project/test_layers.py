@@ -35,12 +35,12 @@ DATA = {"thermoopt.account.reading", "thermoopt.physics.sums", "thermoopt.physic
 
 MAX_NODES, MAX_CHAIN, MAX_MODULES, MAX_LINES = 25, 13, 12, 400
 
-LONGER = {
+LIMITS = {
     "thermoopt/kernels/native.py": 460,
     "thermoopt/kernels/triton.py": 450,
-    "thermoopt/observer/observer.py": 440,
+    "thermoopt/adamw/optimizer.py": 350,
 }
-"""Modules above 400 lines, with the length they may have: this list may only shrink."""
+"""Modules with a limit of their own. Those above 400 lines may only shrink."""
 
 
 def modules() -> dict[str, Path]:
@@ -227,7 +227,7 @@ def test_folders_and_files_stay_small():
     for path in MODULES.values():
         folders[path.parent] += path.name not in ("__init__.py", "__main__.py")
         lines = len(path.read_text().splitlines())
-        allowed = LONGER.get(str(path.relative_to(ROOT)), MAX_LINES)
+        allowed = LIMITS.get(str(path.relative_to(ROOT)), MAX_LINES)
         assert lines <= allowed, f"{path} has {lines} lines, allowed are {allowed}"
     for folder, count in folders.items():
         if folder.name not in ("workloads", "kernels"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thermoopt.account import History, Ledger, from_leaf, with_plain_names
+from thermoopt.account import History, Ledger
 from thermoopt.adamw.arguments import (
     averaging_steps,
     check_arguments,
@@ -34,10 +34,9 @@ from thermoopt.adamw.state import (
     apply_scales,
     carried,
     export_groups,
-    saved_controller,
+    import_groups,
     set_layer_factors,
     start_norms,
-    steps_taken,
 )
 from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller
@@ -56,33 +55,33 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         \theta \leftarrow (1-\eta\lambda)\,\theta - \eta\,U,\qquad
         U = \hat m/(\sqrt{\hat v}+\epsilon),\qquad \sigma = \eta\langle g, U\rangle
 
-    With ``controller=None`` it is a pure monitor: on the torch backends parameters and moments are the
+    With ``controller=None`` it is a pure monitor: with backend ``"torch"``, parameters and moments are the
     same bits as those of :class:`torch.optim.AdamW` with the same flags. All arguments up to ``fused``
     mean what they mean there.
 
     Args:
         params: parameters, ``model.named_parameters()``, or groups of either. Names become layer names;
-            without names a layer is called ``group{i}.{j}``. Groups may carry a ``name``. Names go without
-            what DDP, FSDP, ``torch.compile`` and activation checkpointing put into them.
+            without names a layer is called ``group{i}.{j}``. Groups may have a ``name``. Parts of names that
+            DDP, FSDP, ``torch.compile`` and activation checkpointing add are removed.
         lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`.
-        controller: turns readings into scales; None measures only. :func:`thermoopt.autotune` makes the one
-            that needs no lr: ``lr`` then is only the unit that scales are expressed in.
-        measure_every: measure every so many steps, from 1; None chooses what the backend does for free
+        controller: turns readings into scales; None only measures. :func:`thermoopt.autotune` makes one that
+            needs no lr: ``lr`` is then only the unit in which scales are expressed.
+        measure_every: measure one step in this many, >= 1; None is what costs little with the backend
             (every step with ``"native"`` and ``"triton"``, every 10th with ``"torch"``).
-        ema_steps: length of the readings' average in optimizer steps, at least 1 (the raw step); None is the
+        ema_steps: length of the readings' average in optimizer steps, >= 1 (1 is the raw step); None is the
             length that the controller wants, else 50.
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
             (one pass on CPU) or ``"triton"`` (one pass on CUDA, compute capability 8.0 or higher). ``"auto"``
-            takes the kernel of the parameters' device for the tensors it can take unless ``fused`` or
+            uses the kernel of the parameters' device for the tensors it can take, unless ``fused`` or
             ``foreach`` is given.
-        sinks: what receives readings on the way: those of :mod:`thermoopt.sinks`, a SummaryWriter,
+        sinks: objects that receive readings during the run: those of :mod:`thermoopt.sinks`, a SummaryWriter,
             ``wandb.run``, ``mlflow``, ``trackio``, any object with ``write(reading)``, ``log(dict, step)`` or
-            ``log_metrics(dict, step)``. Copies and pickles of the optimizer go without them.
-        process_group: a ``torch.distributed`` group whose ranks are to take the same decisions: the readings
-            of its first rank go to all. Ranks of DDP hold the same gradients and decide alike without it as
-            long as their arithmetic is the same; a law that lives on a reported loss needs it. Copies and
-            pickles go without it.
+            ``log_metrics(dict, step)``. Copies and pickles of the optimizer have none.
+        process_group: a ``torch.distributed`` group whose ranks must take the same decisions: all get the
+            readings of its first rank. DDP ranks hold the same gradients and decide alike without it as long
+            as their arithmetic is the same; a law that uses a reported loss needs it. Copies and pickles
+            have none.
 
     Raises:
         TypeError, ValueError: torch's own for its arguments, then for those above: the message names the
@@ -166,10 +165,10 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         self._factors_set: Mapping[str, float] | None = None
 
     def set_layer_factors(self, factors: Mapping[str, float]) -> None:
-        """Let layers run at their own rate: ``lr_eff = lr * lr_scale * factor``.
+        """Give layers rates of their own: ``lr_eff = lr * lr_scale * factor``.
 
         Args:
-            factors: factor by layer name; layers not named keep theirs (1 at the start).
+            factors: factor by layer name; layers not named keep theirs, initially 1.
 
         Raises:
             KeyError: if a name belongs to no parameter.
@@ -201,10 +200,10 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
 
     @uncompiled
     def _advance(self, traced: bool = False) -> list[Traceable]:
-        """The step itself, which ``torch.compile`` leaves as it is: kernels and numpy are not for tracing.
+        """Take the step itself, which ``torch.compile`` does not trace: it runs kernels and numpy.
 
         Returns:
-            With ``traced`` what is still to be stepped where the compiler can see it.
+            With ``traced``, what is left to be stepped where the compiler can see it.
         """
         self.follow_groups()
         captured = capturing()
@@ -231,14 +230,14 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         return parts
 
     def before_replay(self) -> None:
-        """Prepare the replay of a CUDA graph that captured :meth:`step`: call it before each, on its stream.
+        """Prepare a replay of a CUDA graph that captured :meth:`step`. Call it before each, on its stream.
 
-        What Python does in a step is not in the graph. This books the last replay (its reading is recorded
-        when it is due) and lets the controller set the rates of the coming one, as :meth:`step` does: they
-        are written where the graph reads them, so that a replay takes the rates of an eager step. Averages
-        and the sums of a law's forces are kept on the device with or without it, and :attr:`reading` is up to
-        date in any case; replays that a controller was not asked about are taken at the rates before, and a
-        warning says so with the next reading.
+        What Python does in a step is not in the graph. This books the last replay (its reading is recorded if
+        it is due) and lets the controller set the rates of the coming one, as :meth:`step` does: they are
+        written where the graph reads them, so that a replay takes the rates of an eager step. Averages and
+        the sums of a law's forces are kept on the device with or without it, and :attr:`reading` is always up
+        to date. A replay that the controller was not asked about takes the previous rates, and a warning says
+        so with the next reading.
 
         Raises:
             RuntimeError: if no step was captured.
@@ -251,7 +250,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         self._backend.put_rates(rates)
 
     def _control(self) -> None:
-        """Let the controller set the scales of the coming step; it sees each recorded reading once."""
+        """Have the controller set the scales of the coming step; it sees each recorded reading once."""
         loop, ledger, groups = self._loop, self._ledger, self.param_groups
         if loop is None:
             return
@@ -268,7 +267,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         ledger.run.unseen = int(loop.waiting)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group, as torch does; its layers are measured from the next step on.
+        """Add a parameter group as torch does; its layers are measured from the next step on.
 
         Raises:
             ValueError: as torch does, and if a layer name is taken; the group is not added then.
@@ -293,7 +292,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
 
     @uncompiled
     def follow_groups(self) -> None:
-        """Take in what was done to ``param_groups`` by hand; a step begins with it and warns what changed."""
+        """Follow edits of ``param_groups`` made by hand, as every step does; warn of what changed."""
         edit = self._layout.follow(self.param_groups, self._ledger)
         if edit is None:
             return
@@ -303,7 +302,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             self._loop.follow(drop=edit != "exchange")
 
     def _adopt_groups(self) -> None:
-        """Begin a ledger of what the groups hold, after construction, loading or unpickling."""
+        """Start the ledger from what the groups hold, after construction, loading or unpickling."""
         ledger = self._ledger
         ledger.reset()
         self._backend.reset()
@@ -313,17 +312,10 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             ledger.add_group(group)
         ledger.follow(self._params())
         self._layout = Layout(self.param_groups)
-        ledger.import_groups(saved)
-        if ledger.run.step == 0:
-            ledger.run.step = steps_taken(self.state)  # of a plain AdamW: go on counting where it stands
-        if self._loop is not None:
-            controller = saved_controller(saved)
-            if controller is not None:
-                self._loop.controller.load_state_dict(with_plain_names(from_leaf(controller)))
-            self._loop.import_groups(saved, ledger.meter, self._params())
+        import_groups(saved, ledger, self._loop, self._params(), self.state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return torch's state dict of what groups hold now, with scales and averages as ``thermo``."""
+        """Return torch's state dict; its groups also hold scales and averages, as ``thermo``."""
         self.follow_groups()
         snapshots = export_groups(self.param_groups, self._ledger, self._loop)
         self._sinks.flush()
@@ -331,7 +323,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle and deepcopy keep: all but sinks and process group, which are a process's."""
+        """Return what pickle and deepcopy keep: all but sinks and process group."""
         self.follow_groups()
         snapshots = export_groups(self.param_groups, self._ledger, self._loop)
         groups = [{**group, KEY: held} for group, held in zip(self.param_groups, snapshots, strict=True)]

@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thermoopt.account import Ledger, as_leaf, follow_edit, is_exchange, plain_name
+from thermoopt.account import (
+    Ledger,
+    Meter,
+    as_leaf,
+    follow_edit,
+    from_leaf,
+    is_exchange,
+    plain_name,
+    with_plain_names,
+)
 from thermoopt.controllers import Controller, Scales
 from thermoopt.tensors import follow_groups, root_mean_squares, same_members
 
@@ -22,10 +31,9 @@ __all__ = [
     "apply_scales",
     "carried",
     "export_groups",
-    "saved_controller",
+    "import_groups",
     "set_layer_factors",
     "start_norms",
-    "steps_taken",
 ]
 
 KEY = "thermo"
@@ -42,6 +50,11 @@ class Exporter(Protocol):
 
     def export_group(self, layers: Sequence[int], params: Sequence[Tensor], total: int) -> dict[str, Any]:
         """Return the group's part of a checkpoint."""
+
+    def import_groups(
+        self, saved: Sequence[Mapping[str, Any]], meter: Meter, params: Sequence[Tensor]
+    ) -> None:
+        """Restore what :meth:`export_group` returned, for all groups together."""
 
 
 class GroupState:
@@ -191,11 +204,6 @@ def carried(
         state.update(out)
 
 
-def saved_controller(saved: Sequence[Mapping[str, Any]]) -> Any:
-    """Return the state of the controller in a checkpoint, or None."""
-    return next((group[_CONTROLLER] for group in reversed(saved) if _CONTROLLER in group), None)
-
-
 def export_groups(
     groups: Sequence[Mapping[str, Any]], ledger: Ledger, loop: Exporter | None
 ) -> list[dict[str, Any]]:
@@ -210,6 +218,25 @@ def export_groups(
         if out:
             out[0][_CONTROLLER] = as_leaf(loop.controller.state_dict())
     return out
+
+
+def import_groups(
+    saved: Sequence[Mapping[str, Any]],
+    ledger: Ledger,
+    loop: Exporter | None,
+    params: Sequence[Tensor],
+    state: Mapping[Any, Any],
+) -> None:
+    """Restore what :func:`export_groups` returned; if nothing, count on from the steps in ``state``."""
+    ledger.import_groups(saved)
+    if ledger.run.step == 0:
+        counts = [own["step"] for own in state.values() if isinstance(own, dict) and "step" in own]
+        ledger.run.step = int(max((float(count) for count in counts), default=0))
+    if loop is not None:
+        controller = next((group[_CONTROLLER] for group in reversed(saved) if _CONTROLLER in group), None)
+        if controller is not None:
+            loop.controller.load_state_dict(with_plain_names(from_leaf(controller)))
+        loop.import_groups(saved, ledger.meter, params)
 
 
 def apply_scales(groups: Sequence[Mapping[str, Any]], scales: Scales) -> None:
@@ -251,9 +278,3 @@ def start_norms(groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[
     starts = [GroupState(group).start for group in groups]
     rms = [x for _, _, values in starts for x in values]
     return rms, [lr for lr, _, _ in starts], [wd for _, wd, _ in starts]
-
-
-def steps_taken(state: Mapping[Any, Any]) -> int:
-    """Return the number of steps in an AdamW's state."""
-    steps = [own["step"] for own in state.values() if isinstance(own, dict) and "step" in own]
-    return int(max((float(step) for step in steps), default=0))

@@ -21,7 +21,7 @@ from thermoopt.tensors import PendingTravel, Sharding, TravelProbe, same_members
 __all__ = ["KEY", "CarriedTravel"]
 
 KEY = "thermo_travel"
-"""What a group holds the sample of its layers' start under, beside torch's own ``initial_lr``: so
+"""The key of a group's sample of its layers' start, next to torch's own ``initial_lr``: thus
 ``optimizer.state_dict()`` carries it, and a scheduler's state needs no tensor."""
 
 
@@ -30,18 +30,18 @@ class CarriedTravel:
 
     Every group holds its layers' sample of the start under :data:`KEY`, flat and on CPU: at most one element
     in 17 (all up to 16,384 in total), as much again as the probe keeps. It is put there at once, so that
-    checkpoint libraries that load into what is there find its place, and anew before the first step.
+    checkpoint libraries, which load into existing state, find its place, and again before the first step.
 
-    The start is where the parameters are before the first step after construction, unless a state was loaded
-    (:meth:`load_state_dict`): then it is what the groups hold by the next step, whichever of optimizer and
-    state was loaded first. A group that should hold a sample and holds none of its layout starts where it is
-    now, with a warning.
+    The start is the parameters before the first step after construction, unless a state was loaded
+    (:meth:`load_state_dict`): then it is what the groups hold at the next step, no matter which of optimizer
+    and state was loaded first. A group without a sample that fits starts from its present parameters, with a
+    warning.
 
-    ``weights`` tells how the coming step enters work and impulse; None lets it not enter.
+    ``weights`` says how the coming step enters work and impulse; with None it does not enter.
 
     Args:
         optimizer: any torch optimizer.
-        needs: sums to measure, of :data:`thermoopt.physics.TRAVEL_SUMS`. Work and impulse, which change with
+        needs: sums to measure, of :data:`thermoopt.physics.TRAVEL_SUMS`. Work and impulse, which change at
             every step, are put into the groups when the optimizer's ``state_dict`` is called.
     """
 
@@ -49,10 +49,10 @@ class CarriedTravel:
         self._optimizer = optimizer
         self._probe = TravelProbe(needs)
         self._begun = 0  # groups that have a start
-        self._known: list[Any] | None = []  # their samples; None if they are to be taken up
+        self._known: list[Any] | None = []  # their samples; None if they are to be loaded
         self._measured: deque[tuple[int, PendingTravel | Travel]] = deque(maxlen=MAX_PENDING)
         self._members: list[list[Tensor]] = []  # the tensors of each group at the step before
-        self._placed: list[Any] = []  # samples that say nothing of a run that was loaded
+        self._placed: list[Any] = []  # samples that are not of a loaded run
         bare = [i for i, group in enumerate(optimizer.param_groups) if group.get(KEY) is None]
         if bare:
             self._probe.start(self._params())
@@ -64,18 +64,18 @@ class CarriedTravel:
             self._handle = optimizer.register_state_dict_pre_hook(lambda _: _refreshed(own()))
 
     def remove(self) -> None:
-        """Carry no more."""
+        """Stop carrying the start."""
         if self._handle is not None:
             self._handle.remove()
 
     # ---------------------------------------------------------------- measuring
 
     def follow(self) -> None:
-        """Look, before a step, whether groups were added or loaded; the first step's parameters are x0."""
+        """Check, before a step, whether groups were added or loaded; x0 is taken before the first step."""
         held = [group.get(KEY) for group in self._optimizer.param_groups]
         if self._edited():
             self._measured.clear()
-            self._known = held  # their samples are put anew, of the layers' starts as the probe keeps them
+            self._known = held  # their samples are put again, from the starts that the probe keeps
         elif self._begun == 0:
             self._probe.forget()
         elif self._known is None or not _same(held[: len(self._known)], self._known):
@@ -97,14 +97,14 @@ class CarriedTravel:
         return self._begun > 0 and self._known is not None and not same_members(now, self._members)
 
     def read(self, args: Any, kwargs: Any, step: int | None) -> tuple[Any, Any] | None:
-        """Follow the parameters, and take in the coming step's forces once they are there.
+        """Follow the parameters, and enter the coming step's forces once its gradients exist.
 
         Args:
-            args, kwargs: of the step, as its hooks are handed them.
-            step: its number where its sums are to be formed, else None.
+            args, kwargs: of the step, as passed to its hooks.
+            step: its number if its sums are to be formed, else None.
 
         Returns:
-            What the hook is to return.
+            The return value for the hook.
         """
         self.follow()
         if self.weights is not None:
@@ -114,7 +114,7 @@ class CarriedTravel:
         return None
 
     def _enter(self, times: int, step: int | None) -> None:
-        """Let the forces enter, once: a closure called again is the same step; then form the sums."""
+        """Enter the forces, once even if a closure runs again in the same step; then form the sums."""
         if times > 1 or self.weights is None:
             return
         lrs = []
@@ -127,19 +127,19 @@ class CarriedTravel:
             self.measure(step)
 
     def refresh(self) -> None:
-        """Put work and impulse as they are into the groups that have a start."""
+        """Put present work and impulse into the groups that have a start."""
         if self._begun and self._known is not None:
             self._known[: self._begun] = self._put(range(self._begun))
 
     def measure(self, step: int) -> None:
-        """Start forming the sums of a step about to be taken; the parameters must have been followed."""
+        """Start forming the sums of a step about to be taken, after :meth:`follow`."""
         pending = self._probe.measure()
         if sharding := Sharding(self._params()):
             pending.add_up(sharding)
         self._measured.append((step, pending))
 
     def take(self, step: int) -> Travel | None:
-        """Return the sums measured for a step, or None; forgets those of earlier steps, of other layers."""
+        """Return the sums measured for a step, or None; forget those of earlier steps and former layers."""
         if self._edited():
             self._measured.clear()
         while self._measured and self._measured[0][0] < step:
@@ -160,7 +160,7 @@ class CarriedTravel:
         return [range(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
     def _put(self, groups: Iterable[int]) -> list[Any]:
-        """Give groups the sample of their layers' start, and return these."""
+        """Put into groups the samples of their layers' start; return these."""
         layers, params, out = self._layers(), self._params(), []
         total = sum(real_elements(p) for p in params)
         for i in groups:
@@ -169,7 +169,7 @@ class CarriedTravel:
         return out
 
     def _take_up(self, held: list[Any]) -> None:
-        """Let the probe start where the groups say."""
+        """Make the probe start from the groups' samples."""
         self._probe.forget()
         params, lost = self._params(), []
         total = sum(real_elements(p) for p in params)
@@ -190,7 +190,7 @@ class CarriedTravel:
     # ---------------------------------------------------------------- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many groups have a start and the sums not handed over yet: ints and floats."""
+        """Return the number of groups with a start and the sums not handed over yet: ints and floats."""
         rows = []
         for step, travel in self._measured:
             t = _arrived(travel)
@@ -198,7 +198,7 @@ class CarriedTravel:
         return {"groups": self._begun, "measured": rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave; the start is what the groups hold by the next step."""
+        """Restore what :meth:`state_dict` returned; the start is what the groups hold at the next step."""
         self._begun, self._known = int(state["groups"]), None
         self._measured.clear()
         for step, rows in state["measured"]:

@@ -22,12 +22,12 @@ __all__ = ["MOMENT_SUMS", "Displacement"]
 Array = NDArray[np.float64]
 
 MOMENT_SUMS = frozenset({Sum.B, Sum.MU, Sum.SV, Sum.V, Sum.M2, Sum.C, Sum.N1, Sum.D})
-"""Sums that only Adam's moments give: a displacement does not hold them."""
+"""Sums that only Adam's moments give; a displacement does not."""
 
 
 @dataclass
 class _Sampled:
-    """What is kept of one tensor while a step is under way."""
+    """What is kept of one tensor during a step."""
 
     param: Tensor
     before: Tensor
@@ -44,23 +44,22 @@ class Displacement:
 
     .. math:: U := -\frac{\theta' - (1-\eta\lambda)\,\theta}{\eta}
 
-    with the group's lr :math:`\eta` and decoupled weight decay :math:`\lambda`. Where decay is coupled, or
-    not known to be decoupled, :math:`\lambda = 0` and the whole displacement counts as U. The lr counts as it
-    is after the step, which may write it; a factor on it that the optimizer finds by itself
-    (:func:`~thermoopt.traits.found_factor`: Prodigy's d) is part of :math:`\eta`, as it is before the step.
-    A, UU, TU, TT, GG and GT (:class:`~thermoopt.physics.Sum`)
-    follow; :data:`MOMENT_SUMS` stay 0.
+    with the group's lr :math:`\eta` and decoupled weight decay :math:`\lambda`. If decay is coupled, or
+    not known to be decoupled, :math:`\lambda = 0` and the whole displacement counts as U. If the step itself
+    writes lr into the group, the value after the step counts; a factor on it that the optimizer finds by
+    itself (:func:`~thermoopt.traits.found_factor`: Prodigy's d) is part of :math:`\eta`, as of before the
+    step. A, UU, TU, TT, GG and GT (:class:`~thermoopt.physics.Sum`) follow; :data:`MOMENT_SUMS` stay 0.
 
-    Made before the step, it keeps gradients and parameters, because a step may clear or change either. Of
-    tensors up to 65,536 elements that is a copy of both; of larger ones a sample of pages of at least one
-    element in 16, whose sums are scaled up by n / n_sampled: an estimate, and memory of 2/16 of a parameter
-    copy between the two halves of a measured step (up to 4/16 for tensors of just over 65,536 elements). A
-    tensor that is not contiguous is copied whole for the moment.
+    Created before the step, it keeps gradients and parameters, because a step may clear or change either. For
+    tensors of up to 65,536 elements these are copies; for larger ones, samples of pages with at least one
+    element in 16, whose sums are scaled up by n / n_sampled: an estimate that takes 2/16 of the parameters'
+    memory during a measured step (up to 4/16 for tensors of just over 65,536 elements). A tensor that is not
+    contiguous is copied whole at first.
 
     Args:
         optimizer: about to step.
-        rates: its groups' effective lr and decoupled weight decay. Groups with lr 0 are left out: their
-            step says nothing about U.
+        rates: its groups' effective lr and decoupled weight decay. Groups with lr 0 are left out: their step
+            does not reveal U.
     """
 
     @torch.no_grad()
@@ -92,8 +91,8 @@ class Displacement:
         """Start forming the sums, right after the step.
 
         Args:
-            optimizer: that has stepped.
-            horizon_decay: stands in for beta2, whose 1/(1 - beta2) is how far the norm forecast looks ahead.
+            optimizer: the optimizer, which has just stepped.
+            horizon_decay: takes the place of beta2: the norm forecast looks 1/(1 - beta2) steps ahead.
         """
         pending = _DisplacementSums.of(list(self._kept))
         kept = list(self._kept.values())
@@ -116,9 +115,9 @@ class Displacement:
 
 
 def _take_lrs(kept: Sequence[_Sampled], optimizer: Optimizer) -> None:
-    """Let each lr be the one that its group names after the step, unless that is 0, times what was found.
+    """Set each lr to its group's lr after the step, unless that is 0, times the factor found before it.
 
-    An optimizer that writes it in every step does so before it uses it (pytorch_optimizer's ASGD).
+    An optimizer that writes lr at every step does so before using it (pytorch_optimizer's ASGD).
     """
     for k in kept:
         group = optimizer.param_groups[k.group]

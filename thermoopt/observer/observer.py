@@ -1,8 +1,7 @@
-"""Observer: the account that ThermoAdamW keeps of itself, of any torch optimizer, by step hooks."""
+"""Observer: for any torch optimizer, by step hooks, the account that ThermoAdamW keeps of itself."""
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -14,14 +13,16 @@ from torch.optim import Optimizer
 
 from thermoopt.account import History, Losses, with_plain_names
 from thermoopt.account.reading import Reading
-from thermoopt.adamw import EMA_STEPS, check_count, check_hookable, check_materialized
+from thermoopt.adamw import EMA_STEPS
 from thermoopt.controllers import Controller, Start
+from thermoopt.observer.arguments import check_arguments
 from thermoopt.observer.carried_start import CarriedTravel
 from thermoopt.observer.run_facts import rate_kind, run_facts
 from thermoopt.observer.run_reports import RunReports
+from thermoopt.observer.serving import Serving
 from thermoopt.observer.source import source_of
 from thermoopt.observer.step_hooks import closure_of, is_dry, when_gradients_are_there
-from thermoopt.observer.tracker import TRACKABLE, Tracker
+from thermoopt.observer.tracker import Tracker
 from thermoopt.observer.watched_layers import Watched
 from thermoopt.observer.whole_steps import on_whole_steps
 from thermoopt.sinks import SinkQueue
@@ -30,52 +31,52 @@ from thermoopt.tensors import capturing
 __all__ = ["LOG_EVERY", "Observer"]
 
 LOG_EVERY = 10
-"""A measuring pass takes half as long as a fused step or as long, one in torch operations as a step or two;
-every 10th keeps that to some percent, as in :class:`~thermoopt.adamw.TorchBackend`."""
+"""A measuring pass takes half to all of a fused step's time, one in torch operations that of a step or two;
+every 10th step keeps that to a few percent, as in :class:`~thermoopt.adamw.TorchBackend`."""
 
 MAX_IDLE_CALLS = 10
-"""Calls of :meth:`Observer.step` before the optimizer's first step that are taken as usual: a GradScaler that
-starts too high, at 2**16, holds back a step for each factor of 2, and gradients may be accumulated."""
+"""Calls of :meth:`Observer.step` before the optimizer's first step that raise no error: a GradScaler that
+starts too high, at 2**16, skips a step for each factor of 2, and gradients may be accumulated."""
 
 
 class Observer(RunReports):
-    r"""Reads any torch optimizer as ThermoAdamW reads itself: the same :class:`~thermoopt.account.Reading`.
+    r"""Measures any torch optimizer as ThermoAdamW does itself: the same :class:`~thermoopt.account.Reading`.
 
     It never changes a parameter, a gradient or an optimizer's state. How it measures:
 
     * :class:`~thermoopt.ThermoAdamW`: a view of the optimizer's own account; no hooks, no cost.
     * torch's Adam (without coupled weight decay) and AdamW: every quantity, formed from the moments just
       before a measured step, as ThermoAdamW's torch backend forms them: on CPU in one reading pass of the
-      native kernel over the tensors it can take, by torch operations over all others. Where an average is of
-      5 measured steps or more that pass reads every other 8192 elements of tensors from 131,072 on, the
-      others at the next measured step: on some machines reading takes all the time of a step.
+      native kernel over the tensors it can take, by torch operations over all others. If an average spans 5
+      measured steps or more, that pass reads every other block of 8192 elements of tensors of 131,072 or
+      more, and the other blocks at the next measured step: on some machines reading takes as long as a step.
     * any other optimizer, and a subclass of these with a step of its own: by
       :class:`~thermoopt.observer.Displacement`, the update direction being
       :math:`U := -(\theta' - (1-\eta\lambda)\theta)/\eta`. Quantities that need Adam's moments (r, phi_star,
       coherence, energy_ratio, gaussianity, the split d_eS and d_iS but for d_iS_wd, R_ie, thermal_loss,
-      rho_momentum) are NaN; sigma, phi, norms, angular step, decay and the norm balance are right. ``wd_eff``
+      rho_momentum) are NaN; sigma, phi, norms, angular step, decay and the norm balance are exact. ``wd_eff``
       is decay known to be decoupled (AdamW, or a group with ``decoupled_weight_decay``), else 0, and coupled
       decay counts as part of U. ``norm_forecast`` looks ``ema_steps`` ahead.
 
-    Gradients are read when the step begins, as they then are: hooks that clip must have been registered
-    before. A closure is let run first. Parameters without a gradient or with a sparse one, and groups
-    that step by displacement at lr 0, are left out of a measured step.
+    Gradients are read at the start of the step, after the closure has run. Register clipping hooks before
+    creating the observer. Parameters without a gradient or with a sparse one, and groups that are measured by
+    displacement and have lr 0, are left out of a measured step.
 
     Args:
-        model: names the layers where the optimizer's groups do not (``param_names``), and tells their types;
-            None for ``group{i}.{j}``. Sinks and controller of a ThermoAdamW go on with its own names. What
-            wrappers put into names is left out. Parameters that the optimizer does not hold are left out.
-        optimizer: to observe.
-        log_every: measure every so many steps, from 1. A ThermoAdamW measures as it was told.
-        track: of ``"rho"`` and ``"distance"``, what is to be measured too although it needs memory, for each
-            one element in 16 of the gradients or parameters (:class:`~thermoopt.observer.Tracker`). What
-            is not tracked is NaN. A ThermoAdamW gets a hook for it, and the observer a history of its own.
-        ema_steps: length of the readings' average in optimizer steps, at least 1; likewise.
-        sinks: as :class:`~thermoopt.ThermoAdamW` takes them, and for a ThermoAdamW to be given there.
+        model: names the layers that the optimizer's groups do not name (``param_names``), and gives their
+            types; None for ``group{i}.{j}``. Sinks and controller of a ThermoAdamW keep its own names. Parts
+            of names that wrappers add are removed. Parameters that the optimizer does not hold are ignored.
+        optimizer: the optimizer to observe.
+        log_every: measure one step in this many, >= 1. Ignored for a ThermoAdamW, which decides by itself.
+        track: quantities to measure although they need memory, of ``"rho"`` and ``"distance"``: for each, one
+            element in 16 of the gradients or parameters (:class:`~thermoopt.observer.Tracker`). Those not
+            tracked are NaN. With a ThermoAdamW it takes a hook, and the observer keeps a history of its own.
+        ema_steps: length of the readings' average in optimizer steps, >= 1; likewise.
+        sinks: as for :class:`~thermoopt.ThermoAdamW`; with a ThermoAdamW, give them to that.
 
     Raises:
-        TypeError, ValueError: for arguments that are not what they should be, and for a model none of whose
-            parameters the optimizer holds. The message names the argument; nothing is hooked then.
+        TypeError, ValueError: for invalid arguments, and for a model that shares no parameter with the
+            optimizer. The message names the argument; nothing is hooked then.
 
     References:
         sigma: force times flux; phi: arXiv 2605.21933; the tool and its names: thermoclaw.
@@ -91,7 +92,7 @@ class Observer(RunReports):
         ema_steps: float = EMA_STEPS,
         sinks: Iterable[Any] = (),
     ) -> None:
-        _check_arguments(model, optimizer, log_every, track, ema_steps)
+        check_arguments(model, optimizer, log_every, track, ema_steps)
         super().__init__()
         self._model, self._optimizer = model, optimizer
         names = {} if model is None else {p: name for name, p in model.named_parameters()}
@@ -106,9 +107,7 @@ class Observer(RunReports):
         self._handles: list[Any] = []
         if track:
             self._begin_tracking(track)
-        self._carried: CarriedTravel | None = None
-        self._handle: Any = None
-        self._every, self._handed = 1, 0
+        self._serving = Serving(optimizer, self._source)
         self._made_at, self.ema_steps = self._source.steps, self._source.ema_steps
         self._idle_calls = 0
         self._completed: tuple[Reading, Reading] | None = None
@@ -139,7 +138,7 @@ class Observer(RunReports):
 
     @property
     def history(self) -> History:
-        """The bounded record of readings, each with the last loss reported up to its step."""
+        """The bounded record of readings, each with the last loss reported by its step."""
         history = self._source.history
         if self._own_history is not None:
             self._record()
@@ -152,7 +151,7 @@ class Observer(RunReports):
 
     @property
     def measure_every(self) -> int:
-        """Every so many steps one is measured."""
+        """One step in this many is measured."""
         return self._source.measure_every
 
     @property
@@ -162,7 +161,7 @@ class Observer(RunReports):
 
     @property
     def losses(self) -> Losses:
-        """The losses reported, ``steps`` and ``values``: at most 10,000, at equal distance over the run."""
+        """The losses reported, ``steps`` and ``values``: at most 10,000, evenly spaced over the run."""
         self._losses.settle(wait=True)
         return self._losses
 
@@ -183,7 +182,7 @@ class Observer(RunReports):
 
     @property
     def start_norms(self) -> dict[str, float]:
-        """Squared norm [th**2] of each layer when the observer was made, or when the layer was added."""
+        """Squared norm [th**2] of each layer when the observer was created or the layer was added."""
         return self._watched.start_norms()
 
     @property
@@ -204,15 +203,15 @@ class Observer(RunReports):
     # ---------------------------------------------------------------- what users call
 
     def step(self, loss: float | Tensor | None = None) -> Reading | None:
-        """Record a loss and return the newest reading that has arrived: call it after ``optimizer.step()``.
+        """Record a loss and return the newest reading that has arrived. Call it after ``optimizer.step()``.
 
-        Measuring is done by the hooks, whether this is called or not, and however often.
+        The hooks measure whether or not this is called, and however often.
 
         Args:
             loss: as for :meth:`report_loss`; None reports nothing.
 
         Raises:
-            RuntimeError: at the 10th call without a step of the optimizer since the observer was made.
+            RuntimeError: at the 10th call if the optimizer has taken no step since the observer was created.
         """
         if self._source.steps == self._made_at:
             self._idle_calls += 1
@@ -228,7 +227,7 @@ class Observer(RunReports):
         return None if reading is None else self._complete(reading)
 
     def report_loss(self, loss: float | Tensor) -> None:
-        """Record the loss of a step; one that is not finite is counted and leaves the last in place.
+        """Record the loss of a step; a loss that is not finite is only counted.
 
         Args:
             loss: a number, or a tensor with one element, which is not waited for.
@@ -252,14 +251,14 @@ class Observer(RunReports):
         self._handles.append(optimizer.register_step_pre_hook(on_whole_steps(self._track)))
 
     def _track(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Let the tracker read the coming step."""
+        """Have the tracker read the coming step."""
         tracker, step, every = self._tracker, self._source.steps + 1, self._source.measure_every
         if tracker is None or capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):
             return None
         return when_gradients_are_there(args, kwargs, lambda times: tracker.read(step, every, times))
 
     def _record(self) -> None:
-        """Let the history of a tracked ThermoAdamW have its newest reading when its own does."""
+        """Append the newest reading of a tracked ThermoAdamW to the history when it is due."""
         source, history = self._source, self._own_history
         if history is None:
             return
@@ -288,7 +287,7 @@ class Observer(RunReports):
         return self._completed[1]
 
     def _given(self, names: Iterable[str]) -> dict[str, str]:
-        """Return names from the model for the layers of a ThermoAdamW that has none, by its own for them."""
+        """Return the model's names of a ThermoAdamW's layers, by that optimizer's own, where they differ."""
         if self._model is None or not self._source.is_own:
             return {}
         if self._renamed[0] != (names := tuple(names)):
@@ -298,51 +297,29 @@ class Observer(RunReports):
     # ---------------------------------------------------------------- for those who drive a controller
 
     def serve(self, controller: Controller) -> CarriedTravel | None:
-        """Let :meth:`fresh_reading` give what a controller wants, until :meth:`close`.
+        """Make :meth:`fresh_reading` return what a controller wants, until :meth:`close`.
 
-        Readings come every ``controller.every`` steps at most, and with the sums it needs of
+        Readings come at most every ``controller.every`` steps, with the sums it needs of
         :data:`thermoopt.physics.TRAVEL_SUMS`, measured just before the step (see
         :class:`~thermoopt.observer.CarriedTravel`, which is returned and takes the steps' ``weights``). A
-        controller served before is served no more.
+        controller that was served before no longer is.
         """
-        for old in (self._handle, self._carried):
-            if old is not None:
-                old.remove()
-        self._handle = self._carried = None
-        self._every = controller.every or 1
-        self._source.serve(controller.every)
-        if controller.needs:
-            self._carried = CarriedTravel(self._optimizer, controller.needs)
-            self._handle = self._optimizer.register_step_pre_hook(on_whole_steps(self._before))
-        return self._carried
-
-    def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        """Measure the way from the start where the coming step's reading may be handed over."""
-        if capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):
-            return None
-        step, carried = self._source.steps + 1, self._carried
-        due = step % self._source.measure_every == 0 and self._due(step)
-        return None if carried is None else carried.read(args, kwargs, step if due else None)
-
-    def _due(self, step: int) -> bool:
-        """Whether a reading of a step is far enough from the last one handed over."""
-        return self._handed == 0 or not 0 <= step - self._handed < self._every
+        return self._serving.begin(controller)
 
     def fresh_reading(self) -> Reading | None:
-        """Return the newest reading, with the last loss, if it was not handed over yet, else None.
+        """Return the newest reading, with the last loss, if it has not been handed over yet, else None.
 
-        Each is handed over once, also across a checkpoint. From a device a reading comes one step late and is
-        waited for: runs repeat, and ranks get the same one. On CPU it is that of the last step; sums of
-        sharded layers are waited for, so that a run does not depend on the number of ranks. A loss still on a
-        device is the next reading's. With hooks only readings that went to the history count.
+        Each reading is handed over once, also across a checkpoint. From a device it comes one step late and
+        is waited for, so that runs are repeatable and ranks get the same one. On CPU it is that of the last
+        step; sums of sharded layers are waited for, so that a run does not depend on the number of ranks. A
+        loss that is still on a device belongs to the next reading. With hooks, only readings that went to the
+        history count.
         """
-        reading = self._source.fresh_reading(self._due)
-        if reading is None:
+        found = self._serving.reading()
+        if found is None:
             return None
-        self._handed = reading.step
         self._losses.settle(wait=False)
-        travel = None if self._carried is None else self._carried.take(reading.step)
-        return replace(self._complete(reading), travel=travel)
+        return replace(self._complete(found[0]), travel=found[1])
 
     def start(self) -> Start:
         """Describe the parameters as they are now, for :meth:`Controller.attach`."""
@@ -350,7 +327,7 @@ class Observer(RunReports):
         return self._watched.start()
 
     def own_names(self) -> dict[str, str]:
-        """What a ThermoAdamW calls each layer that this observer calls otherwise, by the name here."""
+        """Return a ThermoAdamW's own layer names, by the observer's, where they differ."""
         return {b: a for a, b in self._watched.given_names().items()}
 
     # ---------------------------------------------------------------- life
@@ -358,35 +335,35 @@ class Observer(RunReports):
     def close(self) -> None:
         """Remove the hooks. What was read stays."""
         self._source.close()
-        for handle in (self._handle, *self._handles):
-            if handle is not None:
-                handle.remove()
+        self._serving.close()
+        for handle in self._handles:
+            handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
         """Return averages, counters, epochs, the norms at the start and the last loss: plain data.
 
-        Floats, ints and a small tensor a group; with ``track`` also what is tracked, under ``"tracked"``. A
-        ThermoAdamW carries its averages itself. History and losses are not part of it.
+        These are floats, ints and a small tensor per group; with ``track``, also what is tracked, under
+        ``"tracked"``. A ThermoAdamW carries its averages itself. History and losses are not included.
         """
         state: dict[str, Any] = {
-            "handed": self._handed,
+            "handed": self._serving.handed,
             "loss": self.loss,
             "bad_losses": self.bad_losses,
             "step": self.steps,
             "epochs": self.epochs,
             "start_norms": self.start_norms,
         }
-        if self._carried is not None:
-            state["travel"] = self._carried.state_dict()
+        if self._serving.carried is not None:
+            state["travel"] = self._serving.carried.state_dict()
         if self._tracker is not None:
             state["tracked"] = self._tracker.state_dict()
         return {**state, **self._source.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` returned.
 
-        Averages of a ThermoAdamW are in its own state: an observer that measures by hooks starts its averages
-        afresh from such a state, with a warning.
+        A ThermoAdamW keeps its averages in its own state: loading an observer's state of one into an observer
+        that measures by hooks starts averages afresh, with a warning.
 
         Raises:
             ValueError: if the state holds more groups or layers than the optimizer; nothing has changed then.
@@ -405,36 +382,11 @@ class Observer(RunReports):
             )
         if self._tracker is not None:
             self._tracker.load_state_dict(tracked)
-        if self._carried is not None and "travel" in state:
-            self._carried.load_state_dict(state["travel"])
-        self._handed, step = int(state["handed"]), int(state.get("step", self._source.steps))
+        if self._serving.carried is not None and "travel" in state:
+            self._serving.carried.load_state_dict(state["travel"])
+        self._serving.handed, step = int(state["handed"]), int(state.get("step", self._source.steps))
         self._rewind(step)
         self._losses.rewind(step, state["loss"], int(state["bad_losses"]))
         self._epochs = [dict(epoch) for epoch in state.get("epochs", ())]
         self._watched.put_start_norms(with_plain_names(state.get("start_norms", {})))
         self._made_at, self._idle_calls, self._completed = self._source.steps, 0, None
-
-
-def _check_arguments(
-    model: object, optimizer: Optimizer, log_every: object, track: object, ema_steps: object
-) -> None:
-    check_hookable(optimizer)
-    check_materialized(p for group in optimizer.param_groups for p in group["params"])
-    if model is not None:
-        if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"model must be None or a torch.nn.Module, got {model!r}")
-        held = {p for group in optimizer.param_groups for p in group["params"]}
-        if held.isdisjoint(model.parameters()):
-            raise ValueError(
-                "model must be None or the model that the optimizer steps, got a "
-                f"{type(model).__name__} that shares no parameter with it"
-            )
-    check_count("log_every", log_every)
-    if isinstance(track, str) or not isinstance(track, Collection):
-        raise TypeError(f"track must be a tuple of {', '.join(map(repr, TRACKABLE))}, got {track!r}")
-    if unknown := [name for name in track if name not in TRACKABLE]:
-        raise ValueError(f"track must hold only {', '.join(map(repr, TRACKABLE))}, got {unknown!r}")
-    if isinstance(ema_steps, bool) or not isinstance(ema_steps, (int, float)):
-        raise TypeError(f"ema_steps must be a number >= 1, got {ema_steps!r}")
-    if not (math.isfinite(ema_steps) and ema_steps >= 1):
-        raise ValueError(f"ema_steps must be a number >= 1, got {ema_steps!r}")

@@ -1,4 +1,4 @@
-"""What a record should know of a run besides its readings."""
+"""Facts about a run that a record needs besides readings."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class _Observed(Protocol):
 
 
 def run_facts(observer: _Observed, settled: bool) -> dict[str, Any]:
-    """Return what diagnosis needs of a run and readings do not say, as plain data.
+    """Return, as plain data, what diagnosis needs to know about a run and readings do not contain.
 
     Args:
         observer: of the run.
-        settled: whether what is still on a device may be waited for, which counts need.
+        settled: whether to wait for a device, which the counts need.
     """
     own = observer.own_names()
 
     def both(names: Iterable[str]) -> list[str]:
-        """Layers by their names in readings of either kind, the optimizer's and the observer's."""
+        """Return layers under both the optimizer's and the observer's names."""
         return sorted({*names, *(own[name] for name in names if name in own)})
 
     norms = observer.start_norms

@@ -1,4 +1,4 @@
-"""What an observer hands out of a run: epochs, a summary, files, a picture."""
+"""Reports of an observed run: epochs, a summary, files, a picture."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunReports(ABC):
     @property
     @abstractmethod
     def measure_every(self) -> int:
-        """Every so many steps one is measured."""
+        """One step in this many is measured."""
 
     @property
     @abstractmethod
@@ -62,7 +62,7 @@ class RunReports(ABC):
 
     @property
     def epochs(self) -> list[dict[str, Any]]:
-        """What :meth:`epoch_end` returned so far."""
+        """The results of :meth:`epoch_end` so far."""
         return [dict(epoch) for epoch in self._epochs]
 
     def epoch_end(
@@ -75,11 +75,11 @@ class RunReports(ABC):
 
         Returns:
             ``epoch`` (from 1), ``step``, means of ``sigma``, ``r``, ``D`` and ``rho_momentum`` over the
-            epoch's readings and of the ``loss`` over those reported in it (NaN where there is none),
+            epoch's readings and of ``loss`` over the losses reported in it (NaN if there is none),
             ``val_loss`` and ``val_acc``.
 
         Raises:
-            TypeError, ValueError: for values that are no numbers.
+            TypeError, ValueError: for values that are not numbers.
         """
         given = {
             name: None if value is None else float(as_loss(value, name))
@@ -96,9 +96,9 @@ class RunReports(ABC):
     def summary(self) -> dict[str, Any]:
         """Return the run in one flat dict.
 
-        ``n_steps``, ``n_readings`` and ``optimizer``, and from the first reading on what
-        :func:`thermoopt.account.run_summary` gives and ``skipped``, the number of measured steps that said
-        nothing. Causes that occurred are counted as ``skipped_nonfinite`` and so on.
+        It has ``n_steps``, ``n_readings`` and ``optimizer``; from the first reading on, also the entries of
+        :func:`thermoopt.account.run_summary` and ``skipped``, the number of measured steps that moved no
+        average, with a count per cause that occurred (``skipped_nonfinite`` and so on).
         """
         causes = {cause: n for cause, n in self.skipped.items() if n}
         out: dict[str, Any] = {
@@ -131,12 +131,12 @@ class RunReports(ABC):
         """Draw the run on one page (:func:`thermoopt.plots.plot_dashboard`).
 
         Args:
-            save_path: where to write it; the suffix chooses the format.
-            show: open it in a window, too.
+            save_path: file to write; its suffix chooses the format.
+            show: also open a window.
 
         Raises:
             ValueError: for a history of fewer than 2 readings.
-            ImportError, RuntimeError: matplotlib is missing, or has no window to show it in.
+            ImportError, RuntimeError: if matplotlib is missing, or cannot open a window.
         """
         if show:
             check_display()
@@ -166,6 +166,6 @@ class RunReports(ABC):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            "an Observer cannot be copied or pickled: it measures by hooks of its own optimizer. Make a new "
-            "one of the copied model and optimizer, and hand over state_dict()"
+            "an Observer cannot be copied or pickled: it measures by hooks of its own optimizer. Create a "
+            "new one for the copied model and optimizer, and load its state_dict()"
         )

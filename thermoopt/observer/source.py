@@ -18,10 +18,10 @@ __all__ = ["OwnAccount", "Source", "source_of"]
 
 
 class Source(Protocol):
-    """An account of an optimizer's steps, whoever keeps it.
+    """An account of an optimizer's steps, kept by the optimizer itself or by hooks.
 
     Attributes:
-        is_own: whether the optimizer keeps it, in its own state.
+        is_own: whether the optimizer keeps it in its own state.
     """
 
     is_own: bool
@@ -36,7 +36,7 @@ class Source(Protocol):
 
     @property
     def record_every(self) -> int:
-        """Steps between two readings that go to history, sinks and controller, at least."""
+        """Least number of steps between readings that go to history, sinks and controller."""
 
     @property
     def ema_steps(self) -> float:
@@ -44,10 +44,10 @@ class Source(Protocol):
 
     @property
     def reading(self) -> Reading | None:
-        """The last completed reading, or None before the first. Waits for what is under way."""
+        """The last completed reading, or None before the first. Waits for everything in flight."""
 
     def newest_reading(self) -> Reading | None:
-        """Return the last reading that has arrived, waiting for nothing."""
+        """Return the last reading that has arrived, without waiting."""
 
     @property
     def history(self) -> History:
@@ -63,36 +63,36 @@ class Source(Protocol):
 
     @property
     def kept_names(self) -> dict[Tensor, str]:
-        """Names of layers by tensor where groups were edited by hand."""
+        """Layer names by tensor after groups were edited by hand."""
 
     def follow_groups(self) -> None:
-        """Take in what was done to the optimizer's groups; a measured step begins with it."""
+        """Follow edits of the optimizer's groups; a measured step begins with it."""
 
     def serve(self, every: int | None) -> None:
-        """Let :meth:`fresh_reading` give what a controller wants, every so many steps at least."""
+        """Make :meth:`fresh_reading` return readings for a controller, ``every`` steps or more apart."""
 
     def fresh_reading(self, is_due: Callable[[int], bool]) -> Reading | None:
         """Return the newest reading for a controller, or None.
 
         Args:
-            is_due: whether the reading of a step is far enough from the last one handed over.
+            is_due: whether a step's reading is far enough from the last one handed over.
         """
 
     def close(self) -> None:
-        """Measure no more. What was read stays."""
+        """Stop measuring. What was read stays."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return averages and counters, unless the optimizer carries them itself."""
+        """Return averages and counters, unless the optimizer keeps them itself."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
 
 
 class OwnAccount:
     """The account that a ThermoAdamW keeps of itself.
 
     Args:
-        optimizer: whose account it is.
+        optimizer: the ThermoAdamW.
     """
 
     is_own = True
@@ -112,7 +112,7 @@ class OwnAccount:
 
     @property
     def record_every(self) -> int:
-        """Steps between two recorded readings, at least."""
+        """Least number of steps between recorded readings."""
         return self._optimizer.record_every
 
     @property
@@ -146,20 +146,20 @@ class OwnAccount:
 
     @property
     def kept_names(self) -> dict[Tensor, str]:
-        """Names of layers where groups were edited."""
+        """Layer names after groups were edited."""
         return self._optimizer.kept_names
 
     def follow_groups(self) -> None:
-        """Let the optimizer take in edited groups."""
+        """Make the optimizer follow edits of its groups."""
         self._optimizer.follow_groups()
 
     def serve(self, every: int | None) -> None:
-        """Do nothing: the optimizer measures and records as it was told."""
+        """Do nothing: the optimizer decides by itself when to measure and record."""
 
     def fresh_reading(self, is_due: Callable[[int], bool]) -> Reading | None:
-        """Return the newest reading, from a device the last recorded one that is a step old, if it is due.
+        """Return the newest reading, or from a device the last recorded one that is a step old, if it is due.
 
-        On CPU it is waited for: sums of sharded layers may be under way.
+        On CPU it is waited for: sums of sharded layers may be in flight.
         """
         lag = reading_lag([p for group in self._optimizer.param_groups for p in group["params"]])
         reading = self._optimizer.late_reading(lag) if lag else self._optimizer.reading
@@ -173,7 +173,7 @@ class OwnAccount:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing, likewise."""
+        """Do nothing: the optimizer's state holds it."""
 
 
 def source_of(
@@ -184,10 +184,10 @@ def source_of(
     sinks: SinkQueue,
     complete: Callable[[Reading], Reading],
 ) -> Source:
-    """Return the account to read; hooks get the arguments (:class:`StepHooks`) that a ThermoAdamW has itself.
+    """Return the account to read: a ThermoAdamW's own, else :class:`StepHooks` with these arguments.
 
     Raises:
-        ValueError: for sinks and a ThermoAdamW; nothing is hooked then.
+        ValueError: for sinks together with a ThermoAdamW; nothing is hooked then.
     """
     if not isinstance(optimizer, ThermoAdamW):
         return StepHooks(optimizer, names, measure_every, ema_steps, sinks, complete)

@@ -1,4 +1,4 @@
-"""Measuring any torch optimizer around its steps: what is read before, what after, and when."""
+"""Measures any torch optimizer around its steps: what is read before, what after, and when."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ __all__ = [
 ]
 
 CLOSURE = "closure"
-"""One more cause to skip a measured step, beside :data:`thermoopt.account.SKIP_CAUSES`: the optimizer did not
-evaluate its closure exactly once, or moved the weights before: no one gradient is the step's (LBFGS, SAM)."""
+"""One more cause to skip a measured step, besides :data:`thermoopt.account.SKIP_CAUSES`: the optimizer did
+not evaluate its closure exactly once, or moved the weights first, so that the step has no single gradient
+(LBFGS, SAM)."""
 
 
 LR_ZERO = "lr_zero"
-"""Another: the lr of every group that has gradients is 0, and a displacement of nothing says nothing of U."""
+"""Another: the lr of every group that has gradients is 0, and a displacement of 0 does not reveal U."""
 
 HALVE_FROM = 5
-"""Measured steps an average must be long for each to read only one half of large tensors, turn by turn. At
-ema_steps = 50 and every 10th step measured the halves then weigh 55 to 45 in an average at worst, so that
-sums which differ between them by a tenth are off by half a percent."""
+"""Number of measured steps that an average must span before each reads only one half of large tensors, in
+turns. At ema_steps = 50 and every 10th step measured, the halves then weigh 55 to 45 in an average at worst,
+so that sums which differ between the halves by a tenth are off by half a percent."""
 
 
 class StepHooks(LedgerView):
-    """Measures an optimizer in step hooks and books it in a ledger.
+    """Measures an optimizer in step hooks and keeps a ledger.
 
     Args:
         optimizer: any torch optimizer.
         names: layer names by parameter, for groups that carry none.
-        measure_every: measure every so many steps.
+        measure_every: measure one step in this many.
         ema_steps, sinks: as for :class:`~thermoopt.observer.Observer`.
         complete: adds to a reading, before it is recorded, what the hooks do not measure.
     """
@@ -107,7 +108,7 @@ class StepHooks(LedgerView):
         """Read what must be read before the step.
 
         Args:
-            final: no closure can still show that these gradients are not the step's.
+            final: no closure can still reveal that these gradients are not the step's.
         """
         self.follow_groups()
         rates = []
@@ -121,7 +122,7 @@ class StepHooks(LedgerView):
             return self._pass.sums(self._optimizer, rates, ledger, half, average=final)
         kept = Displacement(self._optimizer, rates)
         if len(kept) or (ledger.sharding and not all(rate.maybe_zero for rate in rates)):
-            return kept  # also of nothing, where other ranks add theirs
+            return kept  # even if empty: other ranks may add theirs
         return LR_ZERO if any(rate.maybe_zero for rate in rates) else "no_gradients"
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -136,7 +137,7 @@ class StepHooks(LedgerView):
         return frozenset() if self._by_moments else MOMENT_SUMS
 
     def _begin(self) -> None:
-        """Let an empty ledger know the optimizer's layers as they are."""
+        """Add the optimizer's present layers to an empty ledger."""
         self._pass = MeasuringPass(dry_kernel(self._optimizer.param_groups))
         for cause in (CLOSURE, LR_ZERO):
             self._ledger.meter.run.skipped.setdefault(cause, 0)
@@ -144,7 +145,7 @@ class StepHooks(LedgerView):
         self.follow_groups()
 
     def follow_groups(self) -> None:
-        """Take in groups that were added or edited; begin again where the way to measure changed."""
+        """Follow added or edited groups; start over if the way to measure changed."""
         groups, known = self._optimizer.param_groups, len(self._members)
         members = [group["params"] for group in groups]
         by_moments = steps_by_moments(self._optimizer)
@@ -174,7 +175,7 @@ class StepHooks(LedgerView):
 
     @property
     def measure_every(self) -> int:
-        """Every so many steps one is measured."""
+        """One step in this many is measured."""
         return self._measure_every
 
     def serve(self, every: int | None) -> None:
@@ -183,7 +184,7 @@ class StepHooks(LedgerView):
             self._ledger.record_every = every
 
     def fresh_reading(self, is_due: Callable[[int], bool]) -> Reading | None:
-        """Return the newest recorded reading if it was not handed over yet (``is_due`` is not asked)."""
+        """Return the newest recorded reading if it has not been handed over yet (``is_due`` is not used)."""
         return self._ledger.fresh_reading()
 
     # ---------------------------------------------------------------- state
@@ -195,7 +196,7 @@ class StepHooks(LedgerView):
         return {"by_moments": self._by_moments, "groups": self._ledger.export_groups()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` returned.
 
         Averages of an optimizer that was measured in another way start afresh, with a warning.
 
@@ -220,12 +221,12 @@ class StepHooks(LedgerView):
 
 
 def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
-    """Return the closure of a step from what its hooks are handed: the optimizer comes first."""
+    """Return a step's closure from the arguments of its hooks, of which the optimizer is the first."""
     return args[1] if len(args) > 1 else kwargs.get("closure")
 
 
 def check_whole_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse a step of one parameter: as many of them as there are parameters make an iteration.
+    """Refuse a step of a single parameter: an iteration then consists of one such step per parameter.
 
     Raises:
         RuntimeError: if the step was called with one of the parameters.
@@ -242,14 +243,14 @@ def check_whole_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[
 def when_gradients_are_there(
     args: tuple[Any, ...], kwargs: dict[str, Any], read: Callable[[int], None]
 ) -> tuple[Any, Any] | None:
-    """Call ``read`` when a step's gradients are there: at once, or each time its closure has run.
+    """Call ``read`` when a step's gradients exist: at once, or each time its closure has run.
 
     Args:
-        args, kwargs: as a step pre-hook is handed them, the optimizer first.
-        read: told how often the step's gradients have been formed so far, from 1.
+        args, kwargs: as passed to a step pre-hook, the optimizer first.
+        read: receives the number of times that the step's gradients have been formed, from 1.
 
     Returns:
-        What the hook is to return: None, or the arguments with the closure wrapped.
+        The return value for the hook: None, or the arguments with the closure wrapped.
     """
     closure = closure_of(args, kwargs)
     if closure is None:
@@ -260,7 +261,7 @@ def when_gradients_are_there(
 
     def measured() -> Any:
         nonlocal times
-        # at weights that the optimizer has moved meanwhile (SAM) a gradient is not this step's
+        # a gradient at weights that the optimizer has moved meanwhile (SAM) is not this step's
         times += times == 0 and any(p._version != version for p, version in placed)
         out = closure()
         times += 1
@@ -273,7 +274,7 @@ def when_gradients_are_there(
 
 
 def is_dry(optimizer: Optimizer) -> bool:
-    """Whether the coming step is none: every lr 0 and every gradient 0, as checkpoint libraries take one.
+    """Whether the coming step is a checkpoint library's dry step: every lr and every gradient is 0.
 
     A learning rate on a device is not waited for and counts as not 0.
     """
@@ -283,10 +284,10 @@ def is_dry(optimizer: Optimizer) -> bool:
             return False
     params = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad for p in params if p.grad is not None]
-    # of every gradient: to read one may take all ranks
+    # read every gradient: reading one may need all ranks
     there, moving = bool(grads), any([g.is_sparse or bool(local(g).any()) for g in grads])
     sharding = Sharding(params)
-    if sharding:  # a rank whose shards are empty or still learns of the others
+    if sharding:  # a rank whose shards are empty or at rest learns of the others'
         flags = torch.tensor([[float(there), float(moving)]], dtype=torch.float64, device="cpu").expand(
             len(params), 2
         )
@@ -295,6 +296,6 @@ def is_dry(optimizer: Optimizer) -> bool:
 
 
 def _steps_taken(optimizer: Optimizer) -> int:
-    """Steps that an optimizer under way has taken, as far as its state counts them."""
+    """Return the number of steps that an optimizer has taken, if its state counts them."""
     counts = [state.get("step", 0) for state in optimizer.state.values() if isinstance(state, dict)]
     return int(max((float(n) for n in counts if isinstance(n, (int, float, Tensor))), default=0))

@@ -1,4 +1,4 @@
-"""Quantities that need memory of their own: the cosine of successive gradients, the way from the start."""
+"""Quantities that need memory of their own: cosine of successive gradients, distance from the start."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _RHO_TERMS = (Term.RHO_DOT, Term.RHO_NOW, Term.RHO_BEFORE)
 
 @dataclass
 class _Coming:
-    """Sums of one step on their way: ``[k, 3]`` for rho and ``[k]`` for the distance, with their layers.
+    """Sums of one step in flight: ``[k, 3]`` for rho and ``[k]`` for the distance, with their layers.
 
-    Of sharded layers ``shared`` brings the sums of all ranks in their place, ``[n_layers, 6]``: three for
-    rho, from how many ranks, the distance, whether an infinity was found.
+    For sharded layers ``shared`` brings the sums of all ranks instead, ``[n_layers, 6]``: three for rho, the
+    number of ranks, the distance, whether an infinity was found.
     """
 
     step: int
@@ -69,31 +69,31 @@ class _Coming:
 
 @dataclass
 class _Gradient:
-    """A sample of one layer's gradient, and what a GradScaler had multiplied it by."""
+    """A sample of one layer's gradient, and the factor by which a GradScaler had scaled it."""
 
     sample: Tensor
     scale: Tensor | None
 
 
 class Tracker:
-    r"""Forms rho and the distance from the start, of samples, and lays them over readings.
+    r"""Forms rho and the distance from the start, from samples, and adds them to readings.
 
     .. math::
         \rho = \frac{\langle g_t, g_{t-1}\rangle}{\|g_t\|\,\|g_{t-1}\|},\qquad
         E = \|\theta-\theta_0\|^2
 
     *rho* (no unit) keeps a sample of the gradient of the step before a measured one. Its three sums are
-    averaged as a meter averages (:class:`~thermoopt.account.Meter`), and the ratio is formed after that, so
-    it adds over layers. A step that is not finite or that a GradScaler skips moves none of them.
+    averaged like a meter's (:class:`~thermoopt.account.Meter`), and the ratio is formed afterwards, so that
+    layers add up. A step that is not finite, or that a GradScaler skips, moves none of them.
 
-    *distance* [th**2] keeps a sample of the parameters as they were before the first step seen, and is the
-    state before the reading's step, not an average.
+    *distance* [th**2] keeps a sample of the parameters before the first step seen. It is the distance before
+    the reading's step, not an average.
 
-    Samples are those of :func:`thermoopt.observer.sample`, with sums scaled up by n / n_sampled: tensors
-    of up to 65,536 elements whole, of larger ones contiguous blocks of at least one element in 16 (one in 8
-    just above that size). Each of the two keeps so much memory, in the tensors' own dtype: rho all the time
-    where every step is measured, else from one step to the next; the distance for good. Parameters that are
-    frozen count, and take memory, from when they are no longer.
+    Samples are those of :func:`thermoopt.tensors.sample_pages`, with sums scaled up by n / n_sampled: whole
+    tensors up to 65,536 elements, and contiguous blocks of at least one element in 16 of larger ones (one in
+    8 just above that size). Each of the two takes that much memory, in the tensors' own dtype: rho at all
+    times if every step is measured, else from one step to the next; the distance permanently. Frozen
+    parameters count, and take memory, only once they are unfrozen.
 
     Args:
         optimizer: any torch optimizer.
@@ -125,8 +125,8 @@ class Tracker:
 
         Args:
             step: about to be taken, counted from 1.
-            measure_every: every so many steps one is measured.
-            times: how often the gradients have been formed; no one gradient belongs to a step with several.
+            measure_every: one step in this many is measured.
+            times: how often the gradients were formed; a step with several has no gradient of its own.
         """
         params = self._follow()
         if times > 1:
@@ -174,7 +174,7 @@ class Tracker:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _follow(self) -> list[Tensor]:
-        """Let what is kept go where the layers' tensors went; layers that were added begin."""
+        """Move what is kept along with the layers' tensors; added layers start afresh."""
         params = self._params()
         if same_members([group["params"] for group in self._optimizer.param_groups], self._members):
             return params
@@ -196,7 +196,7 @@ class Tracker:
         return [list(group["params"]) for group in self._optimizer.param_groups]
 
     def _begin(self, params: Sequence[Tensor]) -> None:
-        """Keep the start of the layers that have none yet."""
+        """Sample the start of the layers that have none yet."""
         if self._lost:
             warnings.warn(
                 "the observer's state that was loaded holds no start that fits (was it saved without "
@@ -213,7 +213,7 @@ class Tracker:
     # ---------------------------------------------------------------- over a reading
 
     def overlay(self, reading: Reading) -> Reading:
-        """Return the reading with the tracked terms up to its step in it; waits for their sums."""
+        """Return the reading with the terms tracked up to its step; waits for their sums."""
         self._follow()
         while self._coming and self._coming[0].step <= reading.step:
             self._take(self._coming.popleft())
@@ -229,7 +229,7 @@ class Tracker:
         return replace(reading, terms=terms)
 
     def _take(self, coming: _Coming) -> None:
-        """Average the sums of a step in, unless it is one that a meter skips."""
+        """Average in the sums of a step, unless a meter would skip it."""
         if coming.shared is not None:
             all_ranks = coming.shared.numpy()
             whole = np.flatnonzero(all_ranks[:, 3] == self._sharding.shards)
@@ -271,10 +271,10 @@ class Tracker:
             raise ValueError(f"the observer's state is of {k} layers, the optimizer holds {n}")
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
-        """Take up what :meth:`state_dict` gave; None for a state that was saved without tracking.
+        """Restore what :meth:`state_dict` returned; None for a state that was saved without tracking.
 
-        A layer whose start is not in it, or is of another layout or another rank's shard, starts before the
-        next step, with a warning.
+        If a layer's start is missing, or has another layout or is another rank's shard, the layer starts
+        before the next step, with a warning.
         """
         params = self._params()
         self._forget(len(params))
@@ -314,7 +314,7 @@ def _products(now: _Gradient, before: _Gradient) -> Tensor:
 
 
 def _share(p: Tensor, sample: Tensor) -> float:
-    """Real elements of a tensor by those sampled of it."""
+    """Return the number of real elements of a tensor over the number sampled."""
     return real_elements(local(p)) / max(1, sample.numel())
 
 
@@ -324,7 +324,7 @@ def _square_distance(p: Tensor, start: Tensor) -> Tensor:
 
 
 def _sent(rows: Mapping[int, Tensor]) -> Parts:
-    """Start the rows of the layers on their way to the host, one parcel a device and dtype."""
+    """Start sending the layers' rows to the host, one parcel per device and dtype."""
     parcels: dict[tuple[torch.device, torch.dtype], list[tuple[int, Tensor]]] = {}
     for layer, row in rows.items():
         parcels.setdefault((row.device, row.dtype), []).append((layer, row))

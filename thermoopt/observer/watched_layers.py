@@ -1,4 +1,4 @@
-"""The layers that an observer watches: their names, types, norms at the start, and which are frozen."""
+"""The layers that an observer watches: names, types, norms at the start, and which are frozen."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Watched"]
 
 
 class Watched:
-    """What a model and an optimizer say of the optimizer's layers, as they are now.
+    """The present layers of an optimizer, described by its groups and a model.
 
     Args:
-        model: tells types; None for types by name.
-        optimizer: whose groups hold the layers.
+        model: gives the layers' types; None infers them from names.
+        optimizer: its groups hold the layers.
         names: layer names by parameter, for groups that carry none.
-        kept_names: gives those of groups that were edited by hand.
+        kept_names: returns the names of layers in groups that were edited by hand.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class Watched:
         return list(zip(self._layout().names, self._params(), strict=True))
 
     def given_names(self) -> dict[str, str]:
-        """What each layer is called here, by what a ThermoAdamW's own account calls it, where they differ."""
+        """Return the layers' names here, by a ThermoAdamW's own names, where they differ."""
         own = Meter(1)
         for group in self._optimizer.param_groups:
             add_to_meter(own, group, kept=self._kept_names())
         return {a: b for a, b in zip(own.names, self._layout().names, strict=True) if a != b}
 
     def types(self) -> dict[str, str]:
-        """Type of each layer: by the model's modules, by its name where the model does not hold it."""
+        """Return each layer's type: from the model's modules, or from its name if the model lacks it."""
         known: dict[Tensor, str] = {}
         if self._model is not None:
             types = layer_types(self._model)
@@ -73,7 +73,7 @@ class Watched:
         return {name: known.get(p) or detect_layer_type(name) for name, p in self.layers()}
 
     def frozen(self) -> frozenset[str]:
-        """Names of the layers that take no gradient now."""
+        """Return the names of the layers that take no gradient now."""
         return frozenset(name for name, p in self.layers() if not p.requires_grad)
 
     def matrices(self) -> frozenset[str]:
@@ -81,7 +81,7 @@ class Watched:
         return frozenset(name for name, p in self.layers() if p.ndim >= 2)
 
     def start_norms(self) -> dict[str, float]:
-        """Squared norm of each layer when it was first seen, NaN of what had no values then."""
+        """Return each layer's squared norm when it was first seen, NaN if it had no values then."""
         fresh = [(name, p) for name, p in self.layers() if name not in self._start_norms]
         rms = root_mean_squares([p for _, p in fresh]).tolist()
         for (name, p), value in zip(fresh, rms, strict=True):
@@ -89,15 +89,15 @@ class Watched:
         return dict(self._start_norms)
 
     def put_start_norms(self, norms: dict[str, float]) -> None:
-        """Let these be the norms at the start; layers not named keep theirs."""
-        given = self.given_names()  # a state may be of before the layers had names
+        """Set norms at the start; layers not named keep theirs."""
+        given = self.given_names()  # a state may date from before the layers had names
         self._start_norms = {**self.start_norms(), **{given.get(n, n): x for n, x in norms.items()}}
 
     def start(self) -> Start:
         """Describe the parameters as they are now, for :meth:`Controller.attach`.
 
-        ``lr`` and ``wd`` are 0.0 where a group has no such key; ``beta1`` and ``beta2`` are 0.0 but for
-        torch's Adam and AdamW and their subclasses: Lion's betas, say, are of no second moment.
+        ``lr`` and ``wd`` are 0.0 if a group has no such key. ``beta1`` and ``beta2`` are 0.0 except for
+        torch's Adam and AdamW and their subclasses: Lion's betas, for one, belong to no second moment.
         """
         groups = self._optimizer.param_groups
         if not has_adam_moments(self._optimizer):

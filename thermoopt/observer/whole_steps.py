@@ -1,4 +1,4 @@
-"""Step hooks that run once a step, also where a step calls its parent's."""
+"""Step hooks that run once per step, even if a step calls its parent class's."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _HOOKED = Optimizer.profile_hook_step(lambda self: None).__code__
 
 
 def on_whole_steps(hook: Hook) -> Hook:
-    """Return a step hook that leaves out the steps which an optimizer's step calls of its parent classes.
+    """Return a step hook that ignores steps of parent classes called from within an optimizer's step.
 
-    torch wraps the ``step`` of a class with its hooks when the first optimizer of just that class is made.
-    The step of a subclass that ends in ``super().step()`` hence runs its hooks twice if an optimizer of the
-    parent class was made before, and once if not. Only the outer of the two is the step.
+    torch wraps the ``step`` of a class with its hooks when the first optimizer of exactly that class is
+    created. The step of a subclass that ends in ``super().step()`` therefore runs its hooks twice if an
+    optimizer of the parent class was created before, and once otherwise. Only the outer one is the step.
 
     Args:
-        hook: as ``register_step_pre_hook`` and ``register_step_post_hook`` take it.
+        hook: for ``register_step_pre_hook`` or ``register_step_post_hook``.
     """
 
     @uncompiled
@@ -40,14 +40,14 @@ def on_whole_steps(hook: Hook) -> Hook:
 
 
 def _is_inner(optimizer: Optimizer) -> bool:
-    """Whether the hooks that run now are those of a step inside of another one of the same optimizer."""
+    """Whether the running hooks are those of a step inside another step of the same optimizer."""
     hooked = [getattr(vars(cls).get("step"), "hooked", False) for cls in type(optimizer).__mro__]
     if sum(hooked) < 2:
         return False
     depth = 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and depth < 2:
-        # a copy of a frame's variables is made for those frames only
+        # variables are copied for those frames only
         depth += frame.f_code is _HOOKED and frame.f_locals.get("self") is optimizer
         frame = frame.f_back
     return depth >= 2
