@@ -123,6 +123,18 @@ def _detach(model: nn.Module) -> None:
     _matrices(model)[0][1].register_hook(torch.zeros_like)
 
 
+def _silence(model: nn.Module) -> None:
+    """The first matrix gets no gradient from half way on: as if what it feeds had died."""
+    calls = 0
+
+    def hook(grad: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return torch.zeros_like(grad) if calls > STEPS // 2 else grad
+
+    _matrices(model)[0][1].register_hook(hook)
+
+
 def _poison(model: nn.Module) -> None:
     """Half way through, a gradient is not a number."""
     calls = 0
@@ -143,6 +155,7 @@ def _drown(model: nn.Module) -> None:
 
 DEFECTS = {
     "first matrix detached": "dead_layer",
+    "first matrix detached half way": "dead_layer",
     "last matrix at 300 times the rate": "exploding_layer",
     "every second matrix at a thousandth of the rate": "layers_out_of_step",
     "one gradient not a number": "non_finite_steps",
@@ -155,6 +168,7 @@ NEED_LAYERS = {"exploding_layer", "layers_out_of_step"}
 
 _HOOKS: dict[str, Callable[[nn.Module], None]] = {
     "first matrix detached": _detach,
+    "first matrix detached half way": _silence,
     "one gradient not a number": _poison,
     "gradients drowned in noise": _drown,
 }
