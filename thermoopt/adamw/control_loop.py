@@ -356,7 +356,7 @@ class LoopView(LedgerView):
         return self._backend.name
 
     def report_loss(self, loss: float | Tensor) -> None:
-        """Tell the controller the loss of the coming step; ``step(closure)`` does so by itself.
+        """Tell controller and records the loss of the coming step; ``step(closure)`` does so by itself.
 
         Only laws that depend on the loss need it. A loss that is not finite counts as not reported.
 
@@ -365,6 +365,7 @@ class LoopView(LedgerView):
         """
         if self._loop is not None:
             self._loop.report_loss(loss)
+        self._sinks.report_loss(self._ledger.run.step + 1, loss)
 
     def _rates(self) -> list[Rates]:
         return [group_rates(i, group, self._factors) for i, group in enumerate(self.param_groups)]

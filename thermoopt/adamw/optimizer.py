@@ -31,6 +31,7 @@ from thermoopt.adamw.state import (
     KEY,
     GroupState,
     Layout,
+    RunStart,
     apply_scales,
     carried,
     export_groups,
@@ -149,8 +150,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         sinks: Iterable[Any] = (),
     ) -> None:
         self._loop = None if controller is None else ControlLoop(controller, process_group)
-        self._measure_every = measure_every
-        self._backend = backend
+        self._measure_every, self._backend = measure_every, backend
         self._sinks = SinkQueue(sinks)
         self._ledger = Ledger(
             ema_steps,
@@ -190,8 +190,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if self._loop is not None and isinstance(loss, (Tensor, float)):
-                self._loop.report_loss(loss)
+            self._start.take_loss(loss, self._loop)
         if torch.compiler.is_compiling():
             traced_step(self._advance(traced=True))
         else:
@@ -212,6 +211,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             check_controllable(self.backend, self.controller)
         else:
             self._ledger.begin()
+            self._start.begin(self.param_groups)
             self._control()
         rates = self._rates()
         dry = all(rate.maybe_zero for rate in rates)
@@ -257,7 +257,6 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         coming = ledger.run.step + 1
         ledger.collect_before(coming - ledger.lag)
         if not loop.attached:
-            # as they were at the start
             loop.attach(start_of(groups, ledger.meter, *start_norms(groups)), self._params())
         scales = loop.decide(coming, ledger.lag, groups)
         if scales.layers and scales.layers is not self._factors_set:
@@ -313,6 +312,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         ledger.follow(self._params())
         self._layout = Layout(self.param_groups)
         import_groups(saved, ledger, self._loop, self._params(), self.state)
+        self._start = RunStart(ledger, self._sinks, self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict; its groups also hold scales and averages, as ``thermo``."""

@@ -22,12 +22,16 @@ from thermoopt.account import (
     with_plain_names,
 )
 from thermoopt.controllers import Controller, Scales
+from thermoopt.kernels import real_elements
+from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import follow_groups, root_mean_squares, same_members
+from thermoopt.uncompiled import uncompiled
 
 __all__ = [
     "KEY",
     "GroupState",
     "Layout",
+    "RunStart",
     "apply_scales",
     "carried",
     "export_groups",
@@ -41,6 +45,13 @@ KEY = "thermo"
 first group the controller's own state."""
 
 _CONTROLLER = "controller"
+
+
+class LossTaker(Protocol):
+    """A control loop, which a law may need a loss in."""
+
+    def report_loss(self, loss: object) -> None:
+        """Keep the loss for the next reading."""
 
 
 class Exporter(Protocol):
@@ -278,3 +289,66 @@ def start_norms(groups: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[
     starts = [GroupState(group).start for group in groups]
     rms = [x for _, _, values in starts for x in values]
     return rms, [lr for lr, _, _ in starts], [wd for _, wd, _ in starts]
+
+
+class RunStart:
+    """What a record should know of a run besides readings, where no observer tells it: how it started.
+
+    Made anew when a checkpoint is loaded.
+
+    Args:
+        ledger: of the run.
+        sinks: whose records ask.
+        groups: the parameter groups; of a run that has begun, their start is on record or was missed.
+    """
+
+    def __init__(self, ledger: Ledger, sinks: SinkQueue, groups: Sequence[Mapping[str, Any]]) -> None:
+        self._ledger, self._sinks, self._groups = ledger, sinks, groups
+        self._begun = len(groups) if ledger.run.step else 0
+        sinks.rewind(ledger.run.step)
+        sinks.introduce(self, RunStart.facts)
+
+    def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        """Remember before a step where new groups start: the first reading comes too late for that.
+
+        Of layers that ranks share that reading is the start, since a record is kept on one rank alone.
+        """
+        self._groups = groups
+        if self._begun < len(groups) and self._sinks.keeps_facts and not self._ledger.sharding:
+            start_norms(groups[self._begun :])
+        self._begun = len(groups)
+
+    @uncompiled
+    def take_loss(self, loss: Any, loop: LossTaker | None) -> None:
+        """Pass on to the control loop and to records what a closure returned, if it is a loss."""
+        if not isinstance(loss, (Tensor, float)):
+            return
+        if loop is not None:
+            loop.report_loss(loss)
+        if isinstance(loss, float) or (loss.numel() == 1 and loss.is_floating_point()):
+            self._sinks.report_loss(self._ledger.run.step + 1, loss)
+
+    def facts(self, settled: bool) -> dict[str, Any]:
+        """Return plain data; it waits for nothing.
+
+        Args:
+            settled: whether what readings count is asked for, too.
+        """
+        ledger, losses = self._ledger, self._sinks.losses
+        params = [p for group in self._groups for p in group["params"]]
+        layers = list(zip(ledger.meter.names, params, strict=False))
+        rms = [x for group in self._groups for x in GroupState(group).start[2]]
+        facts: dict[str, Any] = {
+            "ema_steps": ledger.ema_steps,
+            "bad_losses": losses.bad,
+            "matrices": sorted(name for name, p in layers if p.ndim >= 2),
+            "frozen": sorted(name for name, p in layers if not p.requires_grad),
+        }
+        norms = {n: x**2 * real_elements(p) for (n, p), x in zip(layers, rms, strict=True) if x >= 0}
+        if norms:
+            facts["start_norms"] = norms
+        if len(losses):
+            facts["first_loss"] = [int(losses.steps[0]), float(losses.values[0])]
+        if settled:
+            facts |= {"steps": ledger.run.step, "skipped": dict(ledger.run.skipped)}
+        return facts

@@ -108,8 +108,8 @@ class Observer(RunReports):
         if track:
             self._begin_tracking(track)
         self._serving = Serving(optimizer, self._source)
-        self._made_at, self.ema_steps = self._source.steps, self._source.ema_steps
         self._idle_calls = 0
+        self._made_at, self.ema_steps = self._source.steps, self._source.ema_steps
         self._completed: tuple[Reading, Reading] | None = None
         self.sinks.introduce(self, run_facts)
 
@@ -236,6 +236,7 @@ class Observer(RunReports):
             TypeError, ValueError: if it is neither.
         """
         self._losses.report(self._source.steps, loss)
+        self._source.report_loss(loss)
 
     # ---------------------------------------------------------------- tracking
 

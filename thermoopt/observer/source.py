@@ -78,6 +78,9 @@ class Source(Protocol):
             is_due: whether a step's reading is far enough from the last one handed over.
         """
 
+    def report_loss(self, loss: object) -> None:
+        """Let records have the loss of the step just taken, where readings come without."""
+
     def close(self) -> None:
         """Stop measuring. What was read stays."""
 
@@ -99,6 +102,7 @@ class OwnAccount:
 
     def __init__(self, optimizer: ThermoAdamW) -> None:
         self._optimizer = optimizer
+        self._sinks = optimizer.sinks  # to ask for them waits for the device
 
     @property
     def steps(self) -> int:
@@ -142,7 +146,7 @@ class OwnAccount:
     @property
     def sinks(self) -> SinkQueue:
         """Where recorded readings go."""
-        return self._optimizer.sinks
+        return self._sinks
 
     @property
     def kept_names(self) -> dict[Tensor, str]:
@@ -164,6 +168,10 @@ class OwnAccount:
         lag = reading_lag([p for group in self._optimizer.param_groups for p in group["params"]])
         reading = self._optimizer.late_reading(lag) if lag else self._optimizer.reading
         return reading if reading is not None and is_due(reading.step) else None
+
+    def report_loss(self, loss: object) -> None:
+        """Let the optimizer's records have the loss of the step just taken."""
+        self._sinks.report_loss(self._optimizer.steps, loss)
 
     def close(self) -> None:
         """Do nothing: the optimizer goes on."""

@@ -80,6 +80,9 @@ class StepHooks(LedgerView):
             optimizer.register_load_state_dict_post_hook(lambda _: self._pass.reset()),
         )
 
+    def report_loss(self, loss: object) -> None:
+        """Do nothing: readings come with the loss."""
+
     def close(self) -> None:
         """Remove the hooks."""
         for handle in self._handles:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.physics import QUANTITIES
-from thermoopt.record.form import EXACTLY, journal_path, rounded
+from thermoopt.record.form import EXACTLY, RUN, journal_path, rounded
 from thermoopt.record.history import COLUMN, LayerRow, Trajectory
 from thermoopt.record.lines import lines
 from thermoopt.record.reader import Reader
@@ -118,6 +118,9 @@ def read_parquet(
         if meta.get(CLOSED) not in names:
             whole.follow(readings)
             skipped.update(more)
+            for note in notes:
+                if note.get("note") == RUN:
+                    note.pop("steps", None)  # of before the journal's readings
             notes += [note for note in new if note.get("note") != "journal"]
     for segment in whole.segments:
         segment.session = ""

@@ -3,7 +3,10 @@ r"""The record of a run on file, format 2: lines of JSON that are small, and qui
 A *head* names what the lines after it leave out::
 
     {"thermoopt": 2, "session": "9f3a61c2", "started": "2026-11-27T23:10:00Z", "scopes": ["total", "decay"],
-     "quantities": ["sigma", ...], "skips": ["nonfinite", ...]}
+     "quantities": ["sigma", ...], "skips": ["nonfinite", ...], "run": {"start_norms": {...}, ...}}
+
+The first head of a session holds under ``run`` what is known of the run before its first reading; what is
+learned later is a note of kind :data:`RUN`.
 
 A *reading* holds one list of quantities a scope, null for what is undefined, and a *note* what happened::
 
@@ -46,6 +49,7 @@ __all__ = [
     "layer_path",
     "layout_line",
     "layout_of",
+    "merged_facts",
     "note_line",
     "pack_terms",
     "reading_lines",
@@ -81,8 +85,14 @@ _BYTES = 3
 """Of the four bytes of a float32 in a layer's term: 16 bits of mantissa, an error of 8e-6 at most."""
 
 
-def head_line(session: str, started: str, groups: Sequence[str], skips: Sequence[str]) -> str:
-    """Return the line that says what the lists of the readings after it hold."""
+def head_line(
+    session: str,
+    started: str,
+    groups: Sequence[str],
+    skips: Sequence[str],
+    facts: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the line that says what the lists of the readings after it hold, and what a run is known by."""
     head = {
         "thermoopt": VERSION,
         "session": session,
@@ -90,8 +100,9 @@ def head_line(session: str, started: str, groups: Sequence[str], skips: Sequence
         "scopes": ["total", *groups],
         "quantities": list(QUANTITIES),
         "skips": list(skips),
+        **({RUN: _plain(facts)} if facts else {}),
     }
-    return json.dumps(head) + "\n"
+    return json.dumps(head, allow_nan=False) + "\n"
 
 
 def note_line(kind: str, step: int, fields: Mapping[str, Any]) -> str:
@@ -104,8 +115,20 @@ def facts_of(notes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[d
     facts: dict[str, Any] = {}
     for note in notes:
         if note.get("note") == RUN:
-            facts.update(note)
+            facts = merged_facts(facts, note)
     return facts, [dict(note) for note in notes if note.get("note") != RUN]
+
+
+def merged_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is known of a run after it was told more: the newer counts, but for a later first loss."""
+    out = {**old, **new}
+    norms = {**old.get("start_norms", {}), **new.get("start_norms", {})}
+    if norms:
+        out["start_norms"] = norms
+    first, again = old.get("first_loss"), new.get("first_loss")
+    if first is not None and again is not None and first[0] < again[0]:  # the run went on from a checkpoint
+        out["first_loss"] = first
+    return out
 
 
 def reading_lines(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from thermoopt.physics import QUANTITIES, Term, quantities
 from thermoopt.record.blocks import BLOCK, is_reading, numbers_of
-from thermoopt.record.form import RUN, VERSION, unpack_terms
+from thermoopt.record.form import RUN, VERSION, merged_facts, unpack_terms
 from thermoopt.record.history import COLUMN, LayerRow, Trajectory, thinned, values_of
 from thermoopt.record.lines import Line
 
@@ -90,6 +90,7 @@ class Reader:
         steps = first[:, 0].astype(np.int64).tolist()
         now.readings.extend(steps, first[:, 1].tolist(), self._scopes, place(total), lambda: place(groups()))
         now.last = waiting[-1].number
+        now.facts.pop("steps", None)  # of before these readings
 
     def _take_one(self, line: Line) -> None:
         try:
@@ -105,7 +106,7 @@ class Reader:
             self._begin(record, line.number)
         elif isinstance(record, dict) and "note" in record:
             if self._now is not None and record["note"] == RUN:
-                self._now.facts.update(record)
+                self._learn(self._now, record)
             elif self._now is not None:
                 self._now.notes.append(record)
         else:
@@ -131,7 +132,7 @@ class Reader:
             whole.follow(readings)
             skipped.update(session.skipped)
             notes += session.notes
-            facts.update(session.facts)
+            facts = merged_facts({k: v for k, v in facts.items() if k != "steps"}, session.facts)
             # a run goes on from a checkpoint now and then; two that share a file go back at every other line
             if readings.backs > 2 and readings.count < 4 * readings.backs:
                 told.append(
@@ -169,6 +170,14 @@ class Reader:
             held = _Session(Trajectory(session), str(head.get("started", "")), number, number)
             self._sessions[session] = held
         self._now = held
+        if isinstance(head.get(RUN), dict):
+            self._learn(held, {"note": RUN, **head[RUN]})
+
+    @staticmethod
+    def _learn(session: _Session, facts: Mapping[str, Any]) -> None:
+        """Take in what is said of the run; steps skipped are those up to here."""
+        session.skipped = {**session.skipped, **facts.get("skipped", {})}
+        session.facts = merged_facts(session.facts, {k: v for k, v in facts.items() if k != "skipped"})
 
     def _reading(self, record: Mapping[str, Any], number: int) -> None:
         now = self._now
@@ -190,6 +199,7 @@ class Reader:
             values = _placed(self._columns, np.array(values, dtype=np.float64))
         now.readings.append(step, record.get("loss"), self._scopes, values)  # type: ignore[arg-type]
         now.last = number
+        now.facts.pop("steps", None)
         counts = record.get("skipped")
         if counts:
             now.skipped = dict(zip(self._head["skips"], counts, strict=False))

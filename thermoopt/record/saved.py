@@ -48,12 +48,11 @@ class SavedRun:
         path: the file.
         history: its readings.
         losses: the recorded losses, which may be replaced by a fuller list.
-        start_norms: squared norm of each layer at the start; in its first reading where no observer wrote.
+        start_norms: squared norm of each layer at the start; in its first reading where none is on record.
         skipped: number of steps that were due to be measured but entered no average, by cause.
-        frozen, bad_losses: layers not trained, losses not finite; empty and 0 where no observer wrote.
+        frozen, bad_losses: layers not trained, losses not finite; empty and 0 where the record does not say.
         notes: events: dicts with ``note`` (``action``, ``spike``, ``skip`` or a custom one) and ``step``.
-        facts: what else an observer wrote of the run: ``ema_steps``, ``steps`` taken, ``matrices``,
-            ``rate_kind``.
+        facts: what else was written of the run: ``ema_steps``, ``steps`` taken, ``matrices``, ``rate_kind``.
     """
 
     path: Path
@@ -141,7 +140,7 @@ class SavedRun:
                 **norms,
                 **{k: v for k, v in facts.get("start_norms", {}).items() if k in names and v is not None},
             },
-            {**skipped, **facts.get("skipped", {})},
+            skipped,
             frozenset(facts.get("frozen", ())),
             facts.get("bad_losses", 0),
             [n for n in notes if n.get("step", 0) >= (since or 0)],
@@ -160,12 +159,12 @@ class SavedRun:
 
     @property
     def ema_steps(self) -> float | None:
-        """Steps that the averages look back on, None where no observer wrote."""
+        """Steps that the averages look back on, None where the record does not say."""
         return self.facts.get("ema_steps")
 
     @property
     def rate_kind(self) -> str:
-        """What ``lr_eff`` is, lr where no observer wrote (:data:`thermoopt.physics.LR`)."""
+        """What ``lr_eff`` is, lr where the record does not say (:data:`thermoopt.physics.LR`)."""
         return self.facts.get("rate_kind", LR)
 
     @cached_property
@@ -175,7 +174,7 @@ class SavedRun:
 
     @cached_property
     def matrices(self) -> frozenset[str]:
-        """Layers of two or more dimensions; where no observer wrote, all except norms and biases."""
+        """Layers of two or more dimensions; where the record does not say, all except norms and biases."""
         if "matrices" in self.facts:
             return frozenset(self.facts["matrices"]).intersection(self.history.layer_names)
         return frozenset(

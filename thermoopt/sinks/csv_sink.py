@@ -33,6 +33,8 @@ class CSVSink(FileSink):
         OSError: if the path cannot be written, at construction.
     """
 
+    keeps_facts = False
+
     def __init__(self, path: str | Path) -> None:
         self._arguments: dict[str, Any] = {"path": Path(path)}
         self._schedule = Schedule(None, 2, 2)

@@ -19,6 +19,10 @@ from thermoopt.sinks.schedule import Item, Schedule
 __all__ = ["FileSink", "JSONLSink", "RecordWriter", "check_limits", "finish", "reopened"]
 
 
+_Layout = tuple[tuple[str, ...], tuple[str, ...]]
+"""What a head names: groups, and causes to skip."""
+
+
 class RecordWriter:
     """Writes items to the file of readings and the file of layers.
 
@@ -50,7 +54,7 @@ class RecordWriter:
         self.rows = LayerFile(beside, owner) if layers else None
         self.session = uuid.uuid4().hex[:8]
         self._started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        self._head: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._head: _Layout | None = None
         self._step = max((self.rows.newest if self.rows is not None else -1), -1)
 
     def restart(self) -> None:
@@ -60,11 +64,12 @@ class RecordWriter:
     def write(self, items: list[Item]) -> None:
         """Write items; raises OSError where the file of readings cannot take them."""
         readings = [item for item in items if not item.no_reading]
-        text = self._text(readings) if readings else ""
-        if self._head is not None:
+        text, head = self._text(readings) if readings else ("", self._head)
+        if head is not None:
             text += "".join(note_line(RUN, i.step, i.facts) for i in items if i.no_reading and i.facts)
         if text:
             self._file.append(text)
+        self._head = head
         try:
             self._write_rows(items)
         except OSError as error:
@@ -78,19 +83,19 @@ class RecordWriter:
     def end(self) -> None:
         """Nothing more comes, for now."""
 
-    def _text(self, items: list[Item]) -> str:
+    def _text(self, items: list[Item]) -> tuple[str, _Layout | None]:
+        """Lines of readings, and what their last head says."""
         self._file.look()
         if not self._file.alone and self._head is not None:
             self._tell_of_others()
-        if self._file.fresh:
-            self._head = None
+        head = None if self._file.fresh else self._head
         out: list[str] = []
         for layout, block in _alike(items):
-            if layout != self._head:
-                out.append(head_line(self.session, self._started, *layout))
-                self._head = layout
+            facts = block[0].facts  # of a session's first reading
+            if layout != head or facts:
+                out.append(head_line(self.session, self._started, *layout, facts))
+                head = layout
             for item in block:
-                out += [note_line(RUN, item.step, item.facts)] if item.facts else []
                 out += [note_line(kind, item.step, fields) for kind, fields in item.happened]
             out.append(
                 reading_lines(
@@ -100,7 +105,7 @@ class RecordWriter:
                     [item.group_terms for item in block],
                 )
             )
-        return "".join(out)
+        return "".join(out), head
 
     def _write_rows(self, items: list[Item]) -> None:
         if self.rows is None:
@@ -133,9 +138,9 @@ class RecordWriter:
         )
 
 
-def _alike(items: Sequence[Item]) -> list[tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Item]]]:
+def _alike(items: Sequence[Item]) -> list[tuple[_Layout, list[Item]]]:
     """Split items into runs of the same groups and causes to skip."""
-    out: list[tuple[tuple[tuple[str, ...], tuple[str, ...]], list[Item]]] = []
+    out: list[tuple[_Layout, list[Item]]] = []
     for item in items:
         layout = (item.groups, tuple(item.skipped))
         if not out or out[-1][0] != layout:
@@ -149,6 +154,9 @@ class FileSink:
 
     Subclasses set ``_pipe`` and ``_schedule``.
     """
+
+    keeps_facts = True
+    """Whether the file has a place for what readings do not say of a run."""
 
     _pipe: Pipe
     _schedule: Schedule
@@ -177,9 +185,11 @@ class FileSink:
         Args:
             run: kept by a weak reference.
             facts: called with ``run`` and whether to wait for counts; returns plain data. It is asked for the
-                first reading, without counts, and by :meth:`flush`; what has changed is written.
+                first reading, without counts, and by :meth:`flush`; what has changed is written. Of two that
+                are introduced, an optimizer and its observer, what the later one says is valid.
         """
-        self._schedule.introduce(run, facts)
+        if self.keeps_facts:
+            self._schedule.introduce(run, facts)
 
     def flush(self) -> None:
         """Wait until every reading is on file, the newest with its layers."""

@@ -20,6 +20,7 @@ from thermoopt.record import (
     layer_rows,
     layer_table,
     lines,
+    merged_facts,
     note_line,
     pyarrow,
     tables_of,
@@ -138,10 +139,10 @@ class _Groups(RecordWriter):
         self._head = None
         self._in_journal = 0
 
-    def _text(self, items: list[Item]) -> str:
+    def _text(self, items: list[Item]) -> tuple[str, Any]:
         begins = self._file.size == 0
-        text = super()._text(items)
-        return text + note_line("journal", items[-1].step, {"id": self._journal}) if begins else text
+        text, head = super()._text(items)
+        return text + note_line("journal", items[-1].step, {"id": self._journal}) if begins else text, head
 
     def _close_group(self) -> None:
         """Make a row group of the journal, in a file that is then renamed; then the journal is emptied."""
@@ -185,7 +186,7 @@ class _Groups(RecordWriter):
         tables.append(new)
         facts, old_notes = facts_of(meta.get("notes", []))
         more, notes = facts_of(notes)
-        facts = {**facts, **more}
+        facts = merged_facts({k: v for k, v in facts.items() if k != "steps"}, more)
         old_notes = [n for n in old_notes if n.get("step", 0) < begun]
         meta = {
             "version": 2,

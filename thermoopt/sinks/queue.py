@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from thermoopt.account import Losses
 from thermoopt.account.reading import Reading
 from thermoopt.sinks.jsonl import FileSink
+from thermoopt.sinks.schedule import Facts
 from thermoopt.sinks.trackers import LogSink, MLflowSink, TensorBoardSink, WandbSink, has_method
 
 __all__ = ["MAX_UNSENT", "Sink", "SinkQueue"]
@@ -50,6 +53,7 @@ class SinkQueue:
         self._waiting: list[deque[Reading]] = [deque() for _ in self._sinks]
         self._warned = [False for _ in self._sinks]
         self._dropped = 0
+        self.losses = Losses()
 
     def __bool__(self) -> bool:
         return bool(self._sinks)
@@ -68,18 +72,38 @@ class SinkQueue:
     def _files(self) -> list[FileSink]:
         return [sink for sink in self._sinks if isinstance(sink, FileSink)]
 
+    @property
+    def keeps_facts(self) -> bool:
+        """Whether one of the sinks is a record, which asks for facts of the run (:meth:`introduce`)."""
+        return any(sink.keeps_facts for sink in self._files)
+
     def mark(self, kind: str, /, **fields: Any) -> None:
         """Add a note to the records (:meth:`FileSink.mark`)."""
         for sink in self._files:
             sink.mark(kind, **fields)
 
-    def introduce(self, run: Any, facts: Callable[[Any, bool], Mapping[str, Any]]) -> None:
+    def introduce(self, run: Any, facts: Facts) -> None:
         """Tell records whose readings come (:meth:`FileSink.introduce`)."""
         for sink in self._files:
             sink.introduce(run, facts)
 
+    def report_loss(self, step: int, loss: object) -> None:
+        """Keep the loss of a step for readings that come without one.
+
+        Raises:
+            TypeError, ValueError: as :meth:`thermoopt.account.Losses.report`.
+        """
+        if self._sinks:
+            self.losses.report(step, loss)
+
+    def rewind(self, step: int) -> None:
+        """Forget losses after a step: a checkpoint was loaded."""
+        self.losses.rewind(step, None, self.losses.bad)
+
     def write(self, reading: Reading) -> None:
         """Offer one reading to every sink, after those that wait."""
+        if reading.loss is None and self.losses.last is not None:
+            reading = replace(reading, loss=self.losses.last)
         for queue in self._waiting:
             queue.append(reading)
         self._offer()

@@ -16,9 +16,12 @@ from thermoopt.physics import Term
 from thermoopt.record import LAST
 from thermoopt.sinks.layer_rows import LayerFile, Part, room
 
-__all__ = ["Item", "Schedule"]
+__all__ = ["Facts", "Item", "Schedule"]
 
 Array = NDArray[np.float64]
+
+Facts = Callable[[Any, bool], Mapping[str, Any]]
+"""Says of a run what readings do not, as plain data; asked whether what is on a device may be waited for."""
 
 SPIKE = 8.0
 """Mean absolute deviations above its running mean from which on the logarithm of the loss, or of the squared
@@ -44,7 +47,7 @@ class Item:
         gap: of the schedule.
         names, terms: of the layers, where it is to have a row.
         no_reading: whether the reading itself went out before.
-        facts: of the run, that have changed.
+        facts: of the run: those known before its first reading, or what has changed since.
     """
 
     step: int
@@ -100,20 +103,21 @@ class Schedule:
         self._marks: list[tuple[str, Mapping[str, Any]]] = []
         self.newest: Reading | None = None
         self._newest_kept = True
-        self._run: Callable[[], Any] = lambda: None
-        self._facts: Callable[[Any, bool], Mapping[str, Any]] = lambda run, settled: {}
+        self._sources: dict[Facts, Callable[[], Any]] = {}
         self._told: dict[str, Any] = {}
         self._step: int | None = None
 
-    def introduce(self, run: Any, facts: Callable[[Any, bool], Mapping[str, Any]]) -> None:
-        """Take where to ask for facts of the run."""
-        self._run, self._facts = weakref.ref(run), facts
+    def introduce(self, run: Any, facts: Facts) -> None:
+        """Take where else to ask for facts of the run; what a later one says is valid."""
+        self._sources[facts] = weakref.ref(run)
 
     def _changed(self, settled: bool) -> dict[str, Any]:
-        """Facts that have changed since they were told."""
-        run = self._run()
-        facts = {} if run is None else self._facts(run, settled)
-        changed = {name: value for name, value in facts.items() if self._told.get(name) != value}
+        """Facts that have changed since they were told, or since the newest reading said otherwise."""
+        known: dict[str, Any] = {}
+        for facts, source in self._sources.items():
+            if (run := source()) is not None:
+                known.update(facts(run, settled))
+        changed = {name: value for name, value in known.items() if self._told.get(name) != value}
         self._told.update(changed)
         return changed
 
@@ -138,9 +142,10 @@ class Schedule:
             reading.group_names,
             reading.group_terms,
             happened,
-            facts={} if self._told else self._changed(settled=False),
+            facts=self._changed(settled=False) if self._step is None else {},
         )
         self._step = reading.step
+        self._told.update(steps=reading.step, skipped=dict(reading.skipped))
         if not self._layers:
             return item
         rows, events = (room(most, len(reading.names)) for most in self._most)
