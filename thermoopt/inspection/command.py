@@ -44,10 +44,10 @@ PAGE_LAYERS = 2000
 """Layers listed on a page, likewise: 500 bytes each, so that the page stays under 3 MB."""
 
 NAME = 32
-"""Characters of a layer's name in a terminal; the end is kept, which tells layers of a block apart."""
+"""Characters of a layer's name in a terminal; the end is kept, which distinguishes layers of a block."""
 
 MAX_COMPARED = 8
-"""Runs in one picture: colours that can be told apart. The table has all."""
+"""Runs in one picture, whose colours can be told apart. The table has all runs."""
 
 
 @dataclass
@@ -78,26 +78,26 @@ def inspect_run(
     say: Say = print,
     width: int | None = None,
 ) -> Inspection | list[InspectedRun]:
-    """Read a saved run; say what it did and what is wrong with it; draw it; make a page of it.
+    """Read a saved run; say what it did and what is wrong with it; draw it; write a page about it.
 
     Several runs, or a folder that holds several, are shown side by side: a table, one picture, the findings
-    of each. A file called ``history.jsonl`` is taken for one of the demo's, and ``loss.csv`` and
-    ``actions.jsonl`` beside it for the run's own.
+    of each. A file called ``history.jsonl`` is taken for a run of the demo, and ``loss.csv`` and
+    ``actions.jsonl`` next to it for that run's.
 
     Args:
         run: a record, a folder of records, or several of these.
-        out: folder for the pictures, made if missing; None for ``NAME_inspect`` beside ``NAME.jsonl``, and
+        out: folder for the pictures, made if missing; None for ``NAME_inspect`` next to ``NAME.jsonl``, and
             for ``inspect`` in the folder that several runs share.
         html: where to write one self-contained page; None writes none.
-        actions: a JSONL of a controller's actions (``Action.to_dict``); None takes those on record, or looks
-            beside a run of the demo.
+        actions: a JSONL of a controller's actions (``Action.to_dict``); None takes those on record, or
+            those next to a run of the demo.
         since: leave out readings before this step.
         layers: leave out layers that do not match: ``*`` and ``?`` as in a shell, commas between patterns.
-        say: takes every line.
-        width: columns of the terminal; None asks it.
+        say: called with every line.
+        width: columns of the terminal; None finds out.
 
     Returns:
-        The :class:`Inspection`; of several runs what was found of each.
+        The :class:`Inspection`; for several runs, what was found of each.
 
     Raises:
         InputError: an argument cannot be used; nothing was written.

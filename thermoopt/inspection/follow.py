@@ -1,4 +1,4 @@
-"""``thermoopt inspect --follow``: a view of a run that is still going, drawn again as its record grows."""
+"""``thermoopt inspect --follow``: a view of a run in progress, redrawn as its record grows."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def follow_run(
 ) -> None:
     """Show a run as it goes on, until interrupted.
 
-    On a terminal the view is drawn again in its place, elsewhere one below the other. A file that is not
-    there yet is waited for.
+    On a terminal the view is redrawn in place, elsewhere views follow each other. A file that does not exist
+    yet is waited for.
 
     Args:
         path: of the record.
@@ -49,7 +49,7 @@ def follow_run(
         layers: patterns of layers to show, as for :meth:`SavedRun.read`.
         say: takes a view as one text.
         width, height: of the terminal.
-        views: end after so many; None goes on.
+        views: end after this many; None never ends.
     """
     seen: tuple[int, float] | None = None
     shown = 0

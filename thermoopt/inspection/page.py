@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, of a run above all: no script, no font, no request to anywhere."""
+"""Self-contained HTML pages, mainly of a run: no script, no font, no request to anywhere."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Picture:
 
     Attributes:
         path: the PNG.
-        title: stands above it.
-        alt: says what it shows to those who cannot see it.
+        title: shown above it.
+        alt: describes it to those who cannot see it.
     """
 
     path: Path

@@ -90,12 +90,12 @@ def type_table(run: SavedRun) -> Table:
 
 
 def layer_table(run: SavedRun, most: int | None = None, name_width: int | None = None) -> Table:
-    """The last reading of every layer and the course of r and of the norm.
+    """Return the last reading of every layer, with the course of r and of the norm.
 
     Args:
         run: to read.
-        most: list so many layers, those furthest from r = 1; None lists all.
-        name_width: cut names to so many characters; None leaves them.
+        most: number of layers to list, those furthest from r = 1; None lists all.
+        name_width: cut names to this many characters; None leaves them.
     """
     history = run.history
     latest, names = _latest(run), history.layer_names

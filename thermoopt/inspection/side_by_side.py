@@ -30,13 +30,13 @@ TAIL = 50
 
 @dataclass(frozen=True)
 class InspectedRun:
-    """A run beside others.
+    """A run shown next to others.
 
     Attributes:
-        name: what tells it from the others.
+        name: distinguishes it from the others.
         run: as it was read.
         report: its diagnosis.
-        losses: on record, or of the table beside a run of the demo.
+        losses: from the record, or from the table next to a run of the demo.
         actions: of its controller.
     """
 

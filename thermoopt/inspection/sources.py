@@ -1,4 +1,4 @@
-"""What ``thermoopt inspect`` reads: records, what lies beside them, folders of them."""
+"""What ``thermoopt inspect`` reads: records, files next to them, folders of them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _ACTIONS = "must be a JSONL with one Action.to_dict() a line"
 def read_run(
     path: Path, actions: str | Path | None, since: int | None, layers: str | None
 ) -> tuple[InspectedRun, list[str]]:
-    """Read a run with what lies beside it, and diagnose it; what there is to note comes with it.
+    """Read and diagnose a run with the files next to it; return it with remarks.
 
     Args:
         path: the record.
-        actions: a JSONL of actions; None takes those on record, or looks beside a run of the demo.
+        actions: a JSONL of actions; None takes those on record, or those next to a run of the demo.
         since: leave out readings before this step.
         layers: leave out layers that do not match.
 

@@ -14,7 +14,7 @@ __all__ = ["NOTHING", "Table", "course"]
 _BARS = "▁▂▃▄▅▆▇█"
 
 NOTHING = "nothing on record"
-"""What is said of a table without rows."""
+"""Shown in place of a table without rows."""
 
 FLAT = 0.1
 """A course whose values lie within so much of their size is drawn flat: averages over some ten steps wander

@@ -9,11 +9,11 @@ from thermoopt.controllers import Action
 __all__ = ["actions_in_words"]
 
 FIRST = 4
-"""Actions told from the start of a run, before the last one."""
+"""Number of actions described from the start of a run, before the last one."""
 
 
 def actions_in_words(actions: Sequence[Action]) -> list[str]:
-    """Tell the first few actions and the last, each with its evidence."""
+    """Describe the first few actions and the last, each with its evidence."""
     if not actions:
         return ["No action was taken: the rates stayed where they started."]
     told = actions if len(actions) <= FIRST + 1 else [*actions[:FIRST], actions[-1]]

@@ -1,6 +1,6 @@
 """Averaging a step's sums on their device, in a number of launches that does not grow with the layers.
 
-The third body of what :meth:`Meter.update` defines, beside ``native.c`` and Triton's ``account_kernel``: for
+The third implementation of :meth:`Meter.update`, besides ``native.c`` and Triton's ``account_kernel``: for
 sums that torch operations have formed. Nothing waits for the device, so a captured graph averages too.
 """
 

@@ -130,7 +130,10 @@ class FlatPass:
 
 
 def _rounds(counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Which rows each round adds, ``[rows left, FAN_IN]``, for so many rows a tensor; the last is a zero."""
+    """Return the rows that each round adds, ``[rows left, FAN_IN]``, for ``counts`` rows per tensor.
+
+    The last row is zero.
+    """
     out = []
     while counts.max(initial=0) > 1:
         total = counts.sum()

@@ -81,13 +81,13 @@ _REFUSED = (None, "found_inf", "nonfinite", "dry")
 """What the library returns, in words: causes of :data:`thermoopt.account.SKIP_CAUSES`."""
 
 ON_DEVICE = False
-"""Averages are kept on the host: what a step did is known when it returns."""
+"""Averages are kept on the host: the result of a step is known when it returns."""
 
 TABLE_ROWS = 27
-"""Rows of a table of averages: as many as :data:`thermoopt.account.meter.STATE_ROWS`, which stands above."""
+"""Rows of a table of averages: :data:`thermoopt.account.meter.STATE_ROWS`, which is a layer above."""
 
 Scalars = float | bool | NDArray
-"""One number, or an array of one a tensor."""
+"""One number, or an array with one per tensor."""
 
 
 class GradientRefused(ValueError):
@@ -121,14 +121,14 @@ def instruction_set() -> str:
 class Plan:
     """Tables of pointers and scalars for one optimizer step, reused while the tensors stay where they are.
 
-    A plan keeps the tensors it was made of alive. Two plans may step from two threads at once, one plan not.
+    A plan keeps its tensors alive. Two threads may step two plans at once, but not the same one.
 
     Args:
         params, exp_avgs, exp_avg_sqs: ``n`` tensors each.
         max_exp_avg_sqs: ``n`` tensors, or None where a tensor is without amsgrad.
         steps: ``n`` step counts, float32, incremented by the kernel.
-        names: what to call the tensors in errors; their index by default.
-        dry: its steps are dry unless they are told otherwise.
+        names: of the tensors, for error messages; by default their indices.
+        dry: whether steps are dry by default.
         isa: "avx512", "avx2" or "portable", where it runs; the best by default.
 
     Attributes:
@@ -230,7 +230,7 @@ class Plan:
         return self._tables["t"]
 
     def average_into(self, table: NDArray[np.float64], layer: NDArray[np.int64], keep: float) -> None:
-        """Let the steps that are given a ``number`` average their sums into a table, which is kept alive.
+        """Make steps that are given a ``number`` average their sums into a table, which is kept alive.
 
         Args:
             table: ``[STATE_ROWS, n_layers]`` of a :class:`~thermoopt.account.Meter`, C-contiguous.
@@ -314,10 +314,11 @@ class Plan:
                 chunks and more, and scale their sums up to the whole. The mean of both halves is the sum of
                 all but for rounding and a last chunk that is shorter.
             grad_scale: float32 tensor of one element on CPU; gradients are divided by it and stay so.
-            found_inf: likewise; where it is not 0 nothing moves.
-            before: called with the gradients' addresses, ``[n]``, when all is checked and nothing has moved.
-            num_threads: at most so many threads; ``torch.get_num_threads()`` by default, which it cannot
-                exceed. A forked child takes one (OpenMP's threads do not survive a fork).
+            found_inf: likewise; if it is not 0, nothing moves.
+            before: called with the gradients' addresses, ``[n]``, when everything is checked and nothing has
+                moved.
+            num_threads: maximum number of threads; by default, and at most, ``torch.get_num_threads()``. A
+                forked child uses one (OpenMP's threads do not survive a fork).
 
         Returns:
             A new array ``[n, 14]`` of float64, columns as in :class:`~thermoopt.physics.Sum`; None when
@@ -364,7 +365,7 @@ class Plan:
         return None if self.refused == "found_inf" else out
 
     def _set(self, tables: dict[str, NDArray], given: tuple[Any, ...]) -> None:
-        """Write what a step is taken with into the tables; numbers that come again need no writing."""
+        """Write a step's arguments into the tables, unless they have not changed."""
         rest, known = given[1:], (self._given or ())[1:]
         self._given = None
         lr, weight_decay, beta1, beta2, eps, maximize, measure, dry = given
@@ -382,7 +383,7 @@ class Plan:
         self._given = given
 
     def _take(self, half: int | None) -> None:
-        """Let the coming call go over all chunks or one half, whose sums are scaled up."""
+        """Make the coming call go over all chunks, or over one half with its sums scaled up."""
         if half is None:
             tensor, start, scale = self._tables["chunk_tensor"], self._tables["chunk_start"], None
         else:

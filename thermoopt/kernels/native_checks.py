@@ -88,7 +88,7 @@ def unlike(what: str, t: Tensor, param: Tensor) -> str | None:
 
 
 def same_layout(t: Tensor, param: Tensor) -> bool:
-    """Whether two tensors of one size lie in memory in the same order."""
+    """Whether two tensors of the same size have the same memory order."""
     if t.is_contiguous() and param.is_contiguous():
         return t.numel() == param.numel()
     return t.shape == param.shape and t.stride() == param.stride()

@@ -33,7 +33,7 @@ class Call(ctypes.Structure):
 
 
 def _torch_openmp() -> Path | None:
-    """The OpenMP runtime that torch has loaded, or brings along; None if there is no sign of one."""
+    """Return the OpenMP runtime that torch has loaded or ships with; None if there is no sign of one."""
     name = re.compile(r"lib(gomp|iomp5|omp)\b[-.\w]*\.(so|dylib)")
     home = Path(torch.__file__).parent
     candidates: list[Path] = []

@@ -127,7 +127,7 @@ class TravelPlan(TravelLayers):
             keep, work, impulse: the weights of :class:`~thermoopt.physics.travel.Weights`.
             grad_scale, found_inf: the values of a fused GradScaler, one number each.
             base: must be None: a rate on the host is in ``rates``.
-            at: addresses of the gradients, ``[n]``, 0 where there is none, if they are checked already.
+            at: addresses of the gradients, ``[n]``, 0 for none; None if they have not been checked yet.
         """
         assert _FUNCTION is not None
         if base is not None:

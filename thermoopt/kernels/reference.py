@@ -40,7 +40,7 @@ def reference_step(
             gradients are updated in place and rounded to their own dtype.
         max_exp_avg_sqs: ``n`` tensors for amsgrad, or empty.
         steps: ``n`` zero-dimensional step counts, incremented in place.
-        lr, weight_decay: one number, or one a tensor.
+        lr, weight_decay: one number, or one per tensor.
         betas, eps, maximize: as in :class:`torch.optim.AdamW`.
         dtype: the precision everything is computed in.
 

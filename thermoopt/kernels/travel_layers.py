@@ -49,7 +49,7 @@ class TravelLayers:
         return self._addresses == list(map(_data_ptr, self._params))
 
     def grads_at(self) -> NDArray[np.int64] | None:
-        """Return the gradients' addresses, ``[n]``, 0 where there is none, or None if one cannot be read."""
+        """Return the gradients' addresses, ``[n]``, 0 for none, or None if one cannot be read."""
         grads = [p.grad for p in self._params]
         found, params = [g for g in grads if g is not None], self._params
         if len(found) < len(grads):
@@ -59,7 +59,7 @@ class TravelLayers:
         return np.array([0 if g is None else _data_ptr(g) for g in grads], np.int64)
 
     def _can_read(self, grads: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
-        """Whether gradients are plain numbers that lie in memory as their parameters do."""
+        """Whether gradients are plain numbers with the memory layout of their parameters."""
         fine = (
             PLAIN.issuperset(map(type, grads))
             and {self._device}.issuperset(map(_device, grads))

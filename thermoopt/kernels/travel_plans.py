@@ -21,7 +21,7 @@ class Addresses:
 
     Attributes:
         layer: ``[k]`` the layers that have a gradient; the same array as long as ``params`` stays.
-        params, grads: ``[k]`` addresses; gradients lie in memory as their parameters do.
+        params, grads: ``[k]`` addresses; gradients have the memory layout of their parameters.
     """
 
     layer: NDArray[np.int64]
@@ -43,7 +43,7 @@ class TravelKernel(Protocol):
         """Whether the layers still lie where they were found."""
 
     def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
-        """Let replays of a captured :meth:`push` take these rates and weights."""
+        """Make replays of a captured :meth:`push` take these rates and weights."""
 
     def push(
         self,

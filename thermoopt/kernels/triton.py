@@ -111,8 +111,8 @@ class Plan:
     Args:
         params, exp_avgs, exp_avg_sqs, steps: ``n`` tensors each, see :func:`ineligible`.
         max_exp_avg_sqs: ``n`` entries, a tensor where amsgrad is on, ``None`` where it is off.
-        names: what to call the tensors in errors; their index by default.
-        dry: for steps that write nothing. Step counts may then lie on the host, and are read each time.
+        names: of the tensors, for error messages; by default their indices.
+        dry: for steps that write nothing. Step counts may then be on the host, and are read each time.
         block, blocks_per_chunk, num_warps: launch shape; powers of two.
 
     Attributes:
@@ -178,14 +178,14 @@ class Plan:
         return self._settings[:, 14]
 
     def put(self, **settings: Setting) -> None:
-        """Let graphs that captured a step replay it with other numbers, by the names of :meth:`step`.
+        """Make graphs that captured a step replay it with these numbers, named as in :meth:`step`.
 
-        Device tensors are read where they are and need no call.
+        Device tensors are read in place and need no call.
         """
         self._table.place(settings)
 
     def average_into(self, table: Tensor, run: Tensor, layer: NDArray[np.int64]) -> None:
-        """Let the steps that are given a ``number`` be counted, and average their sums into a table.
+        """Count steps that are given a ``number``, and average their sums into a table.
 
         Args:
             table: ``[STATE_ROWS, n_layers]`` as of a :class:`~thermoopt.account.Meter`, float64, contiguous.
@@ -234,7 +234,7 @@ class Plan:
             beta1: decay of the first moment, see :data:`Setting`.
             beta2: decay of the second moment, see :data:`Setting`.
             eps: added to the root of the second moment, see :data:`Setting`.
-            maximize: for all tensors, or one a tensor.
+            maximize: for all tensors, or one per tensor.
             factor: on the learning rate, see :data:`Setting`.
             measure: whether to form the sums.
             number: where it is not None the step is counted in the run and, if it is measured, averaged into

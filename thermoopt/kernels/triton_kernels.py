@@ -23,7 +23,7 @@ __all__ = [
 
 
 def jit(kernel: Callable[..., None]) -> Any:
-    """Compile a kernel when it is first launched; leave it as it is where there is no Triton."""
+    """Compile a kernel when it is first launched; without Triton, leave it as it is."""
     return kernel if IMPORT_ERROR else triton.jit(kernel)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["SETTINGS", "DeviceNumbers", "LaunchPart", "Setting", "SettingsTable"]
 
 Setting = float | Sequence[float] | NDArray[Any] | Tensor
-"""One number for all tensors, one a tensor, or a 0-d or ``[n]`` tensor that may change between steps."""
+"""One number for all tensors, one per tensor, or a 0-d or ``[n]`` tensor that may change between steps."""
 
 SETTINGS = ("lr", "factor", "weight_decay", "beta1", "beta2", "eps", "maximize")
 """What each tensor's step is taken with, in the order of the kernel's arguments."""
@@ -94,9 +94,9 @@ class DeviceNumbers:
 
 
 class SettingsTable:
-    """The settings of ``n`` tensors, each setting at a place of its own.
+    """The settings of ``n`` tensors, each setting at a fixed place.
 
-    So a captured graph finds those that were sent last, whatever they are.
+    A captured graph therefore finds those that were sent last, whatever they are.
 
     Args:
         n: tensors.

@@ -43,7 +43,7 @@ class DeviceTravelPlan(TravelLayers):
         params: ``n`` layers.
         samples: views of them, ``[width]`` or ``[rows, width]`` each.
         start: x0 of all samples one after the other, of the parameters' dtype.
-        impulse: S likewise, float32; None where no forces are to be summed.
+        impulse: S likewise, float32; None if no forces are to be summed.
         done: N, ``[n]``, float64; None likewise.
     """
 
@@ -86,7 +86,7 @@ class DeviceTravelPlan(TravelLayers):
         )
 
     def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
-        """Let the next :meth:`push`, or replay of one, take these rates and weights."""
+        """Make the next :meth:`push`, or replay of one, take these rates and weights."""
         self._rates.send(rates)
         self._weights.send(np.array([keep, work, impulse]))
 
@@ -108,7 +108,7 @@ class DeviceTravelPlan(TravelLayers):
             keep, work, impulse: the weights of :class:`~thermoopt.physics.travel.Weights`.
             grad_scale, found_inf: the values of a fused GradScaler, one number each.
             base: a learning rate on the device, of no dimension or ``[n]``, read when the kernel runs.
-            at: addresses of the gradients, ``[n]``, 0 where there is none, if they are checked already.
+            at: addresses of the gradients, ``[n]``, 0 for none; None if they have not been checked yet.
         """
         if at is None:
             at = self.grads_at()

@@ -30,7 +30,7 @@ def is_reading(text: bytes) -> bool:
 def numbers_of(
     texts: Sequence[bytes], n_skips: int, n_scopes: int, n_quantities: int
 ) -> tuple[Array, Callable[[], Array]] | None:
-    """Return the numbers of readings, or None if they are not all of one form, with steps that rise.
+    """Return the numbers of readings, or None unless all have the same form and steps rise.
 
     Formatted as :func:`thermoopt.record.form.reading_lines` does it, lines differ in nothing but numbers. Any
     other line, also one with the same meaning, is left to a parser of JSON. Most of the time goes into

@@ -77,11 +77,11 @@ def read_parquet(
     """Read row groups and the journal of what is not in one yet.
 
     Returns:
-        Readings, steps skipped by cause, notes, rows of layers (none), what there is to say of the file.
+        Readings, steps skipped by cause, notes, rows of layers (none), remarks on the file.
 
     Raises:
         ImportError: without pyarrow.
-        ValueError: if the file is no record, or nothing of it can be read.
+        ValueError: if the file is not a record, or nothing in it can be read.
     """
     pa, pq = pyarrow()
     told: list[str] = []

@@ -8,12 +8,12 @@ A *head* names what the lines after it leave out::
 The first head of a session holds under ``run`` what is known of the run before its first reading; what is
 learned later is a note of kind :data:`RUN`.
 
-A *reading* holds one list of quantities a scope, null for what is undefined, and a *note* what happened::
+A *reading* has one list of quantities per scope, null for undefined ones; a *note* says what happened::
 
     {"step":120,"loss":2.318,"skipped":[0,0,0,0],"values":[[0.002216,...],[0.002215,...]]}
     {"note":"action","step":120,...}
 
-Layers lie in a file of their own (:mod:`thermoopt.sinks`): a *layout* names layers and terms, a *row* holds
+Layers are in a separate file (:mod:`thermoopt.sinks`): a *layout* names layers and terms, a *row* holds
 the extensive terms of all layers at one step, packed (:func:`pack_terms`)::
 
     {"thermoopt": 2, "layout": "5be0c1d2", "names": ["wte.weight", ...], "terms": ["SIGMA", ...]}
@@ -68,13 +68,13 @@ LAST = "last"
 """``why`` of the row of the newest reading, which is kept until a newer one is."""
 
 RUN = "run"
-"""The kind of notes that say of the run what readings do not: norms at the start, steps skipped."""
+"""The kind of notes with facts about the run that readings do not have: initial norms, steps skipped."""
 
 AVERAGED, EXACT = 4, 7
 """Significant digits. An average over the default 50 steps has a standard error of 10 %, 1/sqrt(2 * 50 - 1),
 of one step's scatter; where that scatter is 1 % of the value or more, rounding to 4 digits (5e-5) is a
-twentieth of the error at most. Norms, distances, rates and losses are no averages of noise, and
-differences of them are looked at."""
+twentieth of the error at most. Norms, distances, rates and losses are not averages of noise, and their
+differences matter."""
 
 EXACTLY = ("param_norm", "norm_forecast", "distance", "lr_eff", "wd_eff")
 _FORMS = ",".join(

@@ -141,13 +141,13 @@ class Trajectory:
         total: Array,
         groups: Callable[[], Array],
     ) -> None:
-        """Take in later readings, NaN for no loss.
+        """Append later readings, with NaN for no loss.
 
         Args:
             steps, losses: ``n`` of them.
             scopes: total and groups.
             total: ``[n, len(QUANTITIES)]``.
-            groups: what forms ``[n, n_groups, len(QUANTITIES)]``, called when they are asked for.
+            groups: returns ``[n, n_groups, len(QUANTITIES)]``; called when they are needed.
         """
         segment = self._segment(scopes)
         segment.add(total, groups)

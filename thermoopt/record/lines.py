@@ -86,7 +86,7 @@ def pieces(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def inflate(piece: bytes) -> tuple[bytes, bool]:
-    """Return what a gzip member holds, and False if it is damaged; one that has no end yet is not."""
+    """Return the contents of a gzip member, and False if it is damaged; an unfinished one is not."""
     inflater = zlib.decompressobj(31)
     try:
         return inflater.decompress(piece), True

@@ -55,11 +55,10 @@ class Reader:
         self._newest_row: LayerRow | None = None
 
     def take(self, line: Line) -> None:
-        """Take in a line.
+        """Add a line.
 
         Raises:
-            ValueError: for JSON that is no reading, and for versions that are not known; it may be one of the
-                readings before.
+            ValueError: for JSON that is not a reading, and unknown versions; it may concern an earlier line.
         """
         self.lines += 1
         if line.whole and self._now is not None and is_reading(line.text):

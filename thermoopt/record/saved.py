@@ -89,8 +89,8 @@ class SavedRun:
 
         Raises:
             OSError: if it cannot be read.
-            ValueError: if it is empty, or a line holds JSON that is no reading; the message names the line.
-                If nothing is left of it by ``since`` or ``layers``.
+            ValueError: if it is empty, if a line is JSON but not a reading (the message names the line),
+                or if ``since`` or ``layers`` leaves nothing.
 
         Warns:
             RuntimeWarning: naming lines that are torn (a crash cuts the one under way), which are passed
@@ -193,7 +193,7 @@ def _with_first(losses: SavedLosses, first: tuple[int, float] | None) -> SavedLo
 
 
 def _watched(path: Path, progress: Progress | None) -> Iterator[Line]:
-    """Lines of a file; progress is told now and then."""
+    """Yield the lines of a file, reporting progress now and then."""
     size = os.stat(path).st_size
     for i, line in enumerate(lines(path)):
         if progress is not None and i % 64 == 0:
@@ -204,7 +204,7 @@ def _watched(path: Path, progress: Progress | None) -> Iterator[Line]:
 
 
 def _beside(path: Path, told: list[str]) -> list[LayerRow]:
-    """Rows of layers in the file beside a record."""
+    """Return the rows of layers in the file next to a record."""
     beside = layer_path(path)
     if beside == path or not beside.exists():
         return []
