@@ -35,9 +35,14 @@ UNDEFINED_SIGMAS = 2.0
 """``R_ie`` is undefined while d_eS lies within two standard errors of 0 (the usual 95 % interval)."""
 
 
-LR, LR_TIMES_D, NO_LR = "lr", "lr times d", "none"
-"""What ``lr_eff`` is: the optimizer's lr, with a controller's factors; lr times a factor that the optimizer
-finds by itself (D-Adaptation's and Prodigy's d); 1, where it steps at a rate of its own and holds no lr."""
+LR = "lr"
+"""What ``lr_eff`` is for most optimizers: their lr, with a controller's factors."""
+
+LR_TIMES_D = "lr times d"
+"""What it is where an optimizer finds a factor for its lr by itself (D-Adaptation's and Prodigy's d)."""
+
+NO_LR = "none"
+"""It is 1 where an optimizer steps at a rate of its own and holds no lr."""
 
 
 QUANTITIES = (

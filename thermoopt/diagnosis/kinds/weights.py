@@ -128,7 +128,8 @@ def weight_decay_irrelevant(run: Evidence) -> Finding | None:
     share = float((rate * np.diff(run.steps, prepend=0)).sum())
     if not 0 < share < IRRELEVANT:
         return None
-    decay = median(run.total("wd_eff"))
+    decays = run.total("wd_eff")
+    decay = median(decays[decays > 0])
     return Finding(
         "weight_decay_irrelevant",
         "LOW",
