@@ -2,7 +2,6 @@
 
 from thermoopt.controllers.barostat import Barostat
 from thermoopt.controllers.base import Action, Controller, Scales, Start, check_claim, claim
-from thermoopt.controllers.cohorts import Standing
 from thermoopt.controllers.cooling import SHAPES, Cooling, cooling_factor
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.presets import autotune
@@ -10,6 +9,7 @@ from thermoopt.controllers.replay import Recorder, Replay
 from thermoopt.controllers.setpoints import Signals, Wanted
 from thermoopt.controllers.thermostat import Thermostat
 from thermoopt.controllers.wrappers import Chain, DryRun
+from thermoopt.physics import Standing
 
 __all__ = [
     "SHAPES",

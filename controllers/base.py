@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
 from thermoopt.account.reading import Reading
+from thermoopt.physics import Standing
 from thermoopt.physics.travel import Weights
 
 __all__ = ["Action", "Controller", "Scales", "Start", "check_claim", "claim", "is_several"]
@@ -184,6 +185,11 @@ class Controller(ABC):
     def log(self) -> list[Action]:
         """Every action so far, oldest first; empty for a controller that does not act on readings."""
         return []
+
+    @property
+    def standing(self) -> Mapping[str, Standing]:
+        """Where each rate stands as of the last reading, by name; empty for one that follows no set-point."""
+        return {}
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

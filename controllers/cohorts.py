@@ -1,9 +1,10 @@
-"""Cohorts: layers that joined a run together, with a rate, a time and a warm-up of their own."""
+"""Cohorts: layers that joined a run together, with a rate, a time and a warm-up of their own, and its law."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,37 +14,16 @@ from numpy.typing import NDArray
 from thermoopt.account.reading import Quantities, Reading
 from thermoopt.controllers.gear import SHARE, Gear, largest_share
 from thermoopt.controllers.lever import Bounds, Lever
-from thermoopt.controllers.setpoints import Signals, Wanted
+from thermoopt.controllers.setpoints import LAWS, Law, Signals, Wanted
 from thermoopt.physics import Term
 
-__all__ = ["Cohort", "Standing", "bounded", "cohort_signals", "lowered", "turning"]
+__all__ = ["Cohort", "aimed", "bounded", "cohort_signals", "law_of", "lowered", "told", "turning"]
 
 Array = NDArray[np.float64]
 
 SLACK = 1.5
 """A distance may exceed the length of the way by so much before it counts as caused by others: averages lag
 while a rate warms up, and distances come from a sample."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where one rate stands, for those who check whether a loop follows its set-point.
-
-    Attributes:
-        step: of the reading.
-        wanted: the rate that the law asks for; NaN where it asks for nothing.
-        held: the rate held.
-        phi, phi_star: entropy production of the updates and its equilibrium value, (eta/4)||U||^2 and
-            (eta/4) d n0(t): r = phi / phi_star judges a rate independently of the law that set it.
-        why: why the two rates differ, or that they do not.
-    """
-
-    step: int
-    wanted: float
-    held: float
-    phi: float
-    phi_star: float
-    why: str
 
 
 @dataclass
@@ -239,3 +219,52 @@ def bounded(rate: float, wanted: Wanted | None, share: float, layer: str) -> Wan
     evidence = {"turning": (share, math.nan), "turning_bound": (SHARE, 0.0)}
     reason = f"bound: {layer} would move by more than {SHARE:g} of its size a step"
     return Wanted(rate * SHARE / share, evidence, reason)
+
+
+def aimed(
+    lever: Lever, wanted: Wanted | None, turned: tuple[float, str], reach: tuple[float, float]
+) -> Wanted:
+    """Return what to aim at: a law's answer within bounds, the reason naming the one that binds.
+
+    Args:
+        lever: the rate held.
+        wanted: the answer; None asks for nothing, and the rate aimed at is NaN then.
+        turned: of :func:`turning`.
+        reach: lowest and highest rate within the bounds of lr_scale.
+    """
+    aim = bounded(lever.value, wanted, *turned) or Wanted(math.nan, {}, "no signal: the law asks for nothing")
+    lo, hi = max(reach[0], lever.bounds.lo), min(reach[1], lever.bounds.hi)
+    if lo <= aim.rate <= hi or math.isnan(aim.rate):
+        return aim
+    rate = min(max(aim.rate, lo), hi)
+    limit, side = ("lr_scale" if rate in reach else "bounds"), ("least" if rate == lo else "most")
+    return Wanted(rate, aim.evidence, f"{aim.reason}; bound: {limit} allows at {side} {rate:.3g}")
+
+
+def told(lever: Lever, aim: Wanted, step: int, tolerance: float) -> str:
+    """Say why a rate is where it is: the law's reason, the bound that binds, or what it waits for."""
+    far = abs(aim.rate - lever.value) > tolerance * lever.value
+    if not far or not math.isfinite(aim.rate):
+        return aim.reason
+    if not lever.ready(step):
+        return f"{aim.reason}; waits: for {lever.bounds.min_readings} readings and the hold-off"
+    slew = lever.bounds.slew_up if aim.rate > lever.value else lever.bounds.slew_down
+    return f"{aim.reason}; on its way, by a factor of at most {slew:.4g} a step"
+
+
+def law_of(setpoint: str | Callable[..., Any]) -> Law:
+    """Return a law by its name, or the user's function as one."""
+    return LAWS[setpoint] if isinstance(setpoint, str) else Law(_users(setpoint), "lr")
+
+
+def _users(function: Callable[..., Any]) -> Callable[..., Wanted | None]:
+    """Wrap a user's function as a law; a bare number is a factor on lr."""
+
+    @functools.wraps(function)  # with its signature, which tells the options it takes
+    def want(signals: Signals, **options: float) -> Wanted | None:
+        answer = function(signals, **options)
+        if answer is None or isinstance(answer, Wanted):
+            return answer
+        return Wanted(float(answer), {"r": (signals.r, signals.r_error)}, "the user's law")
+
+    return want

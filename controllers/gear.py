@@ -194,7 +194,9 @@ class Gear:
             "loss_first": (self.first, math.nan),
         }
         self.lost = 0
-        return Shift(LOWERED, evidence, "half of what the loss had gained is lost again: rate halved")
+        return Shift(
+            LOWERED, evidence, "half of what the loss had gained is lost again: rate lowered to half"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything in floats, ints and lists; what is not known is None."""

@@ -241,8 +241,11 @@ def bounded_diffusion(s: Signals, *, kappa: float = START, lead: float = LEAD) -
     bound = lead * s.work / s.impulse
     rate = max(s.rate, start, min(proposed.rate, bound))
     evidence = {**proposed.evidence, "work_over_impulse": (s.work / s.impulse, math.nan)}
-    held = bound < proposed.rate
-    word = f"{proposed.reason}, held to {lead:g} times work over impulse" if held else proposed.reason
+    word, less = proposed.reason, f"{lead:g} times work over impulse"
+    if rate <= max(s.rate, start):
+        word = f"not raised: {less} allows no more" if bound < proposed.rate else "not raised: no drift"
+    elif bound < proposed.rate:
+        word = f"{word}, held to {less}"
     return Wanted(rate, evidence, word)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +13,12 @@ from numpy.typing import NDArray
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
-from thermoopt.controllers.cohorts import Cohort, Standing, bounded, cohort_signals, lowered, turning
+from thermoopt.controllers.cohorts import Cohort, aimed, cohort_signals, law_of, lowered, told, turning
 from thermoopt.controllers.cooling import check_total_steps
 from thermoopt.controllers.lever import Bounds, Lever
-from thermoopt.controllers.setpoints import ANYTIME_STEPS, LAWS, Law, Signals, Wanted
+from thermoopt.controllers.setpoints import ANYTIME_STEPS, LAWS, Signals
 from thermoopt.controllers.units import GroupRates, first_seen, layer_units
+from thermoopt.physics import Standing
 from thermoopt.physics.travel import Weights
 
 __all__ = ["Thermostat"]
@@ -105,14 +105,15 @@ class Thermostat(Controller):
         for name, value in options.items():
             if not (math.isfinite(value) and (value > 0 or name == "f_star")):
                 raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
-        inspect.signature(_law_of(setpoint).want).bind(None, **options)  # a wrong option is a TypeError here
-        self._setpoint, self._law = setpoint, _law_of(setpoint)
+        inspect.signature(law_of(setpoint).want).bind(None, **options)  # a wrong option is a TypeError here
+        self._setpoint, self._law = setpoint, law_of(setpoint)
         self._name = setpoint if isinstance(setpoint, str) else getattr(setpoint, "__name__", "function")
         self._options = options
         self._total_steps = total_steps
         self._floor = self._law.start(total_steps, **options)
         self._per, self._layers, self._lr_scale = per, layers, (float(lr_scale[0]), float(lr_scale[1]))
         self._reverse = bool(reverse) and self._law.metric == "rms"
+        self._late_warmup = LATE_WARMUP * (total_steps or ANYTIME_STEPS // 10)
         slew = math.exp(EFOLDS / max(total_steps or ANYTIME_STEPS, EFOLDS))
         self._bounds = bounds or Bounds(slew_up=slew, slew_down=slew)
         self._start: Start | None = None
@@ -243,31 +244,34 @@ class Thermostat(Controller):
         lever.readings += 1
         wanted = self._law.want(signals, **self._options)
         asked = math.nan if wanted is None else wanted.rate * cohort.gear.cut
-        why = "no signal" if wanted is None else wanted.reason
+        turned = (0.0, "")
         if self._reverse:
             wanted = lowered(cohort, wanted, signals, step, self._total_steps or ANYTIME_STEPS // 10)
-            wanted = bounded(cohort.lever.value, wanted, *turning(reading, mask, units))
-        if wanted is not None:
-            rate, (lo, hi) = wanted.rate, self._rates.reach(cohort.base)
-            check = {
-                "rate_wanted": (asked, math.nan),
-                "rate_held": (lever.value, 0.0),
-                "phi": (signals.phi, math.nan),
-                "phi_star": (signals.phi_star, 0.0),
-            }
-            action = lever.aim(
-                min(max(rate, lo), hi) if math.isfinite(rate) else rate,
-                step,
-                controller=f"Thermostat({self._name})",
-                group=name,
-                kind="lr",
-                evidence={**wanted.evidence, **{k: v for k, v in check.items() if k not in wanted.evidence}},
-                reason=wanted.reason,
-                tolerance=TOLERANCE,
-            )
-            self._log += [action] if action is not None else []
-            why = wanted.reason
-        self._standing[name] = Standing(step, asked, lever.value, signals.phi, signals.phi_star, why)
+            turned = turning(reading, mask, units)
+        reach = self._rates.reach(cohort.base)
+        held = min(max(lever.value, reach[0]), reach[1])
+        aim = aimed(lever, wanted, turned, reach)
+        why = told(lever, aim, step, TOLERANCE)
+        check = {
+            "rate_wanted": (asked, math.nan),
+            "rate_held": (held, 0.0),
+            "phi": (signals.phi, math.nan),
+            "phi_star": (signals.phi_star, 0.0),
+        }
+        action = lever.aim(
+            aim.rate,
+            step,
+            controller=f"Thermostat({self._name})",
+            group=name,
+            kind="lr",
+            evidence={**aim.evidence, **{k: v for k, v in check.items() if k not in aim.evidence}},
+            reason=aim.reason,
+            tolerance=TOLERANCE,
+        )
+        self._log += [action] if action is not None else []
+        rates = (asked, held, held * cohort.warmth(step, self._late_warmup))
+        phis = (signals.phi, signals.phi_star)
+        self._standing[name] = Standing(name, reading.step, *rates, *phis, why)
 
     def _mask(self, name: str, cohort: Cohort, reading: Reading) -> NDArray[np.bool_]:
         assert self._start is not None
@@ -282,7 +286,7 @@ class Thermostat(Controller):
 
     def _scales(self, step: int) -> Scales:
         assert self._start is not None
-        warmup = LATE_WARMUP * (self._total_steps or ANYTIME_STEPS // 10)
+        warmup = self._late_warmup
         rates = {n: c.lever.value * c.warmth(step, warmup) for n, c in self._cohorts.items()}
         state = (
             *rates.values(),
@@ -336,6 +340,7 @@ class Thermostat(Controller):
             "sizes": dict(self._rates.sizes),
             "peaks": dict(self._rates.peaks),
             "log": [action.to_dict() for action in self._log],
+            "standing": [standing.to_dict() for standing in self._standing.values()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -362,6 +367,8 @@ class Thermostat(Controller):
         self._rates.sizes.update((name, float(size)) for name, size in state["sizes"].items())
         self._rates.peaks.update((name, float(peak)) for name, peak in state["peaks"].items())
         self._log.extend(Action.from_dict(saved) for saved in state["log"])
+        for standing in map(Standing.from_dict, state.get("standing", ())):
+            self._standing[standing.rate] = standing
         if self._start is not None:
             self.attach(self._start)
 
@@ -372,7 +379,7 @@ class Thermostat(Controller):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the result of :meth:`__getstate__`."""
         self.__dict__.update(state)
-        self._law = _law_of(self._setpoint)
+        self._law = law_of(self._setpoint)
 
     def reset(self) -> None:
         """Forget the run; until the next :meth:`attach` the layers remain the same."""
@@ -380,20 +387,3 @@ class Thermostat(Controller):
         if self._start is not None:
             self.attach(self._start)
             self._known.clear()
-
-
-def _law_of(setpoint: str | Callable[..., Any]) -> Law:
-    return LAWS[setpoint] if isinstance(setpoint, str) else Law(_users(setpoint), "lr")
-
-
-def _users(function: Callable[..., Any]) -> Callable[..., Wanted | None]:
-    """Wrap a user's function as a law; a bare number is a factor on lr."""
-
-    @functools.wraps(function)  # with its signature, which tells the options it takes
-    def want(signals: Signals, **options: float) -> Wanted | None:
-        answer = function(signals, **options)
-        if answer is None or isinstance(answer, Wanted):
-            return answer
-        return Wanted(float(answer), {"r": (signals.r, signals.r_error)}, "the user's law")
-
-    return want

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start, is_several
+from thermoopt.physics import Standing
 
 __all__ = ["Chain", "DryRun", "Wrapper"]
 
@@ -52,6 +55,7 @@ class Chain(Controller):
         self._kept: list[dict[str, float]] = [{} for _ in self.controllers]
         self._named: list[Mapping[str, float]] = [{} for _ in self.controllers]
         self._layers: dict[str, float] = {}
+        self._last = [Scales() for _ in self.controllers]
 
     @property
     def needs(self) -> frozenset[str]:
@@ -94,7 +98,7 @@ class Chain(Controller):
         weights = None
         changed = False
         for i, controller in enumerate(self.controllers):
-            scales = controller.update(reading, step)
+            scales = self._last[i] = controller.update(reading, step)
             lr, wd = _product(lr, scales.lr), _product(wd, scales.wd)
             if weights is not None and scales.weights is not None:
                 raise ValueError("Chain: only one law may give weights (need impulse), got two")
@@ -127,6 +131,20 @@ class Chain(Controller):
             raise ValueError(f"cool_now: a Chain must contain a Cooling, got {names}")
         for cooler in coolers:
             cooler.cool_now(steps)
+
+    @property
+    def standing(self) -> dict[str, Standing]:
+        """Where the members' rates stand; of two with the same name that of the earlier member.
+
+        The rate given contains the factors of those members that follow no set-point themselves.
+        """
+        shape, out = 1.0, {}
+        for controller, scales in zip(self.controllers, self._last, strict=True):
+            own = controller.standing
+            out.update({name: standing for name, standing in own.items() if name not in out})
+            if not own:
+                shape *= scales.lr if isinstance(scales.lr, (float, int)) else math.nan
+        return {name: replace(standing, given=standing.given * shape) for name, standing in out.items()}
 
     @property
     def log(self) -> list[Action]:
@@ -203,6 +221,11 @@ class Wrapper(Controller):
     def log(self) -> list[Action]:
         """The controller's actions."""
         return self.controller.log
+
+    @property
+    def standing(self) -> Mapping[str, Standing]:
+        """Where the controller's rates stand; in a dry run, where they would."""
+        return self.controller.standing
 
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's class and state."""

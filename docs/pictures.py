@@ -1,10 +1,11 @@
-"""Draw the pictures of docs/dashboard.md and docs/findings.md: one healthy run and nine sick ones, measured.
+"""Draw the pictures of docs/dashboard.md and docs/findings.md: healthy, sick and autotuned runs, measured.
 
 Each trains a GPT of 2 blocks and width 64 (the Python standard library's bytes, 512 a batch) for 400 steps by
 AdamW with warm-up and linear cooling; what makes a run sick is one entry of ``SICK``. Some minutes:
 
     python docs/pictures.py            # everything
     python docs/pictures.py too_high   # the healthy run and this one
+    python docs/pictures.py autotuned  # the autotuned run alone
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
 
-from thermoopt import Observer, ThermoScheduler, diagnose, make_param_groups
+from thermoopt import Observer, ThermoAdamW, ThermoScheduler, autotune, diagnose, make_param_groups
 from thermoopt.demo import GPT, GPTConfig, load_corpus
 from thermoopt.demo.corpus import batches
 
@@ -129,6 +130,25 @@ def train(case: Sick, corpus) -> Observer:
     return observer
 
 
+def autotuned(corpus) -> Observer:
+    """Train the same network without a learning rate and return an observer of the run."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(depth=2, width=64))
+    groups = make_param_groups(model, weight_decay=0.01, by="decay")
+    optimizer = ThermoAdamW(groups, controller=autotune(STEPS))
+    observer = Observer(model, optimizer)
+    draws = batches(corpus.train, 8, model.config.context, 0)
+    for _ in range(STEPS):
+        x, y = next(draws)
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        observer.step(loss=loss)
+    return observer
+
+
 def column(observer: Observer, quantity: str, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of a quantity, of all parameters or of one layer."""
     history = observer.history
@@ -170,6 +190,13 @@ def side_by_side(name: str, case: Sick, healthy: Observer, sick: Observer) -> No
 def main(names: list[str]) -> None:
     """Train the healthy run and those named, draw, and print what diagnose says."""
     corpus = load_corpus()
+    if not names or "autotuned" in names:
+        observer = autotuned(corpus)
+        observer.plot_dashboard(PICTURES / "autotuned_dashboard.png")
+        print("autotuned:", diagnose(observer), *observer.optimizer.controller.log, sep="\n", flush=True)
+        if names == ["autotuned"]:
+            return
+        names = [name for name in names if name != "autotuned"]
     healthy = train(Sick("healthy", ()), corpus)
     healthy.plot_dashboard(PICTURES / "healthy_dashboard.png")
     print("healthy:", diagnose(healthy), flush=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from thermoopt.physics import Standing
 from thermoopt.plots import LossCurve
 
 
@@ -23,11 +24,16 @@ class FakeHistory:
         ]
         if names is not None:
             self.layer_names = names
+        self.group_names = ["decay"]
+        self.standings: list[Standing] = []
         self.fill = fill
         self.asked: set[str] = set()
 
     def total(self, name: str) -> np.ndarray:
         return self._values(name, (len(self.steps),))
+
+    def group(self, index: int, name: str) -> np.ndarray:
+        return self.total(name)
 
     def layers(self, name: str) -> np.ndarray:
         return self._values(name, (len(self.steps), len(self.layer_names)))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.account.reading import Quantities, Reading
-from thermoopt.physics import QUANTITIES, Term, check_quantity, quantities
+from thermoopt.physics import QUANTITIES, Standing, Term, check_quantity, quantities
 
 __all__ = ["History", "HistoryLike", "plain_quantities", "reading_record"]
 
@@ -42,6 +43,7 @@ class _Row:
     names: tuple[str, ...]
     terms: NDArray[Any]
     loss: float | None = None
+    standings: tuple[Standing, ...] = ()
 
 
 class HistoryLike(Protocol):
@@ -59,8 +61,19 @@ class HistoryLike(Protocol):
     def layer_names(self) -> Sequence[str]:
         """Names of the layers, in the order of the model."""
 
+    @property
+    def group_names(self) -> Sequence[str]:
+        """Names of the parameter groups."""
+
+    @property
+    def standings(self) -> Sequence[Standing]:
+        """Where a controller's rates stood, oldest first; empty where there is none."""
+
     def total(self, name: str) -> NDArray[Any]:
         """One quantity of all parameters together, ``[n]``."""
+
+    def group(self, index: int, name: str) -> NDArray[Any]:
+        """One quantity of one group, ``[n]``."""
 
     def layers(self, name: str) -> NDArray[Any]:
         """One quantity of every layer, ``[m, n_layers]``."""
@@ -140,6 +153,25 @@ class History:
             if self._groups[i].loss != loss:
                 self._groups[i] = replace(self._groups[i], loss=loss)
 
+    def put_standings(self, standings: Iterable[Standing]) -> None:
+        """Keep where a controller's rates stand beside the last reading up to that step.
+
+        Args:
+            standings: of each rate, after the controller has seen a reading; a later one of the same rate and
+                reading is valid.
+        """
+        for standing in standings:
+            i = bisect_right(self._groups, standing.step, key=lambda row: row.step) - 1
+            if i >= 0:
+                row = self._groups[i]
+                others = (other for other in row.standings if other.rate != standing.rate)
+                self._groups[i] = replace(row, standings=(*others, standing))
+
+    @property
+    def standings(self) -> list[Standing]:
+        """Where a controller's rates stood at the readings kept, oldest first; empty without a controller."""
+        return [standing for row in self._groups for standing in row.standings]
+
     def rewind(self, step: int) -> None:
         """Forget readings after ``step``: a checkpoint was loaded and the run goes on from there."""
         self._count -= sum(row.step > step for row in self._groups)
@@ -175,6 +207,11 @@ class History:
         )
 
     @property
+    def group_names(self) -> list[str]:
+        """Groups of the newest reading."""
+        return list(self._groups[-1].names) if self._groups else []
+
+    @property
     def layer_names(self) -> list[str]:
         """Layers of the newest reading."""
         return list(self._layers[-1].names) if self._layers else []
@@ -196,10 +233,16 @@ class History:
         return out
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield each reading as a plain dict, as in JSONL files (:func:`reading_record`)."""
+        """Yield each reading as a plain dict, as in JSONL files (:func:`reading_record`).
+
+        With a controller, ``rates`` holds where each of its rates stood.
+        """
         layers = {row.step: row for row in self._layers}
         for row in self._groups:
-            yield _record(row.step, row, layers.get(row.step))
+            record = _record(row.step, row, layers.get(row.step))
+            if row.standings:
+                record["rates"] = {standing.rate: standing.to_dict() for standing in row.standings}
+            yield record
 
     def export_jsonl(self, path: str | Path) -> None:
         """Write one JSON object per line: step, loss, total, groups, and layers if kept; NaN as null."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from thermoopt.account.naming import add_to_meter
 from thermoopt.account.pending import MAX_PENDING, Averaged, Done, PendingSums
 from thermoopt.account.reading import Reading
 from thermoopt.kernels import CAUSES
+from thermoopt.physics import Standing
 from thermoopt.physics.sums import Sum
 from thermoopt.tensors import WARM_UP, PendingTravel, Sharding, capturing
 
@@ -282,6 +283,10 @@ class Ledger:
         self.meter.run.step -= 1
         if self.meter.run.step == 0 and self._on_unbegun is not None:
             self._on_unbegun()
+
+    def put_standings(self, standings: Iterable[Standing]) -> None:
+        """Keep where a controller's rates stand after the last reading that it was handed."""
+        self._history.put_standings(standings)
 
     def _take_fetched(self, came: FetchedTable) -> None:
         run, dry = self.meter.run, self.meter.run.skipped["dry"]

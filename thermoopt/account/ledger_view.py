@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
+
 from torch import Tensor
 
 from thermoopt.account.history import History
 from thermoopt.account.ledger import Ledger
 from thermoopt.account.reading import Reading
+from thermoopt.physics import Standing
 
 __all__ = ["LedgerView"]
 
 
+class _Records(Protocol):
+    def stand(self, step: int, standings: Collection[Standing], actions: Sequence[Any]) -> None: ...
+
+
 class LedgerView:
-    """Readings, history and counters of a class that keeps a ledger as ``_ledger``."""
+    """Readings, history and counters of a class that keeps a ``_ledger`` and ``_sinks``."""
 
     _ledger: Ledger
+    _sinks: _Records
 
     @property
     def reading(self) -> Reading | None:
@@ -61,3 +70,14 @@ class LedgerView:
     def skipped(self) -> dict[str, int]:
         """Measured steps that moved nothing, by cause (:data:`thermoopt.account.reading.SKIP_CAUSES`)."""
         return self._ledger.skipped
+
+    def stand(self, step: int, standings: Collection[Standing], actions: Sequence[Any]) -> None:
+        """Keep, in history and records, what a controller made of a reading.
+
+        Args:
+            step: of the reading.
+            standings: where each of its rates stands (:attr:`Controller.standing`).
+            actions: all its actions so far, oldest first; the records take those that are new.
+        """
+        self._ledger.put_standings(standings)
+        self._sinks.stand(step, standings, actions)

@@ -34,22 +34,22 @@ class ControlLoop:
 
     Args:
         controller: consulted before every step.
+        stand: told of every reading handed over what the controller made of it (:meth:`LedgerView.stand`).
         process_group: a ``torch.distributed`` group whose ranks all act on the readings of its first rank.
 
     Raises:
         ValueError: if the controller needs sums that nobody measures, or controls another optimizer already.
     """
 
-    def __init__(self, controller: Controller, process_group: Any = None) -> None:
+    def __init__(self, controller: Controller, stand: Callable[..., None], process_group: Any = None) -> None:
         claim(controller, self)
         self.controller = controller
         self.probe = TravelProbe(controller.needs) if controller.needs else None
-        self._group = process_group
+        self._stand, self._group = stand, process_group
         self._attached = False
         self._scales = Scales()
         self._waiting: list[tuple[Reading, PendingTravel | Travel | None, Fetch | float | None]] = []
         self._loss: Fetch | float | None = None
-        self._told = -1
 
     # -------------------------------------------------------------- before a step
 
@@ -110,6 +110,8 @@ class ControlLoop:
             self.controller.see_lr(lrs)
         with np.errstate(all="ignore"):  # readings of a diverging run may overflow in a law
             self._scales = self.controller.update(reading, step)
+        if reading is not None:
+            self._stand(reading.step, self.controller.standing.values(), self.controller.log)
         return self._scales
 
     def measure_travel(
@@ -186,15 +188,8 @@ class ControlLoop:
 
     # -------------------------------------------------------------- after a step
 
-    def offer(self, reading: Reading, travel: PendingTravel | None, sinks: SinkQueue) -> None:
-        """Keep a recorded reading for the controller, and note in the records what it did since the last."""
-        if sinks:
-            if self._told > reading.step + 1:  # a checkpoint was loaded
-                self._told = reading.step
-            new = [action for action in self.controller.log if action.step > self._told]
-            self._told = max((action.step for action in new), default=self._told)
-            for action in new:
-                sinks.mark("action", **action.to_dict())
+    def offer(self, reading: Reading, travel: PendingTravel | None) -> None:
+        """Keep a recorded reading for the controller."""
         self._waiting.append((reading, travel, self._loss))
 
     def _whole(
@@ -385,9 +380,9 @@ class LoopView(LedgerView):
         return self._loop.put_travel(self.param_groups, rates, due)
 
     def _offer(self, reading: Reading, travel: PendingTravel | None) -> None:
-        """Keep a recorded reading for the controller, and note in the sinks what it did since the last."""
+        """Keep a recorded reading for the controller."""
         assert self._loop is not None
-        self._loop.offer(reading, travel, self._sinks)
+        self._loop.offer(reading, travel)
 
     def _unbegin(self) -> None:
         """Forget what the controller learned from a dry step before the run began."""

@@ -149,7 +149,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         process_group: Any = None,
         sinks: Iterable[Any] = (),
     ) -> None:
-        self._loop = None if controller is None else ControlLoop(controller, process_group)
+        self._loop = None if controller is None else ControlLoop(controller, self.stand, process_group)
         self._measure_every, self._backend = measure_every, backend
         self._sinks = SinkQueue(sinks)
         self._ledger = Ledger(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, Run, missing_members
 from thermoopt.diagnosis.finding import CONFIDENCES, Finding
 from thermoopt.diagnosis.kinds import FOLLOWS, KINDS
+from thermoopt.physics import by_rate, in_words
 
 if TYPE_CHECKING:
     from thermoopt.diagnosis.collapse_detector import CollapseDetector
@@ -155,6 +156,8 @@ def _facts(run: Evidence, observer: Run) -> dict[str, Any]:
     if reading is not None:
         facts["equilibrium_fraction"] = _number(reading.equilibrium_fraction())
         facts["dispersion"] = _number(reading.dispersion)
+    for name, own in by_rate(observer.history.standings).items():
+        facts[f"rate of {'all groups' if name == 'all' else name}"] = in_words(own)
     return facts
 
 

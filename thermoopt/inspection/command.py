@@ -13,7 +13,7 @@ from thermoopt.controllers import Action
 from thermoopt.diagnosis import DiagnosticReport
 from thermoopt.inspection.input_error import InputError
 from thermoopt.inspection.page import Picture, page, page_of_several
-from thermoopt.inspection.run_tables import layer_table, total_table, type_table
+from thermoopt.inspection.run_tables import layer_table, rate_table, total_table, type_table
 from thermoopt.inspection.side_by_side import (
     InspectedRun,
     compared,
@@ -120,11 +120,13 @@ def inspect_run(
         say(line)
     pictures = _draw(saved, one.losses, one.actions, folder, say)
     total, types = total_table(saved), type_table(saved)
+    rates = [rate_table(saved)] if saved.history.standings else []
     if target is not None:
-        name, tables = "/".join(path.parts[-2:]), [total, types, layer_table(saved, PAGE_LAYERS)]
+        name, tables = "/".join(path.parts[-2:]), [total, *rates, types, layer_table(saved, PAGE_LAYERS)]
         target.write_text(page(name, about, report, tables, pictures, one.actions, notes), encoding="utf-8")
     for lines in (
         total.lines(width),
+        *(table.lines(width) for table in rates),
         types.lines(width),
         layer_table(saved, MAX_LAYERS, NAME).lines(width),
         [str(report)],
@@ -205,12 +207,13 @@ def _draw(run: SavedRun, losses: LossCurve, moves: Sequence[Action], folder: Pat
     history = run.history.with_events()
     r = history.total("r")
     went = f"r of all parameters goes from {r[0]:.2f} to {r[-1]:.2f}"
+    loop = ", rates wanted and held, φ and φ*" if history.standings else ""
     drawn = []
     todo: list[tuple[str, str, str, Callable[[Path], Any]]] = [
         (
             "dashboard.png",
             "Overview",
-            f"Six panels: loss, σ, r by layer, decay balance, gaussianity, size of a step; {went}.",
+            f"Loss, σ, r by layer, decay balance, gaussianity, size of a step{loop}; {went}.",
             lambda path: plot_dashboard(history, losses, path=path),
         ),
         (

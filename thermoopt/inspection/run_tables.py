@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.inspection.tables import Table, course
 from thermoopt.param_groups import LAYER_TYPES
+from thermoopt.physics import by_rate
 from thermoopt.record import SavedRun
 
 __all__ = ["layer_table", "total_table", "type_table"]
@@ -87,6 +89,28 @@ def type_table(run: SavedRun) -> Table:
     head = ("type", "layers", *(word for _, word, _ in _LAYERS), "share of σ")
     note = "r, R_ie, R_wd, N1/d, ρ_m and angle: median over the layers, where defined"
     return Table("By layer type, last reading", head, rows, note=note)
+
+
+def rate_table(run: SavedRun) -> Table:
+    """Each rate of a controller at its last reading, and whether it followed its set-point over the run."""
+    rows = []
+    for name, own in by_rate(run.history.standings).items():
+        last, states = own[-1], Counter(standing.state for standing in own)
+        rest = ", ".join(f"{n} {state}" for state, n in states.most_common() if state != "follows")
+        numbers = (
+            last.wanted,
+            last.held,
+            last.given,
+            last.phi,
+            last.phi_star,
+            last.phi / (last.phi_star or math.nan),
+        )
+        cells = [_number(x, ".3g") for x in numbers]
+        followed = f"{states['follows']} of {len(own)}"
+        rows.append((name, *cells, followed, rest or "-", last.why))
+    head = ("rate", "wanted", "held", "given", "φ", "φ*", "r = φ/φ*", "followed", "else", "last reason")
+    note = "given: after warm-up and cooling; followed: readings at which the rate held was the rate wanted"
+    return Table("Rates of the controller, last reading", head, rows, frozenset({0, 8, 9}), note)
 
 
 def layer_table(run: SavedRun, most: int | None = None, name_width: int | None = None) -> Table:

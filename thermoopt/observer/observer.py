@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from thermoopt.observer.step_hooks import closure_of, is_dry, when_gradients_are
 from thermoopt.observer.tracker import Tracker
 from thermoopt.observer.watched_layers import Watched
 from thermoopt.observer.whole_steps import on_whole_steps
+from thermoopt.physics import Standing
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import capturing
 
@@ -142,6 +143,7 @@ class Observer(RunReports):
         history = self._source.history
         if self._own_history is not None:
             self._record()
+            self._own_history.put_standings(history.standings)
             history = self._own_history
         elif len(history) and (given := self._given(history.layer_names)):
             history = history.renamed(given)
@@ -321,6 +323,10 @@ class Observer(RunReports):
             return None
         self._losses.settle(wait=False)
         return replace(self._complete(found[0]), travel=found[1])
+
+    def stand(self, step: int, standings: Collection[Standing], actions: Sequence[Any]) -> None:
+        """Keep what a controller made of a reading (:meth:`thermoopt.account.LedgerView.stand`)."""
+        self._source.stand(step, standings, actions)
 
     def start(self) -> Start:
         """Describe the parameters as they are now, for :meth:`Controller.attach`."""

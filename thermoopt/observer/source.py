@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from thermoopt.account import History, reading_lag
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import ThermoAdamW
 from thermoopt.observer.step_hooks import StepHooks
+from thermoopt.physics import Standing
 from thermoopt.sinks import SinkQueue
 
 __all__ = ["OwnAccount", "Source", "source_of"]
@@ -80,6 +81,9 @@ class Source(Protocol):
 
     def report_loss(self, loss: object) -> None:
         """Let records have the loss of the step just taken, where readings come without."""
+
+    def stand(self, step: int, standings: Collection[Standing], actions: Sequence[Any]) -> None:
+        """Keep what a controller made of a reading (:meth:`thermoopt.account.LedgerView.stand`)."""
 
     def close(self) -> None:
         """Stop measuring. What was read stays."""
@@ -172,6 +176,10 @@ class OwnAccount:
     def report_loss(self, loss: object) -> None:
         """Let the optimizer's records have the loss of the step just taken."""
         self._sinks.report_loss(self._optimizer.steps, loss)
+
+    def stand(self, step: int, standings: Collection[Standing], actions: Sequence[Any]) -> None:
+        """Keep what a controller made of a reading."""
+        self._optimizer.stand(step, standings, actions)
 
     def close(self) -> None:
         """Do nothing: the optimizer goes on."""

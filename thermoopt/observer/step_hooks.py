@@ -55,6 +55,7 @@ class StepHooks(LedgerView):
     """
 
     is_own = False
+    _sinks: SinkQueue
 
     def __init__(
         self,

@@ -24,6 +24,7 @@ from thermoopt.physics.quantities import (
     dispersion,
     quantities,
 )
+from thermoopt.physics.standing import Standing, by_rate, in_words
 from thermoopt.physics.sums import Sum
 from thermoopt.physics.terms import (
     COLUMNS,
@@ -56,13 +57,16 @@ __all__ = [
     "Balance",
     "Linear",
     "NormMotion",
+    "Standing",
     "Sum",
     "Term",
     "Travel",
     "Weights",
+    "by_rate",
     "check_quantity",
     "columns_of",
     "dispersion",
+    "in_words",
     "layer_terms",
     "linear_sums",
     "norm_forecast",

@@ -32,6 +32,7 @@ from thermoopt.plots.panels import (
     smooth,
     words,
 )
+from thermoopt.plots.rates import equilibrium_panel, rates_panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,11 +71,13 @@ def plot_dashboard(
     path: str | Path | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Plot the thermodynamics of a run: six panels, 1600 x 1240 pixels.
+    """Plot the thermodynamics of a run: six panels, 1600 x 1240 pixels; with a controller two more, 1600.
 
     The panels are the loss, entropy production and its parts, ``r`` of every layer over depth and steps, the
-    balance of weight decay, gaussianity, and the sizes of the steps. Undefined values are gaps. Matplotlib's
-    global state is not touched, and no display is needed.
+    balance of weight decay, gaussianity, and the sizes of the steps; with a controller, the rates that it
+    wanted and held, with the reason where they part, and phi against its value in equilibrium, which judges
+    the rates independently of the law. Undefined values are gaps. Matplotlib's global state is not touched,
+    and no display is needed.
 
     Args:
         history: an optimizer's ``history``, or anything with the same columns.
@@ -90,8 +93,10 @@ def plot_dashboard(
         ValueError: for a history of fewer than two readings.
     """
     check_length(history, "a dashboard")
-    figure = blank(12.4)
-    grid = figure.add_gridspec(3, 6, height_ratios=[1.0, 1.45, 0.95])
+    standings = history.standings
+    heights = [1.0, 1.45, 0.95, *([1.05] if standings else [])]
+    figure = blank(16 if standings else 12.4)
+    grid = figure.add_gridspec(len(heights), 6, height_ratios=heights)
     _loss(figure.add_subplot(grid[0, :3]), losses)
     stack_parts(figure.add_subplot(grid[0, 3:]), history)
     heat = figure.add_subplot(grid[1, :])
@@ -106,6 +111,9 @@ def plot_dashboard(
     _balance(figure.add_subplot(grid[2, :2]), history)
     _gaussianity(figure.add_subplot(grid[2, 2:4]), history)
     _pace(figure.add_subplot(grid[2, 4:]), history)
+    if standings:
+        rates_panel(figure.add_subplot(grid[3, :3]), standings)
+        equilibrium_panel(figure.add_subplot(grid[3, 3:]), history)
     return finish(figure, title, path)
 
 

@@ -19,6 +19,7 @@ from thermoopt.record.form import (
 )
 from thermoopt.record.history import SavedHistory, Trajectory
 from thermoopt.record.lines import lines, pieces
+from thermoopt.record.rates import RATES, condensed, rate_notes, standings_in
 from thermoopt.record.reader import Reader, layer_rows
 from thermoopt.record.saved import SavedLosses, SavedRun
 
@@ -26,12 +27,14 @@ __all__ = [
     "CLOSED",
     "LAST",
     "META",
+    "RATES",
     "RUN",
     "Reader",
     "SavedHistory",
     "SavedLosses",
     "SavedRun",
     "Trajectory",
+    "condensed",
     "facts_of",
     "head_line",
     "journal_path",
@@ -46,8 +49,10 @@ __all__ = [
     "pack_terms",
     "pieces",
     "pyarrow",
+    "rate_notes",
     "reading_lines",
     "row_line",
     "scope_values",
+    "standings_in",
     "tables_of",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoopt.physics import QUANTITIES, check_quantity
+from thermoopt.physics import QUANTITIES, Standing, check_quantity
 
 __all__ = ["LayerRow", "SavedHistory", "Trajectory"]
 
@@ -193,6 +193,9 @@ class SavedHistory:
     Args:
         readings: of the run.
         rows: of layers, in the order of the file; those that belong to no reading are left out.
+
+    Attributes:
+        standings: where a controller's rates stood, oldest first.
     """
 
     def __init__(self, readings: Trajectory, rows: Sequence[LayerRow] = ()) -> None:
@@ -200,7 +203,7 @@ class SavedHistory:
         valid = {s: segment.session for segment in self._segments for s in segment.steps}
         rows = [row for row in rows if valid.get(row.step, None) in (row.session, "")]
         self._layers, self._events = _sorted_rows(rows)
-        self._kept: NDArray[np.bool_] | None = None
+        self.standings: list[Standing] = []
 
     def __len__(self) -> int:
         return sum(len(segment.steps) for segment in self._segments)
@@ -271,14 +274,14 @@ class SavedHistory:
         """Return the history with the rows of events among those of the schedule."""
         both = {row.step: row for row in [*self._events, *self._layers]}
         out = SavedHistory(Trajectory())
-        out._segments, out._events = self._segments, self._events
+        out._segments, out._events, out.standings = self._segments, self._events, self.standings
         out._layers = [both[step] for step in sorted(both)]
         return out
 
     def only(self, names: Sequence[str]) -> SavedHistory:
         """Return the history with these layers alone."""
         out = SavedHistory(Trajectory())
-        out._segments = self._segments
+        out._segments, out.standings = self._segments, self.standings
         out._layers = [_only(row, set(names)) for row in self._layers]
         out._events = [_only(row, set(names)) for row in self._events]
         return out

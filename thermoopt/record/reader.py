@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoopt.physics import QUANTITIES, Term, quantities
+from thermoopt.physics import QUANTITIES, Standing, Term, quantities
 from thermoopt.record.blocks import BLOCK, is_reading, numbers_of
 from thermoopt.record.form import RUN, VERSION, merged_facts, unpack_terms
 from thermoopt.record.history import COLUMN, LayerRow, Trajectory, thinned, values_of
 from thermoopt.record.lines import Line
+from thermoopt.record.rates import rate_notes
 
 __all__ = ["Reader", "layer_rows"]
 
@@ -220,6 +221,7 @@ class Reader:
         now.readings.append(step, record.get("loss"), tuple(scopes), values_of(scopes))
         now.last = number
         now.skipped.update(record.get("skipped", {}))
+        now.notes += rate_notes(map(Standing.from_dict, record.get("rates", {}).values()))
         layers = record.get("layers")
         if layers is not None:
             row = LayerRow(step, tuple(layers), partial(_named_layers, layers))
@@ -307,7 +309,8 @@ def flaw(record: Any) -> str | None:
     step = record.get("step")
     if type(step) is not int or step < 0:
         return f"step is {short(step)}"
-    for part, needed in (("total", True), ("groups", True), ("layers", False), ("skipped", False)):
+    optional = [(part, False) for part in ("layers", "skipped", "rates")]
+    for part, needed in (("total", True), ("groups", True), *optional):
         if (needed or part in record) and not isinstance(record.get(part), dict):
             return f"{part} is {short(record.get(part))}"
     scopes = {"total": record["total"], **record["groups"], **record.get("layers", {})}

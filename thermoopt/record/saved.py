@@ -19,6 +19,7 @@ from thermoopt.physics import LR
 from thermoopt.record.form import facts_of, layer_path
 from thermoopt.record.history import LayerRow, SavedHistory
 from thermoopt.record.lines import Line, is_parquet, lines
+from thermoopt.record.rates import standings_in
 from thermoopt.record.reader import WRITERS, Reader, layer_rows
 
 __all__ = ["SavedHistory", "SavedLosses", "SavedRun"]
@@ -129,6 +130,8 @@ class SavedRun:
         for what in told:
             warnings.warn(f"{path}: {what}", RuntimeWarning, stacklevel=2)
         facts, notes = facts_of(notes)
+        standings, notes = standings_in(notes)
+        history.standings = [s for s in standings if s.step >= (since or 0)]
         values = history.losses
         known = np.isfinite(values)
         losses = SavedLosses(history.steps[known], values[known])

@@ -136,8 +136,7 @@ class ThermoScheduler(LRScheduler):
         self._begun = False
         super().__init__(optimizer, last_epoch)
         self._begun = True
-        self._controller = controller
-        self._observer = observer
+        self._controller, self._observer = controller, observer
         self._carried: CarriedTravel | None = None
         if controller is not None and observer is None:
             self._observer = Observer(
@@ -156,8 +155,7 @@ class ThermoScheduler(LRScheduler):
         self._rms: dict[str, float] = {}
         self._layer_factors: dict[str, float] = {}
         self._named: Mapping[str, float] = {}
-        self.last_epoch = last_epoch
-        self._taken = last_epoch + 1
+        self.last_epoch, self._taken = last_epoch, last_epoch + 1
         own = weakref.ref(self)
         weakref.finalize(self, count_steps(optimizer, lambda: _count(own)))
         self._advance()
@@ -216,13 +214,15 @@ class ThermoScheduler(LRScheduler):
     def _advance(self) -> None:
         """Advance schedule and controller to the optimizer's time and write the rates."""
         self._take_in_groups()
+        controller, observer = self._controller, self._observer
         for epoch in range(self.last_epoch + 1, self._taken + 1):
-            if self._controller is not None and self._observer is not None:
-                check_claim(self._controller, self)
-                reading = self._observer.fresh_reading() if epoch == self._taken else None
+            if controller is not None and observer is not None:
+                check_claim(controller, self)
+                reading = observer.fresh_reading() if epoch == self._taken else None
                 with np.errstate(all="ignore"):  # a law may add up what a diverging run reads
-                    scales = self._controller.update(reading, epoch + 1)
-                self._apply(scales)
+                    self._apply(controller.update(reading, epoch + 1))
+                if reading is not None:
+                    observer.stand(reading.step, controller.standing.values(), controller.log)
         self.last_epoch = self._taken
         for held in self._held:
             held.advance(self._plan, self.last_epoch)

@@ -63,7 +63,7 @@ class _Table:
     def write(self, items: list[Item]) -> None:
         """Append the items' lines."""
         lines = []
-        for item in items:
+        for item in (item for item in items if not item.no_reading):
             (texts,) = scope_values([item.group_terms])
             lines += [
                 _line([item.step, scope, *row])

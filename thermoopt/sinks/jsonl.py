@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import datetime
+import json
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from thermoopt.account.reading import Reading
-from thermoopt.record import LAST, RUN, head_line, layer_path, note_line, reading_lines
+from thermoopt.physics import Standing
+from thermoopt.record import LAST, RATES, RUN, head_line, layer_path, note_line, rate_notes, reading_lines
 from thermoopt.sinks.append_file import AppendFile
 from thermoopt.sinks.beside import Pipe
 from thermoopt.sinks.layer_rows import MAX_EVENTS, MAX_ROWS, LayerFile, room
@@ -65,8 +67,9 @@ class RecordWriter:
         """Write items; raises OSError where the file of readings cannot take them."""
         readings = [item for item in items if not item.no_reading]
         text, head = self._text(readings) if readings else ("", self._head)
-        if head is not None:
-            text += "".join(note_line(RUN, i.step, i.facts) for i in items if i.no_reading and i.facts)
+        for item in (i for i in items if i.no_reading and head is not None):
+            text += note_line(RUN, item.step, item.facts) if item.facts else ""
+            text += _notes([item])
         if text:
             self._file.append(text)
         self._head = head
@@ -95,8 +98,7 @@ class RecordWriter:
             if layout != head or facts:
                 out.append(head_line(self.session, self._started, *layout, facts))
                 head = layout
-            for item in block:
-                out += [note_line(kind, item.step, fields) for kind, fields in item.happened]
+            out.append(_notes(block))
             out.append(
                 reading_lines(
                     [item.step for item in block],
@@ -138,6 +140,15 @@ class RecordWriter:
         )
 
 
+def _notes(items: Sequence[Item]) -> str:
+    """Lines of what happened and where rates stood: before the readings, which are read at once."""
+    happened = [note_line(kind, item.step, fields) for item in items for kind, fields in item.happened]
+    rates = rate_notes(standing for item in items for standing in item.standings)
+    return "".join(
+        [*happened, *(json.dumps(n, allow_nan=False, separators=(",", ":")) + "\n" for n in rates)]
+    )
+
+
 def _alike(items: Sequence[Item]) -> list[tuple[_Layout, list[Item]]]:
     """Split items into runs of the same groups and causes to skip."""
     out: list[tuple[_Layout, list[Item]]] = []
@@ -175,9 +186,17 @@ class FileSink:
         Raises:
             ValueError: for a kind that is empty or means something else in the file.
         """
-        if not kind or kind in (LAST, RUN):
-            raise ValueError(f"kind must be a word other than {LAST!r} and {RUN!r}, got {kind!r}")
+        if not kind or kind in (LAST, RATES, RUN):
+            raise ValueError(f"kind must be a word other than {LAST!r}, {RATES!r} and {RUN!r}, got {kind!r}")
         self._schedule.mark(kind, fields)
+
+    def stand(self, standings: Iterable[Standing]) -> None:
+        """Add to the record where a controller's rates stand after a reading.
+
+        Args:
+            standings: of each rate (:attr:`thermoopt.controllers.Controller.standing`).
+        """
+        self._schedule.stand(standings)
 
     def introduce(self, run: Any, facts: Callable[[Any, bool], Mapping[str, Any]]) -> None:
         """Keep in the record what readings do not say: norms at the start, steps skipped without a reading.

@@ -14,6 +14,7 @@ from thermoopt.record import (
     META,
     Reader,
     Trajectory,
+    condensed,
     facts_of,
     journal_path,
     layer_path,
@@ -23,6 +24,7 @@ from thermoopt.record import (
     merged_facts,
     note_line,
     pyarrow,
+    standings_in,
     tables_of,
 )
 from thermoopt.sinks.append_file import AppendFile
@@ -41,7 +43,7 @@ SHARE = 8
 then copied some ``SHARE`` times however long the run is."""
 
 MAX_NOTES = 1000
-"""Notes kept in the footer, the newest."""
+"""Notes kept in the footer, the newest; and readings of each controlled rate, evenly over the run."""
 
 
 class ParquetSink(FileSink):
@@ -188,11 +190,13 @@ class _Groups(RecordWriter):
         more, notes = facts_of(notes)
         facts = merged_facts({k: v for k, v in facts.items() if k != "steps"}, more)
         old_notes = [n for n in old_notes if n.get("step", 0) < begun]
+        rates = condensed([*old_notes, *notes], MAX_NOTES)
+        old_notes, notes = standings_in(old_notes)[1], standings_in(notes)[1]
         meta = {
             "version": 2,
             CLOSED: journal,
             "skipped": {**meta.get("skipped", {}), **skipped},
-            "notes": [*([facts] if facts else []), *[*old_notes, *notes][-MAX_NOTES:]],
+            "notes": [*([facts] if facts else []), *rates, *[*old_notes, *notes][-MAX_NOTES:]],
         }
         _write(self._path, [t for t in tables if t.num_rows], meta)
         self._closed += readings.count

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from thermoopt.account import Losses
 from thermoopt.account.reading import Reading
+from thermoopt.physics import Standing
 from thermoopt.sinks.jsonl import FileSink
 from thermoopt.sinks.schedule import Facts
 from thermoopt.sinks.trackers import LogSink, MLflowSink, TensorBoardSink, WandbSink, has_method
@@ -54,6 +55,7 @@ class SinkQueue:
         self._warned = [False for _ in self._sinks]
         self._dropped = 0
         self.losses = Losses()
+        self._told = -1
 
     def __bool__(self) -> bool:
         return bool(self._sinks)
@@ -81,6 +83,23 @@ class SinkQueue:
         """Add a note to the records (:meth:`FileSink.mark`)."""
         for sink in self._files:
             sink.mark(kind, **fields)
+
+    def stand(self, step: int, standings: Collection[Standing], actions: Sequence[Any]) -> None:
+        """Add to the records where a controller's rates stand after a reading, and its new actions.
+
+        Args:
+            step: of the reading.
+            standings: of each rate.
+            actions: all so far, oldest first.
+        """
+        if self._told > step + 1:  # a checkpoint was loaded
+            self._told = step
+        new = [action for action in actions if action.step > self._told] if self._files else []
+        self._told = max((action.step for action in new), default=self._told)
+        for sink in self._files:
+            for action in new:
+                sink.mark("action", **action.to_dict())
+            sink.stand(standings)
 
     def introduce(self, run: Any, facts: Facts) -> None:
         """Tell records whose readings come (:meth:`FileSink.introduce`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.account.reading import Reading
-from thermoopt.physics import Term
+from thermoopt.physics import Standing, Term
 from thermoopt.record import LAST
 from thermoopt.sinks.layer_rows import LayerFile, Part, room
 
@@ -48,6 +48,7 @@ class Item:
         names, terms: of the layers, where it is to have a row.
         no_reading: whether the reading itself went out before.
         facts: of the run: those known before its first reading, or what has changed since.
+        standings: where a controller's rates stand, since the item before.
     """
 
     step: int
@@ -62,6 +63,7 @@ class Item:
     terms: Array | None = None
     no_reading: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    standings: tuple[Standing, ...] = ()
 
 
 class _Course:
@@ -101,6 +103,7 @@ class Schedule:
         self._skipped: Mapping[str, int] | None = None
         self._courses = {"loss": _Course(), "gradient": _Course()}
         self._marks: list[tuple[str, Mapping[str, Any]]] = []
+        self._standings: list[Standing] = []
         self.newest: Reading | None = None
         self._newest_kept = True
         self._sources: dict[Facts, Callable[[], Any]] = {}
@@ -122,14 +125,29 @@ class Schedule:
         return changed
 
     def last_facts(self) -> Item | None:
-        """Return what has changed since the newest reading, once there is one."""
-        if self._step is None or not (changed := self._changed(settled=True)):
+        """Return what has changed or happened since the newest reading, once there is one."""
+        if self._step is None:
             return None
-        return Item(self._step, None, {}, (), np.zeros((len(Term), 0)), no_reading=True, facts=changed)
+        happened, standings, changed = tuple(self._marks), self._stood(), self._changed(settled=True)
+        self._marks.clear()
+        if not (happened or standings or changed):
+            return None
+        none = np.zeros((len(Term), 0))
+        about: dict[str, Any] = {"happened": happened, "facts": changed, "standings": standings}
+        return Item(self._step, None, {}, (), none, no_reading=True, **about)
 
     def mark(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Keep what happened for the next reading."""
         self._marks.append((kind, fields))
+
+    def stand(self, standings: Iterable[Standing]) -> None:
+        """Keep where rates stand for the next item."""
+        self._standings.extend(standings)
+
+    def _stood(self) -> tuple[Standing, ...]:
+        standings = tuple(self._standings)
+        self._standings.clear()
+        return standings
 
     def item(self, reading: Reading) -> Item:
         """Decide what is kept of a reading."""
@@ -143,6 +161,7 @@ class Schedule:
             reading.group_terms,
             happened,
             facts=self._changed(settled=False) if self._step is None else {},
+            standings=self._stood(),
         )
         self._step = reading.step
         self._told.update(steps=reading.step, skipped=dict(reading.skipped))
