@@ -91,7 +91,7 @@ setup(
     ext_modules=[
         Extension(
             "thermoopt.kernels._native",
-            ["thermoopt/kernels/native.c", "thermoopt/kernels/travel.c"],
+            [f"thermoopt/kernels/{name}.c" for name in ("native", "travel", "look")],
             optional=True,
             libraries=[] if platform.system() == "Windows" else ["m"],
         )

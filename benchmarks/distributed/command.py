@@ -227,7 +227,8 @@ def measure_model(name: str, arguments: dict[str, Any]) -> Iterator[dict[str, An
     for each in table.values():  # state, plans
         each.step()
         each.settle()
-    sent = {method: traffic(each, 20) for method, each in table.items()}
+    # as many as autotune's readings are apart: a reading's message has the sums of all steps since the last
+    sent = {method: traffic(each, 50) for method, each in table.items()}
     seconds = arguments["seconds"]
     timed = {
         "steps": race(table, lambda m: m.step(), 10, arguments["rounds"], seconds, settled=True),

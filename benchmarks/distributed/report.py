@@ -15,6 +15,9 @@ FAR = 1024
 NEAR = 64
 """Ranks of the model's table: of FSDP, and of a shard group of HSDP."""
 
+READING = 10
+"""Measured steps whose sums a reading sends, at the default ``ema_steps``."""
+
 Rows = Sequence[dict[str, Any]]
 
 
@@ -110,17 +113,17 @@ def _gloo(rows: Rows, layers: Sequence[int], layer_bytes: int) -> list[str]:
 
 def _nccl(layers: Sequence[int], layer_bytes: int) -> list[str]:
     lines = [
-        "| layers | bytes | " + " | ".join(f"{n:,} ranks, tree | ring" for n in (NEAR, FAR)) + " |",
+        "| layers, steps | bytes | " + " | ".join(f"{n:,} ranks, tree | ring" for n in (NEAR, FAR)) + " |",
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for n in layers:
-        size = n * layer_bytes
+    for n, steps in ((n, steps) for n in layers for steps in (1, READING)):
+        size = n * layer_bytes * steps
         cells = [
             f"{1e6 * tree_seconds(ranks, size, NCCL['tree']):.0f} "
             f"| {1e6 * ring_seconds(ranks, size, NCCL['ring']):.0f}"
             for ranks in (NEAR, FAR)
         ]
-        lines.append(f"| {n:,} | {size:,} | " + " | ".join(cells) + " |")
+        lines.append(f"| {n:,}, {steps} | {size:,} | " + " | ".join(cells) + " |")
     tree, ring = NCCL["tree"], NCCL["ring"]
     return [
         f"## A model of {FAR:,} ranks",
@@ -133,10 +136,10 @@ def _nccl(layers: Sequence[int], layer_bytes: int) -> list[str]:
         f"{ring.bandwidth / 1e9:.1f} GB/s",
         "They are the constants by which NCCL itself chooses between the two (`src/graph/tuning.cc`, commit "
         "01afd20; `benchmarks/distributed/cost.py` has them). It takes the quicker one. Microseconds of the "
-        "one all-reduce of a measured step:",
+        "one all-reduce of the sums of a step, and of ten steps, which is what a reading sends by default:",
         "\n".join(lines),
-        f"A layer is {layer_bytes} bytes whatever its size. Left out: ranks that come late (the all-reduce "
-        "ends when the last has joined; FSDP2's all-gathers make all wait for that one anyway), and what the "
-        "kernels of NCCL take from others on the GPU. Only a controller waits for the sums, before the next "
-        "step.",
+        f"A layer is {layer_bytes} bytes a step whatever its size. Left out: ranks that come late (the "
+        "all-reduce ends when the last has joined; FSDP2's all-gathers make all wait for that one anyway), "
+        "and what the kernels of NCCL take from others on the GPU. Only a controller waits for the sums, "
+        "before the next step.",
     ]

@@ -117,9 +117,10 @@ def test_runs_counts_and_writes(tmp_path, monkeypatch, capsys):
     sent = {(r["ranks"], r["method"]): (r["calls"], r["bytes"]) for r in rows if r["kind"] == "time"}
     assert {value for (ranks, _), value in sent.items() if ranks == 1} == {(0, 0)}
     assert sent[2, "ThermoAdamW, measuring off"] == sent[2, "torch AdamW"] == (0, 0)
-    assert sent[2, "ThermoAdamW, every step"] == (1, whole)
-    assert sent[2, "ThermoAdamW, every step, autotune"] == (1, whole)
-    assert sent[2, "Observer on AdamW, every step"] == (1, whole)
+    # a message a reading: every 10 steps, and as often as a controller of 10,000 steps looks
+    assert sent[2, "ThermoAdamW, every step"] == pytest.approx((0.1, whole))
+    assert sent[2, "ThermoAdamW, every step, autotune"] == pytest.approx((0.02, whole))
+    assert sent[2, "Observer on AdamW, every step"] == pytest.approx((0.1, whole))
     assert sent[2, "Observer on AdamW, every 10"] == pytest.approx((0.1, whole / 10))
     assert all(r["ms"] and min(r["ms"]) > 0 for r in rows if r["kind"] == "time")
     text = (tmp_path / "distributed.md").read_text()

@@ -311,6 +311,27 @@ def unscaled(ranks, kind):
     return {"reading": account(source)}
 
 
+SKIPPED = (4, 8, 9, 10)
+"""Steps of a GradScaler's infinities: one in which a reading is due, and all that another is made of."""
+
+
+def skipping(ranks, kind):
+    """Readings of three steps each, some of which an infinity leaves out."""
+    model = shard(net(F32), (ranks.world,)) if ranks.world > 1 else net(F32)
+    optimizer, source = (
+        thermo(model, fused=True, backend="native", ema_steps=15)
+        if kind == "thermo"
+        else observed(model, ADAMW, track=(), ema_steps=15, fused=True)
+    )
+    for step in range(1, 15):
+        give_gradients(list(model.parameters()), step)
+        optimizer.found_inf = torch.tensor(float(step in SKIPPED))
+        optimizer.step()
+    steps = source.history.steps.tolist()
+    source.state_dict()
+    return {"reading": account(source), "steps": steps}
+
+
 def disagreeing(ranks, kind):
     """One layer has no gradient on the last rank in one step, and none of its layers has one in another."""
     model = shard(net(F64), (ranks.world,)) if ranks.world > 1 else net(F64)
@@ -341,6 +362,7 @@ RUNS = {
     broadcast: ("group", "none"),
     scaled: ("thermo", "thermo fused", "adamw", "adamw fused"),
     unscaled: ("thermo", "adamw"),
+    skipping: ("thermo", "adamw"),
     disagreeing: ("thermo", "adamw", "sgd"),
 }
 
@@ -450,6 +472,19 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(fsdp, kind)
     assert expected["reading"]["skipped"]["nonfinite"] == 1
     for rank in fsdp(unscaled, kind):
         assert not differences(rank, expected, rtol=1e-5, atol=1e-7)
+
+
+@on_two
+@pytest.mark.parametrize("kind", RUNS[skipping])
+def test_steps_left_out_are_none_of_a_reading(fsdp, kind):
+    """A reading is of the last step that counts, and there is none where none does; ranks go on alike."""
+    expected = skipping(ALONE, kind)
+    assert expected["reading"]["skipped"]["found_inf"] == len(SKIPPED)
+    for rank in fsdp(skipping, kind):
+        assert rank["steps"] == [1, 3, 7, 13]
+        for run in (rank, expected):  # its rows are of the readings' steps
+            run["reading"].pop("sigma", None)
+        assert not differences(rank["reading"], expected["reading"], rtol=1e-5, atol=1e-7)
 
 
 @on_four

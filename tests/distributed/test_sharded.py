@@ -46,7 +46,16 @@ F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 STEPS = 12
 
 WIDTH = (len(Sum) + 5) * 8
-"""Bytes a layer in the message of a measured step: its sums, two flags, three sums of travel, in float64."""
+"""Bytes a layer and measured step in a message: its sums, two flags, three sums of travel, in float64."""
+
+KEPT = {
+    "native given, kept": {1: 1, 4: 3, 7: 3, 10: 3},
+    "torch, kept": {1: 1, 4: 3, 7: 3, 10: 3},
+    "AdamW every 2nd, kept": {2: 1, 6: 2, 10: 2},
+    "autotuned torch, kept": {1: 1, 6: 5, 11: 5},
+}
+"""Readings that are further apart than steps measured: after which step one is due, and of how many steps the
+sums are added up then."""
 
 CASES = {
     "native": (F32, False, lambda m: thermo(m, backend="native")),
@@ -64,6 +73,10 @@ CASES = {
     "SGD": (F64, False, lambda m: observed(m, SGD, track=(), momentum=0.9)),
     "SGD every 3rd": (F64, False, lambda m: observed(m, SGD, 3, momentum=0.9)),
     "SGD bf16 given": (BF16, True, lambda m: observed(m, SGD)),
+    "native given, kept": (F32, True, lambda m: thermo(m, backend="native", ema_steps=15)),
+    "torch, kept": (F64, False, lambda m: thermo(m, backend="torch", ema_steps=15)),
+    "AdamW every 2nd, kept": (F64, False, lambda m: observed(m, ADAMW, 2, track=(), ema_steps=15)),
+    "autotuned torch, kept": (F64, False, lambda m: thermo(m, backend="torch", controller=autotune(1000))),
 }
 MESHES = {"4": (4,), "2x2": (2, 2)}  # on two ranks: test_distributed_runs.py
 
@@ -122,6 +135,9 @@ def case(ranks, name, shape):
             given=given,
             after=lambda _: rows.append(scales(optimizer)) if controlled else None,
         )
+    if name in KEPT:
+        assert source.reading.step == (max(KEPT[name]) if ranks.world > 1 else STEPS)
+        source.state_dict()  # adds up what was measured since the last reading
     out = {"reading": account(source), "params": wholes(model), "calls": calls, "taken": taken}
     return {**out, "scales": torch.stack(rows) if rows else None}
 
@@ -218,6 +234,16 @@ def test_a_measured_step_sends_one_message_and_others_none(results, name, every,
     for rank in results(name, mesh):
         for step, calls in enumerate(rank["calls"], 1):
             assert calls == ([(shards, 10 * WIDTH)] if step % every == 0 else [])
+
+
+@every_mesh
+@pytest.mark.parametrize("name", KEPT)
+def test_a_reading_sends_one_message_for_all_steps_since_the_last(results, name, mesh):
+    shards, counts = MESHES[mesh][-1], KEPT[name]
+    for rank in results(name, mesh):
+        for step, calls in enumerate(rank["calls"], 1):
+            start = [(shards, 10 * 8)] if name.startswith("autotuned") and step == 1 else []
+            assert calls == start + ([(shards, 10 * WIDTH * counts[step])] if step in counts else [])
 
 
 @every_mesh

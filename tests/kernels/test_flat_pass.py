@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.launches import Launches
 from thermoopt.kernels import Sum, reference_step
 from thermoopt.kernels.flat_pass import ROW, FlatPass, is_flat
 from thermoopt.kernels.torch_pass import LayerTensors
@@ -91,29 +91,6 @@ def test_grad_scale(device):
         x.grad = x.grad * 1024
     scaled = flat.measure(layers, constants(layers, device), torch.tensor(1024.0, device=device))
     torch.testing.assert_close(scaled, plain, rtol=1e-6, atol=0)
-
-
-class Launches(TorchDispatchMode):
-    """Counts operations; a view launches nothing, nor does what makes an empty tensor."""
-
-    n = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        quiet = (
-            "empty",
-            "view",
-            "slice",
-            "select",
-            "expand",
-            "unbind",
-            "detach",
-            "_unsafe_view",
-            "alias",
-            "t.",
-        )
-        self.n += not any(name in str(func) for name in quiet)
-        return out
 
 
 def test_launches_do_not_grow_with_tensors():

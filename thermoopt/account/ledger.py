@@ -5,30 +5,24 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from thermoopt.account import pending
 from thermoopt.account.device_table import DeviceTable, FetchedTable, reading_lag
 from thermoopt.account.history import ROWS_PER_EMA, History
 from thermoopt.account.meter import Meter, RunState
 from thermoopt.account.naming import add_to_meter
-from thermoopt.account.pending import MAX_PENDING, Averaged, Done, PendingSums
-from thermoopt.account.reading import Reading
+from thermoopt.account.pending import MAX_PENDING, Averaged, Done, KeptSums, PendingSums, SharedSteps
+from thermoopt.account.reading import LastReadings, Reading, ReadingSink
 from thermoopt.kernels import CAUSES
 from thermoopt.physics import Standing
 from thermoopt.physics.sums import Sum
 from thermoopt.tensors import WARM_UP, PendingTravel, Sharding, capturing
 
-__all__ = ["Ledger", "ReadingSink"]
-
-
-class ReadingSink(Protocol):
-    """Receives a ledger's recorded readings."""
-
-    def write(self, reading: Reading) -> None:
-        """Take a reading."""
+__all__ = ["Ledger"]
 
 
 class Ledger:
@@ -83,12 +77,11 @@ class Ledger:
         """Start over without layers and steps; history and sinks stay."""
         self.meter = Meter(self.ema_steps, unavailable)
         self.table: DeviceTable | None = None
-        self.lag = 0
         self._sharding: Sharding | None = None
-        self._queue: deque[PendingSums | FetchedTable] = deque()
-        self._recorded: deque[Reading] = deque(maxlen=MAX_PENDING)
-        self._fresh: deque[Reading] = deque(maxlen=MAX_PENDING)
-        self._asked = 0  # the last step that was asked for from the device to be recorded
+        self._queue: deque[PendingSums | FetchedTable | SharedSteps] = deque()
+        self._kept: list[KeptSums] = []  # of sharded layers, not yet added up with those of other ranks
+        self._last = LastReadings(MAX_PENDING)
+        self.lag = self._asked = 0  # the last step to be recorded that a device or ranks were asked for
         self._stale = self._replayed = False
         self._expected: Callable[[], PendingTravel | None] | None = None
 
@@ -100,12 +93,12 @@ class Ledger:
     def forget_layers(self) -> None:
         """Drop all layers and their readings; the run goes on."""
         self.meter.forget_layers()
-        for readings in (self._recorded, self._fresh):
-            readings.clear()
+        self._last.clear()
         self.meter.run.unseen, self._asked = 0, self.meter.run.recorded
 
     def follow(self, params: Sequence[Tensor]) -> None:
         """Set the layers' tensors, which decide how late readings are and which ranks share them."""
+        self._share(record=False)
         self.lag = reading_lag(params)
         self._sharding = Sharding(params)
 
@@ -130,7 +123,8 @@ class Ledger:
             self.table = DeviceTable(self.meter, device)
 
     def to_host(self) -> None:
-        """Bring averages to the host, waiting for everything in flight."""
+        """Bring averages to the host, waiting for everything in flight. All ranks must call it."""
+        self._share(record=False)
         self.settle()
         self.table = None
 
@@ -161,7 +155,7 @@ class Ledger:
         """
         if self.table is not None and capturing():
             self._replayed = True
-            self._launch(self.table, done)
+            pending.launch(self.table, done)
             return
         run = self.meter.run
         run.step += done != "dry"
@@ -170,7 +164,7 @@ class Ledger:
             done = None
         if self.table is not None:
             self._stale = True
-            measured = self._launch(self.table, done)
+            measured = pending.launch(self.table, done)
             due = self.is_record_due(run.step)
             if measured and (due or maybe_dry):
                 self._ask(due, travel)
@@ -184,26 +178,21 @@ class Ledger:
             self.meter.skip(done)
         elif isinstance(done, PendingSums):
             done.step, done.travel = run.step, travel
-            if self._sharding:
-                done.add_up(self._sharding)
-            self._queue.append(done)
-            self.collect()
+            if self._sharding:  # kept until a reading is due, which is after the same step on all ranks
+                self._kept.append(KeptSums.of(done, self._sharding))
+                due = self.is_record_due(done.step)
+                if due or maybe_dry or len(self._kept) >= pending.MAX_KEPT:
+                    self._share(record=due)
+            else:
+                self._queue.append(done)
+            self.collect(wait=maybe_dry and bool(self._sharding))  # was it a step? the next one's number
 
-    @staticmethod
-    def _launch(table: DeviceTable, done: Done) -> bool:
-        """Count and average a step on the device; return whether it was measured."""
-        if isinstance(done, Averaged):
-            return done.measured
-        if done != "dry":
-            table.count()
-        if isinstance(done, str):
-            table.skip(done)
-        elif isinstance(done, PendingSums) and not len(done.index):
-            table.skip("no_gradients")
-        elif done is not None:
-            table.enter(done.on_device(table.device) if isinstance(done, PendingSums) else done)
-            return True
-        return False
+    def _share(self, record: bool) -> None:
+        """Start adding up the steps kept with those of the other ranks, all of which must do so now."""
+        if self._kept:
+            self._queue.append(SharedSteps(self._kept, self.sharding, record))
+            self._asked = self._kept[-1].step.step if record else self._asked
+            self._kept = []
 
     @property
     def replays(self) -> bool:
@@ -264,25 +253,41 @@ class Ledger:
         came = self._queue.popleft()
         if isinstance(came, FetchedTable):
             self._take_fetched(came)
-            return
-        cause = came.skip_cause()
-        if cause is None:
-            cause = self.meter.update(came.step, came.index, *came.arrays())
-        self._book(cause, came.step, came.travel)
+        elif isinstance(came, SharedSteps):
+            self._take_shared(came)
+        else:
+            self._book(self._average(came, came.skip_cause()), came.step, came.travel)
+
+    def _average(self, came: PendingSums, cause: str | None) -> str | None:
+        """Average a step in unless there is a cause against it; return the cause, or the sums' own."""
+        return cause or self.meter.update(came.step, came.index, *came.arrays())
+
+    def _take_shared(self, came: SharedSteps) -> None:
+        """Average steps of sharded layers in; record the reading of the last that counts, where it is due."""
+        last = 0
+        for step, cause in came.take():
+            if (cause := self._average(step, cause)) is None:
+                last = step.step
+            else:
+                self._skip(cause)
+        if came.record and last:
+            self._record(last, came.last.travel)
 
     def _book(self, cause: str | None, step: int, travel: PendingTravel | None) -> None:
         """Book a measured step whose averages have moved, or have not for the given cause."""
         if cause is not None:
-            self.meter.skip(cause)
-            if cause == "dry":  # no step: take back its count
-                self._unbook_dry()
+            self._skip(cause)
         elif self.is_record_due(step):
             self._record(step, travel)
 
-    def _unbook_dry(self) -> None:
-        self.meter.run.step -= 1
-        if self.meter.run.step == 0 and self._on_unbegun is not None:
-            self._on_unbegun()
+    def _skip(self, cause: str) -> None:
+        """Count a measured step that says nothing; a dry one was no step, and its count is taken back."""
+        self.meter.skip(cause)
+        if cause == "dry":
+            self.meter.run.step -= 1
+            self._asked = self.meter.run.recorded
+            if self.meter.run.step == 0 and self._on_unbegun is not None:
+                self._on_unbegun()
 
     def put_standings(self, standings: Iterable[Standing]) -> None:
         """Keep where a controller's rates stand after the last reading that it was handed."""
@@ -315,8 +320,7 @@ class Ledger:
         if self._complete is not None:
             reading = self._complete(reading)
         self.meter.run.recorded, self.meter.run.unseen = step, 1
-        self._recorded.append(reading)
-        self._fresh.append(reading)
+        self._last.add(reading)
         self._history.append(reading)
         if self._on_record is not None:
             self._on_record(reading, travel)
@@ -327,7 +331,7 @@ class Ledger:
 
     @property
     def reading(self) -> Reading | None:
-        """The last completed reading, or None before the first. Waits for everything in flight."""
+        """The last completed reading, of sharded layers the last recorded. Waits for what is in flight."""
         self.settle()
         return self.meter.reading
 
@@ -343,21 +347,17 @@ class Ledger:
 
         Ranks that call it after the same step get the same one, whenever their sums arrive.
         """
-        steps = self.meter.run.step
-        self.collect_before(steps + 1 - lag)
-        return next((r for r in reversed(self._recorded) if r.step + lag <= steps), None)
+        self.collect_before(self.run.step + 1 - lag)
+        return self._last.late(self.run.step, lag)
 
     def fresh_reading(self) -> Reading | None:
         """Return the newest recorded reading that is at least :attr:`lag` steps old, if not yet handed over.
 
         It is waited for, so that runs are repeatable and ranks decide alike.
         """
-        steps = self.meter.run.step
-        self.collect_before(steps + 1 - self.lag)
-        reading = None
-        while self._fresh and self._fresh[0].step + self.lag <= steps:
-            reading = self._fresh.popleft()
-        self.meter.run.unseen = int(bool(self._fresh))
+        self.collect_before(self.run.step + 1 - self.lag)
+        reading = self._last.fresh(self.run.step, self.lag)
+        self.meter.run.unseen = int(self._last.unseen)
         return reading if self.lag or reading is None else self.meter.reading  # which may be newer still
 
     @property
@@ -383,7 +383,8 @@ class Ledger:
         self.meter.run = run
 
     def export_groups(self) -> list[dict[str, Any]]:
-        """Return averages and counters of every group, as plain numbers and small tensors."""
+        """Return averages and counters of every group; ranks that share layers must all call it."""
+        self._share(record=False)
         self.settle()
         return [self.meter.export_group(i) for i in range(len(self.meter.group_names))]
 
@@ -392,7 +393,7 @@ class Ledger:
         for i, group in enumerate(saved):
             self.meter.import_group(i, group)
         if self.meter.run.unseen and self.meter.reading is not None:
-            self._fresh.append(self.meter.reading)
+            self._last.resume(self.meter.reading)
 
     def rewind(self) -> None:
         """Forget recorded readings of steps after the present one: a checkpoint was loaded."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,19 +11,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.account.device_table import DeviceSums
+from thermoopt.account.device_table import DeviceSums, DeviceTable
 from thermoopt.physics.sums import Sum
 from thermoopt.tensors import Fetch, send
 
 if TYPE_CHECKING:
     from thermoopt.tensors import Arrival, PendingTravel, Sharding
 
-__all__ = ["MAX_PENDING", "Averaged", "Done", "PendingSums"]
+__all__ = ["MAX_KEPT", "MAX_PENDING", "Averaged", "Done", "KeptSums", "PendingSums", "SharedSteps", "launch"]
 
 Array = NDArray[np.float64]
 
 MAX_PENDING = 8
 """Number of measured steps whose sums may be in flight from a device before a step waits for the oldest."""
+
+MAX_KEPT = 64
+"""Measured steps kept for one message at most: 10 KB a layer."""
+
+_PRESENT, _FOUND_INF, _TRAVEL = len(Sum), len(Sum) + 1, len(Sum) + 2
+_WIDTH = _TRAVEL + 3
+"""Columns that ranks add up for each layer and step: the sums, whether the rank measured it, whether it found
+an infinity, and the three sums of :class:`~thermoopt.physics.Travel`."""
 
 
 @dataclass
@@ -40,7 +48,6 @@ class PendingSums:
         raw: columns whose sums are of raw moments and still need their bias corrections.
         step: number of the step.
         travel: sums that a controller needs.
-        shared: the sums of all ranks, if layers are sharded.
     """
 
     index: NDArray[np.int64]
@@ -56,7 +63,6 @@ class PendingSums:
     raw: NDArray[np.bool_] | None = None
     step: int = 0
     travel: PendingTravel | None = None
-    shared: _Shared | None = None
 
     @classmethod
     def of(cls, index: Sequence[int] | NDArray[np.int64]) -> PendingSums:
@@ -66,24 +72,7 @@ class PendingSums:
         layers = np.asarray(index, dtype=np.int64)
         return cls(layers, lr, wd, beta1, beta2, t, sums=np.zeros((len(Sum), k)))
 
-    def add_up(self, sharding: Sharding) -> None:
-        """Start the all-reduce of the sums, in one message with ``travel``.
-
-        Every rank that shares a layer must do so in every measured step, even if it has measured nothing.
-        """
-        layers, device = len(sharding.shards), sharding.device
-        rows = torch.zeros(layers, _WIDTH, dtype=torch.float64, device=device)
-        index = torch.from_numpy(self.index).to(device)
-        rows[index, : len(Sum)] = self._whole_sums(device)
-        rows[index, _PRESENT] = 1.0
-        if self.found_inf is not None:
-            rows[:, _FOUND_INF] = self.found_inf.source.to(rows)
-        if self.travel is not None:
-            rows[:, _TRAVEL:] = self.travel.rows(device)
-        self.parts, self.raw, self.found_inf = [], None, None
-        self.shared = _Shared(sharding.start(rows), sharding.shards)
-
-    def _whole_sums(self, device: torch.device) -> Tensor:
+    def whole_sums(self, device: torch.device) -> Tensor:
         """Sums of this rank with their bias corrections, ``[k, len(Sum)]``, without waiting for a device."""
         out = send(self.sums.T.copy(), device)
         for columns, fetch in self.parts:
@@ -108,7 +97,7 @@ class PendingSums:
             )
             constants[row].index_copy_(0, send(columns, device), fetch.source.to(constants))
         found_inf = None if self.found_inf is None else self.found_inf.source
-        return DeviceSums(send(self.index, device), self._whole_sums(device), constants, found_inf)
+        return DeviceSums(send(self.index, device), self.whole_sums(device), constants, found_inf)
 
     def ready(self) -> bool:
         """Whether everything has arrived."""
@@ -116,43 +105,29 @@ class PendingSums:
         fetches += [f for _, _, f in self.late]
         if self.found_inf is not None:
             fetches.append(self.found_inf)
-        if self.shared is not None:
-            fetches.append(self.shared.rows)
         return all(fetch.ready() for fetch in fetches)
 
     def skip_cause(self) -> str | None:
-        """Return why to skip this step (no gradients, infinity found), or None. Waits for the all-reduce."""
-        if self.shared is not None:
-            found_inf = self._take_shared(self.shared)
-            self.shared = None
-        else:
-            found_inf = self.found_inf is not None and bool(self.found_inf.numpy().any())
+        """Return why to skip this step before looking at its sums (no gradients, infinity found), or None."""
         if len(self.index) == 0:
             return "no_gradients"
+        found_inf = self.found_inf is not None and bool(self.found_inf.numpy().any())
         return "found_inf" if found_inf else None
 
-    def _take_shared(self, shared: _Shared) -> bool:
-        """Replace this rank's sums by those of all ranks; return whether one of them found an infinity.
+    def put(self, sums: Array, whole: NDArray[np.bool_]) -> None:
+        """Replace this rank's sums by those of all ranks.
 
-        A layer is left out if some rank that holds a shard of it has no gradient for it.
+        Args:
+            sums: ``[n_layers, len(Sum)]``.
+            whole: ``[n_layers]`` layers of which every rank has measured its shard; others are left out.
         """
-        try:
-            rows = shared.rows.numpy()
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"the sums of step {self.step} could not be added up with those of the other ranks, of which "
-                f"one has probably failed: {error}"
-            ) from error
-        self.sums = rows[self.index, : len(Sum)].T.copy()
-        if self.travel is not None:
-            self.travel.settle(rows[:, _TRAVEL:])
-        whole = rows[self.index, _PRESENT] == shared.shards[self.index]
-        if not whole.all():
+        self.sums = sums[self.index].T.copy()
+        mine = whole[self.index]
+        if not mine.all():
             self._settle()  # late constants arrive in arrays of the full length
             for name in ("index", "lr", "wd", "beta1", "beta2", "t"):
-                setattr(self, name, getattr(self, name)[whole])
-            self.sums = self.sums[:, whole]
-        return bool(rows[:, _FOUND_INF].any())
+                setattr(self, name, getattr(self, name)[mine])
+            self.sums = self.sums[:, mine]
 
     def _settle(self) -> None:
         """Put constants that arrived late in their places."""
@@ -192,18 +167,20 @@ Done = PendingSums | DeviceSums | Averaged | str | None
 (:data:`~thermoopt.account.reading.SKIP_CAUSES`) for which it is skipped; None if it was not measured."""
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """Rows ``[n_layers, _WIDTH]`` of all ranks, in flight, and the number of ranks that hold each layer."""
-
-    rows: Arrival
-    shards: NDArray[np.int64]
-
-
-_PRESENT, _FOUND_INF, _TRAVEL = len(Sum), len(Sum) + 1, len(Sum) + 2
-_WIDTH = _TRAVEL + 3
-"""Columns that ranks add up for each layer: the sums, whether the rank measured it, whether it found an
-infinity, and the three sums of :class:`~thermoopt.physics.Travel`."""
+def launch(table: DeviceTable, done: Done) -> bool:
+    """Count and average a step on the device; return whether it was measured."""
+    if isinstance(done, Averaged):
+        return done.measured
+    if done != "dry":
+        table.count()
+    if isinstance(done, str):
+        table.skip(done)
+    elif isinstance(done, PendingSums) and not len(done.index):
+        table.skip("no_gradients")
+    elif done is not None:
+        table.enter(done.on_device(table.device) if isinstance(done, PendingSums) else done)
+        return True
+    return False
 
 
 def _corrections(t: Tensor, beta1: Tensor, beta2: Tensor) -> Tensor:
@@ -223,3 +200,94 @@ def _corrections(t: Tensor, beta1: Tensor, beta2: Tensor) -> Tensor:
     out[Sum.M2] = 1 / bc1**2
     out[Sum.C] = bc2
     return out
+
+
+@dataclass
+class KeptSums:
+    """This rank's sums of a measured step.
+
+    Attributes:
+        step: the step and its constants; its sums are those of :attr:`rows`.
+        rows: ``[n_layers, _WIDTH]``, float64, on the device where ranks add them up.
+    """
+
+    step: PendingSums
+    rows: Tensor
+
+    @classmethod
+    def of(cls, step: PendingSums, sharding: Sharding) -> KeptSums:
+        """Form the rows of a step, without waiting for a device."""
+        layers, device = len(sharding.shards), sharding.device
+        rows = torch.zeros(layers, _WIDTH, dtype=torch.float64, device=device)
+        index = torch.from_numpy(step.index).to(device)
+        rows[index, : len(Sum)] = step.whole_sums(device)
+        rows[index, _PRESENT] = 1.0
+        if step.found_inf is not None:
+            rows[:, _FOUND_INF] = step.found_inf.source.to(rows)
+        if step.travel is not None:
+            rows[:, _TRAVEL:] = step.travel.rows(device)
+        step.parts, step.raw, step.found_inf = [], None, None
+        return cls(step, rows)
+
+
+class SharedSteps:
+    """Sums of some measured steps on their way through the ranks that share the layers.
+
+    Averages of shards do not add up to those of layers where a column is not linear in the sums
+    (:class:`~thermoopt.physics.terms.Linear`: ``WORK2`` is a square, ``MM`` is clamped at 0), and whether a
+    step counts is decided by the sums of all ranks. So the sums themselves are sent, those of all steps since
+    the last reading in one message, and every rank averages them step by step: the reading is that of whole
+    layers. Every rank must begin this after the same steps, whatever it has measured.
+
+    Args:
+        kept: the steps, in order.
+        sharding: of the layers.
+        record: whether a reading is due after the last of them.
+    """
+
+    def __init__(self, kept: list[KeptSums], sharding: Sharding, record: bool) -> None:
+        self._steps = [k.step for k in kept]
+        self._shards = sharding.shards
+        self._coming: Arrival = sharding.start(torch.cat([k.rows for k in kept], dim=1))
+        self.record = record
+
+    @property
+    def step(self) -> int:
+        """The last of the steps."""
+        return self._steps[-1].step
+
+    @property
+    def last(self) -> PendingSums:
+        """The account of the last step."""
+        return self._steps[-1]
+
+    def ready(self) -> bool:
+        """Whether everything has arrived."""
+        late = (fetch for step in self._steps for _, _, fetch in step.late)
+        return self._coming.ready() and all(fetch.ready() for fetch in late)
+
+    def take(self) -> Iterator[tuple[PendingSums, str | None]]:
+        """Give each step with the sums of all ranks, and why it says nothing or None; waits for the ranks.
+
+        A layer that not all of its shards have a gradient of is left out of its step.
+
+        Raises:
+            RuntimeError: if the ranks' sums could not be added up.
+        """
+        try:
+            rows = self._coming.numpy()
+        except RuntimeError as error:
+            steps = f"step {self.step}" if len(self._steps) == 1 else f"steps up to {self.step}"
+            raise RuntimeError(
+                f"the sums of {steps} could not be added up with those of the other ranks, of which one has "
+                f"probably failed: {error}"
+            ) from error
+        for i, step in enumerate(self._steps):
+            own = rows[:, i * _WIDTH : (i + 1) * _WIDTH]
+            step.put(own[:, : len(Sum)], own[:, _PRESENT] == self._shards)
+            if step.travel is not None:
+                step.travel.settle(own[:, _TRAVEL:])
+            cause = step.skip_cause()
+            if cause is None and own[:, _FOUND_INF].any():
+                cause = "found_inf"
+            yield step, cause

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from thermoopt.physics import Term, check_quantity, dispersion, quantities
 from thermoopt.physics.travel import Travel
 
-__all__ = ["BAND", "SKIP_CAUSES", "Quantities", "Reading"]
+__all__ = ["BAND", "SKIP_CAUSES", "LastReadings", "Quantities", "Reading", "ReadingSink"]
 
 Array = NDArray[np.float64]
 
@@ -170,3 +171,52 @@ class Reading:
         r = self.layer_array("r")
         r = r[np.isfinite(r)]
         return float(np.mean(np.abs(r - 1) <= band)) if r.size else math.nan
+
+
+class ReadingSink(Protocol):
+    """What a ledger hands recorded readings to."""
+
+    def write(self, reading: Reading) -> None:
+        """Take one."""
+
+
+class LastReadings:
+    """The readings that were recorded last, handed over at steps that do not depend on when they arrived.
+
+    Args:
+        limit: how many are kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._recorded: deque[Reading] = deque(maxlen=limit)
+        self._unseen: deque[Reading] = deque(maxlen=limit)
+
+    @property
+    def unseen(self) -> bool:
+        """Whether there is one that :meth:`fresh` did not return yet."""
+        return bool(self._unseen)
+
+    def add(self, reading: Reading) -> None:
+        """Keep one more."""
+        self._recorded.append(reading)
+        self._unseen.append(reading)
+
+    def resume(self, reading: Reading) -> None:
+        """Keep the reading of a checkpoint that the controller had not seen."""
+        self._unseen.append(reading)
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._recorded.clear()
+        self._unseen.clear()
+
+    def late(self, steps: int, lag: int) -> Reading | None:
+        """Return the last one that is ``lag`` steps old or older after so many steps."""
+        return next((r for r in reversed(self._recorded) if r.step + lag <= steps), None)
+
+    def fresh(self, steps: int, lag: int) -> Reading | None:
+        """Return the last unseen one that is as old; it and those before count as seen."""
+        reading = None
+        while self._unseen and self._unseen[0].step + lag <= steps:
+            reading = self._unseen.popleft()
+        return reading

@@ -11,7 +11,16 @@ from torch import Tensor
 from thermoopt.kernels.layout import is_dense
 from thermoopt.kernels.native_library import LIBRARY, REASON
 
-__all__ = ["CODES", "PLAIN", "ineligible", "refuse_overlaps", "same_layout", "unlike", "unreadable"]
+__all__ = [
+    "CODES",
+    "PLAIN",
+    "ineligible",
+    "one_number",
+    "refuse_overlaps",
+    "same_layout",
+    "unlike",
+    "unreadable",
+]
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes the kernel takes and what it calls them."""
@@ -114,3 +123,16 @@ def refuse_overlaps(columns: Mapping[str, Sequence[Tensor | None]], names: Seque
         if b[0] < a[1]:
             one, other = (f"{x[2]} of {names[x[3]]}" for x in (a, b))
             raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
+
+
+def one_number(what: str, t: Tensor | None) -> int | None:
+    """Return the address of a float32 number on CPU, or None for None.
+
+    Raises:
+        ValueError: for any other tensor.
+    """
+    if t is None:
+        return None
+    if unreadable(what, t) or t.dtype is not torch.float32 or t.numel() != 1:
+        raise ValueError(f"{what} must be one torch.float32 number on CPU, not {t.dtype} on {t.device}")
+    return t.data_ptr()

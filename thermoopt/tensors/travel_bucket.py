@@ -21,6 +21,11 @@ Array = NDArray[np.float64]
 
 _data_ptr = torch._C.TensorBase.data_ptr
 
+BATCHED = frozenset(("cuda",))
+"""Kinds of devices on which a launch for each layer would take longer than the work: there samples are put
+together by ``torch.cat``, which takes many tensors a launch, strided ones too (``_foreach_copy_`` takes those
+one by one), and summed by segments."""
+
 
 class Bucket:
     """Start, scratch and, where forces are summed, impulse S and work N of some layers.
@@ -33,6 +38,7 @@ class Bucket:
 
     def __init__(self, index: Sequence[int], params: Sequence[Tensor], share: int) -> None:
         self.params, self.index = list(params), np.asarray(index, dtype=np.int64)
+        self.in_order = bool((np.diff(self.index) > 0).all())
         self._index_there: Tensor | None = None
         self._met: tuple[NDArray[np.int64], TravelKernel, NDArray[np.int64] | None] | None = None
         self._share = share
@@ -49,6 +55,15 @@ class Bucket:
         self._plan: TravelKernel | None = None
         self._numbers: DeviceNumbers | None = None
         self._looked = False
+        self._batched = self.start.device.type in BATCHED
+        ends = np.cumsum(sizes).tolist()
+        self._runs: list[tuple[int, int, int, int]] = []
+        for i, (shape, size, end) in enumerate(zip(self.shapes, sizes, ends, strict=True)):
+            if i and shape[1:] == self.shapes[i - 1][1:]:
+                first, _, begin, _ = self._runs.pop()
+            else:
+                first, begin = i, end - size
+            self._runs.append((first, i + 1, begin, end))
         self._into(self.start, samples)
 
     def index_on(self, device: torch.device) -> Tensor:
@@ -63,7 +78,11 @@ class Bucket:
         return [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def _into(self, flat: Tensor, samples: Sequence[Tensor]) -> None:
-        torch._foreach_copy_(self.views(flat), list(samples))
+        if not self._batched:
+            torch._foreach_copy_(self.views(flat), list(samples))
+            return
+        for first, last, begin, end in self._runs:
+            flat[begin:end].copy_(torch.cat(tuple(samples[first:last])).view(-1))
 
     def _samples(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Return the layers' samples; views of plain tensors are kept while these lie where they lay."""
@@ -88,14 +107,15 @@ class Bucket:
 
     def forces(self, params: Sequence[Tensor]) -> Tensor:
         """Samples of the gradients in a new flat buffer, 0 where there is none."""
-        out = torch.zeros_like(self.work)
-        into, found = [], []
-        for i, (view, p) in enumerate(zip(self.views(out), params, strict=True)):
-            if p.grad is not None and not p.grad.is_sparse:
-                into.append(view)
-                found.append(self._sample_of_grad(i, p, p.grad))
-        if into:
-            torch._foreach_copy_(into, found)
+        out = torch.empty_like(self.work)
+        nothing = self.start.new_zeros(())
+        found = [
+            nothing.expand(shape)
+            if p.grad is None or p.grad.is_sparse
+            else self._sample_of_grad(i, p, p.grad).view(shape)
+            for i, (p, shape) in enumerate(zip(params, self.shapes, strict=True))
+        ]
+        self._into(out, found)
         return out
 
     def _sample_of_grad(self, i: int, p: Tensor, grad: Tensor) -> Tensor:
@@ -107,7 +127,7 @@ class Bucket:
 
     def layer_sums(self, flat: Tensor) -> Tensor:
         """Sums of every layer's stretch of a flat buffer, ``[n]``."""
-        if flat.is_cuda:  # one launch, whatever the number of layers
+        if self._batched:  # one launch, whatever the number of layers
             return torch.segment_reduce(flat, "sum", lengths=self.sizes, unsafe=True)
         return torch.stack([x.sum() for x in torch.tensor_split(flat, self.cuts)])
 
@@ -167,7 +187,8 @@ class Bucket:
             own = own * base.to(own)
         # a skipped step keeps all and adds nothing; the flag stays on its device
         real = torch.ones_like(keep) if found_inf is None else (found_inf == 0).to(keep)
-        torch._foreach_mul_(self.views(force), list((own * real).to(force.dtype).unbind()))
+        rate = (own * real).to(force.dtype)
+        force.mul_(torch.repeat_interleave(rate, self.sizes, output_size=force.numel()))
         keep = 1 - (1 - keep) * real
         assert self.impulse is not None
         assert self.done is not None

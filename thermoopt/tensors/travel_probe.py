@@ -12,7 +12,7 @@ from torch import Tensor
 
 from thermoopt.kernels import Addresses, real_elements
 from thermoopt.physics.travel import TRAVEL_SUMS, Travel, Weights
-from thermoopt.tensors import precision
+from thermoopt.tensors import precision, travel_bucket
 from thermoopt.tensors.layout import follow_layers
 from thermoopt.tensors.sampling import (
     gathered,
@@ -141,13 +141,18 @@ class TravelProbe:
         self._params = list(params)
         share = share_of(sum(real_elements(p) for p in params))
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        widths: dict[int, torch.Size] = {}
         self._scale = np.ones(len(params))
         self._share = share
         for i, p in enumerate(params):
             own = sample(p, share)
             if own.numel():
                 groups.setdefault((own.device, own.dtype), []).append(i)
+                widths[i] = own.shape[1:]
             self._scale[i] = sample_scale(p, share)
+        for (device, _), index in groups.items():
+            if device.type in travel_bucket.BATCHED:
+                index.sort(key=widths.__getitem__)  # what can be put together in one launch
         self._buckets = [Bucket(index, [params[i] for i in index], share) for index in groups.values()]
         for bucket in self._buckets:
             if "impulse" in self.needs:
@@ -182,7 +187,7 @@ class TravelProbe:
         rates, base = _host_and_device(lrs, base)
         for bucket in self._buckets:
             own = base if base is None or base.ndim == 0 else base[bucket.index_on(base.device)]
-            mine = rates if len(bucket.index) == len(rates) else rates[bucket.index]
+            mine = rates if bucket.in_order and len(bucket.index) == len(rates) else rates[bucket.index]
             bucket.push(mine, weights, own, grad_scale, found_inf, at)
 
     def put(self, lrs: Array, weights: Weights) -> None:

@@ -1,0 +1,99 @@
+"""Addresses of many tensors in one call, by DLPack's C exchange API of torch: the Python side of ``look.c``.
+
+Every question that Python asks of a tensor costs some 30 to 70 ns, and a kernel has seven of each gradient.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from thermoopt.kernels.native_library import LIBRARY
+
+__all__ = ["Look"]
+
+_CAPSULE = b"dlpack_exchange_api"
+_MAJOR = 1
+"""DLPack's major version, in which the structs below stay as they are."""
+
+
+class _Api(ctypes.Structure):
+    """``DLPackExchangeAPI`` of dlpack.h."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("older", ctypes.c_void_p),
+        ("allocate", ctypes.c_void_p),
+        ("export", ctypes.c_void_p),
+        ("convert", ctypes.c_void_p),
+        ("fill", ctypes.c_void_p),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+def _fill() -> int | None:
+    """Address of torch's function that describes a tensor, or None where there is none."""
+    capsule: Any = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if capsule is None:  # torch before 2.10
+        return None
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    api = ctypes.cast(pointer(capsule, _CAPSULE), ctypes.POINTER(_Api)).contents
+    return api.fill if api.major == _MAJOR else None
+
+
+def _entry() -> Any:
+    """The library's function, called with Python's lock held, where the library is there and has it."""
+    if LIBRARY is None:
+        return None
+    try:
+        function = ctypes.PyDLL(LIBRARY._name).thermoopt_look
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_void_p]
+    function.restype = ctypes.c_int64
+    return function
+
+
+_FILL, _LOOK = _fill(), _entry()
+
+
+class Look:
+    """Finds where tensors lie that are other objects in every step.
+
+    Args:
+        numel: elements of each, ``[n]``, int64.
+        dtype: of each, ``[n]``, int32, as ``native.c`` calls them.
+    """
+
+    def __init__(self, numel: NDArray[np.int64], dtype: NDArray[np.int32]) -> None:
+        n = len(numel)
+        self._ids, self._at = np.zeros(n, np.int64), np.zeros(n, np.int64)
+        self._kept, self._n = (numel, dtype), n
+        self._call = (_FILL, *(x.ctypes.data for x in (self._ids, numel, dtype)), n, self._at.ctypes.data)
+
+    @staticmethod
+    def available() -> bool:
+        """Whether torch and the library can."""
+        return _FILL is not None and _LOOK is not None
+
+    def __call__(self, tensors: Sequence[Tensor]) -> NDArray[np.int64] | None:
+        """Return their addresses, in an array that the next call writes to.
+
+        Args:
+            tensors: ``n``, of class Tensor or Parameter.
+
+        Returns:
+            None where one is not a contiguous tensor on CPU of the expected size and type.
+        """
+        self._ids[:] = list(map(id, tensors))
+        try:
+            return self._at if _LOOK(*self._call) == self._n else None
+        except (RuntimeError, BufferError, TypeError):  # sparse, or nothing that DLPack knows
+            return None
