@@ -22,7 +22,7 @@ def is_several(factors: float | Sequence[float]) -> TypeGuard[Sequence[float]]:
 
 
 def _each(factors: float | Sequence[float]) -> Sequence[float]:
-    return factors if is_several(factors) else [factors]  # type: ignore[list-item]
+    return factors if not isinstance(factors, (float, int)) else [factors]  # guards tell one way only
 
 
 @dataclass(frozen=True)

@@ -207,5 +207,5 @@ class Gear:
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> Gear:
         """Return the gear that :meth:`state_dict` was of."""
-        own = {k: math.nan if v is None else v for k, v in state.items() if k != "energies"}
-        return cls(**own, energies=[(int(t), float(e)) for t, e in state["energies"]])  # type: ignore[arg-type]
+        own: dict[str, Any] = {k: math.nan if v is None else v for k, v in state.items()}
+        return cls(**{**own, "energies": [(int(t), float(e)) for t, e in state["energies"]]})

@@ -26,8 +26,8 @@ def _product(a: float | Sequence[float], b: float | Sequence[float]) -> float | 
             raise ValueError(f"Chain: one controller gives {len(a)} factors, another {len(b)}")
         return [x * y for x, y in zip(a, b, strict=True)]
     if is_several(a):
-        return [x * b for x in a]  # type: ignore[operator]
-    return [a * y for y in b] if is_several(b) else a * b  # type: ignore[operator]
+        return [x * b for x in a]  # type: ignore[operator]  # guards tell one way only
+    return [a * y for y in b] if is_several(b) else a * b  # type: ignore[operator]  # likewise
 
 
 class Chain(Controller):

@@ -70,7 +70,7 @@ def _linear(told: int) -> Callable[[int], float]:
 def _optimizer(
     scene: Scene, method: str, lr: float, groups: list[dict[str, Any]], controller: Controller | None
 ) -> tuple[torch.optim.Optimizer, LRScheduler | None]:
-    """Make an optimizer over groups of named parameters, and what is stepped beside it."""
+    """Make an optimizer over groups of named parameters, and the scheduler that is stepped with it."""
     told = max(1, round(scene.told * STEPS))
     if controller is not None:
         made = ThermoAdamW(groups, weight_decay=scene.decay, controller=controller)

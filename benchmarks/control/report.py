@@ -112,7 +112,8 @@ def _sensitivities(cells: Cells) -> str:
         for method, by_lr in methods.items():
             if len(by_lr) > 1:
                 initial = fmean(row["initial"] for rows_ in by_lr.values() for row in rows_)
-                by_method[method][cell] = sensitivity(_means(by_lr), initial)  # type: ignore[arg-type]
+                means = {lr: mean for lr, mean in _means(by_lr).items() if lr is not None}
+                by_method[method][cell] = sensitivity(means, initial)
     reference = by_method.get(SENSITIVITY_REFERENCE, {})
     columns = list(reference)
     lines = [

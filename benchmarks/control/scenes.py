@@ -100,7 +100,7 @@ class Stage:
 
     Attributes:
         model: to be trained.
-        first: names of the parameters that an optimizer is made of.
+        first: names of the parameters that an optimizer is created with.
         later: names of those that are added to it at the scene's step.
     """
 
@@ -141,7 +141,7 @@ class Stage:
             params[name].requires_grad_(free)
 
     def begin(self, step: int) -> bool:
-        """Let what happens before a step (from 0) happen to the model; say whether it does."""
+        """Apply what happens to the model before a step (from 0); return whether anything does."""
         if self.scene.when is None or step != self.scene.step:
             return False
         if self.scene.frozen == "unfreeze":

@@ -187,7 +187,7 @@ def race(
 
 
 def latencies(sizes: Sequence[int], rounds: int) -> list[float]:
-    """Median seconds of an all-reduce of so many bytes, alone; sizes take turns."""
+    """Return the median seconds of an all-reduce of each of these numbers of bytes; sizes take turns."""
     times: list[list[float]] = [[] for _ in sizes]
     for r in range(rounds + 1):  # the first warms up
         for size, row in zip(sizes, times, strict=True):

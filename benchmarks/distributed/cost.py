@@ -91,10 +91,10 @@ def tree_seconds(ranks: int, size: float, links: Links) -> float:
 
 
 def fit_ring(ranks: int, sizes: Sequence[float], seconds: Sequence[float]) -> Links:
-    """Find the latency and bandwidth that times of all-reduces round a ring were made of.
+    """Fit latency and bandwidth to times of all-reduces around a ring.
 
     A straight line through them, by least squares of relative errors, so that small messages count as much
-    as large ones. α₀ is not told apart from α by one number of ranks, and counts as part of it.
+    as large ones. With a single number of ranks α₀ cannot be separated from α, and counts as part of it.
 
     Args:
         ranks: how many took part, 2 or more.

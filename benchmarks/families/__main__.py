@@ -55,7 +55,7 @@ BOTH = ("autotune",)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Do what the arguments say."""
+    """Run the command."""
     args = _parser().parse_args(argv)
     args.act(args)
 

@@ -93,7 +93,7 @@ def report(rows: Rows, commit: str = "") -> str:
 
     Args:
         rows: of ``rows.jsonl``.
-        commit: what the figures on held-out workloads are of; empty where there are none.
+        commit: of the figures on held-out workloads; empty if there are none.
     """
     reference = reference_rows(rows)
     columns: dict[str, Ratios] = {}

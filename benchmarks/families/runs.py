@@ -94,13 +94,13 @@ def run_all(path: Path, todo: Iterable[Case], workers: int, source: str | None =
     """Run what is missing and append its rows to a file.
 
     Args:
-        path: of the rows, JSON, one a line.
+        path: of the rows, JSON, one per line.
         todo: cases; those whose rows are in the file with the same source are not run again.
         workers: processes, one thread each.
-        source: of the law that all cases are of; None where they name methods.
+        source: of the law that all cases use; None if they name methods.
 
     Returns:
-        All rows of the file, of other cases too.
+        All rows of the file, including other cases.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = list(read_rows(path))

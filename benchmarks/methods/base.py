@@ -71,7 +71,7 @@ class Job:
         lr, decay: learning rate and weight decay.
         steps: length of the run in optimizer steps.
         seed: of the run, for a method that draws.
-        another: makes the workload's task of another seed; None where nobody told.
+        another: makes the workload's task with another seed; None if unknown.
     """
 
     model: nn.Module
@@ -97,10 +97,10 @@ class Setup:
     ``after_judging()``; a trajectory is the same to the last bit however often.
 
     Attributes:
-        optimizer: stepped once a batch.
+        optimizer: stepped once per batch.
         schedule: stepped after it; None where the optimizer or ``after_step`` does it.
         before_judging, after_judging: called around every validation.
-        report: told the training loss before the step.
+        report: called with the training loss before the step.
         after_step: called last.
         extra_steps: optimizer steps that making this took on a run of its own, to be put on the clock.
     """

@@ -15,11 +15,11 @@ __all__ = ["FEEDBACK"]
 
 WINDOWS = 50
 """Stretches of a run that take the place of ReduceLROnPlateau's epochs: its patience of 10 is a fifth of the
-run, and a mean of steps/50 losses is what it is told."""
+run, and its input is a mean of steps/50 losses."""
 
 GREEDY_MIN, GREEDY_MAX = 0.01, 10.0
-"""Bounds of GreedyLR's lr over the lr given: its defaults, 1e-3 and 1, at the 0.1 of its own example. As they
-are they would forbid every lr that Adam wants."""
+"""Bounds of GreedyLR's lr over the given lr: its defaults, 1e-3 and 1, at the 0.1 of its own example. Left as
+they are, they would forbid every lr that suits Adam."""
 
 GREEDY_WINDOW = 50
 """Steps that GreedyLR's own streaming average is over: its default."""
@@ -29,13 +29,13 @@ class _ByLoss(Protocol):
     """A scheduler that is stepped with a loss."""
 
     def step(self, metrics: float, /) -> Any:
-        """Take up a loss."""
+        """Step with a loss."""
 
 
 class _Loop:
     """Steps a scheduler with the mean training loss of every ``window`` steps, once warm-up is over.
 
-    Neither scheduler is told a validation loss: validations would cost it steps that others have.
+    Neither scheduler gets a validation loss: validations would cost it steps that the others have.
     """
 
     def __init__(self, scheduler: _ByLoss, warmup: int, window: int) -> None:
@@ -44,7 +44,7 @@ class _Loop:
         self._losses: list[float] = []
 
     def report(self, loss: Tensor) -> None:
-        """Take up the loss of the coming step."""
+        """Record the loss of the coming step."""
         if self._step >= self._warmup:
             self._losses.append(float(loss.detach()))
 

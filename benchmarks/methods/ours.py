@@ -160,7 +160,7 @@ OURS = [
         decay=SGD_DECAY,
     ),
 ]
-"""Everything of this project's but what is compared with a run of its own."""
+"""All methods of this project, except those compared with a run of their own."""
 
 _ALONE = "of this project's laws alone on ThermoAdamW, its own warm-up over 5 %, linear to zero"
 

@@ -95,7 +95,7 @@ class RandomGain(Controller):
         return {"lever": self._lever.state_dict(), "drawn": self._drawn, "log": log}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         self.reset()
         self._lever.load_state_dict(state["lever"])
         self._drawn = int(state["drawn"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class ScheduleFreePlus(torch.optim.Optimizer):
         done = min(1.0, self._taken / self._steps)
         return 1 - (1 - first) ** (1 - done) * (1 - last) ** done
 
-    def _rows(self) -> Iterable[tuple[dict, Tensor, dict]]:
+    def _rows(self) -> Iterable[tuple[dict, Any, dict]]:
         """Yield group, parameter and state of what has a gradient."""
         for group in self.param_groups:
             for p in group["params"]:
@@ -81,7 +82,7 @@ class ScheduleFreePlus(torch.optim.Optimizer):
                     yield group, p, state
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # it takes no closure
         """Step once; :meth:`report` must have told the loss.
 
         Raises:
@@ -90,7 +91,7 @@ class ScheduleFreePlus(torch.optim.Optimizer):
         if math.isnan(self._loss):
             raise RuntimeError("step needs the loss: call report(loss) before every step")
         beta, rows = self._beta(), list(self._rows())
-        norm = sum(p.grad.abs().sum().item() for _, p, _ in rows)  # type: ignore[misc, union-attr]
+        norm = sum(p.grad.abs().sum().item() for _, p, _ in rows)
         inner = sum((p.grad * (state["z"] - state["x"])).sum().item() for _, p, state in rows)
         warm = min(1.0, (self._taken + 1) / self._warmup)
         polyak = max(0.0, self._loss + beta * inner) / max(math.sqrt(math.pi / 2) * norm, 1e-30)

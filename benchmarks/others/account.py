@@ -21,7 +21,7 @@ after its step and the gradient it was given."""
 
 @dataclass
 class Account:
-    """Keeps weights and gradients of the step under way, and the worst error of each quantity.
+    """Keeps weights and gradients of the present step, and the worst error of each quantity.
 
     sigma, which may be 0, is compared relative to ``||g|| ||theta' - theta||``, all others to themselves.
 

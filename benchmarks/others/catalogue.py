@@ -98,8 +98,8 @@ def _optimi() -> Iterator[Case]:
     module = importlib.import_module("optimi")
     for name in ("Adam", "AdamW", "Adan", "Lion", "RAdam", "Ranger", "SGD", "StableAdamW"):
         rates = {"SGD": 0.1, "Lion": 1e-3}
-        plain = {"triton": False} if name == "StableAdamW" else {}  # it would look for a GPU
-        yield _case("optimi", getattr(module, name), lr=rates.get(name, 3e-3), **plain)  # type: ignore[arg-type]
+        plain: dict[str, Any] = {"triton": False} if name == "StableAdamW" else {}  # it would look for a GPU
+        yield _case("optimi", getattr(module, name), lr=rates.get(name, 3e-3), **plain)
 
 
 def _dadaptation() -> Iterator[Case]:

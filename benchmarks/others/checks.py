@@ -76,7 +76,7 @@ class Row:
 
     Attributes:
         refused: the message of an Observer that refused, else "".
-        unusable: why the optimizer trains nothing by itself here, else "".
+        unusable: why the optimizer cannot train alone here, else "".
         trained: whether the run is a healthy one, which must have no finding (:data:`TRAINED`).
         rewrites: whether it writes its groups' lr inside its step: no schedule is compared then.
         moments: whether readings came from Adam's moments.

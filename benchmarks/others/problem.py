@@ -96,8 +96,8 @@ def train(
     model = Net()
     torch.manual_seed(1)
     run = Run(model, make(model))
-    if callable(getattr(run.optimizer, "train", None)):
-        run.optimizer.train()  # type: ignore[attr-defined]
+    if callable(switch := getattr(run.optimizer, "train", None)):
+        switch()
     run.extra = None if attach is None else attach(model, run.optimizer)
     for t in range(steps):
         x, y = batch(t)
@@ -113,15 +113,15 @@ def train(
 
         lrs = _lrs(run.optimizer)
         if closure:
-            loss = run.optimizer.step(evaluate)  # type: ignore[arg-type]
+            given: Any = run.optimizer.step(evaluate)  # type: ignore[arg-type]  # torch wants a float of it
         else:
-            loss = evaluate()  # type: ignore[assignment]
+            given = evaluate()
             run.optimizer.step()
         run.rewrites |= lrs != _lrs(run.optimizer)
-        loss = torch.as_tensor(float("nan") if loss is None else loss).detach()  # type: ignore[assignment]
+        loss = torch.as_tensor(float("nan") if given is None else given).detach()
         run.losses.append(float(loss))
         if after is not None:
-            after(run, t, loss)  # type: ignore[arg-type]
+            after(run, t, loss)
     return run
 
 

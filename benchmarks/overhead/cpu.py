@@ -57,7 +57,7 @@ SMALL: dict[str, tuple[int, int]] = {
 
 
 def groups_of(params: list[nn.Parameter], count: int) -> list[dict[str, Any]]:
-    """Split parameters evenly into so many groups."""
+    """Split parameters evenly into ``count`` groups."""
     return [{"params": params[i::count]} for i in range(count)]
 
 
@@ -117,7 +117,7 @@ def thermoclaw_step(tools: int) -> Callable[[list[dict[str, Any]]], Stepper]:
 
 
 def methods() -> dict[str, tuple[Callable[[list[dict[str, Any]]], Stepper], int]]:
-    """Each method with the steps of one block; what is not installed is left out and said so."""
+    """Return each method with the steps of one block; report and leave out what is not installed."""
     table = {
         "torch for-loop": (torch_step(foreach=False), 2),
         "torch foreach": (torch_step(foreach=True), 10),

@@ -35,7 +35,7 @@ def device() -> torch.device:
 
 @contextmanager
 def stand_in() -> Iterator[None]:
-    """Let Triton's kernels, interpreted, take what lies on the CPU."""
+    """Make Triton's interpreted kernels accept tensors on the CPU."""
     from thermoopt.kernels import triton_travel
 
     with (
@@ -78,7 +78,7 @@ def torch_method(*, fused: bool, observed: bool = False, triton: bool = True) ->
 
 @contextmanager
 def without(triton: bool) -> Iterator[None]:
-    """Let optimizers be made as where there is no Triton, unless ``triton``."""
+    """Create optimizers as if there were no Triton, unless ``triton``."""
     if triton:
         yield
         return
@@ -90,7 +90,7 @@ def without(triton: bool) -> Iterator[None]:
 
 
 def thermo_method(*, triton: bool = True, tuned: bool = False, **flags: Any) -> Maker:
-    """ThermoAdamW, with autotune or without; ``triton=False`` as where there is no Triton."""
+    """ThermoAdamW, with autotune or without; ``triton=False`` as if there were no Triton."""
 
     def make(shapes: Shapes, dtype: torch.dtype) -> Step:
         with without(triton):
@@ -135,10 +135,17 @@ def plan_method(*, measure: bool, **shape: int) -> Maker:
         params = random_parameters(shapes, dtype)
         moments = [[torch.zeros_like(p, requires_grad=False) for p in params] for _ in range(2)]
         steps = [torch.zeros((), device=device()) for _ in params]
-        plan = kernels.Plan(params, moments[0], moments[1], [None] * len(params), steps, **shape)  # type: ignore[arg-type]
+        options: dict[str, Any] = dict(shape)
+        plan = kernels.Plan(params, moments[0], moments[1], [None] * len(params), steps, **options)
         grads = [p.grad for p in params if p.grad is not None]
-        numbers = {"lr": 1e-4, "weight_decay": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-        return lambda: plan.step(grads, **numbers, maximize=False, measure=measure)  # type: ignore[arg-type]
+        numbers: dict[str, Any] = {
+            "lr": 1e-4,
+            "weight_decay": 1e-2,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "eps": 1e-8,
+        }
+        return lambda: plan.step(grads, **numbers, maximize=False, measure=measure)
 
     return make
 

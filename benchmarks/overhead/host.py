@@ -44,9 +44,9 @@ def parameters(count: int) -> list[torch.nn.Parameter]:
 
 @contextmanager
 def no_kernel() -> Iterator[None]:
-    """Let the native kernel's call do nothing."""
+    """Replace the native kernel's call by one that does nothing."""
     library = native.LIBRARY
-    native.LIBRARY = SimpleNamespace(thermoopt_step=lambda pointer: 0)  # type: ignore[assignment]
+    native.LIBRARY = SimpleNamespace(thermoopt_step=lambda pointer: 0)  # type: ignore[assignment]  # a stand-in  # a stand-in  # a stand-in
     try:
         yield
     finally:

@@ -60,13 +60,13 @@ def make_optimizer(n_tensors: int, sinks: Sequence[Any], ema_steps: int = 50) ->
     for p in params:
         p.grad = 0.01 * torch.randn(p.shape, generator=rng)
     named = [(f"blocks.{i // 12}.part{i % 12}.weight", p) for i, p in enumerate(params)]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [x for x in named if x[1].ndim > 1], "name": "matrices"},
         {"params": [x for x in named if x[1].ndim == 1], "name": "vectors", "weight_decay": 0.0},
     ]
     backend = "native" if native.available() else "auto"
     return ThermoAdamW(
-        groups,  # type: ignore[arg-type]
+        groups,
         lr=1e-4,
         measure_every=1,
         ema_steps=ema_steps,
@@ -143,7 +143,7 @@ def readings_like(n_layers: int, n: int, every: int) -> Any:
 
 
 def child_write(sink: str, n_layers: int, n: int, folder: str) -> Result:
-    """Write so many readings; seconds of it all, making them included."""
+    """Write ``n`` readings; return the seconds for all of it, including making them."""
     made = sink_named(sink, folder)
     began = time.perf_counter()
     for reading in readings_like(n_layers, n, 10):
@@ -154,7 +154,7 @@ def child_write(sink: str, n_layers: int, n: int, folder: str) -> Result:
 
 
 def child_where(n_tensors: int) -> Result:
-    """Microseconds a reading of each stage of a record, of readings with and without a row of layers."""
+    """Return microseconds per reading of each stage of a record, with and without a row of layers."""
     from thermoopt.record import pack_terms, reading_lines
     from thermoopt.sinks import JSONLSink
 
@@ -166,10 +166,7 @@ def child_where(n_tensors: int) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         sink = JSONLSink(f"{folder}/run.jsonl.gz")
         out = {
-            "training thread: decide and hand over": _each(
-                lambda: [sink.write(r) for r in readings[:32]],  # type: ignore[func-returns-value]
-                32,
-            ),
+            "training thread: decide and hand over": _each(lambda: _write(sink, readings[:32]), 32),
             "form and format a block of 64": _each(lambda: reading_lines(steps, losses, skipped, groups), 64),
             "compress a block of 64 (no lock held)": _each(lambda: zlib.compress(text.encode(), 6), 64),
             "row of layers: pack": _each(lambda: pack_terms(readings[0].terms), 1),
@@ -177,6 +174,11 @@ def child_where(n_tensors: int) -> Result:
         }
         sink.close()
     return out
+
+
+def _write(sink: Any, readings: Sequence[Any]) -> None:
+    for reading in readings:
+        sink.write(reading)
 
 
 def _each(work: Callable[[], Any], count: int) -> float:

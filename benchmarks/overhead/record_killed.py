@@ -48,7 +48,7 @@ def train(place: Path, log: Path) -> None:
 
 
 def _started(place: Path, log: Path) -> int:
-    """Train in a process of its own, forked: it need not load torch again."""
+    """Train in a forked process, which need not load torch again."""
     process = os.fork()
     if process == 0:
         try:

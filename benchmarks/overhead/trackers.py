@@ -47,7 +47,9 @@ def readings(groups: int) -> list[Any]:
     out = []
     for step in range(1, READINGS + 1):
         optimizer.step()
-        out.append(replace(optimizer.reading, step=step, loss=2.5))  # type: ignore[type-var]
+        reading = optimizer.reading
+        assert reading is not None
+        out.append(replace(reading, step=step, loss=2.5))
     return out
 
 

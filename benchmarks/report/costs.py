@@ -165,7 +165,7 @@ def edges_table(outcomes: Outcomes) -> Table:
 
 
 def failures_table(outcomes: Outcomes) -> Table:
-    """Share of trials that diverged, and how many were run again after their worker died."""
+    """Share of trials that diverged, and number of trials repeated after their worker died."""
     rows = []
     for method in outcomes.methods:
         cells = []

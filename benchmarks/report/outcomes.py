@@ -66,7 +66,7 @@ class Outcomes:
     """Rows by (workload, steps), method and seed.
 
     Args:
-        rows: one a finished trial, in any order.
+        rows: one per finished trial, in any order.
         planned: the studies that the protocol has; None for every combination of the workloads, methods and
             seeds that occur. What is planned and absent is in :attr:`missing`.
 

@@ -32,7 +32,7 @@ def write_report(
     """Write ``report.md``, ``report.html`` and ``figures/*.png`` and ``*.svg``.
 
     Args:
-        rows: one a finished trial, in any order.
+        rows: one per finished trial, in any order.
         out: folder, made if missing.
         environment: what the sweep ran on; printed as it is.
         planned: every (workload, steps, method, seed) of the protocol; None for all combinations of those

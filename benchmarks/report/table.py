@@ -47,7 +47,7 @@ def rows_file(out: Path) -> Path:
 
 
 def row_key(row: Row) -> tuple[Any, ...]:
-    """What tells a row from the others of its protocol."""
+    """Return what distinguishes a row from the others of its protocol."""
     return row["workload"], row["steps"], row["method"], row["seed"], row["k"]
 
 
@@ -85,8 +85,8 @@ def read_rows(path: Path, say: Say) -> list[Row]:
     """Read a file of rows.
 
     Args:
-        path: of the file; one that is missing holds no rows.
-        say: told of every line that is no row, by its number; it is passed over.
+        path: of the file; a missing one holds no rows.
+        say: called about every line that is not a row, with its number; such lines are skipped.
 
     Returns:
         The rows; of several about one trial the first.
@@ -133,7 +133,7 @@ def read_table(
         storage_url: of the storage; None reads the file alone.
         out: folder with ``rows.jsonl``; None reads the storage alone.
         protocol: hash of the rows that are wanted; None is any.
-        say: told of lines of the file that are no rows.
+        say: called about lines of the file that are not rows.
 
     Returns:
         The rows of both, those of the storage where both have one, in a fixed order.

@@ -28,7 +28,7 @@ MISSING = "missing"
 """What stands where nothing has run."""
 
 BUDGETS = (1, 2, 4, 8, 16)
-"""Trials of a search that the table of best of k shows, beside the largest."""
+"""Values of k in the table of best of k, besides the largest."""
 
 PARTS = (
     ("replay", "autotune", "another seed's trajectory of scales, without feedback"),

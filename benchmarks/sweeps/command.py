@@ -96,7 +96,7 @@ def _workers(text: str) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    """Do what the arguments say.
+    """Run the command.
 
     Returns:
         Exit status: 0 all done, 1 something failed or is left, 130 stopped by the keyboard.

@@ -81,7 +81,7 @@ class Display:
             count.waiting += 1
 
     def refresh(self) -> None:
-        """Draw again."""
+        """Redraw."""
         if self._live is not None:
             from rich.text import Text
 

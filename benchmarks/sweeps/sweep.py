@@ -200,7 +200,7 @@ class Sweep:
             hand.process.terminate()
 
     def _dismiss(self) -> None:
-        """Let all workers re-queue their trials, and do it for those that do not."""
+        """Have all workers re-queue their trials, and re-queue those of workers that do not."""
         if not self._hands:
             return
         end = time.monotonic() + LEAVING

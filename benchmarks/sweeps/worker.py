@@ -7,6 +7,7 @@ its input ends, the sweep has gone: the worker re-queues its trial and exits.
 from __future__ import annotations
 
 import errno
+import functools
 import heapq
 import json
 import os
@@ -125,7 +126,7 @@ class Worker:
 
     def _look(self) -> None:
         for item in sorted(self._elsewhere):
-            left = patient(lambda it=item: self._studies.after(it))  # type: ignore[misc]
+            left = patient(functools.partial(self._studies.after, item))
             self._elsewhere.discard(item)
             if left == item:
                 self._elsewhere.add(item)

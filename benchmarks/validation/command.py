@@ -107,7 +107,7 @@ class _Thermoclaw:
             self._collapse.step()
 
     def recommendations(self) -> list[str]:
-        """What it says at the end; an error of its own counts as nothing said."""
+        """Return what it says at the end; an error of its own is returned as ``[ERROR]``."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

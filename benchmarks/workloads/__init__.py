@@ -91,7 +91,7 @@ def get(name: str) -> Workload:
     """Look a workload up.
 
     Raises:
-        ValueError: there is none of that name; the message tells the nearest and all names.
+        ValueError: if there is none of that name; the message lists the nearest and all names.
     """
     if name in WORKLOADS:
         return WORKLOADS[name]

@@ -46,7 +46,8 @@ def log_density(x: np.ndarray) -> np.ndarray:
 def _data() -> tuple[Tensor, Tensor, Tensor]:
     rng = np.random.default_rng(0)
     train, valid = ring(POINTS, rng), ring(JUDGED, rng)
-    return tuple(torch.tensor(a, dtype=torch.float32) for a in (train, valid, log_density(valid)))  # type: ignore[return-value]
+    a, b, c = (torch.tensor(x, dtype=torch.float32) for x in (train, valid, log_density(valid)))
+    return a, b, c
 
 
 def _told(width: int) -> nn.Module:

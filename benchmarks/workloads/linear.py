@@ -25,7 +25,8 @@ def _data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = rng.normal(size=(TRAIN + VALID, FEATURES)) * scale
     y = x @ weights + NOISE * rng.normal(size=len(x))
     parts = x[:TRAIN], y[:TRAIN, None], x[TRAIN:], y[TRAIN:, None]
-    return tuple(torch.tensor(a, dtype=torch.float32) for a in parts)  # type: ignore[return-value]
+    a, b, c, d = (torch.tensor(part, dtype=torch.float32) for part in parts)
+    return a, b, c, d
 
 
 def _task(seed: int, batch: float = 1.0) -> Task:

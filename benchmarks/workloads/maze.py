@@ -88,7 +88,7 @@ def best_values() -> Tensor:
 
 
 class Policy(nn.Module):
-    """What a cell's row and column, one-hot, tell: logits of the moves, and the value."""
+    """From a cell's row and column, one-hot: logits of the moves, and the value."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -117,7 +117,9 @@ def _walk(model: nn.Module, count: int, rng: torch.Generator) -> tuple[Tensor, T
         slips = torch.rand(count, generator=rng) < SLIP
         made = torch.where(slips, torch.randint(len(STEPS), (count,), generator=rng), move)
         after = table[cell, made]
-        cells.append(cell), chosen.append(move), alive.append(walking)  # type: ignore[func-returns-value]
+        cells.append(cell)
+        chosen.append(move)
+        alive.append(walking)
         rewards.append((walking & (after == goal)).float())
         walking, cell = walking & (after != goal), after
     returns, later = [], torch.zeros(count)

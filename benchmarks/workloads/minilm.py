@@ -100,10 +100,12 @@ def tokens(texts: list[str]) -> tuple[Tensor, Tensor]:
 class Classifier(nn.Module):
     """The pre-trained body, the mean over tokens, a new head."""
 
+    body: Any  # a transformers model, whose parts no type here names
+
     def __init__(self, body: nn.Module, classes: int) -> None:
         super().__init__()
         self.body = body
-        self.head = nn.Linear(body.config.hidden_size, classes)  # type: ignore[union-attr, arg-type]
+        self.head = nn.Linear(self.body.config.hidden_size, classes)
 
     def embed(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Mean hidden state ``[batch, 384]`` of the tokens that the mask leaves."""

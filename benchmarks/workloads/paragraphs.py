@@ -36,17 +36,17 @@ Example = tuple[str, int]
 
 
 def labelled_paragraphs(trained: int, judged: int) -> tuple[list[Example], list[Example]]:
-    """Read the examples, split by file; a paragraph that stands in two files is in neither split.
+    """Read the examples, split by file; a paragraph that occurs in two files is in neither split.
 
     Args:
-        trained: at most so many training examples of each of :data:`PARTS`.
-        judged: so many examples of each to judge by.
+        trained: maximum number of training examples of each of :data:`PARTS`.
+        judged: number of validation examples of each.
 
     Returns:
         Training and validation examples.
 
     Raises:
-        FileNotFoundError: this Python carries too little of its standard library's sources: fewer than
+        FileNotFoundError: if this Python has too little of its standard library's sources: fewer than
             ``judged`` examples of a part, or than half of ``trained``.
     """
     root = Path(sysconfig.get_paths()["stdlib"])

@@ -39,7 +39,8 @@ def uneven_table(rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
 def _data() -> Arrays:
     rng = np.random.default_rng(0)
     parts = *uneven_table(ROWS, rng), *uneven_table(JUDGED, rng)
-    return tuple(torch.tensor(a, dtype=torch.float32) for a in parts)  # type: ignore[return-value]
+    a, b, c, d = (torch.tensor(part, dtype=torch.float32) for part in parts)
+    return a, b, c, d
 
 
 def pinball(quantiles: Tensor, y: Tensor) -> Tensor:

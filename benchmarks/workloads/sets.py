@@ -47,7 +47,8 @@ def _data() -> Arrays:
     (x, y), (x_valid, y_valid) = gaussian_sets(SETS_TO_TRAIN, rng), gaussian_sets(SETS_TO_JUDGE, rng)
     mean, std = y.mean(), y.std()
     parts = x, (y - mean) / std, x_valid, (y_valid - mean) / std
-    return tuple(torch.tensor(a, dtype=torch.float32) for a in parts)  # type: ignore[return-value]
+    a, b, c, d = (torch.tensor(part, dtype=torch.float32) for part in parts)
+    return a, b, c, d
 
 
 class SetNet(nn.Module):

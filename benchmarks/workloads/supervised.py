@@ -30,7 +30,7 @@ def tensors(x: np.ndarray, y: np.ndarray, x_valid: np.ndarray, y_valid: np.ndarr
 
 
 def shuffled_batches(rows: int, size: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """Yield the rows of batches, shuffled anew every epoch, whose last, incomplete batch is left out."""
+    """Yield the rows of batches, reshuffled every epoch, whose last, incomplete batch is left out."""
     while True:
         batches = torch.randperm(rows, generator=rng)[: rows // size * size].split(size)
         yield from reversed(batches)

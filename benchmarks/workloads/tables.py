@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task, tensors
-from thermoopt.benchmarks.workloads.task import Workload, require
+from thermoopt.benchmarks.workloads.task import Task, Workload, require
 
 __all__ = ["CANCER", "DIABETES", "FRIEDMAN", "WINE", "friedman"]
 
@@ -32,7 +32,8 @@ def _standardised(arrays: tuple[np.ndarray, ...]) -> Arrays:
     x, y, x_valid, y_valid = arrays
     mean, std = y.mean(), y.std()
     parts = x, (y[:, None] - mean) / std, x_valid, (y_valid[:, None] - mean) / std
-    return tuple(torch.tensor(a, dtype=torch.float32) for a in parts)  # type: ignore[return-value]
+    a, b, c, d = (torch.tensor(part, dtype=torch.float32) for part in parts)
+    return a, b, c, d
 
 
 def _load(name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +92,7 @@ def _workload(
     criterion: Callable[[Tensor, Tensor], Tensor],
     metric: str,
 ) -> Workload:
-    def build(seed: int, batch: float = 1.0):  # type: ignore[no-untyped-def]
+    def build(seed: int, batch: float = 1.0) -> Task:
         arrays = data()
         make = _mlp(arrays[0].shape[1], outputs)
         return supervised_task(arrays, make, seed, HALF * batch, criterion=criterion)

@@ -36,7 +36,7 @@ class Build(Protocol):
     def __call__(self, seed: int, batch: float = 1.0) -> Task:
         """Return the task: weights, order and noise of the training batches depend on ``seed``.
 
-        ``batch`` is a factor on the size of the batches that ``about`` tells.
+        ``batch`` is a factor on the batch size given in ``about``.
         """
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +52,10 @@ def _data() -> tuple[Split, Split, Tensor]:
 @cache
 def _body() -> nn.Module:
     """The embeddings of the tokens that occur and the lowest layers."""
-    body = pretrained()
-    body.encoder.layer = body.encoder.layer[:LAYERS]  # type: ignore[index, union-attr]
-    table = body.get_input_embeddings()  # type: ignore[operator]
-    body.set_input_embeddings(nn.Embedding.from_pretrained(table.weight[_data()[2]].detach(), freeze=False))  # type: ignore[operator]
+    body: Any = pretrained()
+    body.encoder.layer = body.encoder.layer[:LAYERS]
+    table = body.get_input_embeddings()
+    body.set_input_embeddings(nn.Embedding.from_pretrained(table.weight[_data()[2]].detach(), freeze=False))
     return body
 
 
@@ -76,17 +77,17 @@ class LoRALinear(nn.Module):
 def _with_lora(model: Classifier) -> None:
     """Freeze the body and adapt the queries and values of its attention."""
     model.body.requires_grad_(False)
-    for layer in model.body.encoder.layer:  # type: ignore[union-attr]
+    for layer in model.body.encoder.layer:
         attention = layer.attention.self
         attention.query, attention.value = LoRALinear(attention.query), LoRALinear(attention.value)
 
 
 def unfreeze(model: Classifier, step: int) -> None:
-    """Let train what is trained from ``step`` on, counted from 0: the head, the last layer, everything."""
+    """Unfreeze what is trained from ``step`` on, counted from 0: the head, the last layer, everything."""
     if step == 0:
         model.body.requires_grad_(False)
     elif step == STAGES[0]:
-        model.body.encoder.layer[-1].requires_grad_(True)  # type: ignore[union-attr, index]
+        model.body.encoder.layer[-1].requires_grad_(True)
     elif step == STAGES[1]:
         model.body.requires_grad_(True)
 

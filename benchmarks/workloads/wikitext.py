@@ -157,7 +157,7 @@ def wikitext(name: str, shape: Shape, source: Callable[[], str] = _source) -> Wo
     Args:
         name: what tables call it.
         shape: of the model and its batches.
-        source: tells the repository or folder when the data are first asked for.
+        source: returns the repository or folder when the data are first needed.
 
     Returns:
         The workload; it runs on the GPU where there is one, in float32.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -241,5 +242,5 @@ class Meter:
 
 
 def _count(saved: Mapping[str, object], key: str) -> int:
-    value = saved.get(key, 0)
-    return int(value.item() if isinstance(value, Tensor) else value)  # type: ignore[call-overload]
+    value: Any = saved.get(key, 0)
+    return int(value.item() if isinstance(value, Tensor) else value)

@@ -164,9 +164,9 @@ def torch_step(optimizer: torch.optim.AdamW, groups: list[dict[str, Any]] | None
     ``torch.optim.AdamW.step`` may carry the wrapper that runs step hooks; a subclass's step has one already,
     and hooks must run once.
     """
-    step = torch.optim.AdamW.step
+    step: Any = torch.optim.AdamW.step
     if getattr(step, "hooked", False):
-        step = step.__wrapped__  # type: ignore[attr-defined]
+        step = step.__wrapped__
     if groups is None:
         step(optimizer)
         return

@@ -239,10 +239,10 @@ class ControlLoop:
                 layers = np.flatnonzero(meter.group_of == i).tolist()
                 self.probe.import_layers(layers, [params[j] for j in layers], total, group)
         if meter.run.unseen and meter.reading is not None:
-            rows = [group.get("travel_unseen") for group in saved]
+            rows = [r for group in saved if isinstance(r := group.get("travel_unseen"), Tensor)]
             travel = None
-            if rows and all(isinstance(r, Tensor) for r in rows):
-                sums = torch.cat(rows, dim=1).numpy()  # type: ignore[arg-type]
+            if rows and len(rows) == len(saved):
+                sums = torch.cat(rows, dim=1).numpy()
                 if sums.shape[1] == len(meter.names):
                     travel = Travel(sums[0], sums[1], sums[2])
             self._waiting.append((meter.reading, travel, saved[0].get("loss_unseen") if saved else None))

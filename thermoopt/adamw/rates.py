@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -137,7 +137,7 @@ def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
     """
     group, factors = rows.group, rows.factors(rates)
     out: dict[str, Any] = {"weight_decay": spread([rate.wd for rate in rates], group)}
-    devices = [b.device for b in (rate.base for rate in rates) if is_on_device(b)]  # type: ignore[union-attr]
+    devices = [base.device for rate in rates if is_on_device(base := rate.base)]
     name, values = ("factor", "scale") if devices else ("lr", "lr")
     own = spread([float(getattr(rate, values)) for rate in rates], group)
     out[name] = own if factors is None else own * factors
@@ -148,7 +148,7 @@ def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
         out["lr"] = torch.cat(
             [
                 rate.base.reshape(1).expand(n).to(widest(devices[0]))
-                if isinstance(rate.base, Tensor) and is_on_device(rate.base)
+                if is_on_device(rate.base)
                 else torch.full((n,), float(rate.base), dtype=widest(devices[0]), device=devices[0])
                 for rate, n in zip(rates, counts, strict=True)
             ]
@@ -178,7 +178,7 @@ def layer_rates(
     return (lrs if not any(ascent) else lrs * np.where(np.array(ascent)[rows.group], -1.0, 1.0)), base
 
 
-def is_on_device(x: Any) -> bool:
+def is_on_device(x: Any) -> TypeGuard[Tensor]:
     """Whether a rate is a tensor that the host would have to wait for."""
     return isinstance(x, Tensor) and x.device.type != "cpu"
 

@@ -184,7 +184,7 @@ def _layer_tensors(p: Tensor, group: Mapping[str, Any], state: Mapping[str, Any]
         exp_avg=state.get("exp_avg"),
         exp_avg_sq=state.get("exp_avg_sq"),
         max_exp_avg_sq=state.get("max_exp_avg_sq"),
-        step=step if is_on_device(step) else _next_step(step),  # type: ignore[arg-type]
+        step=step if is_on_device(step) else _next_step(step),
         beta1=float(group["betas"][0]),
         beta2=float(group["betas"][1]),
         eps=float(group["eps"]),
@@ -205,12 +205,12 @@ def _next_step(step: Tensor | float | None) -> float | Tensor:
 
 def fill(pending: PendingSums, array: Any, values: Sequence[float | Tensor]) -> None:
     """Enter host numbers at once and device scalars when they arrive."""
-    devices: dict[torch.device, list[int]] = {}
+    devices: dict[torch.device, list[tuple[int, Tensor]]] = {}
     for i, value in enumerate(values):
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            devices.setdefault(value.device, []).append(i)
+        if is_on_device(value):
+            devices.setdefault(value.device, []).append((i, value.detach().reshape(())))
         else:
             array[i] = float(value)
-    for columns in devices.values():
-        stacked = torch.stack([values[i].detach().reshape(()) for i in columns])  # type: ignore[union-attr]
-        pending.late.append((array, np.asarray(columns, dtype=np.int64), Fetch(stacked)))
+    for scalars in devices.values():
+        columns, stacked = zip(*scalars, strict=True)
+        pending.late.append((array, np.asarray(columns, dtype=np.int64), Fetch(torch.stack(stacked))))

@@ -192,7 +192,7 @@ class Evidence:
         running = np.convolve(finite, np.full(10, 0.1), mode="valid")
         return running.max() / first, finite[-(len(finite) // 4) :].mean() / first
 
-    def select(self, mask: Array) -> tuple[str, ...]:
+    def select(self, mask: NDArray[np.bool_]) -> tuple[str, ...]:
         """Names of the layers that a mask ``[n_layers]`` selects."""
         return tuple(name for name, take in zip(self.names, mask, strict=True) if take)
 

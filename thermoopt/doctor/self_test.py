@@ -117,7 +117,7 @@ def _errors(backend: str, device: torch.device) -> tuple[float, float]:
         backend=backend,
     )
     exact = [p.detach().double().cpu().clone() for p in params]
-    state = [[torch.zeros_like(x) for x in exact] for _ in range(2)]
+    moments = [[torch.zeros_like(x) for x in exact] for _ in range(2)]
     counts = [torch.zeros(()) for _ in exact]
     generator = torch.Generator().manual_seed(1)
     sums = torch.zeros(len(exact), len(Sum), dtype=torch.float64)
@@ -126,12 +126,13 @@ def _errors(backend: str, device: torch.device) -> tuple[float, float]:
         for p, g in zip(params, grads, strict=True):
             p.grad = g.to(device)
         optimizer.step()
-        sums = reference_step(  # type: ignore[misc]
+        sums = reference_step(
             exact,
             [g.double() for g in grads],
-            *state,
+            moments[0],
+            moments[1],
             [],
-            counts,  # type: ignore[arg-type]
+            counts,
             lr=LR,
             betas=BETAS,
             eps=EPS,

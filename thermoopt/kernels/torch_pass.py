@@ -100,12 +100,13 @@ def _layer_pieces(
 ) -> list[list[Tensor]]:
     tensors = [layer.param, layer.grad, layer.exp_avg, layer.exp_avg_sq, layer.max_exp_avg_sq]
     flat = _flat_alike(tensors)
-    n = flat[0].numel()  # type: ignore[union-attr]
+    n = flat[0].numel()  # type: ignore[union-attr]  # the parameter is never None
     size = math.ceil(n / math.ceil(n / size))  # equal pieces: a short last one would cost as many calls
     # sqrt of the second bias correction, moved from v to eps: a host float, or on the device with the step
     if isinstance(layer.step, Tensor):
-        bc2: float | Tensor = 1 - layer.beta2 ** layer.step.to(scratch.dtype)
-        root: float | Tensor = bc2.sqrt()  # type: ignore[union-attr]
+        correction = 1 - layer.beta2 ** layer.step.to(scratch.dtype)
+        bc2: float | Tensor = correction
+        root: float | Tensor = correction.sqrt()
     else:
         bc2 = 1 - layer.beta2**layer.step
         root = math.sqrt(bc2)

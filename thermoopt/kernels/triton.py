@@ -88,8 +88,8 @@ def trial() -> str | None:
         p, m, v = ([torch.zeros(8, device="cpu" if INTERPRETED else "cuda") for _ in "ab"] for _ in "pmv")
         steps = [torch.zeros((), device=p[0].device) for _ in p]
         plan = Plan(p, m, v, [None, None], steps)
-        numbers = {"lr": 0.0, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-        sums = plan.step([torch.ones_like(x) for x in p], **numbers, maximize=False)  # type: ignore[arg-type]
+        numbers: dict[str, Any] = {"lr": 0.0, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+        sums = plan.step([torch.ones_like(x) for x in p], **numbers, maximize=False)
         found = None if sums is None else float(sums[0, Sum.GG])
     except Exception as error:  # whatever a compiler, its cache or the driver raise
         what = str(error).strip().partition("\n")[0]

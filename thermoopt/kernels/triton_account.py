@@ -11,14 +11,14 @@ __all__ = ["account_kernel"]
 
 
 @jit
-def _average(table, n_layers, row, column, q, x, ok) -> None:  # type: ignore[no-untyped-def]
+def _average(table, n_layers, row, column, q, x, ok) -> None:
     """Take one number a layer into its running average."""
     at = table + row * n_layers + column
     tl.store(at, q * tl.load(at, mask=ok, other=0.0) + (1 - q) * x, mask=ok)
 
 
 @jit
-def account_kernel(  # type: ignore[no-untyped-def]
+def account_kernel(
     sums,
     settings,
     table,

@@ -28,7 +28,7 @@ def jit(kernel: Callable[..., None]) -> Any:
 
 
 @jit
-def settings_kernel(  # type: ignore[no-untyped-def]
+def settings_kernel(
     addresses,
     out,
     found_inf,
@@ -102,7 +102,7 @@ def settings_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
-def adamw_kernel(  # type: ignore[no-untyped-def]
+def adamw_kernel(
     addresses,
     numels,
     chunk_tensor,
@@ -277,7 +277,7 @@ def adamw_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
-def reduce_kernel(  # type: ignore[no-untyped-def]
+def reduce_kernel(
     partials,
     first_chunk,
     last_chunk,

@@ -11,7 +11,7 @@ __all__ = ["distance_kernel", "force_kernel", "work_kernel"]
 
 
 @jit
-def _from_first(geometry, n, i, j):  # type: ignore[no-untyped-def]
+def _from_first(geometry, n, i, j):
     """Elements from the first that is sampled of layer ``i`` to those that are the ``j``-th."""
     width = tl.load(geometry + n + i).to(tl.int32)
     row = j // width  # 32 bits: a division of 64 takes ten times as long
@@ -19,7 +19,7 @@ def _from_first(geometry, n, i, j):  # type: ignore[no-untyped-def]
 
 
 @jit
-def force_kernel(  # type: ignore[no-untyped-def]
+def force_kernel(
     addresses,
     geometry,
     chunk_tensor,
@@ -74,7 +74,7 @@ def force_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
-def work_kernel(  # type: ignore[no-untyped-def]
+def work_kernel(
     partials,
     first_chunk,
     last_chunk,
@@ -99,7 +99,7 @@ def work_kernel(  # type: ignore[no-untyped-def]
 
 
 @jit
-def distance_kernel(  # type: ignore[no-untyped-def]
+def distance_kernel(
     addresses,
     geometry,
     chunk_tensor,

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -151,13 +152,13 @@ class RiverValley:
             return 2 / a
         return math.inf if rule == "sign" else 2 * self.noise * (1 + beta1) / (a * (1 - beta1))
 
-    def temperature(self, eta: float, rule: str = "sgd", y: float = 0.0, **options: float) -> Array:
+    def temperature(self, eta: float, rule: str = "sgd", y: float = 0.0, **options: Any) -> Array:
         r"""Temperature :math:`T_i = 2\ell_{f,i} = a_i\langle x_i^2\rangle` of each mode, ``[n]``, [L].
 
         Args:
             eta, rule, y, options: as for :meth:`thermal_loss`.
         """
-        return 2 * self.thermal_loss(eta, rule, y, **options)  # type: ignore[arg-type]
+        return 2 * self.thermal_loss(eta, rule, y, **options)
 
     @property
     def heat_capacity(self) -> float:

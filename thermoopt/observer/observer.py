@@ -96,11 +96,11 @@ class Observer(RunReports):
         check_arguments(model, optimizer, log_every, track, ema_steps)
         super().__init__()
         self._model, self._optimizer = model, optimizer
-        names = {} if model is None else {p: name for name, p in model.named_parameters()}
+        names: dict[Tensor, str] = {} if model is None else {p: n for n, p in model.named_parameters()}
         queue = SinkQueue(sinks)
-        self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)  # type: ignore[arg-type]
+        self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)
         self.sinks, source = self._source.sinks, self._source
-        self._watched = Watched(model, optimizer, names, lambda: source.kept_names)  # type: ignore[arg-type]
+        self._watched = Watched(model, optimizer, names, lambda: source.kept_names)
         self._renamed: tuple[tuple[str, ...], dict[str, str]] = ((), {})
         self._losses = Losses()
         self._tracker: Tracker | None = None

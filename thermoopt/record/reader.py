@@ -182,7 +182,8 @@ class Reader:
     def _reading(self, record: Mapping[str, Any], number: int) -> None:
         now = self._now
         assert now is not None
-        step, values = record.get("step"), record["values"]
+        step: Any = record.get("step")
+        values: Any = record["values"]
         wrong = None
         if type(step) is not int or step < 0:
             wrong = f"step is {short(step)}"
@@ -197,7 +198,7 @@ class Reader:
             raise ValueError(f"{self._where}, line {number}: {wrong}, so it is no reading ({WRITERS})")
         if self._columns is not None:
             values = _placed(self._columns, np.array(values, dtype=np.float64))
-        now.readings.append(step, record.get("loss"), self._scopes, values)  # type: ignore[arg-type]
+        now.readings.append(step, record.get("loss"), self._scopes, values)
         now.last = number
         now.facts.pop("steps", None)
         counts = record.get("skipped")

@@ -99,6 +99,9 @@ class ParquetSink(FileSink):
 class _Groups(RecordWriter):
     """Writes items to a journal, and the journal to row groups."""
 
+    _closed: int
+    _in_journal: int
+
     def __init__(self, path: Path, layers: bool, max_rows: int, max_events: int, every: int) -> None:
         self._path, self._every = path, every
         self._mine = True
@@ -115,8 +118,8 @@ class _Groups(RecordWriter):
     def write(self, items: list[Item]) -> None:
         """Write items to the journal, and close a row group where one is full."""
         super().write(items)
-        self._in_journal += len(items)  # type: ignore[has-type]
-        if self._in_journal >= max(self._every, self._closed // SHARE):  # type: ignore[has-type]
+        self._in_journal += len(items)
+        if self._in_journal >= max(self._every, self._closed // SHARE):
             try:
                 self._close_group()
             except OSError as error:

@@ -92,7 +92,7 @@ def _stretch(p: Tensor) -> _Stretch | None:
     x = real(p)
     if not is_distributed(p):
         return _Stretch(x.numel(), 0, x.numel())
-    first = _first_row(p.shape, p.device_mesh, p.placements)  # type: ignore[attr-defined]
+    first = _first_row(p.shape, p.device_mesh, p.placements)
     if first is None or not x.is_contiguous():
         return None
     total = real_elements(p)

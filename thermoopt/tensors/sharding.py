@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
@@ -12,10 +12,13 @@ from torch import Tensor
 
 from thermoopt.tensors.transit import Arrival, Fetch
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
 __all__ = ["Sharding", "is_distributed", "local", "place"]
 
 
-def is_distributed(x: Tensor) -> bool:
+def is_distributed(x: Tensor) -> TypeGuard[DTensor]:
     """Whether a tensor is a DTensor: it has a mesh of ranks and a placement on each of its dimensions."""
     return getattr(x, "placements", None) is not None
 
@@ -33,12 +36,12 @@ def local(x: Tensor, like: Tensor | None = None) -> Tensor:
     """
     if not is_distributed(x):
         return x
-    placements: Any = x.placements  # type: ignore[attr-defined]
-    wanted = placements if like is None or not is_distributed(like) else like.placements  # type: ignore[attr-defined]
-    if placements != wanted or any(placement.is_partial() for placement in placements):
-        x = _laid_out(x, wanted)
+    held: DTensor = x
+    wanted = like.placements if like is not None and is_distributed(like) else held.placements
+    if held.placements != wanted or any(placement.is_partial() for placement in held.placements):
+        held = _laid_out(held, wanted)
     # to_local() makes a new view in each call, and kernels keep plans by identity
-    shard = x._local_tensor  # type: ignore[attr-defined]
+    shard: Any = held._local_tensor
     wait = getattr(shard, "wait", None)
     return shard if wait is None else wait()
 
@@ -55,8 +58,8 @@ def place(p: Tensor) -> list[int]:
     """Return which shard of a tensor this rank holds: an index per mesh dimension that shards it."""
     if not is_distributed(p):
         return []
-    at = p.device_mesh.get_coordinate()  # type: ignore[attr-defined]
-    return [i for i, kind in zip(at, p.placements, strict=True) if not kind.is_replicate()]  # type: ignore[attr-defined]
+    at = p.device_mesh.get_coordinate() or ()
+    return [i for i, kind in zip(at, p.placements, strict=True) if not kind.is_replicate()]
 
 
 class Sharding:
@@ -82,8 +85,8 @@ class Sharding:
         for i, p in enumerate(params):
             if not is_distributed(p):
                 continue
-            mesh = p.device_mesh  # type: ignore[attr-defined]
-            for dim, placement in enumerate(p.placements):  # type: ignore[attr-defined]
+            mesh = p.device_mesh
+            for dim, placement in enumerate(p.placements):
                 if placement.is_replicate() or mesh.size(dim) == 1:
                     continue
                 rows.setdefault(mesh.get_group(dim), []).append(i)

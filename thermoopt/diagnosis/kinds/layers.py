@@ -62,7 +62,7 @@ def dead_layer(run: Evidence) -> Finding | None:
     else:
         return None
     whole = since[dead].min(initial=len(norms)) == 0
-    layers = run.select(dead if dead.any() else never)  # type: ignore[arg-type]
+    layers = run.select(dead if dead.any() else never)
     many = f"{layers[0]} and {len(layers) - 1} more have" if len(layers) > 1 else f"{layers[0]} has"
     first = 0 if whole or not dead.any() else int(since[dead].min())
     readings = len(norms) - first
