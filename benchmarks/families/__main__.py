@@ -5,6 +5,7 @@ Every run is a row; what is there already is not run again, so a stopped command
     python -m thermoopt.benchmarks.families methods       # everything, then the tables
     python -m thermoopt.benchmarks.families law mine 'lambda steps: autotune(steps)'  # one seed
     python -m thermoopt.benchmarks.families choose a b c  # of laws that were run, by family
+    python -m thermoopt.benchmarks.families schedulers    # over other optimizers, and without a length
     python -m thermoopt.benchmarks.families report        # the tables alone
 """
 
@@ -29,6 +30,7 @@ from thermoopt.benchmarks.families.laws import law
 from thermoopt.benchmarks.families.ratios import chosen_lrs, ratios, reference_rows, reported, whole_grids
 from thermoopt.benchmarks.families.report import choice_table, law_table, write_report
 from thermoopt.benchmarks.families.runs import run_all
+from thermoopt.benchmarks.families.schedulers import SIX, run_comparisons, write_comparisons
 from thermoopt.benchmarks.harness.rows import read_rows
 from thermoopt.benchmarks.methods import METHODS
 from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
@@ -92,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     choose.add_argument("names", nargs="+", help="of laws that were run")
     choose.add_argument("--told", choices=("no", "yes"), default="no")
     choose.set_defaults(act=_choose)
+
+    schedulers = actions.add_parser(
+        "schedulers", parents=[_what(SEEDS), where], help="autotune over SGD, Lion and Muon, and anytime"
+    )
+    schedulers.set_defaults(act=_schedulers)
 
     report = actions.add_parser("report", parents=[where], help="write the tables of the methods' rows")
     report.add_argument("--commit", default="", help="what the held-out figures are of")
@@ -180,6 +187,12 @@ def _choose(args: argparse.Namespace) -> None:
         first[name] = ratios(reported(rows, name, told, SEEDS[:1]), reference)
         all_seeds[name] = ratios(reported(rows, name, told), reference)
     print(choice_table(first, all_seeds))
+
+
+def _schedulers(args: argparse.Namespace) -> None:
+    wanted = cells(tuple(args.workloads or SIX), args.long)
+    rows = run_comparisons(args.out / "schedulers.jsonl", wanted, args.seeds, args.workers)
+    write_comparisons(args.out, rows)
 
 
 def _report(args: argparse.Namespace) -> None:

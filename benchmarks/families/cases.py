@@ -9,6 +9,7 @@ from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
 __all__ = [
     "CHOSEN_ON",
     "DEVELOPMENT",
+    "GRIDS",
     "LONG",
     "LRS",
     "REFERENCE",
@@ -32,7 +33,14 @@ LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """The grid of learning rates, two a decade."""
 
 TUNED = ("adamw linear", "adamw cosine")
-"""Methods whose learning rate is the best of :data:`LRS`; all others run at their defaults."""
+"""Methods of the tables whose learning rate is the best of :data:`LRS`; all others run at their defaults."""
+
+GRIDS = {
+    **dict.fromkeys((*TUNED, "muon linear"), LRS),
+    "sgd linear": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    "lion linear": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+}
+"""Seven learning rates, two a decade, of every method that is tuned: where its optimizer's best ones lie."""
 
 REFERENCE = "adamw linear"
 """What scores are divided by, at the learning rate chosen for each workload."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, geometric_mean
 from typing import Any
 
-from thermoopt.benchmarks.families.cases import LRS, REFERENCE, SEEDS, TUNED, Cell, family
+from thermoopt.benchmarks.families.cases import GRIDS, REFERENCE, SEEDS, Cell, family
 
 __all__ = [
     "Ratios",
@@ -56,7 +56,7 @@ def whole_grids(rows: Rows, method: str) -> dict[Cell, dict[int, dict[float, flo
         if row["method"] == method:
             scores[row["workload"], row["steps"]][row["seed"]][row["lr"]] = row["score"]
     return {
-        cell: {seed: by_lr for seed, by_lr in by_seed.items() if set(LRS) <= set(by_lr)}
+        cell: {seed: by_lr for seed, by_lr in by_seed.items() if set(GRIDS[method]) <= set(by_lr)}
         for cell, by_seed in scores.items()
     }
 
@@ -70,13 +70,13 @@ def chosen_lrs(rows: Rows, method: str, seed: int) -> dict[Cell, float]:
     for cell, by_seed in whole_grids(rows, method).items():
         others = [by_lr for other, by_lr in by_seed.items() if other != seed]
         if others:
-            best[cell] = min(LRS, key=lambda lr: fmean(by_lr[lr] for by_lr in others))
+            best[cell] = min(GRIDS[method], key=lambda lr: fmean(by_lr[lr] for by_lr in others))
     return best
 
 
 def reported(rows: Rows, method: str, told: bool, seeds: Collection[int] = SEEDS) -> Runs:
     """Return a method's rows by cell and seed: a tuned one's at its chosen learning rates only."""
-    lrs = {seed: chosen_lrs(rows, method, seed) for seed in seeds} if method in TUNED else None
+    lrs = {seed: chosen_lrs(rows, method, seed) for seed in seeds} if method in GRIDS else None
     found: Runs = defaultdict(dict)
     for row in rows:
         cell, seed = (row["workload"], row["steps"]), row["seed"]

@@ -16,7 +16,7 @@ import torch
 from thermoopt.benchmarks.families.cases import Case
 from thermoopt.benchmarks.families.laws import law_method
 from thermoopt.benchmarks.harness.rows import read_rows
-from thermoopt.benchmarks.methods import METHODS, Point
+from thermoopt.benchmarks.methods import METHODS, SCHEDULED, Point
 from thermoopt.benchmarks.workloads import WORKLOADS
 
 __all__ = ["case_of", "run", "run_all"]
@@ -44,7 +44,7 @@ def run(case: Case, source: str | None = None) -> Row:
         torch.manual_seed(case.seed)
         task = workload.build(case.seed)
         initial = task.evaluate()
-        method = METHODS[case.method] if source is None else law_method(case.method, source)
+        method = (METHODS | SCHEDULED)[case.method] if source is None else law_method(case.method, source)
         setup = method.build(task.model, Point(case.lr), case.steps, case.seed, workload.build)
         start = time.process_time()
         finite = True

@@ -10,8 +10,9 @@ from thermoopt.benchmarks.methods.feedback import FEEDBACK
 from thermoopt.benchmarks.methods.lr_free import LR_FREE
 from thermoopt.benchmarks.methods.ours import LAWS, OURS
 from thermoopt.benchmarks.methods.placebo import PLACEBOS
+from thermoopt.benchmarks.methods.scheduled import SCHEDULED
 
-__all__ = ["LAWS", "METHODS", "Job", "Method", "Point", "Setup", "get"]
+__all__ = ["LAWS", "METHODS", "SCHEDULED", "Job", "Method", "Point", "Setup", "get"]
 
 METHODS: dict[str, Method] = {m.name: m for m in (*BASELINES, *LR_FREE, *FEEDBACK, *OURS, *PLACEBOS)}
 """Every method of the sweeps by name."""

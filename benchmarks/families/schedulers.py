@@ -1,0 +1,123 @@
+"""autotune where it was not made: over other optimizers than Adam's, and without knowing the length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thermoopt.benchmarks.families.cases import CHOSEN_ON, GRIDS, SEEDS, Case, Cell, family
+from thermoopt.benchmarks.families.ratios import FLOOR, Ratios, chosen_lrs, ratios, reported, summary
+from thermoopt.benchmarks.families.runs import run_all
+from thermoopt.benchmarks.methods import METHODS, SCHEDULED
+
+__all__ = ["COMPARISONS", "SIX", "Comparison", "comparison_table", "run_comparisons", "write_comparisons"]
+
+SIX = ("friedman", "mlp", "cnn", "vae", "gru", "gpt")
+"""Workloads of six families on the development side, seconds a run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method and what its scores are divided by.
+
+    Attributes:
+        title: of its column.
+        own: method without a learning rate; it is told no loss.
+        reference: tuned on :data:`CHOSEN_ON` if it has a grid.
+        wanted: largest geometric mean that was asked for.
+    """
+
+    title: str
+    own: str
+    reference: str
+    wanted: float
+
+
+COMPARISONS = (
+    Comparison("SGD with momentum", "scheduler sgd autotune", "sgd linear", 1.1),
+    Comparison("Lion", "scheduler lion autotune", "lion linear", 1.1),
+    Comparison("Muon and AdamW", "scheduler muon autotune", "muon linear", 1.1),
+    Comparison("anytime", "autotune anytime", "autotune", 1.05),
+)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def run_comparisons(path: Path, cells: Sequence[Cell], seeds: Sequence[int], workers: int) -> list[Any]:
+    """Run what is missing: grids on the tuning seed, then both methods of every comparison."""
+    rows: list[Any] = []
+    for it in COMPARISONS:
+        told = it.reference in GRIDS
+        grid = [
+            Case(*cell, it.reference, lr, seed, True)
+            for seed in CHOSEN_ON
+            for cell in cells
+            for lr in GRIDS.get(it.reference, ())
+        ]
+        rows = run_all(path, grid, workers)
+        todo = []
+        for seed in seeds:
+            lrs = chosen_lrs(rows, it.reference, seed) if told else {}
+            todo += [Case(*cell, it.reference, lrs.get(cell), seed, told) for cell in cells]
+            todo += [Case(*cell, it.own, None, seed, False) for cell in cells]
+        rows = run_all(path, todo, workers)
+    return rows
+
+
+def compared(rows: Rows, it: Comparison) -> Ratios:
+    """Return the ratios of a comparison over the seeds that both sides have."""
+    reference = reported(rows, it.reference, it.reference in GRIDS)
+    return ratios(reported(rows, it.own, False), reference)
+
+
+def comparison_table(rows: Rows) -> str:
+    """Lay out all comparisons: in short, by workload, and how many runs ended above where they began."""
+    found = {it: values for it in COMPARISONS if (values := compared(rows, it))}
+    cells = list(dict.fromkeys(cell for values in found.values() for cell in values))
+    lines = [
+        "| over | geometric mean | wanted | worst | on | seeds | runs that ended above their start |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for it, values in found.items():
+        s = summary(values)
+        own = [row for row in rows if row["method"] == it.own and row["seed"] in SEEDS]
+        lost = sum(row["diverged"] for row in own)
+        seeds = len({row["seed"] for row in own})
+        lines.append(
+            f"| {it.title} | {s.mean:.3f} | {it.wanted:g} | {s.worst:.2f} | {s.of[0]} | {seeds} | "
+            f"{lost} of {len(own)} |"
+        )
+    heads = " | ".join(it.title for it in found)
+    lines += ["", f"| family | workload | {heads} |", "| --- | --- | " + "---: | " * len(found)]
+    for cell in cells:
+        own_ratios = " | ".join(f"{v[cell]:.3f}" if cell in v else "" for v in found.values())
+        lines.append(f"| {family(cell[0])} | {cell[0]}, {cell[1]} steps | {own_ratios} |")
+    tuned = [it for it in found if it.reference in GRIDS]
+    heads = " | ".join(it.title for it in tuned)
+    lines += ["", f"| lr chosen | {heads} |", "| --- | " + "---: | " * len(tuned)]
+    for cell in cells:
+        chosen = (chosen_lrs(rows, it.reference, SEEDS[0]).get(cell) for it in tuned)
+        lines.append(f"| {cell[0]} | " + " | ".join("" if lr is None else f"{lr:g}" for lr in chosen) + " |")
+    return "\n".join(lines)
+
+
+def write_comparisons(out: Path, rows: Rows) -> None:
+    """Write ``schedulers.md`` beside the rows."""
+    named = METHODS | SCHEDULED
+    methods = dict.fromkeys(name for it in COMPARISONS for name in (it.own, it.reference))
+    about = "\n".join(f"- **{name}**: {named[name].about}." for name in methods)
+    (out / "schedulers.md").write_text(
+        "# autotune over other optimizers, and without a length\n\n"
+        f"torch {torch.__version__}, one thread a run, float32, no loss reported; {len(rows)} runs. Figures "
+        f"are ratios (score + f)/(reference + f), f being {FLOOR:.0%} of the untrained model's score, scores "
+        "means over seeds. *Over SGD, Lion, Muon*: a ThermoScheduler with autotune(T), over that optimizer "
+        "with warm-up and linear-to-zero at the best of seven learning rates, chosen on seed "
+        f"{', '.join(map(str, CHOSEN_ON))}. *Anytime*: autotune(None), told to cool when a fifth of the run "
+        "is left, over autotune(T). `python -m thermoopt.benchmarks.families schedulers` makes it.\n\n"
+        f"{comparison_table(rows)}\n\n{about}\n"
+    )
+    print(f"tables lie in {out}/schedulers.md")
