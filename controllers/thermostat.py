@@ -113,7 +113,7 @@ class Thermostat(Controller):
         self._floor = self._law.start(total_steps, **options)
         self._per, self._layers, self._lr_scale = per, layers, (float(lr_scale[0]), float(lr_scale[1]))
         self._reverse = bool(reverse) and self._law.metric == "rms"
-        self._late_warmup = LATE_WARMUP * (total_steps or ANYTIME_STEPS // 10)
+        self._late_warmup = LATE_WARMUP * (total_steps or ANYTIME_STEPS)
         slew = math.exp(EFOLDS / max(total_steps or ANYTIME_STEPS, EFOLDS))
         self._bounds = bounds or Bounds(slew_up=slew, slew_down=slew)
         self._start: Start | None = None
@@ -246,7 +246,7 @@ class Thermostat(Controller):
         asked = math.nan if wanted is None else wanted.rate * cohort.gear.cut
         turned = (0.0, "")
         if self._reverse:
-            wanted = lowered(cohort, wanted, signals, step, self._total_steps or ANYTIME_STEPS // 10)
+            wanted = lowered(cohort, wanted, signals, step, self._total_steps or ANYTIME_STEPS)
             turned = turning(reading, mask, units)
         reach = self._rates.reach(cohort.base)
         held = min(max(lever.value, reach[0]), reach[1])

@@ -14,6 +14,7 @@ from thermoopt.controllers.setpoints import (
     SMALLEST,
     Signals,
     angular,
+    bounded_diffusion,
     coherence,
     diffusion,
     distance,
@@ -53,7 +54,7 @@ def test_angular_steps_with_linear_cooling_diffuse_kappa_far(kappa, total):
 def test_angular_looks_at_nothing_but_the_length_of_the_run():
     hot = signals(rate=5.0, r=0.01, distance=100.0, loss=math.nan)
     assert angular(hot).rate == angular(signals()).rate == pytest.approx(KAPPA * math.sqrt(3 / T))
-    assert angular(signals(total_steps=None)).rate == pytest.approx(KAPPA * math.sqrt(3 / 10_000))
+    assert angular(signals(total_steps=None)).rate == pytest.approx(KAPPA * math.sqrt(3 / 1000))
     assert angular(signals(total_steps=4 * T)).rate == pytest.approx(angular(hot).rate / 2)
 
 
@@ -159,6 +160,18 @@ def test_driven_diffusion_runs_ahead_of_work_only_while_a_force_drives():
     assert driven(t=200, force=0.4, r=2.0).rate == 0.01  # r still tells of the start
     assert driven(t=400, force=0.4, r=1.0).rate == pytest.approx(0.1)
     assert driven(force=0.4).evidence["force"][0] == 0.4
+
+
+@pytest.mark.parametrize(("force", "c"), [(math.nan, 1), (0.4, 1), (0.5, 3), (2.0, 3)])
+def test_where_r_is_unknown_a_bounded_law_runs_ahead_while_a_force_drives(force, c):
+    """Without Adam's moments there is no r: c dist/sqrt(t), within the bound; r = 0.5 would leave c at 1."""
+    s = signals(r=math.nan, distance=0.4, work=1.0, impulse=1.0, force=force, t=100)
+    assert bounded_diffusion(s, lead=8).rate == pytest.approx(max(math.sqrt(3 / T), c * 0.04))
+    assert bounded_diffusion(replace(s, work=0.01), lead=8).rate == pytest.approx(
+        max(math.sqrt(3 / T), min(0.08, c * 0.04))
+    )
+    assert bounded_diffusion(replace(s, r=0.5), lead=8).rate == pytest.approx(math.sqrt(3 / T))
+    assert diffusion(s, kappa=0.01).rate == pytest.approx(0.04)  # it has no top: it does not run ahead
 
 
 def test_the_force_is_work_for_a_unit_of_lr_over_its_mean():
