@@ -231,8 +231,8 @@ def bounded_diffusion(s: Signals, *, kappa: float = START, lead: float = LEAD) -
         \min\bigl(c\,\mathrm{dist}/\sqrt t,\ 4 N/\|S\|_1\bigr)\Bigr)
 
     with c and dist of :func:`diffusion`, N and S of :func:`distance`; where r is not known (an optimizer
-    without Adam's moments), c is 3 while a unit of learning rate releases at least half of its mean free
-    energy (:data:`FORCE`), else 1. Distance alone is a ratchet without a top: whatever moves the weights,
+    without Adam's moments), c is 3 while a unit of learning rate releases no less free energy than on the way
+    so far (``force`` >= 1), else 1. Distance alone is a ratchet without a top: whatever moves the weights,
     noise at too large a rate included, raises it. The work done against the gradients is not: where motion
     only wanders, N stands still or turns negative while the impulse grows. It raises only; what lowers a rate
     is the thermostat's reverse gear (:mod:`thermoopt.controllers.gear`).
@@ -245,7 +245,7 @@ def bounded_diffusion(s: Signals, *, kappa: float = START, lead: float = LEAD) -
     References:
         derived for this project; the bound: Mishchenko and Defazio, arXiv 2306.06101.
     """
-    proposed = _proposed(s, kappa, GROWTH if s.force >= FORCE else 1.0)
+    proposed = _proposed(s, kappa, GROWTH if s.force >= 1 else 1.0)
     if proposed is None or not s.impulse > 0:
         return None
     start = angular(s, kappa=kappa).rate

@@ -162,7 +162,7 @@ def test_driven_diffusion_runs_ahead_of_work_only_while_a_force_drives():
     assert driven(force=0.4).evidence["force"][0] == 0.4
 
 
-@pytest.mark.parametrize(("force", "c"), [(math.nan, 1), (0.4, 1), (0.5, 3), (2.0, 3)])
+@pytest.mark.parametrize(("force", "c"), [(math.nan, 1), (0.9, 1), (1.0, 3), (2.0, 3)])
 def test_where_r_is_unknown_a_bounded_law_runs_ahead_while_a_force_drives(force, c):
     """Without Adam's moments there is no r: c dist/sqrt(t), within the bound; r = 0.5 would leave c at 1."""
     s = signals(r=math.nan, distance=0.4, work=1.0, impulse=1.0, force=force, t=100)
