@@ -11,13 +11,7 @@ import random
 import sys
 from pathlib import Path
 
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-from thermoopt.integrations.huggingface import ThermoCallback, thermo_optimizer
-
 try:
-    from datasets import Dataset
     from sentence_transformers import (
         SentenceTransformer,
         SentenceTransformerTrainer,
@@ -27,6 +21,12 @@ try:
     from sentence_transformers import models as parts
 except ImportError as error:
     sys.exit(f"This example needs {error.name}, which is not installed: pip install sentence-transformers")
+
+import transformers
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from thermoopt.integrations.huggingface import ThermoCallback, thermo_optimizer
 
 THINGS = "bread rain music iron river garden winter bridge horse paper window letter".split()
 SAYINGS = ("they talked about {} all day", "a book on {}", "nothing but {} here", "what we know of {}")

@@ -10,17 +10,17 @@ import random
 import sys
 from pathlib import Path
 
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-from thermoopt.integrations.huggingface import ThermoCallback, thermo_optimizer
-
 try:
-    from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 except ImportError as error:
     sys.exit(f"This example needs {error.name}, which is not installed: pip install trl peft")
+
+import transformers
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from thermoopt.integrations.huggingface import ThermoCallback, thermo_optimizer
 
 
 def load_data(seed: int, rows: int = 512) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -18,6 +19,16 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
         for item in items:
             if item.path.name.startswith(ON_KERNELS):
                 item.add_marker(pytest.mark.cuda)
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that was imported and collected to no garbage collection.
+
+    It is a million objects, which one takes half a second to look through; a transformers.Trainer starts one
+    at the end of every training.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

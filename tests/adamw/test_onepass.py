@@ -2,11 +2,15 @@
 
 import copy
 import os
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+import thermoopt
 from tests.support.small_net import assert_same_bits, model, train
 from thermoopt import ThermoAdamW
 from thermoopt.adamw import backends as choice
@@ -17,6 +21,8 @@ pytestmark = pytest.mark.skipif(
     not native.available() and os.environ.get("THERMOOPT_EXPECT_NATIVE") != "1",
     reason=f"native kernel: {native.unavailable_reason()}",
 )
+
+PACKAGE = Path(thermoopt.__file__).parent
 
 # readings of float32 sums formed in another order
 CLOSE = {"rtol": 2e-5, "atol": 1e-12}
@@ -38,6 +44,32 @@ def test_auto_is_native_and_measures_every_step():
     train(net, opt, 3)
     assert opt.backend == "native"
     assert opt.reading.step == 3
+
+
+def test_four_frames_in_three_files_lead_from_step_to_the_c_call(monkeypatch):
+    """Of ours, without the decorator that keeps torch.compile out (uncompiled.py)."""
+    library, ways = native.LIBRARY, []
+
+    def call(pointer):
+        ways.append([(Path(frame.filename), frame.name) for frame in traceback.extract_stack()])
+        return library.thermoopt_step(pointer)
+
+    net = model()
+    opt = ThermoAdamW(net.named_parameters())
+    train(net, opt, 2)
+    monkeypatch.setattr(native, "LIBRARY", SimpleNamespace(thermoopt_step=call))
+    train(net, opt, 1)
+    own = [
+        (path.name, name)
+        for path, name in ways[0]
+        if path.is_relative_to(PACKAGE) and path.name != "uncompiled.py"
+    ]
+    assert own == [
+        ("optimizer.py", "step"),
+        ("optimizer.py", "_advance"),
+        ("one_pass.py", "step"),
+        ("native.py", "step"),
+    ]
 
 
 @pytest.mark.parametrize("flags", [{"foreach": False}, {"foreach": True}, {"fused": False}, {"fused": True}])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import run_processes, run_ranks, run_script
+from tests.support.processes import run_processes, run_script
 from thermoopt.benchmarks.distributed.command import main
 from thermoopt.benchmarks.distributed.cost import NCCL, Links, fit_ring, ring_seconds, tree_seconds
 from thermoopt.benchmarks.distributed.report import report
@@ -156,7 +156,14 @@ def loss(output):
 @pytest.mark.dist
 def test_example_goes_on_with_another_number_of_ranks(tmp_path):
     script, options = ROOT / "examples" / "fsdp_lm.py", ["--steps", 12, "--save", 6]
-    two = run_ranks(2, script, *options, "--out", tmp_path / "two")
+    ranks = [
+        "--standalone",
+        "--nproc-per-node",
+        2,
+    ]  # as torchrun, in whose words the example says how to run it
+    launched = run_script("torch.distributed.run", *ranks, script, *options, "--out", tmp_path / "two")
+    assert launched.code == 0, launched.errors
+    two = launched.output
     again = ["--resume", tmp_path / "two" / "step_6", "--out", tmp_path / "one"]
     alone = run_script(script, *options, *again, filters=["error"])
     assert (alone.code, alone.errors) == (0, "")

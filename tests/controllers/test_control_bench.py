@@ -66,7 +66,7 @@ ALONE = {"reverse": False}
 
 def plain(law, lr, **options):
     """Noisy valleys, started at their lowest point."""
-    return Bench(law, h=CURVATURE, sigma=NOISE, lr=lr, **options)
+    return Bench(law, h=CURVATURE, sigma=NOISE, lr=lr, exact=False, **options)
 
 
 def scaled(noise=1.0, curvature=1.0, batch=1.0):
@@ -191,7 +191,7 @@ Measured: 16 to 48."""
 def test_a_floor_too_small_by_100_ends_in_reach_of_the_distance(law, noise):
     """Measured: ``diffusion`` ends at 0.90 and, with noise, 0.18; ``distance`` at 0.26 and 0.22."""
     away, options = (100 * SMALLEST, {}) if law == "distance" else (1.0, {"kappa": 0.01 / floor(1.0)})
-    d = valley(law, away, noise, **options).run(200).lr / UNIT / away
+    d = valley(law, away, noise, exact=False, **options).run(200).lr / UNIT / away
     assert d[0] == pytest.approx(0.01)
     lo, hi = REACH[law]
     assert lo <= d[-1] <= hi
@@ -222,7 +222,7 @@ def test_diffusion_moves_to_c_times_distance_over_root_t():
 
 def test_diffusion_in_a_valley_stays_at_its_floor():
     """Confined motion gets nowhere and reads r below 1: no action in a whole run."""
-    bench = valley("diffusion", away=0.0)
+    bench = valley("diffusion", away=0.0, exact=False)
     assert bench.run(TOTAL).lr == pytest.approx(np.full(TOTAL, floor() * UNIT))
     assert bench.opt.controller.log == []
 
@@ -247,7 +247,7 @@ def test_disturbances_of_a_rate_that_was_found(law, name):
     E = C/d though r_c does not, c goes up to 16, and D never comes down. Measured: it ends 14 times up with
     10 times the noise, 3.0 times with a 16th of the batch, 1.02 times with 10 times the curvature.
     """
-    bench = valley(law, **ALONE)
+    bench = valley(law, exact=False, **ALONE)
     before = bench.run(100).lr
     trace = bench.run(150, **DISTURBANCES[name])
     assert settled(before, before[-1], BAND) <= FOUND
@@ -265,7 +265,7 @@ def test_the_reverse_gear_lowers_by_at_most_the_root_of_the_leap(name, noise):
     Measured: 1/8 after noise of 10 times the size (three halvings), 0.55 after a sixteenth of the batch,
     where the law alone does nothing (:func:`test_disturbances_of_a_rate_that_was_found`).
     """
-    bench = valley("distance")
+    bench = valley("distance", exact=False)
     before = bench.run(100).lr[-1]
     lr = bench.run(150, **DISTURBANCES[name]).lr
     assert 1 / noise <= lr[-1] / before <= 0.75
@@ -275,7 +275,7 @@ def test_the_reverse_gear_lowers_by_at_most_the_root_of_the_leap(name, noise):
 @pytest.mark.parametrize("name", DISTURBANCES)
 def test_distance_disturbed_while_it_grows_stays_below_the_distance(name):
     """At step 25 of 44. It ends in reach, if less far where noise drowns the pull: 0.07 with ten times."""
-    bench = valley("distance")
+    bench = valley("distance", exact=False)
     bench.run(25)
     d = bench.run(200, **DISTURBANCES[name]).lr / UNIT
     lo, hi = REACH["distance"]
@@ -453,7 +453,7 @@ def test_an_absolute_rate_leaves_a_bound_at_once_and_without_a_jump(law, hold):
     """Held at a bound on a slope and resumed without it, D grows from there by the slew limit."""
     lowest = SMALLEST if law == "distance" else floor()
     bound = 0.1 * lowest if law == "angular" else 2 * lowest
-    bench = valley(law, lr=1e-2, lr_scale=(0.0, bound * UNIT / 1e-2), **ALONE)
+    bench = valley(law, lr=1e-2, lr_scale=(0.0, bound * UNIT / 1e-2), exact=False, **ALONE)
     assert bench.run(hold, slope=1.0).lr[-30:] / UNIT == pytest.approx(np.full(30, bound))
     bench.resume(**ALONE)
     d = bench.run(20, slope=1.0).lr / UNIT

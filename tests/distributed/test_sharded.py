@@ -79,6 +79,17 @@ CASES = {
     "autotuned torch, kept": (F64, False, lambda m: thermo(m, backend="torch", controller=autotune(1000))),
 }
 MESHES = {"4": (4,), "2x2": (2, 2)}  # on two ranks: test_distributed_runs.py
+ONE_MESH = {
+    "amsgrad given",
+    "autotuned auto",
+    "bf16 given",
+    "bf16 torch given",
+    "AdamW",
+    "SGD every 3rd",
+    "SGD bf16 given",
+}
+"""Cases on 4 ranks alone: replicas are to them what they are to the others of their kind."""
+MESHED = [(name, mesh) for mesh in MESHES for name in CASES if mesh == "4" or name not in ONE_MESH]
 
 TOLERANCE = {F64: 1e-9, F32: 1e-3, BF16: 1e-2}
 """Of a number in a reading, relative. Gradients are added up in another order over ranks, which float64 shows
@@ -143,7 +154,7 @@ def case(ranks, name, shape):
 
 
 def cases(ranks, shape):
-    return each(ranks, case, CASES, shape)
+    return each(ranks, case, [name for name, mesh in MESHED if MESHES[mesh] == shape], shape)
 
 
 # ------------------------------------------------------------------ results
@@ -177,10 +188,10 @@ def alone(name):
 
 
 every_mesh = pytest.mark.parametrize("mesh", MESHES)
+every_case = pytest.mark.parametrize(("name", "mesh"), MESHED)
 
 
-@every_mesh
-@pytest.mark.parametrize("name", CASES)
+@every_case
 def test_readings_are_those_of_one_process_on_every_rank(results, name, mesh):
     """All quantities of each layer, each group and in total, the counters, and sigma of the whole history."""
     expected = alone(name)["reading"]
@@ -192,8 +203,7 @@ def test_readings_are_those_of_one_process_on_every_rank(results, name, mesh):
         assert not differences(rank["reading"], expected, tolerance, atol=tolerance * 1e-3)
 
 
-@every_mesh
-@pytest.mark.parametrize("name", CASES)
+@every_case
 def test_steps_are_those_of_one_process(results, name, mesh):
     dtype, _, _ = CASES[name]
     atol = {F64: 1e-12, F32: 2e-5, BF16: 4e-3}[dtype]
@@ -201,8 +211,7 @@ def test_steps_are_those_of_one_process(results, name, mesh):
         assert not differences(rank["params"], alone(name)["params"], rtol=0.0, atol=atol)
 
 
-@every_mesh
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("autotuned")])
+@pytest.mark.parametrize(("name", "mesh"), [key for key in MESHED if key[0].startswith("autotuned")])
 def test_autotune_sets_the_same_scales_on_every_rank(results, name, mesh):
     first, *others = (rank["scales"] for rank in results(name, mesh))
     assert len(others) > 0
@@ -366,12 +375,22 @@ def embedded_cases(ranks):
     return each(ranks, embedded_case, EMBEDDED)
 
 
-KEYS = [(kind, norm) for kind in PARALLEL for norm in NORMS]
 TP_MESHES = {"tp": (2,), "fsdp x tp": (2, 2)}
+KEYS = {
+    "tp": [(kind, norm) for kind in PARALLEL for norm in NORMS],
+    "fsdp x tp": [  # each optimizer and each norm once, one optimizer with each norm
+        *(("torch", norm) for norm in NORMS),
+        ("native", "sequence"),
+        ("autotuned", "replicated"),
+        ("AdamW", "sequence"),
+        ("SGD", "plain"),
+    ],
+}
 
 
 def parallel_cases(ranks, shape):
-    return each(ranks, parallel_case, KEYS, shape)
+    mesh = next(name for name, other in TP_MESHES.items() if other == shape)
+    return each(ranks, parallel_case, KEYS[mesh], shape)
 
 
 @pytest.fixture(scope="module")
@@ -384,9 +403,7 @@ def alone_parallel(kind):
     return parallel_case(ALONE, (kind, "plain"), None)
 
 
-@pytest.mark.parametrize("mesh", TP_MESHES)
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("kind", PARALLEL)
+@pytest.mark.parametrize(("kind", "norm", "mesh"), [(*key, mesh) for mesh in KEYS for key in KEYS[mesh]])
 def test_tensor_parallel_layers_count_once(parallel, kind, norm, mesh):
     """Sums of split layers are added up, those of a norm or bias that all ranks hold are not."""
     dtype, _ = PARALLEL[kind]

@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import math
+import pickle
 import subprocess
 import sys
 import warnings
@@ -744,6 +745,18 @@ if __name__ == "__main__":
                      enable_checkpointing=False, enable_progress_bar=False)
     run.fit(Module(), torch.utils.data.DataLoader(rows, 4))
 """
+
+
+def test_a_pickled_callback_measures_like_the_first(tmp_path):
+    """Strategies that spawn processes pickle the trainer with its callbacks."""
+    first = ThermoCallback(log_every=2, track=("rho",), layers=True, prog_bar=("r",))
+    readings = []
+    for i, callback in enumerate((first, pickle.loads(pickle.dumps(first)))):
+        fit(tmp_path / str(i), adamw, callback, epochs=1)
+        readings.append(callback.observers[0].reading)
+    np.testing.assert_array_equal(readings[0].terms, readings[1].terms)
+    assert readings[0].step == readings[1].step == BATCHES
+    assert math.isfinite(readings[1].total.rho)
 
 
 @pytest.mark.dist

@@ -144,7 +144,7 @@ def test_reference(dtype, amsgrad, maximize):
 
 @needs_kernels
 def test_many_tiny_tensors():
-    w = world([1 + i % 64 for i in range(200)])
+    w = world([1 + i % 64 for i in range(80)])
     before = clone(w)
     check(w, before, plan(w).step(w.grads, **HYPER), **HYPER)
 

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     "torch._dynamo",
@@ -22,32 +20,27 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["import thermoopt", "from thermoopt import *", "import thermoopt.cli, thermoopt.controllers"],
-)
-def test_an_import_loads_nothing_heavy(statement):
+def run(code):
+    """Words that a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_an_import_loads_nothing_heavy_and_a_function_left_alone_breaks_the_graph():
+    """One after the other in one process: the first of these that loads something heavy is named."""
+    statements = (
+        "import thermoopt",
+        "from thermoopt import *",
+        "import thermoopt.cli, thermoopt.controllers",
+    )
     code = (
         "import sys, torch\n"
         "before = set(sys.modules)\n"
-        f"{statement}\n"
-        f"print(*(name for name in {HEAVY!r} if name in sys.modules and name not in before))\n"
-        "print('thermoopt' in sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True"]
-
-
-def test_saved_runs_are_read_without_torch():
-    """Loading it takes longer than to read and draw most records."""
-    code = "import sys, thermoopt.cli, thermoopt.inspection; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False"]
-
-
-def test_a_function_left_alone_breaks_the_graph():
-    code = (
-        "import sys, torch\n"
+        f"for statement in {statements!r}:\n"
+        "    exec(statement)\n"
+        f"    loaded = [name for name in {HEAVY!r} if name in sys.modules and name not in before]\n"
+        "    assert not loaded, f'{statement} loads {loaded}'\n"
+        "assert 'thermoopt' in sys.modules\n"
         "from thermoopt.uncompiled import uncompiled\n"
         "@uncompiled\n"
         "def seen(x):\n"
@@ -57,8 +50,13 @@ def test_a_function_left_alone_breaks_the_graph():
         "f = torch.compile(lambda x: (x + 1, seen(x)), backend='eager')\n"
         "print(f(torch.ones(2))[1], f(torch.ones(2))[1], seen(1))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False"] * 3
+    assert run(code) == ["False"] * 3
+
+
+def test_saved_runs_are_read_without_torch():
+    """Loading it takes longer than to read and draw most records."""
+    code = "import sys, thermoopt.cli, thermoopt.inspection; print('torch' in sys.modules)"
+    assert run(code) == ["False"]
 
 
 def test_every_package_is_installed():

@@ -56,17 +56,23 @@ def test_a_wheel_holds_the_kernel_and_no_foreign_package(tmp_path):
         assert len(built) == 1, said
 
 
-def test_without_a_compiler_the_install_succeeds_and_says_so_once(tmp_path):
-    names, said = build_wheel(tmp_path, CC="/nonexistent/cc", CXX="/nonexistent/cc")
+@pytest.fixture(scope="module")
+def without_compiler(tmp_path_factory):
+    """Where a wheel lies that was built without a compiler, what is in it, and what was said."""
+    folder = tmp_path_factory.mktemp("wheel")
+    return folder, *build_wheel(folder, CC="/nonexistent/cc", CXX="/nonexistent/cc")
+
+
+def test_without_a_compiler_the_install_succeeds_and_says_so_once(without_compiler):
+    _, names, said = without_compiler
     assert "thermoopt/adamw/optimizer.py" in names
     assert not [name for name in names if "_native" in name and name.endswith((".so", ".pyd", ".dylib"))]
     assert said.count("the native CPU kernel was not built, the torch backends take its place") == 1
 
 
-def test_a_process_without_the_library_falls_back_with_one_message(tmp_path):
+def test_a_process_without_the_library_falls_back_with_one_message(without_compiler, tmp_path):
     """The package as an install without a compiler leaves it: one warning, torch's step, readings."""
-    build_wheel(tmp_path, CC="/nonexistent/cc", CXX="/nonexistent/cc")
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = without_compiler[0].glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         "import warnings, torch, thermoopt, pathlib\n"

@@ -38,6 +38,9 @@ PRELOAD = (
     "thermoopt.kernels.native",
     "matplotlib.backends.backend_agg",
     "accelerate",
+    "optuna.storages",
+    "scipy.stats",
+    "tests.support.frozen",  # the last
 )
 """What the server has imported: libraries, and of ours what nearly every process loads."""
 

@@ -29,7 +29,8 @@ from thermoopt.benchmarks.sweeps.storage import default_storage, open_storage
 from thermoopt.benchmarks.sweeps.studies import Studies
 from thermoopt.benchmarks.sweeps.sweep import Sweep
 
-PAIR = changed(workloads={"linear": [0]}, methods=["adamw linear", "autotune"], seeds=[0, 1])
+FEW = {"workloads": {"linear": [0]}, "seeds": [0, 1], "budget": 2, "design": 2}
+PAIR = changed(**FEW, methods=["adamw linear", "autotune"])
 
 
 def bench(*arguments) -> int:
@@ -90,7 +91,7 @@ def test_folders_that_hold_a_sweep_or_none(capsys, tmp_path):
     assert "study.db is missing; `resume` makes it again" in refused(capsys, "status", "--out", out)
     assert "no finished trials yet" in refused(capsys, "report", "--out", out)
     kept = json.loads((out / "sweep.json").read_text())
-    kept["content"]["budget"] = kept["content"]["design"] = 2
+    kept["content"]["budget"] = kept["content"]["design"] = 3
     (out / "sweep.json").write_text(json.dumps(kept))
     said = refused(capsys, "resume", "--out", out)
     assert folder.protocol.hash[:12] in said
@@ -288,11 +289,11 @@ def test_a_killed_worker_a_ctrl_c_and_a_killed_sweep_lose_nothing(tmp_path):
 
     done = start(tmp_path, "resume", "--out", out, "--workers", 1).end()
     assert done.code == 0, done
-    assert "16 of 16 trials are done, 0 failed, 0 are left" in done.output
+    assert "8 of 8 trials are done, 0 failed, 0 are left" in done.output
     judge(out, protocol, retried=1)
     assert bench("status", "--out", out) == 0
     assert read_environment(out / "environment.json")["resumed"]
-    assert len([*(out / "logs").rglob("seed*.jsonl")]) == 16
+    assert len([*(out / "logs").rglob("seed*.jsonl")]) == 8
 
 
 @pytest.mark.slow
@@ -307,11 +308,11 @@ def test_a_disk_that_fills_up_stops_the_sweep_and_a_resume_ends_it(tmp_path):
         disk.rmdir()
         pytest.skip("cannot mount")
     try:
-        table = changed(workloads={"linear": [0]}, methods=["adamw linear"], seeds=[0, 1])
+        table = changed(**FEW, methods=["adamw linear"])
         out = disk / "o"
         protocol = toml(tmp_path, table)
         sweep = start(tmp_path, "run", "--protocol", protocol, "--tier", "t", "--out", out, "--workers", 1)
-        sweep.wait_for("\n2/8")
+        sweep.wait_for("\n1/4")
         with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while file.write(b"x" * 4096):
                 pass
@@ -325,7 +326,7 @@ def test_a_disk_that_fills_up_stops_the_sweep_and_a_resume_ends_it(tmp_path):
         done = start(tmp_path, "resume", "--out", out, "--workers", 1).end(120)
         assert done.code == 0, done
         rows = read_rows(rows_file(out), lambda line: None)
-        assert sorted((r["seed"], r["k"]) for r in rows) == [(s, k) for s in (0, 1) for k in range(4)]
+        assert sorted((r["seed"], r["k"]) for r in rows) == [(s, k) for s in (0, 1) for k in range(2)]
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
         disk.rmdir()
