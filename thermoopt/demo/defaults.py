@@ -4,6 +4,6 @@ from __future__ import annotations
 
 __all__ = ["DEFAULT_STEPS"]
 
-DEFAULT_STEPS = 600
-"""Of each way. 1000 steps took 182 to 402 s on two cores for all three, by what else ran: 600 are to take six
-tenths of that."""
+DEFAULT_STEPS = 500
+"""Of each way. All three took 160 s for 600 steps on two idle cores: 500 leave a fresh machine, which has to
+set up torch first, well within four minutes."""
