@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from tests.support.controllers import Follow
+from tests.support.launches import WAITS, Launches
 from tests.support.triton_world import DEVICE, INTERPRETED, needs_kernels
 from thermoopt import Observer, ThermoAdamW, autotune
 from thermoopt.account import ledger as ledger_module
 from thermoopt.adamw import control_loop, one_pass, optimizer, plans
 from thermoopt.controllers import Chain, Cooling, Thermostat
 from thermoopt.kernels import triton as kernels
+from thermoopt.kernels import triton_travel
 from thermoopt.kernels.triton_travel import DeviceTravelPlan
+from thermoopt.observer import step_hooks
 from thermoopt.tensors import travel_bucket
 
 pytestmark = needs_kernels
@@ -37,6 +40,36 @@ def give(params, step, drift=0.0):
     rng = torch.Generator().manual_seed(step)
     for p in params:
         p.grad.copy_(drift + torch.randn(p.shape, generator=rng))
+
+
+class Silent:
+    """A kernel that is launched and does nothing: the interpreter reads what a device would."""
+
+    def __getitem__(self, grid):
+        return lambda *args, **kwargs: None
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on CUDA torch's own check is asked (tests/adamw/test_cuda.py)")
+@pytest.mark.parametrize("kind", ["monitor", "autotune", "observer"])
+def test_a_step_reads_nothing_from_the_device(monkeypatch, kind):
+    """All that Python asks of torch in steps with and without readings, for any operation that waits."""
+    if kind == "observer":
+        _, params = make()
+        opt = torch.optim.AdamW(params, fused=True)
+        monkeypatch.setattr(step_hooks, "dry_kernel", lambda groups: kernels)
+        opt.observer = Observer(None, opt, 1)
+    else:
+        opt, params = make(controller=autotune(400) if kind == "autotune" else None)
+    train(opt, params, range(4))
+    for module in (kernels, triton_travel):
+        for name in ("settings", "adamw", "reduce", "account", "force", "work", "distance"):
+            if hasattr(module, f"{name}_kernel"):
+                monkeypatch.setattr(module, f"{name}_kernel", Silent())
+    opt.step()
+    with Launches() as launches:
+        for _ in range(25):
+            opt.step()
+    assert not WAITS & set(launches.names), launches.names
 
 
 def train(opt, params, steps, drift=0.0):

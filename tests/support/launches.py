@@ -24,6 +24,9 @@ QUIET = (
 )
 """Operations that launch nothing: views, and what makes a tensor without filling it."""
 
+WAITS = frozenset(("_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select"))
+"""Operations whose result the host has to wait for."""
+
 
 class Launches(TorchDispatchMode):
     """Lists the operations that launch something; one over a list of tensors is one."""

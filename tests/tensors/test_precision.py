@@ -35,6 +35,23 @@ def test_mps_alone_is_narrow():
     assert widest(torch.device("cuda")) == widest(torch.device("cpu")) == torch.float64
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.9995])
+def test_a_sum_in_float32_keeps_its_precision_over_100_000_steps(keep):
+    """Against float64, to a rounding of the result; without compensation it is off by ten times that."""
+    rng = np.random.default_rng(0)
+    terms = rng.uniform(0.5, 1.5, (100_000, 4)).astype(np.float32)
+    exact = np.zeros(4)
+    total, lost, plain = (np.zeros(4, np.float32) for _ in range(3))
+    forget = np.float32(1 - keep)
+    for x in terms:
+        exact = (1 - np.float64(forget)) * exact + x
+        total, lost = precision.forgetful_sum(total, lost, forget, x)
+        plain = np.float32(keep) * plain + x
+    assert total.dtype == np.float32
+    np.testing.assert_allclose(total, exact, rtol=1.2e-7)
+    assert np.abs(plain / exact - 1).max() > 1e-6
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 def test_forces_are_summed_without_float64(narrow, scaled):
     rng = torch.Generator().manual_seed(0)

@@ -138,6 +138,7 @@ class Bucket:
         self.impulse = torch.zeros_like(self.work)
         device = self.work.device
         self.done = torch.zeros(len(self.index), dtype=precision.widest(device), device=device)
+        self._lost = torch.zeros_like(self.done)
 
     def put(self, rates: Array, weights: Weights) -> None:
         """Let captured graphs add their next step's forces at these rates, ``[n]``, and weights."""
@@ -177,7 +178,7 @@ class Bucket:
             wide, there = precision.widest(self.start.device), self.start.device
             self._numbers = DeviceNumbers(len(rates) + 3, wide, there, baked=False)
         self._send(rates, weights)
-        *_, keep, work_weight, weight = self._numbers.tensor.unbind()
+        *_, forget, work_weight, weight = self._numbers.tensor.unbind()
         away, force = self.displacement(params), self.forces(params)
         if grad_scale is not None:
             force.div_(grad_scale.to(force.device))
@@ -186,19 +187,20 @@ class Bucket:
         if base is not None:
             own = own * base.to(own)
         # a skipped step keeps all and adds nothing; the flag stays on its device
-        real = torch.ones_like(keep) if found_inf is None else (found_inf == 0).to(keep)
+        real = torch.ones_like(forget) if found_inf is None else (found_inf == 0).to(forget)
         rate = (own * real).to(force.dtype)
         force.mul_(torch.repeat_interleave(rate, self.sizes, output_size=force.numel()))
-        keep = 1 - (1 - keep) * real
+        forget = forget * real
         assert self.impulse is not None
         assert self.done is not None
-        self.impulse.mul_(keep.to(force.dtype)).add_(force * weight.to(force.dtype))
+        self.impulse.mul_((1 - forget).to(force.dtype)).add_(force * weight.to(force.dtype))
         work = self.layer_sums(away.mul_(force))
-        self.done.mul_(keep).sub_(work * work_weight)
+        done, self._lost = precision.forgetful_sum(self.done, self._lost, forget, -work * work_weight)
+        self.done.copy_(done)
 
     def _send(self, rates: Array, weights: Weights) -> None:
         assert self._numbers is not None
-        numbers = np.append(rates, [weights.keep, weights.work, weights.impulse])
+        numbers = np.append(rates, [1 - weights.keep, weights.work, weights.impulse])
         wide = self._numbers.tensor.dtype == torch.float64
         self._numbers.send(numbers if wide else numbers.astype(np.float32))
 
