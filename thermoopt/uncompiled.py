@@ -30,7 +30,7 @@ def uncompiled(function: Callable[P, T]) -> Callable[P, T]:
         disabled = getattr(function, "_thermoopt_disabled", None)
         if disabled is None:
             disabled = torch.compiler.disable(function)
-            function._thermoopt_disabled = disabled  # type: ignore[attr-defined]  # a mark of ours  # a mark of ours  # a mark of ours
+            function._thermoopt_disabled = disabled  # type: ignore[attr-defined]  # a mark of ours
         return disabled(*args, **kwargs)
 
     return inner

@@ -46,7 +46,7 @@ def parameters(count: int) -> list[torch.nn.Parameter]:
 def no_kernel() -> Iterator[None]:
     """Replace the native kernel's call by one that does nothing."""
     library = native.LIBRARY
-    native.LIBRARY = SimpleNamespace(thermoopt_step=lambda pointer: 0)  # type: ignore[assignment]  # a stand-in  # a stand-in  # a stand-in
+    native.LIBRARY = SimpleNamespace(thermoopt_step=lambda pointer: 0)  # type: ignore[assignment]  # a stand-in
     try:
         yield
     finally:

@@ -36,8 +36,8 @@ DATA = {"thermoopt.account.reading", "thermoopt.physics.sums", "thermoopt.physic
 MAX_NODES, MAX_CHAIN, MAX_MODULES, MAX_LINES = 25, 13, 12, 400
 
 LIMITS = {
-    "thermoopt/kernels/native.py": 460,
-    "thermoopt/kernels/triton.py": 450,
+    "thermoopt/kernels/native.py": 454,  # one class: the tables of a step, and the call that reads them
+    "thermoopt/kernels/triton.py": 447,  # the same for a device, with its launches
     "thermoopt/adamw/optimizer.py": 350,
 }
 """Modules with a limit of their own. Those above 400 lines may only shrink."""
