@@ -69,8 +69,19 @@ MAKERS = {
 }
 
 
+def torchs_own_fails():
+    """Whether torch's AdamW puts its step counts on the default device and dies (torch 2.6)."""
+    try:
+        trained(lambda model: (torch.optim.AdamW(model.parameters(), foreach=False),))
+    except RuntimeError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("kind", MAKERS)
 def test_the_run_is_the_same_under_any_default_device(kind, elsewhere):
+    if kind == "torch" and elsewhere and torchs_own_fails():
+        pytest.skip("torch's own AdamW, whose step this is, does not run under this default device")
     model, optimizer, others = trained(MAKERS[kind]())
     torch.set_default_device(None)
     expected, _, _ = trained(MAKERS[kind]())
