@@ -96,8 +96,9 @@ def test_tables():
     assert len(tables) == 4
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
-    tree = round(1e6 * tree_seconds(1024, 30_000, NCCL["tree"]))
-    assert re.search(rf"\| 300 \| 30,000 \| \d+ \| \d+ \| {tree} \| \d+ \|", tables[-1])
+    for steps, size in ((1, 30_000), (10, 300_000)):
+        tree = round(1e6 * tree_seconds(1024, size, NCCL["tree"]))
+        assert re.search(rf"\| 300, {steps} \| {size:,} \| \d+ \| \d+ \| {tree} \| \d+ \|", tables[-1])
 
 
 @pytest.mark.slow
