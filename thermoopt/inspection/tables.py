@@ -89,7 +89,7 @@ def course(values: NDArray[np.float64], width: int) -> str:
         width: characters at most.
     """
     parts = np.array_split(values, min(width, len(values))) if len(values) else []
-    middles = np.array([np.median(p[np.isfinite(p)]) if np.isfinite(p).any() else np.nan for p in parts])
+    middles = np.array([_median(part) for part in parts])
     known = middles[np.isfinite(middles)]
     if not known.size:
         return ""
@@ -101,3 +101,10 @@ def course(values: NDArray[np.float64], width: int) -> str:
     span = max(high - low, least)
     height = (middles - (low + high - span) / 2) / span
     return "".join(" " if math.isnan(h) else _BARS[round(h * (len(_BARS) - 1))] for h in height.tolist())
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """Median of what is finite: a page has thousands, and numpy's own takes ten times as long for a few."""
+    known = np.sort(values[np.isfinite(values)])
+    n = len(known)
+    return float(known[(n - 1) // 2] + known[n // 2]) / 2 if n else math.nan

@@ -89,12 +89,16 @@ def finish(figure: Figure, title: str | None, path: str | Path | None) -> Figure
     if title is not None:
         figure.suptitle(title, fontsize=15, fontweight="bold")
     if path is not None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
         engine = figure.get_layout_engine()
         if engine is not None:
-            # laid out once here, savefig need not draw everything a first time only to lay it out
             engine.execute(figure)
-        figure.set_layout_engine("none")
-        figure.savefig(path)
+        figure.set_layout_engine("none")  # it is laid out; savefig would draw it all once more to see where
+        if Path(path).suffix == ".png" and isinstance(figure.canvas, FigureCanvasAgg):
+            figure.canvas.print_png(path)
+        else:
+            figure.savefig(path)
         figure.set_layout_engine(engine)
     return figure
 

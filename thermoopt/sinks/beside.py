@@ -32,6 +32,11 @@ MAX_UNSENT = 10_000
 """Readings kept while writing fails, as many as in a history; the oldest are dropped first, and counted."""
 
 
+ENDING = 60.0
+"""Seconds that a process waits at its end for the last row group and the table of layers: on a machine at a load
+of 16 they took more than 5. All readings are on file by then; a disk that hangs must not hold it for ever."""
+
+
 class BlockWriter(Protocol):
     """Writes items, all of them or none; called from one thread at a time."""
 
@@ -145,7 +150,7 @@ class Pipe:
             self._closing = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(timeout=5.0)
+            self._thread.join(timeout=ENDING)
         if self._items:
             print(
                 f"{self._name}: {len(self._items)} readings were not written ({self._failure!r})",
