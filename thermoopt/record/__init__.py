@@ -4,6 +4,7 @@ from thermoopt.record.columns import CLOSED, META, layer_table, pyarrow, tables_
 from thermoopt.record.form import (
     LAST,
     RUN,
+    VERSION,
     facts_of,
     head_line,
     journal_path,
@@ -29,6 +30,7 @@ __all__ = [
     "META",
     "RATES",
     "RUN",
+    "VERSION",
     "Reader",
     "SavedHistory",
     "SavedLosses",

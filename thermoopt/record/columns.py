@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.physics import QUANTITIES
-from thermoopt.record.form import EXACTLY, RUN, journal_path, rounded
+from thermoopt.record.form import EXACTLY, RUN, VERSION, journal_path, rounded
 from thermoopt.record.history import COLUMN, LayerRow, Trajectory
 from thermoopt.record.lines import lines
 from thermoopt.record.reader import Reader
@@ -96,6 +96,10 @@ def read_parquet(
             raise
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"{path}: not whole, or no Parquet ({error})") from error
+        if isinstance(meta, Mapping) and meta.get("version", VERSION) != VERSION:
+            raise ValueError(
+                f"{path}: a record of version {meta['version']!r}; this thermoopt reads {VERSION}: update it"
+            )
         if not isinstance(meta, Mapping) or "step" not in file.schema_arrow.names:
             raise ValueError(f"{path}: a Parquet file, but not one of readings (ParquetSink writes them)")
         for i in range(file.num_row_groups):

@@ -212,7 +212,11 @@ def _beside(path: Path, told: list[str]) -> list[LayerRow]:
     if beside == path or not beside.exists():
         return []
     torn: list[int] = []
-    rows = layer_rows(lines(beside), torn)
+    try:
+        rows = layer_rows(lines(beside), torn)
+    except ValueError as error:
+        told.append(f"{beside.name}: {error}; layers are left out")
+        return []
     if torn:
         told.append(f"{beside.name}: {_torn(torn)}")
     return rows

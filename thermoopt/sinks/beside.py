@@ -33,8 +33,8 @@ MAX_UNSENT = 10_000
 
 
 ENDING = 60.0
-"""Seconds that a process waits at its end for the last row group and the table of layers: on a machine at a load
-of 16 they took more than 5. All readings are on file by then; a disk that hangs must not hold it for ever."""
+"""Seconds that a process waits at its end for the last row group and the table of layers, which took over 5
+at a load of 16. All readings are on file by then; a disk that hangs must not hold it for ever."""
 
 
 class BlockWriter(Protocol):

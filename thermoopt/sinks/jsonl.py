@@ -12,7 +12,18 @@ from typing import Any
 
 from thermoopt.account.reading import Reading
 from thermoopt.physics import Standing
-from thermoopt.record import LAST, RATES, RUN, head_line, layer_path, note_line, rate_notes, reading_lines
+from thermoopt.record import (
+    LAST,
+    RATES,
+    RUN,
+    VERSION,
+    head_line,
+    layer_path,
+    lines,
+    note_line,
+    rate_notes,
+    reading_lines,
+)
 from thermoopt.sinks.append_file import AppendFile
 from thermoopt.sinks.beside import Pipe
 from thermoopt.sinks.layer_rows import MAX_EVENTS, MAX_ROWS, LayerFile, room
@@ -271,7 +282,7 @@ class JSONLSink(FileSink):
 
     Raises:
         OSError: if the path cannot be written, at construction.
-        TypeError, ValueError: unless the limits are integers >= 2.
+        TypeError, ValueError: unless the limits are integers >= 2; for a record of a later version.
     """
 
     def __init__(
@@ -289,6 +300,7 @@ class JSONLSink(FileSink):
             "max_rows": max_rows,
             "max_events": max_events,
         }
+        _check_version(Path(path))
         writer = RecordWriter(Path(path), "JSONLSink", layers, max_rows, max_events)
         self._schedule = Schedule(writer.rows, max_rows, max_events)
         self._pipe = Pipe(writer, f"JSONLSink({str(path)!r})")
@@ -297,6 +309,21 @@ class JSONLSink(FileSink):
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy by opening the file again: what waits to be written stays with the original."""
         return reopened, (type(self), self._arguments)
+
+
+def _check_version(path: Path) -> None:
+    """Raise ValueError if a file begins as a record of a version that is not known here."""
+    if not path.is_file() or not path.stat().st_size:
+        return
+    try:
+        head = json.loads(next(iter(lines(path))).text)
+    except (StopIteration, ValueError):
+        return  # torn
+    if isinstance(head, dict) and head.get("thermoopt", VERSION) != VERSION:
+        raise ValueError(
+            f"JSONLSink: path must be a new file or a record of version {VERSION} or older, got "
+            f"{str(path)!r} of version {head['thermoopt']!r}: give the run another file, or update thermoopt"
+        )
 
 
 def reopened(cls: type[Any], arguments: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 from thermoopt.record import (
     CLOSED,
     META,
+    VERSION,
     Reader,
     Trajectory,
     condensed,
@@ -253,8 +254,10 @@ def _check_file(path: Path) -> None:
     pa, pq = pyarrow()
     must = f"ParquetSink: path must be a new file or a record, got {str(path)!r}"
     try:
-        found = (pq.read_metadata(path).metadata or {}).get(META)
+        found = json.loads((pq.read_metadata(path).metadata or {}).get(META, b"null"))
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{must} ({error})") from error
     if found is None:
         raise ValueError(f"{must}, which has other columns")
+    if found.get("version") != VERSION:
+        raise ValueError(f"{must} of version {found.get('version')!r}; this thermoopt writes {VERSION}")
