@@ -27,7 +27,7 @@ class Recorder(Wrapper):
         controller: the one to record.
 
     Raises:
-        TypeError: if it is no controller.
+        TypeError: if it is not a controller.
     """
 
     def __init__(self, controller: Controller) -> None:
@@ -124,14 +124,14 @@ class Replay(Controller):
 
         Raises:
             OSError: if the file cannot be read.
-            ValueError: if a line is no JSON object or no row.
+            ValueError: if a line is not a JSON object or not a row.
         """
         rows = []
         for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise ValueError(f"path: line {number} of {str(path)!r} is no JSON: {error}") from error
+                raise ValueError(f"path: line {number} of {str(path)!r} is not JSON: {error}") from error
         return cls(rows)
 
     def update(self, reading: Reading | None, step: int) -> Scales:

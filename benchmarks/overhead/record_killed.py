@@ -84,7 +84,7 @@ def killed(place: Path, times: int) -> list[str]:
             got = np.zeros(0, np.int64)
         newest = int(got[-1]) if len(got) else 0
         if not np.array_equal(got, np.arange(1, len(got) + 1)):
-            wrong.append(f"kill {i}: {got[:3]} to {got[-3:]} is no prefix without gaps")
+            wrong.append(f"kill {i}: {got[:3]} to {got[-3:]} is not a prefix without gaps")
         if newest < max(begun, saved):
             wrong.append(f"kill {i}: {newest} on file, checkpoint of {max(begun, saved)}")
         lost.append(max(0, done - newest))

@@ -108,12 +108,12 @@ def read_rows(path: Path, say: Say) -> list[Row]:
 
 
 def _no_constant(word: str) -> float:
-    raise ValueError(f"{word} is no number of a row")
+    raise ValueError(f"{word} is not a number a row can hold")
 
 
 def _check(row: Any) -> None:
     if not isinstance(row, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     for field, kinds in FIELDS.items():
         if field not in row:
             raise ValueError(f"{field} is missing")

@@ -221,7 +221,7 @@ def read_tiers(path: Path | None = None) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise ProtocolError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"{path} is no TOML: {error}") from error
+        raise ProtocolError(f"{path} is not TOML: {error}") from error
     for name, table in tiers.items():
         if not isinstance(table, dict):
             raise ProtocolError(f"{path}: {name} must be the table of a tier, got {table!r}")

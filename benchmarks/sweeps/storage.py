@@ -74,7 +74,7 @@ def open_storage(
         parts = sqlalchemy.make_url(url)
     except sqlalchemy.exc.ArgumentError as error:
         raise StorageError(
-            f"storage {url!r} is no URL of SQLAlchemy, such as sqlite:///runs/study.db or "
+            f"storage {url!r} is not an SQLAlchemy URL, such as sqlite:///runs/study.db or "
             "postgresql+psycopg://user@host/name"
         ) from error
     backend = parts.get_backend_name()

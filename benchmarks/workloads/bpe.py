@@ -37,7 +37,7 @@ class PieceGPT(GPT):
 def pieces_of_the_text() -> tuple[Any, Tensor, Tensor]:
     """Return the tokenizer and the pieces of the training and of the validation text.
 
-    Bytes that are no UTF-8 (sources may declare another encoding) become U+FFFD.
+    Bytes that are not UTF-8 (sources may declare another encoding) become U+FFFD.
     """
     text = corpus()
     train, valid = (bytes(part.numpy()).decode(errors="replace") for part in (text.train, text.valid))

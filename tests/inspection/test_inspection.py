@@ -286,7 +286,7 @@ def test_other_arguments_that_cannot_be_used(capsys, done, tmp_path):
     assert f"argument --html: {str(tmp_path)!r}" in refused(capsys, run, "--html", str(tmp_path))
     assert f"argument --html: {str(file / 'a')!r}" in refused(capsys, run, "--html", str(file / "a"))
     line = refused(capsys, run, "--actions", run)
-    assert f"argument --actions: {run!r}: line 1 is no action; must be a JSONL" in line
+    assert f"argument --actions: {run!r}: line 1 is not an action; must be a JSONL" in line
     assert "No such file" in refused(capsys, run, "--actions", str(tmp_path / "none"))
     assert file.read_text() == "kept"
     assert sorted(done.folder.rglob("*")) == before

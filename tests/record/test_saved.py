@@ -261,7 +261,7 @@ GOOD = {"step": 1, "total": {}, "groups": {}}
 )
 def test_what_is_no_reading_is_named_with_its_line(tmp_path, record, words):
     path = write(tmp_path / "r.jsonl", line(1), json.dumps(record))
-    with pytest.raises(ValueError, match=f"r.jsonl, line 2: {words}, so it is no reading"):
+    with pytest.raises(ValueError, match=f"r.jsonl, line 2: {words}, so it is not a reading"):
         SavedRun.read(path)
 
 

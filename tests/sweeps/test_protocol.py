@@ -106,7 +106,7 @@ def test_missing_fields_tiers_and_files(tmp_path):
         Protocol.load("smoke", tmp_path / "none.toml")
     bad = tmp_path / "bad.toml"
     bad.write_text("[smoke\n")
-    with pytest.raises(ProtocolError, match=r"bad.toml is no TOML: .*line 1"):
+    with pytest.raises(ProtocolError, match=r"bad.toml is not TOML: .*line 1"):
         Protocol.load("smoke", bad)
     bad.write_text("smoke = 3\n")
     with pytest.raises(ProtocolError, match="smoke must be the table of a tier, got 3"):

@@ -61,7 +61,7 @@ def test_bad_workers(capsys, tmp_path, workers):
         (["--tier", "smoke", "--workloads", "linaer"], ["no workload 'linaer'", "'linear'", "tier 'smoke'"]),
         (["--tier", "smoke", "--methods", "adam linear"], ["no method 'adam linear'", "'adamw linear'"]),
         (["--tier", "smoke", "--protocol", "/none.toml"], ["/none.toml cannot be read"]),
-        (["--tier", "smoke", "--storage", "study.db"], ["'study.db' is no URL"]),
+        (["--tier", "smoke", "--storage", "study.db"], ["'study.db' is not an SQLAlchemy URL"]),
         (["--tier", "smoke", "--storage", "sqlite:////none/study.db"], ["/none/study.db does not answer"]),
     ],
 )

@@ -413,7 +413,7 @@ def test_a_worker_waits_for_a_trial_elsewhere_and_runs_it_if_that_dies(tmp_path,
 
 
 def test_a_storage_that_is_none_or_silent(tmp_path):
-    with pytest.raises(StorageError, match=r"'runs/study.db' is no URL .*sqlite:///"):
+    with pytest.raises(StorageError, match=r"'runs/study.db' is not an SQLAlchemy URL.*sqlite:///"):
         open_storage("runs/study.db")
     with pytest.raises(StorageError, match=r"storage nosuch://h/d: its driver is missing"):
         open_storage("nosuch://h/d")

@@ -49,7 +49,7 @@ def test_lines_that_are_no_rows_are_named_and_passed_over(tmp_path):
     assert [line.split(" is passed over: ")[0] for line in said] == [
         f"{path}, line {n}" for n in (2, 4, 5, 6, 7, 8, 10, 11, 12)
     ]
-    assert said[1].endswith("it is no object")
+    assert said[1].endswith("it is not an object")
     assert said[2].endswith("valid is missing")
     assert said[3].endswith("valid is 'low'")
     assert "NaN" in said[4]

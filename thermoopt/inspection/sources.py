@@ -116,7 +116,7 @@ def _read_actions(path: Path) -> list[Action]:
             try:
                 moves.append(as_action(json.loads(line)))
             except ValueError as e:
-                raise InputError("actions", path, f"line {number} is no action; {_ACTIONS}") from e
+                raise InputError("actions", path, f"line {number} is not an action; {_ACTIONS}") from e
     return moves
 
 

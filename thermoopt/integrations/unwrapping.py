@@ -16,8 +16,8 @@ def unwrap(optimizer: Optimizer) -> Optimizer:
     hands on neither hooks nor attributes like ``reading`` and ``controller``, and Lightning's
     LightningOptimizer, which takes on the class of what it holds, so that ``isinstance`` does not tell it.
 
-    What is no optimizer itself but holds one (fastai's OptimWrapper as ``.opt``, schedule-free's wrapper as
-    ``.base``, DeepSpeed's engine as ``.optimizer.optimizer``) is unwrapped, too.
+    An object that is not an optimizer but holds one (fastai's OptimWrapper as ``.opt``, schedule-free's
+    wrapper as ``.base``, DeepSpeed's engine as ``.optimizer.optimizer``) is unwrapped, too.
 
     Raises:
         TypeError: if it neither is nor holds an optimizer.

@@ -44,7 +44,7 @@ def numbers_of(
         - Step, loss, skipped, quantities of the total, ``[len(texts), 2 + n_skips + n_quantities]``; null is
           NaN.
         - What forms those of groups, ``[len(texts), n_scopes - 1, n_quantities]``; NaN where a line holds
-          what is no number.
+          something that is not a number.
     """
     if b"\n".join(texts).translate(None, _OF_NUMBERS) != _form(n_skips, n_scopes, n_quantities, len(texts)):
         return None
@@ -75,7 +75,7 @@ def _groups(texts: list[bytes], n_groups: int, n_quantities: int) -> Array:
 
 def _numbers(text: bytes, lines: int, width: int) -> Array | None:
     """Numbers between commas, ``[lines, width]``, or None if they are not that many."""
-    try:  # what is no number ends the array early, by numpy's version with a warning
+    try:  # whatever is not a number ends the array early, by numpy's version with a warning
         numbers = np.fromstring(text.replace(b"null", b"nan"), sep=",")
     except (ValueError, DeprecationWarning):  # where warnings are errors
         return None

@@ -233,7 +233,7 @@ def unpack_terms(packed: str, n_terms: int) -> NDArray[np.float32]:
     try:
         raw = np.frombuffer(base64.b64decode(packed, validate=True), np.uint8)
     except binascii.Error as error:
-        raise ValueError(f"packed terms are no base64 ({error})") from error
+        raise ValueError(f"packed terms are not base64 ({error})") from error
     if not n_terms or len(raw) % (_BYTES * n_terms):
         raise ValueError(f"{len(raw)} bytes of packed terms are not {n_terms} terms a layer")
     whole = np.zeros((len(raw) // _BYTES, 4), np.uint8)

@@ -195,7 +195,7 @@ class Reader:
                 if not isinstance(row, list) or len(row) != width or not _KINDS.issuperset(map(type, row)):
                     wrong = f"values hold {short(row)}"
         if wrong is not None:
-            raise ValueError(f"{self._where}, line {number}: {wrong}, so it is no reading ({WRITERS})")
+            raise ValueError(f"{self._where}, line {number}: {wrong}, so it is not a reading ({WRITERS})")
         if self._columns is not None:
             values = _placed(self._columns, np.array(values, dtype=np.float64))
         now.readings.append(step, record.get("loss"), self._scopes, values)
@@ -209,7 +209,7 @@ class Reader:
         """A line of version 1, which names every quantity."""
         what = flaw(record)
         if what is not None:
-            raise ValueError(f"{self._where}, line {number}: {what}, so it is no reading ({WRITERS})")
+            raise ValueError(f"{self._where}, line {number}: {what}, so it is not a reading ({WRITERS})")
         if "" not in self._sessions:
             self._sessions[""] = _Session(Trajectory(), "", number, number)
         now = self._now = self._sessions[""]
