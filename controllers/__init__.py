@@ -1,7 +1,7 @@
 """Controllers close the loop from readings to scales."""
 
 from thermoopt.controllers.barostat import Barostat
-from thermoopt.controllers.base import Action, Controller, Scales, Start, check_claim, claim
+from thermoopt.controllers.base import Action, Controller, Scales, Start, check_claim, claim, restore
 from thermoopt.controllers.cooling import SHAPES, Cooling, cooling_factor
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.presets import autotune
@@ -33,4 +33,5 @@ __all__ = [
     "check_claim",
     "claim",
     "cooling_factor",
+    "restore",
 ]

@@ -13,7 +13,7 @@ from thermoopt.account.reading import Reading
 from thermoopt.physics import Standing
 from thermoopt.physics.travel import Weights
 
-__all__ = ["Action", "Controller", "Scales", "Start", "check_claim", "claim", "is_several"]
+__all__ = ["Action", "Controller", "Scales", "Start", "check_claim", "claim", "is_several", "restore"]
 
 
 def is_several(factors: float | Sequence[float]) -> TypeGuard[Sequence[float]]:
@@ -22,7 +22,7 @@ def is_several(factors: float | Sequence[float]) -> TypeGuard[Sequence[float]]:
 
 
 def _each(factors: float | Sequence[float]) -> Sequence[float]:
-    return factors if not isinstance(factors, (float, int)) else [factors]  # guards tell one way only
+    return factors if is_several(factors) else [factors]  # type: ignore[list-item]
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,29 @@ def check_claim(controller: Controller, owner: object) -> None:
             f"controller {type(controller).__name__} was given to another optimizer since: the two would "
             "share its state. Make one controller for each"
         )
+
+
+def restore(controller: Controller, state: Mapping[str, Any]) -> None:
+    """Load a saved controller state; one that does not fit leaves the controller as it was.
+
+    Args:
+        controller: the controller that goes on.
+        state: the result of its :meth:`Controller.state_dict`, perhaps written by another version.
+
+    Raises:
+        ValueError: saying what the state lacks and what to do, or as the controller does.
+    """
+    before = controller.state_dict()
+    try:
+        controller.load_state_dict(state)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        controller.load_state_dict(before)
+        raise ValueError(
+            f"the saved state does not fit this {type(controller).__name__} ({error!r}): another version "
+            "wrote it. Load it with that version, or go on without it: delete 'controller' from the "
+            "optimizer's state['param_groups'][0]['thermo'], or set the scheduler's state['controller'] to "
+            "None"
+        ) from error
 
 
 def _parts(controller: Controller) -> Iterator[Controller]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from thermoopt import ThermoAdamW, ThermoScheduler, autotune
+from thermoopt.account import as_leaf, from_leaf
 from thermoopt.controllers import Chain, Cooling, Recorder, Thermostat
 
 
@@ -89,3 +90,28 @@ def test_copies_and_resumed_optimizers_go_on():
 def test_what_is_no_length_is_named(make, total, error):
     with pytest.raises(error, match=r"total_steps must be None or an integer >= 1, got"):
         make(total)
+
+
+def test_a_state_of_another_version_is_refused_in_words_and_can_be_left_out():
+    saved = run(torch.nn.Linear(3, 2), 5, autotune(60)).state_dict()
+    thermo = saved["param_groups"][0]["thermo"]
+    controller = from_leaf(thermo["controller"])
+    del controller["members"][0]["state"]["cohorts"]["all"]["gear"]
+    thermo["controller"] = as_leaf(controller)
+    opt = ThermoAdamW(torch.nn.Linear(3, 2).parameters(), controller=autotune(60), backend="torch")
+    with pytest.raises(ValueError, match=r"another version.*delete 'controller'"):
+        opt.load_state_dict(saved)
+    assert not opt.controller.begun
+    del thermo["controller"]
+    opt.load_state_dict(saved)
+    assert opt.steps == 5
+
+
+def test_steps_beyond_the_end_are_warned_of_once():
+    """By the cooling alone, where a constant schedule and a controller are made with the same length."""
+    net, controller = torch.nn.Linear(3, 2), autotune(20)
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    schedule = ThermoScheduler(opt, 20, shape="constant", controller=controller)
+    with pytest.warns(UserWarning, match="total_steps = 20") as told:
+        step(net, opt, 40, schedule)
+    assert len(told) == 1

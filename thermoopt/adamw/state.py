@@ -21,7 +21,7 @@ from thermoopt.account import (
     plain_name,
     with_plain_names,
 )
-from thermoopt.controllers import Controller, Scales
+from thermoopt.controllers import Controller, Scales, restore
 from thermoopt.kernels import real_elements
 from thermoopt.sinks import SinkQueue
 from thermoopt.tensors import follow_groups, root_mean_squares, same_members
@@ -246,7 +246,7 @@ def import_groups(
     if loop is not None:
         controller = next((group[_CONTROLLER] for group in reversed(saved) if _CONTROLLER in group), None)
         if controller is not None:
-            loop.controller.load_state_dict(with_plain_names(from_leaf(controller)))
+            restore(loop.controller, with_plain_names(from_leaf(controller)))
         loop.import_groups(saved, ledger.meter, params)
 
 

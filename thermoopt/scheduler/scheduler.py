@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from thermoopt.account import as_leaf, as_loss, from_leaf, with_plain_names
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
-from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
+from thermoopt.controllers import Controller, Scales, Start, check_claim, claim, restore
 from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.clock import count_steps
@@ -232,7 +232,7 @@ class ThermoScheduler(LRScheduler):
     def _say_if_used_up(self) -> None:
         """Warn once that a step was taken at lr 0 because the schedule had ended."""
         total = self._plan.total_steps
-        if total is None or self._taken <= total or self._used_up:
+        if total is None or self._taken <= total or self._used_up or self._plan.shape == "constant":
             return
         for lr, held in zip(self._last_lr, self._held, strict=True):
             on_device = isinstance(lr, Tensor) and lr.device.type != "cpu"
@@ -376,7 +376,7 @@ class ThermoScheduler(LRScheduler):
             group["initial_lr"] = copied(own.base)
         self.base_lrs = [copied(own.base) for own in self._held]
         if self._controller is not None and state_dict["controller"] is not None:
-            self._controller.load_state_dict(with_plain_names(from_leaf(state_dict["controller"])))
+            restore(self._controller, with_plain_names(from_leaf(state_dict["controller"])))
             self._rms.update(with_plain_names(state_dict.get("rms", {})))
             self._attach()
         if self._observer is not None and state_dict["observer"] is not None:
