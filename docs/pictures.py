@@ -108,6 +108,22 @@ NULLS = {"gaussianity": 0.798, "r": 1.0, "wd_balance": 1.0, "coherence": 1.0, "r
 LOG = {"r", "angular_step", "wd_balance", "coherence", "grad_norm"}
 
 
+def steps(model, optimizer, observer: Observer, corpus, scheduler=None) -> Observer:
+    """Take the steps of a run, clipped at 1, and return its observer."""
+    draws = batches(corpus.train, 8, model.config.context, 0)
+    for _ in range(STEPS):
+        x, y = next(draws)
+        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        observer.step(loss=loss)
+    return observer
+
+
 def train(case: Sick, corpus) -> Observer:
     """Train one run and return its observer."""
     torch.manual_seed(0)
@@ -117,17 +133,7 @@ def train(case: Sick, corpus) -> Observer:
     case.prepare(model, optimizer)
     observer = Observer(model, optimizer, log_every=5)
     scheduler = ThermoScheduler(optimizer, STEPS, warmup_steps=20, shape="linear")
-    draws = batches(corpus.train, 8, model.config.context, 0)
-    for _ in range(STEPS):
-        x, y = next(draws)
-        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        observer.step(loss=loss)
-    return observer
+    return steps(model, optimizer, observer, corpus, scheduler)
 
 
 def autotuned(corpus) -> Observer:
@@ -137,16 +143,7 @@ def autotuned(corpus) -> Observer:
     groups = make_param_groups(model, weight_decay=0.01, by="decay")
     optimizer = ThermoAdamW(groups, controller=autotune(STEPS))
     observer = Observer(model, optimizer)
-    draws = batches(corpus.train, 8, model.config.context, 0)
-    for _ in range(STEPS):
-        x, y = next(draws)
-        loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        observer.step(loss=loss)
-    return observer
+    return steps(model, optimizer, observer, corpus)
 
 
 def column(observer: Observer, quantity: str, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
