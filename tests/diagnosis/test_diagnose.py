@@ -55,7 +55,12 @@ def record(total=None, layers=None, steps_read=STEPS, **run):
         return np.broadcast_to(np.asarray(value, dtype=float), (n, len(LAYERS))).copy()
 
     history = SimpleNamespace(
-        steps=steps_read, layer_steps=steps_read, layer_names=list(LAYERS), total=in_total, layers=in_layers
+        steps=steps_read,
+        layer_steps=steps_read,
+        layer_names=list(LAYERS),
+        total=in_total,
+        layers=in_layers,
+        standings=[],
     )
     fall = np.linspace(2.0, 1.0, N)
     defaults = {
