@@ -37,6 +37,7 @@ def fit(net, opt, x, y, steps, after=lambda: None):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A controlled run with both kinds of record."""
+    pytest.importorskip("pyarrow")
     folder = tmp_path_factory.mktemp("standing")
     net, x, y = problem()
     sinks = [JSONLSink(folder / "run.jsonl"), ParquetSink(folder / "run.parquet")]
