@@ -122,6 +122,8 @@ def moving(terms: Array) -> Array:
 def turning(reading: Reading, mask: NDArray[np.bool_], units: Array) -> tuple[float, str]:
     """Return the largest share of its size that a layer of the mask moves by in a step, and its name."""
     t = reading.terms[:, mask]
+    if not t.size:
+        return 0.0, ""
     share, i = largest_share(t[Term.STEP2], t[Term.TT], moving(t), t[Term.NUMEL], units)
     return share, reading.names[int(np.flatnonzero(mask)[i])] if i >= 0 else ""
 

@@ -50,8 +50,11 @@ class Thermostat(Controller):
     run. Layers that have never had a gradient stay at the first step of that warm-up.
 
     *Reverse gear.* A rate is lowered when gradient noise jumps, when half of the loss's progress is lost
-    again (if a loss is reported), and when a layer moves by more than a quarter of max(its rms, its unit) per
-    step (:mod:`thermoopt.controllers.gear`); the law's set-point is lowered with it.
+    again (if a loss is reported) (:mod:`thermoopt.controllers.gear`); the law's set-point is lowered with it.
+
+    *Bound.* With or without the gear, no layer is left to move by more than a quarter of max(its rms, its
+    unit) per step: the rate comes down at once, below the lowest ``lr_scale`` if need be, and the log says
+    so. Until the first reading Adam's update counts as of unit size; one of unknown size is not bounded yet.
 
     *Outside schedules* multiply. If one raises ``group["lr"]`` above its initial value, an absolute rate is
     divided by the highest factor so far: an outside schedule can lower a rate but not overheat it.
@@ -108,6 +111,7 @@ class Thermostat(Controller):
         inspect.signature(law_of(setpoint).want).bind(None, **options)  # a wrong option is a TypeError here
         self._setpoint, self._law = setpoint, law_of(setpoint)
         self._name = setpoint if isinstance(setpoint, str) else getattr(setpoint, "__name__", "function")
+        self._called = f"Thermostat({self._name})"
         self._options = options
         self._total_steps = total_steps
         self._floor = self._law.start(total_steps, **options)
@@ -182,7 +186,7 @@ class Thermostat(Controller):
             self._member = {name: cohort for name, cohort in self._member.items() if name not in fresh}
         self._start, self._frozen = first_seen(start, same, self._frozen)
         self._units = layer_units(self._start, same)
-        self._rates.attach(self._start, self._units)
+        self._rates.attach(self._start, self._units, self._layers and self._law.metric == "rms")
         layers = zip(start.names, self._units.layer.tolist(), start.numel, strict=True)
         self._known = {name: (unit, numel) for name, unit, numel in layers}
         self._asked = ()
@@ -210,6 +214,8 @@ class Thermostat(Controller):
         if reading is not None:
             self._readings += 1
             self._rates.size_up(reading)
+            for name, old, new, evidence, why in self._rates.hold(reading):
+                self._log.append(Action(step, self._called, name, "lr", old, new, evidence, why))
             if self._law.metric == "rms":
                 self._admit(reading, step)
             for name, cohort in self._cohorts.items():
@@ -244,10 +250,10 @@ class Thermostat(Controller):
         lever.readings += 1
         wanted = self._law.want(signals, **self._options)
         asked = math.nan if wanted is None else wanted.rate * cohort.gear.cut
-        turned = (0.0, "")
         if self._reverse:
             wanted = lowered(cohort, wanted, signals, step, self._total_steps or ANYTIME_STEPS)
-            turned = turning(reading, mask, units)
+        free = mask & ~np.isin(reading.group_of, self._rates.at_least)
+        turned = turning(reading, free, self._units.layer[: len(free)][free])
         reach = self._rates.reach(cohort.base)
         held = min(max(lever.value, reach[0]), reach[1])
         aim = aimed(lever, wanted, turned, reach)
@@ -261,7 +267,7 @@ class Thermostat(Controller):
         action = lever.aim(
             aim.rate,
             step,
-            controller=f"Thermostat({self._name})",
+            controller=self._called,
             group=name,
             kind="lr",
             evidence={**aim.evidence, **{k: v for k, v in check.items() if k not in aim.evidence}},
@@ -269,6 +275,8 @@ class Thermostat(Controller):
             tolerance=TOLERANCE,
         )
         self._log += [action] if action is not None else []
+        if "turning_bound" in aim.evidence:
+            lever.drop(aim.rate)
         rates = (asked, held, held * cohort.warmth(step, self._late_warmup))
         phis = (signals.phi, signals.phi_star)
         self._standing[name] = Standing(name, reading.step, *rates, *phis, why)
@@ -292,6 +300,7 @@ class Thermostat(Controller):
             *rates.values(),
             *self._rates.sizes.values(),
             *self._rates.peaks.values(),
+            *self._rates.least.values(),
             len(self._waiting),
         )
         if state != self._asked:  # else nothing moved: most steps of a long run
@@ -339,6 +348,7 @@ class Thermostat(Controller):
             "waiting": sorted(self._waiting),
             "sizes": dict(self._rates.sizes),
             "peaks": dict(self._rates.peaks),
+            "least": dict(self._rates.least),
             "log": [action.to_dict() for action in self._log],
             "standing": [standing.to_dict() for standing in self._standing.values()],
         }
@@ -366,6 +376,8 @@ class Thermostat(Controller):
         self._waiting.update(state["waiting"])
         self._rates.sizes.update((name, float(size)) for name, size in state["sizes"].items())
         self._rates.peaks.update((name, float(peak)) for name, peak in state["peaks"].items())
+        self._rates.read = self._readings > 0
+        self._rates.least.update((name, float(scale)) for name, scale in state.get("least", {}).items())
         self._log.extend(Action.from_dict(saved) for saved in state["log"])
         for standing in map(Standing.from_dict, state.get("standing", ())):
             self._standing[standing.rate] = standing

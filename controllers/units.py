@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Start
+from thermoopt.controllers.cohorts import turning
+from thermoopt.controllers.gear import SHARE
+from thermoopt.controllers.setpoints import Evidence
+from thermoopt.physics import Term
 
 __all__ = ["EQUILIBRIUM_RMS", "FALLBACK", "GroupRates", "Units", "first_seen", "layer_units"]
 
@@ -138,6 +142,9 @@ class GroupRates:
     Attributes:
         sizes: measured size of the update over Adam's, for groups whose optimizer has no Adam moments.
         peaks: largest factor by which an outside schedule has raised each group's lr above its initial value.
+        least: lowest lr_scale of groups whose layers would move too far at the one given.
+        read: whether there was a reading.
+        at_least: indices of the groups whose rate is held up by the lowest lr_scale.
     """
 
     def __init__(self, metric: str, lr_scale: tuple[float, float]) -> None:
@@ -145,9 +152,13 @@ class GroupRates:
         self._start: Start | None = None
         self.sizes: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
+        self.least: dict[str, float] = {}
+        self.at_least: list[int] = []
+        self.read = False
+        self._capped: dict[int, tuple[float, float]] = {}
 
-    def attach(self, start: Start, units: Units) -> None:
-        """Receive groups and units.
+    def attach(self, start: Start, units: Units, layers: bool) -> None:
+        """Receive groups and units, and whether the layers of a group have separate rates.
 
         Raises:
             ValueError: if a group's lr is 0 and the law yields an absolute rate.
@@ -160,6 +171,12 @@ class GroupRates:
                         f"absolute rate is expressed as a factor on it, got {lr!r}"
                     )
         self._start, self._units = start, units
+        sizes = np.maximum(np.asarray(start.rms), units.layer)
+        factor = np.array([units.factor[name] if layers else 1.0 for name in start.names])
+        numel, room = np.asarray(start.numel, dtype=np.float64), SHARE * sizes / factor
+        of = [np.asarray(start.group_of) == g for g in range(len(start.group_names))]
+        self._most = [float(room[own].min(initial=math.inf)) for own in of]
+        self._mean_factor = [float((numel * factor)[own].sum() / max(1.0, numel[own].sum())) for own in of]
 
     def size_up(self, reading: Reading) -> None:
         """Measure the updates of groups without Adam's moments relative to Adam's, which laws assume."""
@@ -197,9 +214,59 @@ class GroupRates:
         assert self._start is not None
         lo, hi = self._lr_scale
         if self._metric == "lr":
-            return min(max(rate, lo), hi)
+            return self._first(group, min(max(rate, lo), hi))
         scale = rate / self._one(group)
-        return min(max(scale, lo), hi) if math.isfinite(scale) else 1.0
+        lo = self.least.get(self._start.group_names[group], lo)
+        held = math.isfinite(scale) and 0 < scale < lo
+        if held != (group in self.at_least):
+            self.at_least = sorted({*self.at_least} ^ {group})
+        return self._first(group, min(max(scale, lo), hi)) if math.isfinite(scale) else 1.0
+
+    def hold(self, reading: Reading) -> Iterator[tuple[str, float, float, Evidence, str]]:
+        """Let the lowest lr_scale give way where it makes a layer move by more than the largest share.
+
+        Args:
+            reading: the newest.
+
+        Yields:
+            Group, lr_scale before and now, evidence, reason: of a bound that begins to bind.
+        """
+        assert self._start is not None
+        for group, (old, new) in self._capped.items():
+            reason = (
+                f"bound: until a reading, Adam's update counts as of unit size; {SHARE:g} of a layer a step"
+            )
+            yield self._start.group_names[group], old, new, {"turning_bound": (SHARE, 0.0)}, reason
+        self.read, self._capped = True, {}
+        for group, name in enumerate(self._start.group_names):
+            own = reading.seen & (reading.group_of == group)
+            share, layer = turning(reading, own, self._units.layer[: len(own)][own])
+            old, full = self.least.get(name, self._lr_scale[0]), self._full(group, reading.terms[:, own])
+            there = share * old / full if full > 0 else 0.0
+            if there > SHARE:  # at the lowest lr_scale it would move so far
+                self.least[name] = old * SHARE / there
+                reason = f"bound: {layer} would move by {there:.3g} of its size a step, lr_scale gives way"
+                evidence = {"turning": (there, math.nan), "turning_bound": (SHARE, 0.0)}
+                yield name, old, self.least[name], evidence, reason
+
+    def _full(self, group: int, terms: NDArray[np.float64]) -> float:
+        """Return the lr_scale that a group's layers had: lower than ours while others warm up or cool."""
+        assert self._start is not None
+        numel = terms[Term.NUMEL].sum()
+        lr = terms[Term.LR_NUMEL].sum() / numel if numel > 0 else math.nan
+        return float(lr / (self._start.lr[group] * self._mean_factor[group]))
+
+    def _first(self, group: int, scale: float) -> float:
+        """Return a scale within what is safe before anything was measured, for updates of Adam's size."""
+        assert self._start is not None
+        if self.read or not self._start.beta2[group] > 0:
+            return scale
+        most = self._most[group] / (
+            self._start.lr[group] * self.peaks.get(self._start.group_names[group], 1.0)
+        )
+        if scale > most:
+            self._capped[group] = (scale, most)
+        return min(scale, most)
 
     def reach(self, base: str) -> tuple[float, float]:
         """Return the bounds that ``lr_scale`` puts on rates: a target beyond them would only wind up.
@@ -211,9 +278,12 @@ class GroupRates:
         lo, hi = self._lr_scale
         if self._metric == "lr":
             return lo, hi
-        names = enumerate(self._start.group_names)
-        ones = [self._one(group) for group, name in names if base in ("all", name)]
-        return (lo * min(ones), hi * max(ones)) if all(map(math.isfinite, ones)) else (0.0, math.inf)
+        names = [(g, name) for g, name in enumerate(self._start.group_names) if base in ("all", name)]
+        ones = [self._one(group) for group, _ in names]
+        if not all(map(math.isfinite, ones)):
+            return 0.0, math.inf
+        least = [self.least.get(name, lo) * one for (_, name), one in zip(names, ones, strict=True)]
+        return min(least), hi * max(ones)
 
     def _one(self, group: int) -> float:
         """Return the rate of a group at lr_scale 1; NaN while the size of its update is unknown."""

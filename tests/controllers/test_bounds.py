@@ -1,0 +1,84 @@
+"""No configuration leaves a rate that moves a layer by more than a stated share of its size a step."""
+
+import pytest
+import torch
+
+from thermoopt import ThermoAdamW, ThermoScheduler, autotune
+from thermoopt.controllers import Chain, Cooling, Thermostat
+from thermoopt.controllers.gear import SHARE
+
+T = 40
+MORE = 1.25 * SHARE
+"""Readings are averages and come a step late: what a layer turns by may be a little more."""
+
+
+def largest_turns(controller, lr, *, lrs=None, sgd=False, steps=T):
+    """Train; return the largest share of max(rms, typical rms) that any layer moved by, of each step."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(10, 32), torch.nn.GELU(), torch.nn.Linear(32, 1))
+    x = torch.randn(256, 10)
+    y = x[:, :1] * x[:, 1:2]
+    typical = net[0].weight.detach().square().mean().sqrt().item()
+    groups = [
+        {"params": list(m.parameters()), "lr": r}
+        for m, r in zip((net[0], net[2]), lrs or (lr, lr), strict=True)
+    ]
+    scheduler = None
+    if sgd:
+        opt = torch.optim.SGD(groups, lr=lr)
+        scheduler = ThermoScheduler(opt, steps, shape="constant", controller=controller)
+    else:
+        opt = ThermoAdamW(groups, lr=lr, controller=controller)
+    turns = []
+    for t in range(steps):
+        opt.zero_grad()
+        i = torch.arange(32) + 32 * (t % 8)
+        (net(x[i]) - y[i]).square().mean().backward()
+        before = [p.detach().clone() for p in net.parameters()]
+        opt.step()
+        if scheduler is not None:
+            scheduler.step()
+        pairs = zip(before, net.parameters(), strict=True)
+        turns.append(max(float(_rms(p - b) / max(_rms(b), typical)) for b, p in pairs))
+    return turns
+
+
+def _rms(tensor):
+    return tensor.detach().square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (lambda: autotune(T, "respect_lr"), {"lr": 100.0}),
+        (lambda: autotune(T, "respect_lr"), {"lr": 1e-3, "lrs": (1e-3, 10.0)}),
+        (lambda: Chain(Thermostat("coherence"), Cooling(T)), {"lr": 10.0}),
+        (lambda: Chain(Thermostat("diffusion", reverse=False, kappa=50.0), Cooling(T)), {"lr": 1e-3}),
+        (lambda: autotune(4), {"lr": 1e-3, "steps": 4}),
+    ],
+    ids=["lr 100", "groups 1e4 apart", "user's lr 10", "law without gear", "four steps"],
+)
+def test_a_rate_is_held_to_what_a_layer_can_bear_and_the_log_says_so(make, options):
+    controller = make()
+    assert max(largest_turns(controller, **options)) < MORE
+    bounds = [a for a in controller.log if a.reason.startswith("bound: ")]
+    assert bounds
+    assert all(a.evidence["turning_bound"] == (SHARE, 0.0) for a in bounds)
+    assert all(a.new < a.old for a in bounds if "lr_scale" in a.reason)
+
+
+def test_of_an_optimizer_of_unknown_size_it_holds_from_the_first_reading_on():
+    controller = autotune(T)
+    turns = largest_turns(controller, 10.0, sgd=True)
+    assert turns[0] > 1  # the lr given, of which nothing was known
+    assert max(turns[2:]) < MORE
+    assert any(a.reason.startswith("bound: ") for a in controller.log)
+
+
+def test_a_bound_survives_a_checkpoint():
+    controller, other = autotune(T, "respect_lr"), autotune(T, "respect_lr")
+    largest_turns(controller, 100.0, steps=10)
+    thermostat, fresh = controller.controllers[0], other.controllers[0]
+    fresh.load_state_dict(thermostat.state_dict())
+    assert fresh.state_dict() == thermostat.state_dict()
+    assert fresh.state_dict()["least"]["group0"] < 1 / 4
