@@ -215,6 +215,7 @@ def bounded(rate: float, wanted: Wanted | None, share: float, layer: str) -> Wan
         share: largest share that a layer moves by at the rate held.
         layer: which.
     """
+    wanted = wanted if wanted is not None and math.isfinite(wanted.rate) else None
     asked = rate if wanted is None else wanted.rate
     if not (share > 0 and asked * share > rate * SHARE):
         return wanted

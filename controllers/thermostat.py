@@ -49,8 +49,8 @@ class Thermostat(Controller):
     have a separate rate, with the law's start, their own time and units, and a warm-up over a tenth of the
     run. Layers that have never had a gradient stay at the first step of that warm-up.
 
-    *Reverse gear.* A rate is lowered when gradient noise jumps, when half of the loss's progress is lost
-    again (if a loss is reported) (:mod:`thermoopt.controllers.gear`); the law's set-point is lowered with it.
+    *Reverse gear.* A rate is lowered when gradient noise jumps, and when half of a reported loss's progress
+    is lost again (:mod:`thermoopt.controllers.gear`); the law's set-point is lowered with it.
 
     *Bound.* With or without the gear, no layer is left to move by more than a quarter of max(its rms, its
     unit) per step: the rate comes down at once, below the lowest ``lr_scale`` if need be, and the log says
@@ -274,12 +274,11 @@ class Thermostat(Controller):
             reason=aim.reason,
             tolerance=TOLERANCE,
         )
-        self._log += [action] if action is not None else []
+        self._log += [] if action is None else [action]
         if "turning_bound" in aim.evidence:
             lever.drop(aim.rate)
-        rates = (asked, held, held * cohort.warmth(step, self._late_warmup))
-        phis = (signals.phi, signals.phi_star)
-        self._standing[name] = Standing(name, reading.step, *rates, *phis, why)
+        about = (asked, held, held * cohort.warmth(step, self._late_warmup), signals.phi, signals.phi_star)
+        self._standing[name] = Standing(name, reading.step, *about, why)
 
     def _mask(self, name: str, cohort: Cohort, reading: Reading) -> NDArray[np.bool_]:
         assert self._start is not None

@@ -254,12 +254,13 @@ class GroupRates:
         assert self._start is not None
         numel = terms[Term.NUMEL].sum()
         lr = terms[Term.LR_NUMEL].sum() / numel if numel > 0 else math.nan
-        return float(lr / (self._start.lr[group] * self._mean_factor[group]))
+        one = self._start.lr[group] * self._mean_factor[group]
+        return float(lr / one) if one > 0 else math.nan
 
     def _first(self, group: int, scale: float) -> float:
         """Return a scale within what is safe before anything was measured, for updates of Adam's size."""
         assert self._start is not None
-        if self.read or not self._start.beta2[group] > 0:
+        if self.read or not (self._start.beta2[group] > 0 and self._start.lr[group] > 0):
             return scale
         most = self._most[group] / (
             self._start.lr[group] * self.peaks.get(self._start.group_names[group], 1.0)
