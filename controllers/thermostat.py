@@ -52,9 +52,9 @@ class Thermostat(Controller):
     *Reverse gear.* A rate is lowered when gradient noise jumps, and when half of a reported loss's progress
     is lost again (:mod:`thermoopt.controllers.gear`); the law's set-point is lowered with it.
 
-    *Bound.* With or without the gear, no layer is left to move by more than a quarter of max(its rms, its
-    unit) per step: the rate comes down at once, below the lowest ``lr_scale`` if need be, and the log says
-    so. Until the first reading Adam's update counts as of unit size; one of unknown size is not bounded yet.
+    *Bound.* With the gear no layer is left to move by more than a quarter of max(its rms, its unit) per step:
+    the rate comes down at once, below the lowest ``lr_scale`` if need be, and the log says so. Until the
+    first reading Adam's update counts as of unit size; one of unknown size is not bounded yet.
 
     *Outside schedules* multiply. If one raises ``group["lr"]`` above its initial value, an absolute rate is
     divided by the highest factor so far: an outside schedule can lower a rate but not overheat it.
@@ -131,7 +131,7 @@ class Thermostat(Controller):
         self._cohorts: dict[str, Cohort] = {}
         self._member: dict[str, str] = {}  # cohort of each layer that joined late
         self._waiting: set[str] = set()  # layers that never had a gradient
-        self._rates = GroupRates(self._law.metric, self._lr_scale)
+        self._rates = GroupRates(self._law.metric, self._lr_scale, self._reverse)
         self._standing: dict[str, Standing] = {}
         self._log: list[Action] = []
         self._asked: tuple[Any, ...] = ()
@@ -250,10 +250,11 @@ class Thermostat(Controller):
         lever.readings += 1
         wanted = self._law.want(signals, **self._options)
         asked = math.nan if wanted is None else wanted.rate * cohort.gear.cut
+        turned = (0.0, "")
         if self._reverse:
             wanted = lowered(cohort, wanted, signals, step, self._total_steps or ANYTIME_STEPS)
-        free = mask & ~np.isin(reading.group_of, self._rates.at_least)
-        turned = turning(reading, free, self._units.layer[: len(free)][free])
+            free = mask & ~np.isin(reading.group_of, self._rates.at_least)
+            turned = turning(reading, free, self._units.layer[: len(free)][free])
         reach = self._rates.reach(cohort.base)
         held = min(max(lever.value, reach[0]), reach[1])
         aim = aimed(lever, wanted, turned, reach)

@@ -138,17 +138,18 @@ class GroupRates:
     Args:
         metric: ``"rms"`` or ``"lr"``.
         lr_scale: bounds of every group's lr_scale.
+        bounded: whether no layer may move by more than the largest share of its size a step.
 
     Attributes:
         sizes: measured size of the update over Adam's, for groups whose optimizer has no Adam moments.
         peaks: largest factor by which an outside schedule has raised each group's lr above its initial value.
         least: lowest lr_scale of groups whose layers would move too far at the one given.
-        read: whether there was a reading.
+        read: whether a reading was held to that share.
         at_least: indices of the groups whose rate is held up by the lowest lr_scale.
     """
 
-    def __init__(self, metric: str, lr_scale: tuple[float, float]) -> None:
-        self._metric, self._lr_scale = metric, lr_scale
+    def __init__(self, metric: str, lr_scale: tuple[float, float], bounded: bool) -> None:
+        self._metric, self._lr_scale, self._bounded = metric, lr_scale, bounded
         self._start: Start | None = None
         self.sizes: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
@@ -214,7 +215,7 @@ class GroupRates:
         assert self._start is not None
         lo, hi = self._lr_scale
         if self._metric == "lr":
-            return self._first(group, min(max(rate, lo), hi))
+            return min(max(rate, lo), hi)
         scale = rate / self._one(group)
         lo = self.least.get(self._start.group_names[group], lo)
         held = math.isfinite(scale) and 0 < scale < lo
@@ -232,6 +233,8 @@ class GroupRates:
             Group, lr_scale before and now, evidence, reason: of a bound that begins to bind.
         """
         assert self._start is not None
+        if not self._bounded:
+            return
         for group, (old, new) in self._capped.items():
             reason = (
                 f"bound: until a reading, Adam's update counts as of unit size; {SHARE:g} of a layer a step"
@@ -260,7 +263,7 @@ class GroupRates:
     def _first(self, group: int, scale: float) -> float:
         """Return a scale within what is safe before anything was measured, for updates of Adam's size."""
         assert self._start is not None
-        if self.read or not (self._start.beta2[group] > 0 and self._start.lr[group] > 0):
+        if self.read or not (self._bounded and self._start.beta2[group] > 0 and self._start.lr[group] > 0):
             return scale
         most = self._most[group] / (
             self._start.lr[group] * self.peaks.get(self._start.group_names[group], 1.0)
