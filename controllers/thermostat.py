@@ -278,8 +278,8 @@ class Thermostat(Controller):
         self._log += [] if action is None else [action]
         if "turning_bound" in aim.evidence:
             lever.drop(aim.rate)
-        about = (asked, held, held * cohort.warmth(step, self._late_warmup), signals.phi, signals.phi_star)
-        self._standing[name] = Standing(name, reading.step, *about, why)
+        rates = (asked, held, held * cohort.warmth(step, self._late_warmup))
+        self._standing[name] = Standing(name, reading.step, *rates, signals.phi, signals.phi_star, why)
 
     def _mask(self, name: str, cohort: Cohort, reading: Reading) -> NDArray[np.bool_]:
         assert self._start is not None

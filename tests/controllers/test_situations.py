@@ -178,7 +178,7 @@ def test_no_layer_turns_by_more_than_its_share(lr_factor):
         q = opt.reading.layers["0.weight"]
         shares.append(q.lr_eff * q.update_norm / q.param_norm)
     assert any(a.reason.startswith("bound:") and a.new < a.old for a in actions(opt))
-    assert all("turning" in a.evidence for a in actions(opt) if a.reason.startswith("bound:"))
+    assert all("turning_bound" in a.evidence for a in actions(opt) if a.reason.startswith("bound:"))
     assert max(shares[20:]) < 0.5
 
 

@@ -316,10 +316,10 @@ def test_each_group_at_its_own_rate():
 # ------------------------------------------------------------------ bounds
 
 
-@pytest.mark.parametrize(("law", "lr", "at"), [("angular", 1e-6, 4.0), ("angular", 10.0, 0.25)])
-def test_lr_scale_stays_within_its_bounds(law, lr, at):
+@pytest.mark.parametrize(("lr", "kappa", "at"), [(1e-6, 1.5, 4.0), (0.05, 0.02, 0.25)])
+def test_lr_scale_stays_within_its_bounds(lr, kappa, at):
     net = model()
-    opt = build(net, law, lr=lr, lr_scale=(0.25, 4.0))
+    opt = build(net, "angular", lr=lr, kappa=kappa, lr_scale=(0.25, 4.0))
     train(net, opt, 5)
     assert scale(opt) == at
 
@@ -681,7 +681,7 @@ def test_steps_with_nan_gradients_leave_the_controller_as_it_was(law):
 def test_scales_stay_as_they_are_where_nothing_was_read():
     start = Start(("w",), (0,), ("g",), (10,), (2,), (0.5,), (5,), (0.1,), (0.0,), (0.9,), (0.999,))
     for law in ("angular", "diffusion", "coherence", "polyak"):
-        thermostat = Thermostat(law, total_steps=100)
+        thermostat = Thermostat(law, total_steps=200)
         assert thermostat.update(None, 1).lr == 1.0  # nobody told it anything
         thermostat.attach(start)
         first = thermostat.update(None, 1)
@@ -689,7 +689,7 @@ def test_scales_stay_as_they_are_where_nothing_was_read():
         for step in range(2, 30):
             assert thermostat.update(None, step) == first
         assert thermostat.state_dict() == state
-        wanted = 1.5 * math.sqrt(3 / 100) * 0.5 / 0.1 if law in ("angular", "diffusion") else 1.0
+        wanted = 1.5 * math.sqrt(3 / 200) * 0.5 / 0.1 if law in ("angular", "diffusion") else 1.0
         assert first.lr == pytest.approx([wanted])
         assert first.weights is None
 
