@@ -244,8 +244,9 @@ class Thermostat(Controller):
             return
         units = self._units.layer[: len(mask)][mask]
         about: dict[str, Any] = {"total_steps": self._total_steps, "floor": self._floor}
-        about["absolute"] = self._law.metric == "rms"
-        signals = cohort_signals(cohort, reading, mask, units, step=step, **about)
+        signals = cohort_signals(
+            cohort, reading, mask, units, step=step, absolute=self._law.metric == "rms", **about
+        )
         lever = cohort.lever
         lever.readings += 1
         wanted = self._law.want(signals, **self._options)
@@ -259,19 +260,15 @@ class Thermostat(Controller):
         held = min(max(lever.value, reach[0]), reach[1])
         aim = aimed(lever, wanted, turned, reach)
         why = told(lever, aim, step, TOLERANCE)
-        check = {
-            "rate_wanted": (asked, math.nan),
-            "rate_held": (held, 0.0),
-            "phi": (signals.phi, math.nan),
-            "phi_star": (signals.phi_star, 0.0),
-        }
+        check = {"rate_wanted": (asked, math.nan), "rate_held": (held, 0.0)}
+        check |= {"phi": (signals.phi, math.nan), "phi_star": (signals.phi_star, 0.0)}
         action = lever.aim(
             aim.rate,
             step,
             controller=self._called,
             group=name,
             kind="lr",
-            evidence={**aim.evidence, **{k: v for k, v in check.items() if k not in aim.evidence}},
+            evidence={**aim.evidence, **check, **aim.evidence},
             reason=aim.reason,
             tolerance=TOLERANCE,
         )
