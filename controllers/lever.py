@@ -97,10 +97,6 @@ class Lever:
         self.target, self.acted = target, step
         return action
 
-    def drop(self, rate: float) -> None:
-        """Come down to a rate at once, without regard to slew limit and hold-off: a bound of safety binds."""
-        self.value, self.target = min(self.value, rate), min(self.target, rate)
-
     def move(self) -> float:
         """Move one step towards the target and return the value."""
         if self.target > self.value:

@@ -53,8 +53,8 @@ class Thermostat(Controller):
     is lost again (:mod:`thermoopt.controllers.gear`); the law's set-point is lowered with it.
 
     *Bound.* With the gear no layer is left to move by more than a quarter of max(its rms, its unit) per step:
-    the rate comes down at once, below the lowest ``lr_scale`` if need be, and the log says so. Until the
-    first reading Adam's update counts as of unit size; one of unknown size is not bounded yet.
+    the rate is lowered, below the lowest ``lr_scale`` if need be, and the log says so. Until the first
+    reading Adam's update counts as of unit size; one of unknown size is not bounded yet.
 
     *Outside schedules* multiply. If one raises ``group["lr"]`` above its initial value, an absolute rate is
     divided by the highest factor so far: an outside schedule can lower a rate but not overheat it.
@@ -273,8 +273,6 @@ class Thermostat(Controller):
             tolerance=TOLERANCE,
         )
         self._log += [] if action is None else [action]
-        if "turning_bound" in aim.evidence:
-            lever.drop(aim.rate)
         rates = (asked, held, held * cohort.warmth(step, self._late_warmup))
         self._standing[name] = Standing(name, reading.step, *rates, signals.phi, signals.phi_star, why)
 
@@ -298,6 +296,7 @@ class Thermostat(Controller):
             *self._rates.sizes.values(),
             *self._rates.peaks.values(),
             *self._rates.least.values(),
+            self._rates.read,
             len(self._waiting),
         )
         if state != self._asked:  # else nothing moved: most steps of a long run

@@ -6,7 +6,8 @@ import warnings
 import pytest
 import torch
 
-from thermoopt import CollapseDetector, EntropySplit, Observer, ThermoAdamW, autotune, diagnose
+from thermoopt import CollapseDetector, EntropySplit, Observer, ThermoAdamW, diagnose
+from thermoopt.controllers import Chain, Cooling, Thermostat
 
 
 def make(kind, params):
@@ -14,7 +15,10 @@ def make(kind, params):
         return torch.optim.AdamW(params, lr=1e3, weight_decay=10.0)
     if kind == "sgd":
         return torch.optim.SGD(params, lr=1e3)
-    controller = autotune(60, preset="respect_lr") if kind == "controlled" else None
+    held = Thermostat(
+        total_steps=60, lr_scale=(0.25, 4.0), reverse=False
+    )  # with the gear it would not diverge
+    controller = Chain(held, Cooling(60)) if kind == "controlled" else None
     return ThermoAdamW(params, lr=1e3, weight_decay=10.0, controller=controller)
 
 

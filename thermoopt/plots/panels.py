@@ -122,8 +122,8 @@ def frame(ax: Axes, title: str, grid: bool = True) -> None:
 
 
 def legend(ax: Axes, **options: Any) -> None:
-    """Add a legend in the common style."""
-    ax.legend(framealpha=0.85, edgecolor="none", fontsize=11, **options)
+    """Add a legend in the common style; it takes no part in the layout, where long names would squeeze panels."""
+    ax.legend(framealpha=0.85, edgecolor="none", fontsize=11, **options).set_in_layout(False)
 
 
 def binned(steps: NDArray[Any], values: Array, bins: int = BINS) -> tuple[Array, Array, Array, Array]:

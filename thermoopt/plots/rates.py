@@ -75,7 +75,7 @@ def rates_panel(ax: Axes, standings: Sequence[Standing]) -> None:
         for values, style, label in (
             ([s.wanted for s in own], {"lw": 6, "alpha": 0.3, "solid_capstyle": "butt"}, "wanted"),
             ([s.held for s in own], {"lw": 2}, "held"),
-            ([s.given for s in own], {"lw": 1.2, "ls": ":"}, "after warm-up and cooling"),
+            ([s.given for s in own], {"lw": 1.2, "ls": ":"}, "given"),
         ):
             y = gaps(np.array(values))
             line(ax, steps, np.where(y > 0, y, np.nan), color=color, label=f"{name}: {label}", **style)
