@@ -38,7 +38,7 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
             amplitude is held until ``chain.cool_now(steps)`` starts the quench.
         preset: ``"default"`` finds the rate from scratch; ``"finetune"`` starts from a small displacement
             budget; ``"respect_lr"`` stays within a factor of 4 of the optimizer's lr, with the same factor
-            for all layers of a group.
+            for all layers of a group, unless that lr moves a layer by more than a quarter of its size a step.
         shape: shape of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`).
 
     Raises:
