@@ -122,7 +122,7 @@ def frame(ax: Axes, title: str, grid: bool = True) -> None:
 
 
 def legend(ax: Axes, **options: Any) -> None:
-    """Add a legend in the common style; it takes no part in the layout, where long names would squeeze panels."""
+    """Add a legend in the common style; it takes no part in the layout: long names would squeeze panels."""
     ax.legend(framealpha=0.85, edgecolor="none", fontsize=11, **options).set_in_layout(False)
 
 
