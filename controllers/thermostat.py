@@ -254,7 +254,7 @@ class Thermostat(Controller):
         turned = (0.0, "")
         if self._reverse:
             wanted = lowered(cohort, wanted, signals, step, self._total_steps or ANYTIME_STEPS)
-            free = mask & ~np.isin(reading.group_of, self._rates.at_least)
+            free = mask & ~np.isin(reading.group_of, self._rates.held_up(lever.value))
             turned = turning(reading, free, self._units.layer[: len(free)][free])
         reach = self._rates.reach(cohort.base)
         held = min(max(lever.value, reach[0]), reach[1])
@@ -293,10 +293,7 @@ class Thermostat(Controller):
         rates = {n: c.lever.value * c.warmth(step, warmup) for n, c in self._cohorts.items()}
         state = (
             *rates.values(),
-            *self._rates.sizes.values(),
-            *self._rates.peaks.values(),
-            *self._rates.least.values(),
-            self._rates.read,
+            *self._rates.state(),
             len(self._waiting),
         )
         if state != self._asked:  # else nothing moved: most steps of a long run

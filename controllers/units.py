@@ -145,7 +145,6 @@ class GroupRates:
         peaks: largest factor by which an outside schedule has raised each group's lr above its initial value.
         least: lowest lr_scale of groups whose layers would move too far at the one given.
         read: whether a reading was held to that share.
-        at_least: indices of the groups whose rate is held up by the lowest lr_scale.
     """
 
     def __init__(self, metric: str, lr_scale: tuple[float, float], bounded: bool) -> None:
@@ -154,7 +153,6 @@ class GroupRates:
         self.sizes: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self.least: dict[str, float] = {}
-        self.at_least: list[int] = []
         self.read = False
         self._capped: dict[int, tuple[float, float]] = {}
 
@@ -208,7 +206,7 @@ class GroupRates:
 
     def state(self) -> tuple[float, ...]:
         """Return everything besides a rate that scales depend on."""
-        return (*self.sizes.values(), *self.peaks.values())
+        return (*self.sizes.values(), *self.peaks.values(), *self.least.values(), self.read)
 
     def scale(self, group: int, rate: float) -> float:
         """Return a group's lr_scale at a rate; 1 while the size of its update is unknown."""
@@ -218,10 +216,13 @@ class GroupRates:
             return min(max(rate, lo), hi)
         scale = rate / self._one(group)
         lo = self.least.get(self._start.group_names[group], lo)
-        held = math.isfinite(scale) and 0 < scale < lo
-        if held != (group in self.at_least):
-            self.at_least = sorted({*self.at_least} ^ {group})
         return self._first(group, min(max(scale, lo), hi)) if math.isfinite(scale) else 1.0
+
+    def held_up(self, rate: float) -> list[int]:
+        """Return the indices of the groups that the lowest lr_scale holds above a rate."""
+        assert self._start is not None
+        least = [self.least.get(name, self._lr_scale[0]) for name in self._start.group_names]
+        return [group for group, lo in enumerate(least) if 0 < rate / self._one(group) < lo]
 
     def hold(self, reading: Reading) -> Iterator[tuple[str, float, float, Evidence, str]]:
         """Let the lowest lr_scale give way where it makes a layer move by more than the largest share.

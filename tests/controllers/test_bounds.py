@@ -79,3 +79,29 @@ def test_a_bound_survives_a_checkpoint():
     fresh.load_state_dict(thermostat.state_dict())
     assert fresh.state_dict() == thermostat.state_dict()
     assert fresh.state_dict()["least"]["group0"] < 1 / 4
+
+
+def test_a_run_whose_lowest_lr_scale_gave_way_resumes_bit_for_bit():
+    torch.manual_seed(0)
+    start = torch.randn(6, 4)
+    gradients = [torch.randn(6, 4) for _ in range(40)]
+
+    def optimizer():
+        p = torch.nn.Parameter(start.clone())
+        return p, ThermoAdamW([p], lr=100.0, controller=autotune(40, "respect_lr"))
+
+    def run(p, opt, steps):
+        for t in steps:
+            p.grad = gradients[t].clone()
+            opt.step()
+
+    p, opt = optimizer()
+    run(p, opt, range(40))
+    q, first = optimizer()
+    run(q, first, range(20))
+    r, again = optimizer()
+    r.data.copy_(q.data)
+    again.load_state_dict(first.state_dict())
+    run(r, again, range(20, 40))
+    assert torch.equal(p, r)
+    assert [str(a) for a in opt.controller.log] == [str(a) for a in again.controller.log]
