@@ -31,7 +31,7 @@ from thermoopt.tensors.sampling import BLOCK, STRIDE, sample
 pytestmark = pytest.mark.dist
 
 F32, F64 = torch.float32, torch.float64
-STEPS, SAVED_AT = 14, 7
+STEPS, SAVED_AT = 10, 5
 
 
 def large():
@@ -58,7 +58,6 @@ KINDS = {
 }
 """Models and optimizers that are saved."""
 
-SAVES = [(kind, flat) for kind in KINDS for flat in (False, True)]
 LOADS = {
     **{(kind, kind): KINDS[kind] for kind in KINDS},
     ("monitor", "plain"): KINDS["plain"],
@@ -120,22 +119,22 @@ def options(flat):
     return StateDictOptions(flatten_optimizer_state_dict=flat)
 
 
-def saving(ranks, key, folder):
-    kind, flat = key
+def saving(ranks, kind, folder):
+    """Save in mid-run, nested and flat, and go on."""
     run = Run(ranks, kind, KINDS[kind])
     run.train(range(SAVED_AT))
-    model, optimizer = get_state_dict(run.model, run.optimizer, options=options(flat))
-    name = f"{folder}/{kind}-{flat}"
-    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=name)
+    for flat in (False, True):
+        model, optimizer = get_state_dict(run.model, run.optimizer, options=options(flat))
+        dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=f"{folder}/{kind}-{flat}")
     if run.scheduler is not None and ranks.rank == 0:
-        torch.save(run.scheduler.state_dict(), f"{name}.scheduler")
+        torch.save(run.scheduler.state_dict(), f"{folder}/{kind}.scheduler")
     if run.observer is not None:
-        torch.save(run.observer.state_dict(), f"{name}.observer.{ranks.rank}")
-    if kind == "autotuned" and not flat:
+        torch.save(run.observer.state_dict(), f"{folder}/{kind}.observer.{ranks.rank}")
+    if kind == "autotuned":
         full = StateDictOptions(full_state_dict=True, cpu_offload=True)
         states = get_state_dict(run.model, run.optimizer, options=full)
         if ranks.rank == 0:
-            torch.save(states, f"{name}.full")
+            torch.save(states, f"{folder}/{kind}.full")
     tree = run.tree()
     return {"tree": tree, **run.train(range(SAVED_AT, STEPS))}
 
@@ -158,10 +157,10 @@ def loading(ranks, key, folder):
         controller = run.optimizer.controller
         dry["steps"], dry["reading"] = run.optimizer.steps, run.optimizer.reading is None
         dry["log"] = 0 if controller is None else len(controller.log)
-    name = f"{folder}/{saved}-{flat}"
     # a checkpoint of plain AdamW holds nothing of ours
     planner = DefaultLoadPlanner(allow_partial_load=saved == "plain")
-    dcp.load({"model": model, "optimizer": optimizer}, checkpoint_id=name, planner=planner)
+    states = {"model": model, "optimizer": optimizer}
+    dcp.load(states, checkpoint_id=f"{folder}/{saved}-{flat}", planner=planner)
     set_state_dict(
         run.model,
         run.optimizer,
@@ -169,7 +168,7 @@ def loading(ranks, key, folder):
         optim_state_dict=optimizer,
         options=options(flat),
     )
-    warned = finish(run, name)
+    warned = finish(run, f"{folder}/{saved}")
     tree = run.tree()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
@@ -195,7 +194,7 @@ def finish(run, name):
 def loading_full(ranks, folder):
     """From one file with whole tensors, as torch.load gives it on every rank."""
     run = Run(ranks, "autotuned", KINDS["autotuned"])
-    model, optimizer = torch.load(f"{folder}/autotuned-False.full", weights_only=True)
+    model, optimizer = torch.load(f"{folder}/autotuned.full", weights_only=True)
     full = StateDictOptions(full_state_dict=True, cpu_offload=True)
     set_state_dict(run.model, run.optimizer, model_state_dict=model, optim_state_dict=optimizer, options=full)
     return {"tree": run.tree(), **run.train(range(SAVED_AT, STEPS))}
@@ -222,7 +221,7 @@ def rested(ranks, folder):
 def foreign_observer(ranks, folder):
     """Rank 0's observer state on all ranks: one file, as if there were one process."""
     run = Run(ranks, "tracked", KINDS["tracked"])
-    state = torch.load(f"{folder}/tracked-False.observer.0", weights_only=True)
+    state = torch.load(f"{folder}/tracked.observer.0", weights_only=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         run.observer.load_state_dict(state)
@@ -231,7 +230,7 @@ def foreign_observer(ranks, folder):
 
 
 def save_all(ranks, folder):
-    return each(ranks, saving, SAVES, folder)
+    return each(ranks, saving, KINDS, folder)
 
 
 def load_all(ranks, folder):
@@ -239,7 +238,7 @@ def load_all(ranks, folder):
     keys = [(saved, into, flat) for saved, into in LOADS for flat in flats]
     out = {"each": each(ranks, loading, keys, folder)}
     if ranks.world > 1:
-        out |= each(ranks, _named, OTHERS, folder)
+        out |= each(ranks, _named, [name for name in OTHERS if name != "rested" or ranks.world == 2], folder)
     return out
 
 
@@ -267,8 +266,8 @@ def folder(tmp_path_factory):
 def saved(folder):
     results = launch(save_all, 2, folder / "saving", str(folder))
 
-    def of(kind, flat):
-        found = [rank[kind, flat] for rank in results]
+    def of(kind):
+        found = [rank[kind] for rank in results]
         failed = [x for x in found if isinstance(x, str)]
         assert not failed, failed[0]
         return found
@@ -321,7 +320,7 @@ def test_a_dry_step_moves_nothing(loaded, into, flat):
         assert not differences(after, before, rtol=0.0, atol=0.0)
 
 
-@on_several
+@pytest.mark.parametrize("loaded", [2], indirect=True)
 def test_a_run_after_a_dry_step_is_that_without(loaded):
     """With weights that came in between, of three times the size: units and start are theirs."""
     for rank in loaded.results:
@@ -340,7 +339,7 @@ def _without(group, keys):
 @each_way
 @pytest.mark.parametrize("kind", ["autotuned", "monitor", "scheduled"])
 def test_what_groups_carry_is_loaded_whole(saved, loaded, kind, flat):
-    expected = saved(kind, flat)[0]["tree"]
+    expected = saved(kind)[0]["tree"]
     assert expected[0]
     for rank in loaded(kind, kind, flat):
         assert not differences(rank["tree"], expected, rtol=0.0, atol=0.0)
@@ -350,7 +349,7 @@ def test_what_groups_carry_is_loaded_whole(saved, loaded, kind, flat):
 @each_way
 def test_samples_that_borders_cut_are_the_only_ones_not_kept(saved, loaded, flat):
     """Of a large layer the blocks on a border between ranks are not sampled: they hold the present value."""
-    expected = saved("large", flat)[0]["tree"]
+    expected = saved("large")[0]["tree"]
     start = expected[0]["thermo"]["travel_start"]
     true = torch.cat([sample(p.detach(), STRIDE).reshape(-1) for p in large().parameters()])
     assert 0 < (start != true).sum() <= BLOCK
@@ -373,7 +372,7 @@ def test_the_run_goes_on_as_if_not_interrupted(saved, loaded, before, into, flat
     """Bit for bit on as many ranks as before; to rounding on fewer or more."""
     if before == "scheduled" and loaded.world == 1:
         pytest.skip("one process does not wait for others: a reading comes a step earlier")
-    expected = saved(before, flat)[0]
+    expected = saved(before)[0]
     if loaded.world == 2:
         tolerance = atol = 0.0
     else:
@@ -410,7 +409,7 @@ def test_an_observers_state_of_other_shards_is_not_taken_for_its_own(loaded, fla
 def test_plain_adamw_goes_on_from_a_monitors_checkpoint(saved, loaded, flat):
     """And the other way round: moments and step counts are torch's own."""
     for before, into in (("monitor", "plain"), ("plain", "monitor")):
-        expected = saved(before, flat)[0]["params"]
+        expected = saved(before)[0]["params"]
         for rank in loaded(before, into, flat):
             assert not differences(rank["params"], expected, rtol=0.0, atol=1e-13)
             if into == "monitor":
@@ -419,7 +418,7 @@ def test_plain_adamw_goes_on_from_a_monitors_checkpoint(saved, loaded, flat):
 
 @on_several
 def test_one_file_with_whole_tensors(saved, loaded):
-    expected = saved("autotuned", False)[0]
+    expected = saved("autotuned")[0]
     tolerance = 0.0 if loaded.world == 2 else 1e-9
     for rank in loaded.results:
         got = _of(rank, "loading_full")
