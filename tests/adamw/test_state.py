@@ -1,7 +1,9 @@
 """Nothing is lost: checkpoints, pickles and copies continue bit for bit."""
 
 import copy
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -87,6 +89,20 @@ def test_copies_go_on_like_the_original(clone):
     same_reading(opt.reading, opt2.reading)
     assert opt.history.steps.tolist() == opt2.history.steps.tolist() == [3, 6, 9, 12, 15]
     assert opt2.backend == "torch"
+
+
+def test_tensors_of_a_pickle_outlive_it():
+    """A spawned process gets tensors as file descriptors that it opens later: they must be open then."""
+    net = model()
+    opt = ThermoAdamW(net.named_parameters(), **OPTIONS)
+    train(net, opt, 4)
+    state = opt.__getstate__()
+    values = [value for group in state["param_groups"] for value in group["thermo"].values()]
+    held = [weakref.ref(value) for value in values if isinstance(value, torch.Tensor)]
+    del state, values
+    gc.collect()
+    assert len(held) > 1
+    assert all(ref() is not None for ref in held)
 
 
 def test_plain_adamw_checkpoints_go_both_ways():

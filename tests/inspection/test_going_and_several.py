@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support.saved_runs import record
+from tests.support.sink_runs import make_optimizer, train
 from thermoopt.inspection import InputError, follow_run, inspect_run
 from thermoopt.inspection.reading_bar import reading_bar
+from thermoopt.sinks import ParquetSink
 
 SMALL = {"layers": False}
 
@@ -41,10 +44,11 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
 
 
 def test_a_view_follows_a_growing_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each look finds more: no file, a run of 10 readings, no change, 15 more readings."""
+    """Each look finds more: no file, still none, a run of 10 readings, no change, 15 more readings."""
     path = tmp_path / "run.jsonl"
     looks = iter(
         [
+            lambda: None,  # as before: no new view
             lambda: record(path, 10, **SMALL),
             lambda: None,  # unchanged: no new view
             lambda: record(path, 25, **SMALL),
@@ -60,6 +64,37 @@ def test_a_view_follows_a_growing_record(tmp_path: Path, monkeypatch: pytest.Mon
     assert next(looks, None) is None
 
 
+def test_a_view_follows_readings_that_are_not_in_a_row_group_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "run.parquet"
+    sink = ParquetSink(path)
+    optimizer = make_optimizer(sink)
+
+    def look(seconds: float) -> None:
+        train(optimizer, 5, optimizer.steps)
+        sink.flush()
+
+    monkeypatch.setattr("thermoopt.inspection.follow.time.sleep", look)
+    views: list[str] = []
+    follow_run(path, say=views.append, views=3)
+    assert "it holds no reading yet" in views[0]
+    assert "5 readings to step 5" in views[1]
+    assert "10 readings to step 10" in views[2]
+    assert not path.exists()
+
+
+def test_what_cannot_be_read_ends_the_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.parquet"
+    path.write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(
+        InputError, match=r"run.parquet': Parquet needs pyarrow: pip install thermoopt\[record\]"
+    ):
+        follow_run(path, say=print)
+
+
 def test_a_terminal_is_redrawn_within_its_height(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.jsonl"
     record(path, 10, **SMALL)
@@ -67,7 +102,11 @@ def test_a_terminal_is_redrawn_within_its_height(tmp_path: Path, monkeypatch: py
     views: list[str] = []
     follow_run(path, say=views.append, views=1, height=7)
     assert views[0].startswith("\x1b[H\x1b[2J")
-    assert len(views[0].split("\n")) == 7
+    lines = views[0].split("\n")
+    assert len(lines) == 7
+    assert "10 readings to step 10" in lines[0]
+    assert lines[1].startswith("LOW    weight decay irrelevant")  # before what a low window cuts off
+    assert re.fullmatch(r"\(\d+ more lines in a higher window\)", lines[-1])
 
 
 class Terminal(io.StringIO):

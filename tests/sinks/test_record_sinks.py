@@ -27,7 +27,7 @@ from thermoopt import JSONLSink, Reading
 from thermoopt.account.reading import SKIP_CAUSES
 from thermoopt.physics import QUANTITIES, Term
 from thermoopt.record import SavedRun, reading_lines
-from thermoopt.sinks import ParquetSink, SinkQueue
+from thermoopt.sinks import CSVSink, ParquetSink, SinkQueue
 from thermoopt.sinks.append_file import AppendFile, close_member
 from thermoopt.sinks.beside import CAPACITY, Pipe
 from thermoopt.sinks.layer_rows import MAX_BYTES, MIN_ROWS, SUPERSEDED, Part, room
@@ -265,28 +265,50 @@ def test_a_disk_that_fills_while_rows_are_halved_loses_no_reading(
 # -------------------------------------------------------------------- processes
 
 
-def _child(sink: JSONLSink, writes: bool) -> None:
-    if writes:
-        feed(sink, range(1000, 1003))
-    else:
-        sink.flush()  # has nothing of its own
+def _child(sink: Any, answer: Any) -> None:
+    sink.flush()  # has nothing of its own
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        feed(sink, range(15, 25))
+    answer.put((sink.dropped, sink.unsent, [str(w.message) for w in caught]))
+    sink.close()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_worker_writes_nothing_twice(tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl.gz"
-    sink = JSONLSink(path, layers=False)
-    for step in range(1, 21):
+@pytest.mark.parametrize("name", ["run.jsonl.gz", "run.jsonl", "run.parquet", "run.csv"])
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_forked_worker_writes_nothing_twice(tmp_path: Path, name: str, begun: bool) -> None:
+    """Of a file that its parent has begun a child writes nothing, whatever it does with the sink."""
+    path = tmp_path / name
+    sink = {"t": ParquetSink, "v": CSVSink}.get(name[-1], JSONLSink)(path)
+    for step in range(1, 21) if begun else ():
         sink.write(reading(step))
+    fork = multiprocessing.get_context("fork")
+    answer = fork.SimpleQueue()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads, from Python 3.12 on
-        worker = multiprocessing.get_context("fork").Process(target=_child, args=(sink, False))
+        worker = fork.Process(target=_child, args=(sink, answer))
         worker.start()
-        worker.join()
-    sink.flush()
+    dropped, unsent, said = answer.get()
+    worker.join()
     assert worker.exitcode == 0
-    assert SavedRun.read(path).history.steps.tolist() == list(range(1, 21))
-    assert unzipped(path).count('"step":') == 20
+    assert unsent == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sink.close()
+    assert dropped == (10 if begun else 0)
+    assert len(said) == begun
+    assert all(f"belongs to process {os.getpid()}, from which this one was forked" in what for what in said)
+    want = list(range(1, 21) if begun else range(15, 25))
+    if name == "run.csv":
+        steps = [int(line.split(",")[0]) for line in path.read_text().splitlines()[1:]]
+        assert steps == [step for step in want for _ in range(3)]
+        return
+    run = SavedRun.read(path)
+    assert run.history.steps.tolist() == want
+    assert run.history.layer_steps.tolist() == want
+    if name == "run.jsonl.gz":
+        assert unzipped(path).count('"step":') == len(want)
 
 
 def test_a_pickled_sink_opens_its_file_again_and_waits_for_nothing(tmp_path: Path) -> None:
@@ -468,6 +490,56 @@ def test_a_disk_that_fills_while_a_row_group_closes(tmp_path: Path, monkeypatch:
     assert SavedRun.read(path).history.steps.tolist() == list(range(1, 81))
 
 
+def test_a_disk_that_fills_when_the_last_row_group_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "run.parquet"
+    sink = ParquetSink(path, max_rows=8)
+    feed(sink, range(1, 41))
+    with monkeypatch.context() as patched:
+        patched.setattr("thermoopt.sinks.parquet.os.fsync", full)
+        with pytest.warns(RuntimeWarning, match=r"last row group .* \(\[Errno 28\] .* run.journal.jsonl.gz"):
+            sink.close()
+    assert not path.exists()
+    run = SavedRun.read(path)
+    assert run.history.steps.tolist() == list(range(1, 41))
+    assert len(run.history.layer_steps) > 2
+    ParquetSink(path).close()
+    assert path.exists()
+    assert SavedRun.read(path).history.steps.tolist() == list(range(1, 41))
+
+
+def test_all_records_of_one_name_lie_side_by_side(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("run.jsonl.gz", "run.parquet", "run.jsonl", "run.csv")]
+    sinks = [JSONLSink(paths[0]), ParquetSink(paths[1]), JSONLSink(paths[2]), CSVSink(paths[3])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for sink in sinks:
+            feed(sink, range(1, 6))
+            sink.close()
+        for path in paths[:3]:
+            assert SavedRun.read(path).history.layer_steps.tolist() == [1, 2, 3, 4, 5]
+    assert len(list(tmp_path.iterdir())) == 2 + 4 + 2 + 1
+
+
+def test_what_stands_in_the_journal_of_a_damaged_parquet_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "run.parquet"
+    sink = ParquetSink(path, every=32)
+    feed(sink, range(1, 71))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(
+        RuntimeWarning, match=r"not whole, or no Parquet \(.*: shown is what stands in run.journal"
+    ):
+        run = SavedRun.read(path)
+    steps = run.history.steps.tolist()
+    assert steps == list(range(steps[0], 71))
+    assert run.history.layer_steps.tolist() == steps
+    sink._finish.detach()
+
+
 def test_damaged_and_foreign_parquet_is_named(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
@@ -487,8 +559,16 @@ def test_damaged_and_foreign_parquet_is_named(tmp_path: Path) -> None:
         run = SavedRun.read(path)
     assert 0 < len(run.history) < 300
     path.write_bytes(data[:-100])
-    with pytest.raises(ValueError, match="not whole, or no Parquet"):
+    with pytest.raises(ValueError, match=r"not whole, or no Parquet \([^\n]*\)$"):
         SavedRun.read(path)
+    for name in ("run.parquet", "run.jsonl"):
+        sink = (ParquetSink if name.endswith("t") else JSONLSink)(tmp_path / "sub" / name)
+        feed(sink, range(1, 3))
+        sink.close()
+        with pytest.raises(
+            ValueError, match="layers of a record; readings are in the file that it lies beside"
+        ):
+            SavedRun.read(tmp_path / "sub" / name.replace("run", "run.layers"))
     other = tmp_path / "other.parquet"
     pq.write_table(pa.table({"a": [1]}), other)
     with pytest.raises(ValueError, match="not one of readings"):
@@ -531,9 +611,9 @@ def test_since_and_layers_leave_out_the_rest(tmp_path: Path) -> None:
     assert run.history.layers("r").shape == (31, 2)
     assert set(run.start_norms) == set(NAMES)  # those of the start, wherever one begins to look
     np.testing.assert_allclose(run.start_norms["a.weight"], reading(1).terms[Term.TT, 0], rtol=2e-5)
-    with pytest.raises(ValueError, match="no reading since step 51"):
+    with pytest.raises(ValueError, match="no reading since step 51; the newest is of step 50"):
         SavedRun.read(tmp_path / "run.jsonl", since=51)
-    with pytest.raises(ValueError, match=r"no layer matches 'x\*'; it has 3: a.weight"):
+    with pytest.raises(ValueError, match=r"no layer matches 'x\*'; it has 3: a.weight, b.weight, c.bias$"):
         SavedRun.read(tmp_path / "run.jsonl", layers="x*")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import errno
+import gzip
 import json
 import math
 import os
@@ -220,11 +221,11 @@ def test_two_optimizers_that_share_a_file_are_told_and_both_are_in_it(tmp_path: 
 
 def test_csv_holds_every_reading_and_one_header(tmp_path: Path) -> None:
     path = tmp_path / "sub" / "run.csv"
-    readings = []
-    for steps in (2, 3):
-        optimizer = make_optimizer(CSVSink(path))
-        readings += train(optimizer, steps)
-        optimizer.sinks.flush()
+    optimizer = make_optimizer(CSVSink(path))
+    readings = train(optimizer, 3)
+    optimizer.sinks.flush()
+    readings += train(optimizer, 2, 3)
+    optimizer.sinks.flush()
     text = path.read_text()
     assert text.count("step,scope") == 1
     with path.open(newline="") as file:
@@ -257,19 +258,66 @@ def test_csv_quotes_group_names(tmp_path: Path) -> None:
         assert [row["scope"] for row in csv.DictReader(file)] == ["total", 'a,"b"']
 
 
-def test_a_torn_csv_line_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["run.csv", "run.csv.gz"])
+def test_a_resumed_csv_holds_each_step_once(tmp_path: Path, name: str) -> None:
+    """Resumed by a new process, and by a checkpoint loaded in this one, before and after a flush."""
+    path = tmp_path / name
+    optimizer = make_optimizer(CSVSink(path))
+    train(optimizer, 4)
+    saved = copy.deepcopy(optimizer.state_dict())
+    train(optimizer, 4, 4)
+    optimizer.load_state_dict(saved)
+    train(optimizer, 6, 40)  # 5 to 8 wait to be written, or are
+    optimizer.sinks.flush()
+    resumed = make_optimizer(CSVSink(path))
+    resumed.load_state_dict(saved)
+    want = [float(f"{r.total.sigma:.4g}") for r in train(resumed, 3, 80)]
+    resumed.sinks.flush()
+    del optimizer, resumed
+    with (gzip.open if name.endswith(".gz") else open)(path, "rt", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["step"]), row["scope"]) for row in rows] == [
+        (step, scope) for step in range(1, 8) for scope in ("total", *GROUPS)
+    ]
+    assert [float(row["sigma"]) for row in rows if row["scope"] == "total"][4:] == want
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("last", ["3,total,0.1", "2,total,0.1", "25"])
+def test_a_torn_csv_line_is_dropped(tmp_path: Path, last: str) -> None:
     path = tmp_path / "run.csv"
-    for last in (False, True):
-        optimizer = make_optimizer(CSVSink(path))
-        train(optimizer, 1)
-        optimizer.sinks.flush()
-        if not last:
-            with path.open("a") as file:
-                file.write("2,total,0.1")
-    lines = path.read_text().splitlines()
-    assert len(lines) == 1 + 3 + 1 + 3
-    assert lines[4] == "2,total,0.1"
-    assert lines[5].startswith("1,total,")
+    optimizer = make_optimizer(CSVSink(path))
+    train(optimizer, 3)
+    optimizer.sinks.flush()
+    whole = path.read_text()
+    path.write_text("".join(whole.splitlines(True)[:-1]) + last)
+    CSVSink(path)
+    assert path.read_text() == "".join(whole.splitlines(True)[:-1])
+    path.write_text(whole[:11])
+    CSVSink(path)
+    assert path.read_text() == whole.splitlines(True)[0]
+
+
+def test_another_table_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text("epoch,accuracy\n1,0.5")
+    with pytest.raises(
+        ValueError, match=r"must be a new file or one with the columns step, .*'epoch,accuracy'"
+    ):
+        CSVSink(path)
+    assert path.read_text() == "epoch,accuracy\n1,0.5"
+
+
+def test_two_that_share_a_table_are_told_and_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.csv"
+    one, two = make_optimizer(CSVSink(path)), make_optimizer(CSVSink(path))
+    train(one, 2)
+    one.sinks.flush()
+    train(two, 2)
+    with pytest.warns(RuntimeWarning, match="another process writes to .*: steps will occur twice in it"):
+        two.sinks.flush()
+    with path.open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["scope"] == "total"] == ["1", "2"] * 2
 
 
 # -------------------------------------------------------------------- the queue

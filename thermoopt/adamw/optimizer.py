@@ -323,9 +323,9 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what pickle and deepcopy keep: all but sinks and process group."""
+        """Return what pickle and deepcopy keep, all but sinks and process group; its tensors outlive it."""
         self.follow_groups()
-        snapshots = export_groups(self.param_groups, self._ledger, self._loop)
+        snapshots = self._handed_over = export_groups(self.param_groups, self._ledger, self._loop)
         groups = [{**group, KEY: held} for group, held in zip(self.param_groups, snapshots, strict=True)]
         keep = {
             "controller": self.controller,

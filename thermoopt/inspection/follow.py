@@ -11,8 +11,9 @@ from datetime import datetime
 from pathlib import Path
 
 from thermoopt.diagnosis import diagnose
+from thermoopt.inspection.input_error import InputError
 from thermoopt.inspection.run_tables import layer_table, total_table
-from thermoopt.record import SavedRun
+from thermoopt.record import SavedRun, journal_path
 
 __all__ = ["follow_run"]
 
@@ -50,16 +51,15 @@ def follow_run(
         say: takes a view as one text.
         width, height: of the terminal.
         views: end after this many; None never ends.
+
+    Raises:
+        InputError: for a file that cannot be read, or not without an extra.
     """
-    seen: tuple[int, float] | None = None
+    seen: object = ()
     shown = 0
     while views is None or shown < views:
-        try:
-            found = os.stat(path)
-            now = (found.st_size, found.st_mtime)
-        except FileNotFoundError:
-            now = None
-        if now is not None and now == seen:
+        now = _state(path)
+        if now == seen:
             time.sleep(EVERY)
             continue
         seen = now
@@ -67,10 +67,30 @@ def follow_run(
         lines = _view(path, since, layers, width) if now is not None else [f"waiting for {path}"]
         took = time.monotonic() - began
         clear = _CLEAR if sys.stdout.isatty() else ""
-        say(clear + "\n".join(lines[:height] if clear else lines))
+        say(clear + "\n".join(_cut(lines, height) if clear else lines))
         shown += 1
         if views is None or shown < views:
             time.sleep(max(EVERY, PATIENCE * took))
+
+
+def _state(path: Path) -> list[tuple[int, float]] | None:
+    """Size and time of the files in which readings stand, None where there is none yet."""
+    parts = [path, journal_path(path)] if path.suffix == ".parquet" else [path]
+    found = []
+    for part in parts:
+        try:
+            stat = os.stat(part)
+        except FileNotFoundError:
+            continue
+        found.append((stat.st_size, stat.st_mtime))
+    return found or None
+
+
+def _cut(lines: list[str], height: int) -> list[str]:
+    """As many lines as a terminal has, with a word on those left out."""
+    if len(lines) <= height:
+        return lines
+    return [*lines[: height - 1], f"({len(lines) - height + 1} more lines in a higher window)"]
 
 
 def _view(path: Path, since: int | None, layers: str | None, width: int) -> list[str]:
@@ -80,20 +100,19 @@ def _view(path: Path, since: int | None, layers: str | None, width: int) -> list
             run = SavedRun.read(path, since=since, layers=layers)
         except ValueError as error:
             return [f"{error}", "waiting for the next reading"]
+        except (ImportError, OSError) as error:
+            raise InputError("run", path, str(getattr(error, "strerror", None) or error)) from error
     history = run.history
-    loss = f", loss {run.losses.values[-1]:.4g}" if len(run.losses.values) else ""
     report = diagnose(run)
     lines = [
-        f"{path}: {len(history)} readings to step {run.steps}{loss}; {datetime.now():%H:%M:%S} (Ctrl-C ends)",
+        f"{path}: {len(history)} readings to step {run.steps}; {datetime.now():%H:%M:%S} (Ctrl-C ends)",
         *(str(warning.message).removeprefix(f"{path}: ") for warning in caught),
-        "",
-        *total_table(run).lines(width),
-        "",
         *(f"{f.confidence:6} {f.kind.replace('_', ' ')}: {f.message}" for f in report.findings[:6]),
         *([] if report.findings else [report.summary]),
     ]
     if run.notes:
-        lines += ["", "noted: " + ", ".join(f"{n['note']} at step {n['step']}" for n in run.notes[-4:])]
+        lines.append("noted: " + ", ".join(f"{n['note']} at step {n['step']}" for n in run.notes[-4:]))
+    lines += ["", *total_table(run).lines(width)]
     if history.layer_names:
         lines += ["", *layer_table(run, LAYERS, 32).lines(width)]
     return lines

@@ -50,15 +50,19 @@ _LAYERS = (
 )
 
 
+_NOT_ALWAYS = ("loss", "rho", "distance")
+"""Quantities that are left out where no loss was reported, or no observer tracked them."""
+
+
 def total_table(run: SavedRun) -> Table:
-    """Quantities of all parameters together: first, halfway, last, and the course between."""
+    """Loss, and quantities of all parameters together: first, halfway, last, and the course between."""
     history = run.history
     middle = int(np.searchsorted(history.steps, run.steps / 2))
     rows = []
-    for name, words, form in _TOTALS:
-        values = history.total(name)
-        if name in ("rho", "distance") and not np.isfinite(values).any():
-            continue  # only there where an observer tracked it
+    for name, words, form in (("loss", "loss", ".4g"), *_TOTALS):
+        values = history.losses if name == "loss" else history.total(name)
+        if name in _NOT_ALWAYS and not np.isfinite(values).any():
+            continue
         shown = (values[-1], values[middle], values[0])
         cells = [_number(v, form) for v in shown]
         rows.append((words, cells[0], course(values, 2 * COURSE), cells[1], cells[2]))

@@ -88,31 +88,39 @@ def read_parquet(
     whole = Trajectory("parquet")
     meta: Mapping[str, Any] = {}
     journal = journal_path(path)
+    waiting = journal.exists() and journal.stat().st_size > 0
+    file = None
     if path.exists() or not journal.exists():
+        path.open("rb").close()  # the system's own words where it cannot be read
         try:
             file = pq.ParquetFile(path)
             meta = json.loads((file.metadata.metadata or {}).get(META, b"null"))
-        except FileNotFoundError:
-            raise
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"{path}: not whole, or no Parquet ({error})") from error
+            what = f"not whole, or no Parquet ({_words(error)})"
+            if not waiting:
+                raise ValueError(f"{path}: {what}") from error
+            told.append(f"{what}: shown is what stands in {journal.name} alone")
+    if file is not None:
         if isinstance(meta, Mapping) and meta.get("version", VERSION) != VERSION:
             raise ValueError(
                 f"{path}: a record of version {meta['version']!r}; this thermoopt reads {VERSION}: update it"
             )
-        if not isinstance(meta, Mapping) or "step" not in file.schema_arrow.names:
+        if {"step", "layer"} <= set(file.schema_arrow.names):
+            raise ValueError(f"{path}: layers of a record; readings are in the file that it lies beside")
+        if not isinstance(meta, Mapping) or not {"step", "scope"} <= set(file.schema_arrow.names):
             raise ValueError(f"{path}: a Parquet file, but not one of readings (ParquetSink writes them)")
         for i in range(file.num_row_groups):
             try:
                 table = file.read_row_group(i)
             except (pa.ArrowException, OSError) as error:
-                told.append(f"row group {i + 1} of {file.num_row_groups} is damaged ({error}): passed over")
+                which = f"row group {i + 1} of {file.num_row_groups}"
+                told.append(f"{which} is damaged ({_words(error)}): passed over")
                 continue
             _take(whole, table)
             if progress is not None:
                 progress(i + 1, file.num_row_groups)
     skipped, notes = dict(meta.get("skipped", {})), list(meta.get("notes", []))
-    if journal.exists() and journal.stat().st_size:
+    if waiting:
         reader = Reader(str(journal))
         for line in lines(journal):
             reader.take(line)
@@ -129,8 +137,13 @@ def read_parquet(
     for segment in whole.segments:
         segment.session = ""
     if not whole.segments:
-        raise ValueError(f"{path}: it holds no reading")
+        raise ValueError(f"{path}: it holds no reading yet")
     return whole, skipped, notes, [], told
+
+
+def _words(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _take(whole: Trajectory, table: Any) -> None:

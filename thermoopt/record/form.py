@@ -258,7 +258,11 @@ def journal_path(path: Path) -> Path:
 
 
 def layer_path(path: Path) -> Path:
-    """Where the rows of layers of a record lie: ``run.jsonl.gz`` has ``run.layers.jsonl.gz``."""
-    stem, *rest = re.split(r"(?=\.jsonl(?:\.gz)?$|\.parquet$|\.gz$)", path.name)
-    ending = "".join(rest)
-    return path.with_name(f"{stem}.layers{'.jsonl.gz' if ending == '.parquet' else ending}")
+    """Where the rows of layers of a record lie: ``run.jsonl.gz`` has ``run.layers.jsonl.gz``.
+
+    Those of ``run.parquet`` lie beside its journal, so that it can be kept next to a ``run.jsonl.gz``.
+    """
+    if path.suffix == ".parquet":
+        path = journal_path(path)
+    stem, *rest = re.split(r"(?=\.jsonl(?:\.gz)?$|\.gz$)", path.name)
+    return path.with_name(f"{stem}.layers{''.join(rest)}")

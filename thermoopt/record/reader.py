@@ -156,6 +156,10 @@ class Reader:
                 f"{self._where}, line {number}: a record of version {version!r}; this thermoopt reads 1 and "
                 f"{VERSION}: update it"
             )
+        if "layout" in head:
+            raise ValueError(
+                f"{self._where}: layers of a record; readings are in the file that it lies beside"
+            )
         try:
             self._scopes = tuple(map(str, head["scopes"]))
             self._columns = [COLUMN.get(name, -1) for name in head["quantities"]]

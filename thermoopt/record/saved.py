@@ -121,10 +121,11 @@ class SavedRun:
         history = SavedHistory(readings, rows)
         norms, names = history.start_norms(), set(history.layer_names)
         if since is not None:
+            newest = readings.newest
             readings.since(since)
             history = SavedHistory(readings, rows)
             if not len(history):
-                raise ValueError(f"{path}: no reading since step {since}")
+                raise ValueError(f"{path}: no reading since step {since}; the newest is of step {newest}")
         if layers is not None:
             history = history.only(_matching(history.layer_names, layers, path))
         for what in told:
@@ -232,6 +233,7 @@ def _matching(names: list[str], patterns: str, path: Path) -> list[str]:
     wanted = [pattern.strip() for pattern in patterns.split(",")]
     found = [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
     if not found:
-        some = ", ".join(names[:3])
-        raise ValueError(f"{path}: no layer matches {patterns!r}; it has {len(names)}: {some}, …")
+        some = ", ".join([f"{len(names)}: {names[0]}", *names[1:3]]) if names else "none"
+        more = ", …" if len(names) > 3 else ""
+        raise ValueError(f"{path}: no layer matches {patterns!r}; it has {some}{more}")
     return found

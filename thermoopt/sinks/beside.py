@@ -61,7 +61,8 @@ class Pipe:
 
     A full queue makes :meth:`put` wait, with one warning. While the writer fails, nothing waits: items are
     kept, the writer is retried, and :meth:`put` or :meth:`flush` warns. A forked child has neither the
-    parent's items nor its thread; its own items are written by its own thread.
+    parent's items nor its thread. Where the parent has begun to write, the child writes nothing: its items
+    are dropped, with a warning; otherwise they are written by a thread of its own.
 
     Args:
         writer: writes the items.
@@ -83,7 +84,7 @@ class Pipe:
         self._attempts = 0
         self._failure: Exception | None = None
         self._closing = False
-        self._told = {"failure": False, "full": False, "dropped": False}
+        self._told = {"failure": False, "full": False, "dropped": False, "forked": False, "unwritten": False}
         self._said: set[str] = set()
         self.dropped = 0
         self.waited = 0.0
@@ -91,7 +92,7 @@ class Pipe:
     @property
     def unsent(self) -> int:
         """Number of items not written yet."""
-        return len(self._items) if self._process == os.getpid() else 0
+        return len(self._items) if self.mine else 0
 
     @property
     def mine(self) -> bool:
@@ -100,7 +101,10 @@ class Pipe:
 
     def put(self, item: Any) -> None:
         """Add one item."""
-        if self._process != os.getpid():
+        if not self.mine:
+            if self._thread is not None:  # the file is the parent's, whose lock is not to be trusted here
+                self._leave_out()
+                return
             self._writer.restart()
             self._begin()
         with self._changed:
@@ -120,7 +124,7 @@ class Pipe:
 
     def flush(self) -> None:
         """Wait until all items are on file, or an attempt to write them has failed."""
-        if self._process != os.getpid() or self._thread in (None, threading.current_thread()):
+        if not self.mine or self._thread in (None, threading.current_thread()):
             return
         with self._changed:
             self._asked += 1
@@ -139,7 +143,7 @@ class Pipe:
 
     def close(self) -> None:
         """Flush and end the thread; at exit and when the sink is gone."""
-        if self._process != os.getpid():
+        if not self.mine:
             return
         if self._thread is threading.current_thread():  # it collected the garbage that the sink was part of
             self._asked += 1
@@ -151,13 +155,30 @@ class Pipe:
             self._changed.notify_all()
         if self._thread is not None:
             self._thread.join(timeout=ENDING)
-        if self._items:
+            if self._thread.is_alive():
+                print(f"{self._name}: not complete after {ENDING:.0f} s, left as it is", file=sys.stderr)
+        self._tell()
+        if self._items and not self._told["unwritten"]:
+            self._told["unwritten"] = True
             print(
                 f"{self._name}: {len(self._items)} readings were not written ({self._failure!r})",
                 file=sys.stderr,
             )
 
     # ---------------------------------------------------------------- the training thread
+
+    def _leave_out(self) -> None:
+        """Drop an item of a forked child."""
+        self.dropped += 1
+        if not self._told["forked"]:
+            self._told["forked"] = True
+            warnings.warn(
+                f"sink {self._name} belongs to process {self._process}, from which this one was forked: the "
+                "readings of this one are left out, and counted in .dropped. To record them, make the "
+                "optimizer and its sinks here",
+                RuntimeWarning,
+                stacklevel=6,
+            )
 
     def _wait_for_room(self) -> None:
         began = time.monotonic()
@@ -178,7 +199,7 @@ class Pipe:
             told["failure"] = True
             warnings.warn(
                 f"sink {self._name} raised {failure!r}; training goes on, its readings are kept and offered "
-                "again with the next one",
+                "again every second",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -266,7 +287,7 @@ class Pipe:
         try:
             self._writer.end()
         except Exception as error:  # as above
-            self._failure = error
+            self._writer.news.append(f"could not be completed at its end ({error})")
 
     def _due(self) -> bool:
         return (

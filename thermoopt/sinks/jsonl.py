@@ -44,27 +44,18 @@ class RecordWriter:
         owner: for messages.
         layers: whether there is a file of layers.
         max_rows, max_events: its rows.
-        beside: the file of layers; None derives it from the path.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        owner: str,
-        layers: bool,
-        max_rows: int,
-        max_events: int,
-        beside: Path | None = None,
-    ) -> None:
-        self._arguments = (path, owner, layers, max_rows, max_events, beside or layer_path(path))
+    def __init__(self, path: Path, owner: str, layers: bool, max_rows: int, max_events: int) -> None:
+        self._arguments = (path, owner, layers)
         self._most = (max_rows, max_events)
         self.news: list[str] = []
         self._open()
 
     def _open(self) -> None:
-        path, owner, layers, _, _, beside = self._arguments
+        path, owner, layers = self._arguments
         self._file = AppendFile(path, owner)
-        self.rows = LayerFile(beside, owner) if layers else None
+        self.rows = LayerFile(layer_path(path), owner) if layers else None
         self.session = uuid.uuid4().hex[:8]
         self._started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         self._head: _Layout | None = None

@@ -54,7 +54,7 @@ class ParquetSink(FileSink):
     ``scope``, ``loss`` and one per quantity; pandas and polars read it in one call. A row group is closed
     every ``every`` readings: a new file is written beside the old one, synced and renamed, so that the file
     is complete at any time. Later readings are in ``run.journal.jsonl.gz``. Layers are kept in
-    ``run.layers.jsonl.gz`` as by :class:`JSONLSink`, and, when the sink is closed or at exit, also in
+    ``run.journal.layers.jsonl.gz`` as by :class:`JSONLSink`, and, when the sink is closed or at exit, also in
     ``run.layers.parquet`` with the columns ``step``, ``layer``, ``why`` and one per quantity. Everything else
     is as for :class:`JSONLSink`, and ``thermoopt inspect`` reads all of it.
 
@@ -107,7 +107,7 @@ class _Groups(RecordWriter):
         self._path, self._every = path, every
         self._mine = True
         _check_file(path)
-        super().__init__(journal_path(path), "ParquetSink", layers, max_rows, max_events, layer_path(path))
+        super().__init__(journal_path(path), "ParquetSink", layers, max_rows, max_events)
 
     def _open(self) -> None:
         super()._open()
@@ -127,18 +127,20 @@ class _Groups(RecordWriter):
                 self._in_journal = 0  # the journal holds them; the next group takes them along
                 self.news.append(f"no row group could be closed ({error}); the journal goes on")
 
-    def restart(self) -> None:
-        """Go on in a journal that someone else may be making row groups of: it is left to them."""
-        RecordWriter._open(self)
-        self._mine = False
-
     def end(self) -> None:
         """Close the last row group, and write the layers' table."""
-        self._close_group()
-        if self.rows is not None and layer_path(self._path).exists():
-            table = layer_table(layer_rows(lines(layer_path(self._path)), []))
-            if table is not None:
-                _write(layer_path(self._path).with_name(f"{self._path.stem}.layers.parquet"), [table], {})
+        try:
+            self._close_group()
+            if self.rows is not None and layer_path(self._path).exists():
+                table = layer_table(layer_rows(lines(layer_path(self._path)), []))
+                if table is not None:
+                    _write(self._path.with_name(f"{self._path.stem}.layers.parquet"), [table], {})
+        except OSError as error:
+            self.news.append(
+                f"the last row group or the table of layers could not be written ({error}); all is in "
+                f"{self._file.path.name} and beside it: thermoopt inspect reads it, and a ParquetSink opened "
+                "on this path makes row groups of it"
+            )
 
     def _begin_journal(self) -> None:
         self._journal = uuid.uuid4().hex
