@@ -38,16 +38,16 @@ __all__ = ["Inspection", "inspect_run"]
 Say = Callable[[str], None]
 
 MAX_LAYERS = 32
-"""Layers listed in a terminal; of more, those furthest from r = 1."""
+"""Layers listed in a terminal: those furthest from r = 1."""
 
 PAGE_LAYERS = 2000
-"""Layers listed on a page, likewise: 500 bytes each, so that the page stays under 3 MB."""
+"""Layers listed on a page, chosen likewise: 500 bytes each, so that the page stays under 3 MB."""
 
 NAME = 32
-"""Characters of a layer's name in a terminal; the end is kept, which distinguishes layers of a block."""
+"""Characters of a layer's name in a terminal; its end is kept, which distinguishes the layers of a block."""
 
 MAX_COMPARED = 8
-"""Runs in one picture, whose colours can be told apart. The table has all runs."""
+"""Runs in one picture, as many as have distinguishable colours. The table has all runs."""
 
 
 @dataclass
@@ -81,8 +81,8 @@ def inspect_run(
     """Read a saved run; say what it did and what is wrong with it; draw it; write a page about it.
 
     Several runs, or a folder that holds several, are shown side by side: a table, one picture, the findings
-    of each. A file called ``history.jsonl`` is taken for a run of the demo, and ``loss.csv`` and
-    ``actions.jsonl`` next to it for that run's.
+    of each. A file called ``history.jsonl`` counts as a run of the demo, and ``loss.csv`` and
+    ``actions.jsonl`` next to it as that run's losses and actions.
 
     Args:
         run: a record, a folder of records, or several of these.
@@ -94,10 +94,10 @@ def inspect_run(
         since: leave out readings before this step.
         layers: leave out layers that do not match: ``*`` and ``?`` as in a shell, commas between patterns.
         say: called with every line.
-        width: columns of the terminal; None finds out.
+        width: columns of the terminal; None asks it.
 
     Returns:
-        The :class:`Inspection`; for several runs, what was found of each.
+        The :class:`Inspection`; for several runs, one for each.
 
     Raises:
         InputError: an argument cannot be used; nothing was written.

@@ -18,10 +18,10 @@ from thermoopt.record import SavedRun, journal_path
 __all__ = ["follow_run"]
 
 EVERY = 2.0
-"""Seconds between looks at the file, as often as a record is written."""
+"""Seconds between checks of the file, as often as a record is written."""
 
 PATIENCE = 4.0
-"""Times the reading of the record that lie between two readings of it, at least."""
+"""Minimum pause between two reads of the record, in durations of a read."""
 
 LAYERS = 8
 """Layers in the view: those furthest from r = 1."""
@@ -39,7 +39,7 @@ def follow_run(
     height: int = 40,
     views: int | None = None,
 ) -> None:
-    """Show a run as it goes on, until interrupted.
+    """Show a run in progress until interrupted.
 
     On a terminal the view is redrawn in place, elsewhere views follow each other. A file that does not exist
     yet is waited for.
@@ -48,7 +48,7 @@ def follow_run(
         path: of the record.
         since: leave out readings before this step.
         layers: patterns of layers to show, as for :meth:`SavedRun.read`.
-        say: takes a view as one text.
+        say: called with each view as one string.
         width, height: of the terminal.
         views: end after this many; None never ends.
 

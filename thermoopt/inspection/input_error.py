@@ -1,4 +1,4 @@
-"""An argument of a command that cannot be used, in parts."""
+"""The error for an argument of a command that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, mainly of a run: no script, no font, no request to anywhere."""
+"""Self-contained HTML pages, mainly about a run: no scripts, no fonts, no requests."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from thermoopt.plots import caption
 __all__ = ["Picture", "document", "html_picture", "html_table", "page", "page_of_several"]
 
 MAX_NAMES = 8
-"""Layers named in a finding; the number of the others is given."""
+"""Layers named in a finding; of the others only the number is given."""
 
-# Colours of text on cards keep a contrast of 4.5 : 1 and more in both schemes (WCAG 2.1, level AA).
+# Text on cards has a contrast of at least 4.5 : 1 in both colour schemes (WCAG 2.1, level AA).
 _STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --text: #1b1f24; --soft: #57606a; --line: #d0d7de;
   --card: #f6f8fa; --high: #a40e26; --medium: #7d4e00; --low: #57606a; --well: #0a6640; }
@@ -73,16 +73,16 @@ def page(
     actions: Sequence[Action] = (),
     notes: Sequence[str] = (),
 ) -> str:
-    """Return the page as one string of HTML; pictures are part of it.
+    """Return the page as one HTML string with its pictures embedded.
 
     Args:
         name: of the run.
-        about: a line on its size.
+        about: a line about its size.
         report: a :class:`~thermoopt.diagnosis.DiagnosticReport`.
-        tables: shown in this order, the last one folded: it is long.
+        tables: shown in this order; the last one, which is long, is folded.
         pictures: PNG files.
         actions: of the controllers.
-        notes: lines below the line on size.
+        notes: lines below ``about``.
     """
     *open_tables, folded = tables
     header = [
@@ -135,7 +135,7 @@ def page_of_several(
 
 
 def document(title: str, header: Sequence[str], parts: Sequence[str]) -> str:
-    """Return a page that loads nothing from anywhere.
+    """Return a page that loads no other resource.
 
     Args:
         title: of the window.
@@ -147,7 +147,7 @@ def document(title: str, header: Sequence[str], parts: Sequence[str]) -> str:
             "<!DOCTYPE html>",
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            # nothing but what the page itself holds is ever loaded
+            # nothing outside the page is ever loaded
             '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
             "style-src 'unsafe-inline'\">",
             '<link rel="icon" href="data:,">',
@@ -181,7 +181,7 @@ def _findings(report: DiagnosticReport) -> list[str]:
 
 
 def html_table(table: Table) -> str:
-    """Return a table as HTML, without its title; wider than the window it scrolls by itself."""
+    """Return a table as HTML, without its title; one wider than the window scrolls by itself."""
     if not table.rows:
         return f'<p class="soft">{NOTHING}</p>'
 
@@ -196,7 +196,7 @@ def html_table(table: Table) -> str:
 
 
 def html_picture(picture: Picture) -> str:
-    """Return a picture as HTML, without its title; the file becomes part of the page."""
+    """Return a picture as HTML, without its title; the file is embedded in the page."""
     data = base64.b64encode(picture.path.read_bytes()).decode("ascii")
     return (
         f"<figure {_scrolls(picture.title)}>"
@@ -205,5 +205,5 @@ def html_picture(picture: Picture) -> str:
 
 
 def _scrolls(title: str) -> str:
-    """Attributes of a part that is wider than a phone: it scrolls by itself, by keyboard as well."""
+    """HTML attributes of a part wider than a phone: it scrolls by itself, with the keyboard as well."""
     return f'class="scroll" tabindex="0" role="region" aria-label="{escape(title)}"'

@@ -1,4 +1,4 @@
-"""How far the reading of a long record is, on a terminal."""
+"""A progress bar for reading a long record, on a terminal."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import TextIO
 __all__ = ["reading_bar"]
 
 PATIENCE = 1.0
-"""Seconds after which a bar appears: before, nobody wonders."""
+"""Seconds after which a bar appears; shorter reads need none."""
 
 EVERY = 0.2
-"""Seconds between two pictures of it."""
+"""Seconds between two updates of the bar."""
 
 WIDTH = 24
 
 
 @contextmanager
 def reading_bar(name: str, stream: TextIO | None = None) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar with the time left, on a terminal and once it takes more than a second.
+    """Show a bar with the time left, on a terminal only, once reading has taken more than a second.
 
     Args:
         name: of what is read.
         stream: where to; None for stderr.
 
     Yields:
-        A function to call with what is done and what there is in all.
+        A function to call with the amount done and the total.
     """
     out = sys.stderr if stream is None else stream
     began = last = time.monotonic()

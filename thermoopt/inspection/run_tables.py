@@ -18,7 +18,7 @@ __all__ = ["layer_table", "total_table", "type_table"]
 Array = NDArray[np.float64]
 
 COURSE = 12
-"""Characters of a course: a twelfth of the run is longer than most disturbances."""
+"""Characters of a sparkline: a twelfth of the run is longer than most disturbances."""
 
 _TOTALS = (
     ("sigma", "σ, entropy production", "+.2e"),

@@ -18,14 +18,14 @@ from thermoopt.record import SavedRun
 __all__ = ["InspectedRun", "compared", "findings_table", "records_in", "runs_table", "short_names"]
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
-"""Of records."""
+"""Endings of record files."""
 
 PARTS = (".layers.", ".journal.")
-"""In the names of files that belong to a record, and are read with it."""
+"""Parts of the names of files that belong to a record and are read with it."""
 
 COURSE = 12
 TAIL = 50
-"""A loss is the mean of the last fiftieth, as pictures smooth it."""
+"""A run's final loss is the mean of its last losses, one in ``TAIL`` of all, as in the smoothed pictures."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class InspectedRun:
 
     Attributes:
         name: distinguishes it from the others.
-        run: as it was read.
+        run: its record.
         report: its diagnosis.
         losses: from the record, or from the table next to a run of the demo.
         actions: of its controller.
@@ -48,7 +48,7 @@ class InspectedRun:
 
 
 def records_in(folder: Path) -> list[Path]:
-    """Files of a folder, and of those in it, that may be records; nothing is opened."""
+    """Files in a folder and its subfolders that may be records; none is opened."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -60,7 +60,7 @@ def records_in(folder: Path) -> list[Path]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Names of files by what differs: folders and endings that all share are left out."""
+    """Shorten the names of files: common folders and endings are left out."""
     parts = [list(path.parts) for path in paths]
     while len(parts) > 1 and all(len(p) > 1 and p[0] == parts[0][0] for p in parts):
         parts = [p[1:] for p in parts]
@@ -72,7 +72,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def runs_table(runs: Sequence[InspectedRun]) -> Table:
-    """A row a run: how far it went, its loss, its rates, r, and how much is wrong with it."""
+    """One row per run: its steps, loss, rates, r, and the number of findings."""
     rows = []
     for one in runs:
         history = one.run.history
@@ -99,7 +99,7 @@ def runs_table(runs: Sequence[InspectedRun]) -> Table:
 
 
 def findings_table(runs: Sequence[InspectedRun]) -> Table:
-    """A row a finding."""
+    """One row per finding."""
     rows = [
         (one.name, f.confidence, f.kind.replace("_", " "), f.message)
         for one in runs
@@ -109,7 +109,7 @@ def findings_table(runs: Sequence[InspectedRun]) -> Table:
 
 
 def compared(runs: Sequence[InspectedRun]) -> Iterator[ComparedRun]:
-    """Yield runs as the picture takes them."""
+    """Yield runs in the form that the picture takes."""
     for one in runs:
         names = one.run.history.group_names
         yield ComparedRun(one.name, one.run.history, one.losses, one.actions, names if len(names) > 1 else ())

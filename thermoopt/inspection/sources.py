@@ -22,7 +22,7 @@ from thermoopt.record import SavedLosses, SavedRun
 
 __all__ = ["expanded", "file_to_write", "folder_to_write", "read_run", "stem"]
 
-_ACTIONS = "must be a JSONL with one Action.to_dict() a line"
+_ACTIONS = "must be a JSONL with one Action.to_dict() per line"
 
 
 def read_run(
@@ -94,7 +94,7 @@ def _some_steps(run: SavedRun, kind: str) -> str:
 
 
 def _recorded_actions(run: SavedRun) -> list[Action]:
-    """Actions that the record itself holds; what cannot be read as one is left out."""
+    """Actions that the record itself holds; entries that are not actions are left out."""
     out = []
     for note in run.notes:
         if note["note"] == "action":

@@ -17,8 +17,8 @@ NOTHING = "nothing on record"
 """Shown in place of a table without rows."""
 
 FLAT = 0.1
-"""A course whose values lie within so much of their size is drawn flat: averages over some ten steps wander
-that far without a cause."""
+"""Relative range within which a sparkline is drawn flat: averages over about ten steps wander that far
+without a cause."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Table:
 
     Attributes:
         title: what the table shows.
-        head: a word a column, in the order of importance: a narrow terminal leaves out the last.
-        rows: a cell a column.
+        head: one word per column, in order of importance: a narrow terminal leaves out the last ones.
+        rows: one cell per column.
         left: columns aligned to the left; the others hold numbers.
         note: a line below, or none.
     """
@@ -79,14 +79,14 @@ class Table:
 
 
 def course(values: NDArray[np.float64], width: int) -> str:
-    """Draw the course of a series in some characters: medians of equal parts, gaps where undefined.
+    """Draw a series as a sparkline: medians of equal parts, gaps where undefined.
 
-    Bars go from the least to the largest value, by ratio where all are positive, else by difference. What
-    stays within :data:`FLAT` of its size is flat.
+    Bars range from the smallest to the largest value, on a logarithmic scale if all are positive, else on a
+    linear one. A series whose values stay within :data:`FLAT` of their size is flat.
 
     Args:
         values: ``[n]``.
-        width: characters at most.
+        width: maximum number of characters.
     """
     parts = np.array_split(values, min(width, len(values))) if len(values) else []
     middles = np.array([_median(part) for part in parts])
@@ -104,7 +104,7 @@ def course(values: NDArray[np.float64], width: int) -> str:
 
 
 def _median(values: NDArray[np.float64]) -> float:
-    """Median of what is finite: a page has thousands, and numpy's own takes ten times as long for a few."""
+    """Median of the finite values: a page needs thousands, and numpy's is ten times slower for short ones."""
     known = np.sort(values[np.isfinite(values)])
     n = len(known)
     return float(known[(n - 1) // 2] + known[n // 2]) / 2 if n else math.nan

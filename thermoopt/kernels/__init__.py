@@ -1,4 +1,4 @@
-"""One step and its sums: bodies of one function for different machines."""
+"""One AdamW step and its sums: implementations of one function for different machines."""
 
 from thermoopt.kernels.averages import CAUSES, RUN, average_in, count
 from thermoopt.kernels.doctor import report

@@ -1,7 +1,7 @@
 """Averaging a step's sums on their device, in a number of launches that does not grow with the layers.
 
-The third implementation of :meth:`Meter.update`, besides ``native.c`` and Triton's ``account_kernel``: for
-sums that torch operations have formed. Nothing waits for the device, so a captured graph averages too.
+Third implementation of :meth:`Meter.update`, besides ``native.c`` and Triton's ``account_kernel``: for
+sums computed by torch operations. Nothing waits for the device, so a captured graph averages too.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from thermoopt.physics.sums import Sum
 __all__ = ["CAUSES", "RUN", "average_in", "count"]
 
 RUN = 8
-"""Counters of a run on its device, float64: step, readings, last step taken in, the steps skipped by cause,
-and what an average keeps a step."""
+"""Counters of a run on its device, float64: step, readings, last step averaged, steps skipped by cause,
+and the share that an average keeps per step."""
 
 CAUSES = ("nonfinite", "found_inf", "dry", "no_gradients")
 """Causes to skip a step, in the order of their counters, which begin at 3."""
@@ -41,7 +41,7 @@ def average_in(
     found_inf: Tensor | None = None,
     missing: Tensor | None = None,
 ) -> None:
-    """Average the sums of the step that was counted last into a table, or count why they do not enter.
+    """Average the sums of the last counted step into a table, or count the reason for leaving them out.
 
     Args:
         table: ``[STATE_ROWS, n_layers]`` as a :class:`~thermoopt.meter.Meter` keeps it, float64.
@@ -50,7 +50,7 @@ def average_in(
         sums: ``[k, len(Sum)]``, float64.
         constants: ``[5, k]``, float64: lr, weight decay, beta1, beta2, and the tensors' own step counts.
         found_inf: a GradScaler's flag.
-        missing: ``[COLUMNS]`` columns that the optimizer has no sums for; they stay 0.
+        missing: ``[COLUMNS]`` columns for which the optimizer has no sums; they stay 0.
     """
     lr, wd, beta1, beta2, t = constants
     state = table if index is None else table.index_select(1, index)
@@ -78,7 +78,7 @@ def average_in(
         table.copy_(state)
     else:
         table.index_copy_(1, index, state)
-    # counters: a dry step is no step
+    # counters: a dry step does not count as a step
     dry = finite & ~moving & ~stop
     none = torch.zeros_like(go)
     run[:7].add_(torch.stack([none, go, none, ~finite & ~stop, stop, dry, none]).to(run))

@@ -12,7 +12,7 @@ __all__ = ["report"]
 
 
 def report() -> str:
-    """One line a backend: its name, whether it is available, and what it runs on or what it lacks."""
+    """One line per backend: its name, whether it is available, and what it runs on or what it lacks."""
     lines = [
         f"torch  available: {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{torch.backends.cpu.get_cpu_capability()} on CPU; any device and dtype that torch takes",

@@ -1,9 +1,9 @@
 """The measuring pass on a device without one of our kernels: few launches, however many tensors there are.
 
-Tensors are copied, some millions of elements at a time, into flat buffers whose rows belong to one tensor
-each (the last row of a tensor is filled up with zeros). Every operation then takes all of them at once, and
-sums go row by row. The rows of a tensor are added in a fixed order, so that runs repeat to the bit. Nothing
-is written but the buffers and nothing waits for the device, so a captured graph measures.
+Tensors are copied, a few million elements at a time, into flat buffers. Each row of a buffer belongs to one
+tensor; the last row of a tensor is padded with zeros. Every operation then covers all tensors at once, and
+sums are formed row by row. The rows of a tensor are added in a fixed order, so runs repeat bit for bit. Only
+the buffers are written and nothing waits for the device, so a captured graph measures as well.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from thermoopt.physics.sums import Sum
 __all__ = ["ROW", "FlatPass", "is_flat"]
 
 ROW = 1024
-"""Elements a row. A tensor is filled up to whole rows, so that 200 tensors of 1,000 elements cost nothing."""
+"""Elements per row. Tensors are padded to whole rows; for 200 tensors of 1,000 elements that costs little."""
 
 PACK = 1 << 23
-"""Elements a pack: buffers of 32 MB of float32 each. Not tuned on a GPU."""
+"""Elements per pack: float32 buffers of 32 MB each. Not tuned on a GPU."""
 
 FAN_IN = 16
-"""Rows added at a time: four rounds add up a tensor of 64 M elements."""
+"""Rows added at a time: a tensor of 64 M elements takes four rounds."""
 
 _BUFFERS = 7
 
@@ -36,7 +36,7 @@ _BUFFERS = 7
 def is_flat(layer: LayerTensors) -> bool:
     """Whether the pass can take a tensor: real, not float64, eps above 0 and contiguous with its state.
 
-    (With eps = 0 the zeros that fill up a row would divide by zero.)
+    (With eps = 0 the padding would divide zero by zero.)
     """
     tensors = (layer.param, layer.grad, layer.exp_avg, layer.exp_avg_sq, layer.max_exp_avg_sq)
     dtypes = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,7 +45,7 @@ def is_flat(layer: LayerTensors) -> bool:
 
 @dataclass
 class _Pack:
-    """Some stretches of tensors: their rows in the buffers, and which tensor each row belongs to."""
+    """A few slices of tensors: their rows in the buffers, and which tensor each row belongs to."""
 
     stretches: list[tuple[int, int, int]]
     rows: int
@@ -58,7 +58,7 @@ class FlatPass:
     Args:
         sizes: elements of each tensor.
         device: of all of them.
-        pack: elements of a pack at most, a multiple of :data:`ROW`.
+        pack: maximum number of elements in a pack, a multiple of :data:`ROW`.
     """
 
     def __init__(self, sizes: Sequence[int], device: torch.device, pack: int = PACK) -> None:
@@ -93,11 +93,11 @@ class FlatPass:
     def measure(
         self, layers: Sequence[LayerTensors], constants: Tensor, grad_scale: Tensor | None = None
     ) -> Tensor:
-        """Form the sums of the coming step of every tensor.
+        """Compute the sums of the coming step of every tensor.
 
         Args:
             layers: the tensors, of the sizes the layout was made for; only the tensors are read.
-            constants: ``[5, n]`` on the device, float64: beta1, beta2, eps, the step's number, and -1 where
+            constants: ``[5, n]`` on the device, float64: beta1, beta2, eps, the step's number, and -1 if
                 the objective is maximised, else 1.
             grad_scale: the factor of a fused GradScaler by which gradients are still multiplied.
 
@@ -171,7 +171,7 @@ def _row_sums(b: Tensor, c: Tensor, amsgrad: bool, grad_scale: Tensor | None) ->
     Args:
         b: ``[7, rows, ROW]``: gradient, parameter, moments, maximum; two to work in.
         c: ``[5, rows, 1]``: 1 - beta1, 1 - beta2, eps and its square for raw moments, and the sign.
-        amsgrad: whether the maximum counts; it is 0 where a tensor is without.
+        amsgrad: whether the maximum is used; it is 0 for tensors that have none.
         grad_scale: by which gradients are still multiplied.
     """
     g, p, m, v, top, pre, work = b

@@ -8,12 +8,12 @@ __all__ = ["is_dense", "real_elements"]
 
 
 def real_elements(t: Tensor) -> int:
-    """Number of real elements, of a sharded tensor those of all ranks: a complex one counts twice."""
+    """Number of real elements, over all ranks if the tensor is sharded; a complex element counts twice."""
     return t.numel() * (2 if t.is_complex() else 1)
 
 
 def is_dense(t: Tensor) -> bool:
-    """Whether the elements of ``t`` fill one stretch of memory, in any order, each once."""
+    """Whether the elements of ``t`` fill one contiguous block of memory, each once, in any order."""
     expected = 1
     for stride, size in sorted(zip(t.stride(), t.shape, strict=True)):
         if size == 1:

@@ -1,6 +1,6 @@
-"""Addresses of many tensors in one call, by DLPack's C exchange API of torch: the Python side of ``look.c``.
+"""Addresses of many tensors in one call of torch's DLPack C exchange API: the Python side of ``look.c``.
 
-Every question that Python asks of a tensor costs some 30 to 70 ns, and a kernel has seven of each gradient.
+Reading one attribute of a tensor from Python costs 30 to 70 ns, and a kernel reads seven of each gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Look"]
 
 _CAPSULE = b"dlpack_exchange_api"
 _MAJOR = 1
-"""DLPack's major version, in which the structs below stay as they are."""
+"""DLPack's major version, within which the structs below do not change."""
 
 
 class _Api(ctypes.Structure):
@@ -49,7 +49,7 @@ def _fill() -> int | None:
 
 
 def _entry() -> Any:
-    """The library's function, called with Python's lock held, where the library is there and has it."""
+    """The library's function, called with the GIL held; None if the library or the function is missing."""
     if LIBRARY is None:
         return None
     try:
@@ -65,11 +65,11 @@ _FILL, _LOOK = _fill(), _entry()
 
 
 class Look:
-    """Finds where tensors lie that are other objects in every step.
+    """Finds the addresses of tensors that are new objects in every step.
 
     Args:
         numel: elements of each, ``[n]``, int64.
-        dtype: of each, ``[n]``, int32, as ``native.c`` calls them.
+        dtype: of each, ``[n]``, int32, in the numbering of ``native.c``.
     """
 
     def __init__(self, numel: NDArray[np.int64], dtype: NDArray[np.int32]) -> None:
@@ -80,20 +80,20 @@ class Look:
 
     @staticmethod
     def available() -> bool:
-        """Whether torch and the library can."""
+        """Whether both torch and the library support it."""
         return _FILL is not None and _LOOK is not None
 
     def __call__(self, tensors: Sequence[Tensor]) -> NDArray[np.int64] | None:
-        """Return their addresses, in an array that the next call writes to.
+        """Return the addresses, in an array that the next call overwrites.
 
         Args:
             tensors: ``n``, of class Tensor or Parameter.
 
         Returns:
-            None where one is not a contiguous tensor on CPU of the expected size and type.
+            None if one of them is not a contiguous CPU tensor of the expected size and type.
         """
         self._ids[:] = list(map(id, tensors))
         try:
             return self._at if _LOOK(*self._call) == self._n else None
-        except (RuntimeError, BufferError, TypeError):  # sparse, or nothing that DLPack knows
+        except (RuntimeError, BufferError, TypeError):  # sparse, or unknown to DLPack
             return None

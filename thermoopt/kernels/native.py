@@ -1,12 +1,11 @@
 """One AdamW step and its sums in one pass over memory on CPU: the Python side of ``native.c``.
 
-Arithmetic is float32 for every dtype (float32, bfloat16, float16), rounded to nearest-even on the way back.
+Arithmetic is float32 for every dtype (float32, bfloat16, float16); results are rounded to nearest even.
 
-**Parameters and moments carry the bits of** ``torch.optim.AdamW(fused=True)`` on x86, the last elements of a
-tensor (which torch's scalar loop rounds otherwise) and every dtype included; checked with torch 2.13 under
-its AVX2 and its default kernels. Where torch was compiled otherwise (another compiler may fuse other products
-and sums, other processors have other kernels) the two differ in which products are rounded before they are
-added.
+**Parameters and moments equal those of** ``torch.optim.AdamW(fused=True)`` bit for bit on x86, for every
+dtype and including the last elements of a tensor (which torch's scalar loop rounds differently); checked with
+torch 2.13 and its AVX2 and default kernels. Builds of torch that fuse other multiply-adds (another compiler,
+another processor) differ in which products are rounded before they are added.
 With u = 2**-24, one float32 step from the same state then differs by at most
 
 * ``|dm| <= 4 u max(|m|, |g|)``: the product, at most 2 max(|m|, |g|), and the sum round once each way;
@@ -60,19 +59,19 @@ __all__ = [
 ]
 
 CHUNK = 8192
-"""Elements a chunk: 128 KB of float32 parameter, gradient and moments, which a level-2 cache holds."""
+"""Elements per chunk: 128 KB of float32 parameter, gradient and moments, which fit a level-2 cache."""
 
 BATCH = 16
-"""Chunks a thread takes at once, fewer where there are not eight batches a thread. Stretches of memory this
+"""Chunks that a thread takes at once, fewer if that leaves less than eight batches per thread. Batches this
 long gained 10 to 15 % over single chunks at 27 M elements, 5 to 9 % at 5 M (2 threads); 8 to 200 chunks did
 not differ."""
 
 HALVED = 16
-"""Chunks from which on half of a tensor may stand for all of it: eight chunks, 65,536 elements, at least."""
+"""Minimum number of chunks of a tensor that may be measured by one half: eight chunks, 65,536 elements."""
 
 SERIAL_BELOW = 16384
-"""Elements below which one thread takes the whole step: a second one saves 4 of 50 us at 8 K, 9 of 80 at 16 K
-(tensors of 1 K on a Xeon of 2 GHz), and costs a core that may have other work."""
+"""Elements below which one thread takes the whole step: a second thread saves 4 of 50 us at 8 K and 9 of 80
+at 16 K (tensors of 1 K, 2 GHz Xeon) and occupies a core that may have other work."""
 
 _AMSGRAD, _MAXIMIZE, _MEASURE, _DRY = 1, 2, 4, 8
 
@@ -86,7 +85,7 @@ ON_DEVICE = False
 """Averages are kept on the host: the result of a step is known when it returns."""
 
 TABLE_ROWS = 27
-"""Rows of a table of averages: :data:`thermoopt.account.meter.STATE_ROWS`, which is a layer above."""
+"""Rows of a table of averages: :data:`thermoopt.account.meter.STATE_ROWS`, which is in a higher layer."""
 
 Scalars = float | bool | NDArray
 """One number, or an array with one per tensor."""
@@ -107,7 +106,7 @@ def unavailable_reason() -> str | None:
 
 
 def trial() -> None:
-    """Return None: what is compiled with the package needs no trial."""
+    """Return None: a kernel compiled with the package needs no trial."""
 
 
 def openmp() -> bool:
@@ -131,11 +130,11 @@ class Plan:
         steps: ``n`` step counts, float32, incremented by the kernel.
         names: of the tensors, for error messages; by default their indices.
         dry: whether steps are dry by default.
-        isa: "avx512", "avx2" or "portable", where it runs; the best by default.
+        isa: "avx512", "avx2" or "portable" if the processor has it; the best available by default.
 
     Attributes:
         params_at: addresses of the parameters, ``[n]``.
-        refused: why the last step moved no average ("found_inf", "nonfinite", "dry"), or None.
+        refused: why the last step entered no average ("found_inf", "nonfinite", "dry"), or None.
 
     Raises:
         ValueError: a tensor that :func:`ineligible` refuses, or two that overlap in memory, by name.
@@ -234,7 +233,7 @@ class Plan:
         return self._tables["t"]
 
     def average_into(self, table: NDArray[np.float64], layer: NDArray[np.int64], keep: float) -> None:
-        """Make steps that are given a ``number`` average their sums into a table, which is kept alive.
+        """From now on average the sums of steps with a ``number`` into a table, which is kept alive.
 
         Args:
             table: ``[STATE_ROWS, n_layers]`` of a :class:`~thermoopt.account.Meter`, C-contiguous.
@@ -267,7 +266,7 @@ class Plan:
     ) -> bool:
         """Whether these tensors still lie where the plan found them, with the same sizes and dtypes.
 
-        False after ``p.data = ...``, after state was replaced (``load_state_dict``), or for other tensors.
+        False after ``p.data = ...``, after ``load_state_dict`` replaced state, or for other tensors.
         """
         return (
             len(params) == len(self._params)
@@ -313,14 +312,14 @@ class Plan:
             measure: compute the sums.
             number: of this step in the run: its sums are averaged into the table of :meth:`average_into`,
                 or :attr:`refused` says why not. Needs ``measure``; None averages nothing.
-            dry: compute the sums that this step would yield and write nothing, steps included.
+            dry: compute the sums that this step would give, and write nothing, not even step counts.
             half: 0 or 1, with ``dry``: read only the even or the odd chunks of tensors of :data:`HALVED`
                 chunks and more, and scale their sums up to the whole. The mean of both halves is the sum of
-                all but for rounding and a last chunk that is shorter.
-            grad_scale: float32 tensor of one element on CPU; gradients are divided by it and stay so.
+                all, up to rounding and a shorter last chunk.
+            grad_scale: float32 tensor of one element on CPU; gradients are divided by it in place.
             found_inf: likewise; if it is not 0, nothing moves.
-            before: called with the gradients' addresses, ``[n]``, when everything is checked and nothing has
-                moved.
+            before: called with the gradients' addresses, ``[n]``, after all checks and before anything is
+                written.
             num_threads: maximum number of threads; by default, and at most, ``torch.get_num_threads()``. A
                 forked child uses one (OpenMP's threads do not survive a fork).
 
@@ -374,7 +373,7 @@ class Plan:
         self._given = None
         lr, weight_decay, beta1, beta2, eps, maximize, measure, dry = given
         tables["lr"][:] = lr
-        # a controller changes the lr in every step, and seldom anything else
+        # a controller changes lr in every step, and other settings rarely
         if not (_NUMBERS.issuperset(map(type, rest + known)) and rest == known):
             tables["weight_decay"][:] = weight_decay
             tables["beta1"][:] = beta1
@@ -387,7 +386,7 @@ class Plan:
         self._given = given
 
     def _take(self, half: int | None) -> None:
-        """Make the coming call go over all chunks, or over one half with its sums scaled up."""
+        """Let the next call read all chunks, or one half whose sums are scaled up."""
         if half is None:
             tensor, start, scale = self._tables["chunk_tensor"], self._tables["chunk_start"], None
         else:
@@ -408,7 +407,7 @@ class Plan:
         return tensor[keep].copy(), start[keep].copy(), scale
 
     def rejected(self, grads: Sequence[Tensor]) -> dict[int, str]:
-        """Which gradients the kernel cannot read, by index, and why; a caller sends those elsewhere."""
+        """Indices of gradients that the kernel cannot read, with reasons; they go to another backend."""
         reasons = {}
         for i, (g, p) in enumerate(zip(grads, self._params, strict=True)):
             if reason := unreadable("grad", g) or unlike("grad", g, p):
@@ -423,7 +422,7 @@ class Plan:
                 at = self._look(grads)
                 if at is not None:
                     return at
-            fine = (  # one C call a property a tensor: about 0.1 us each
+            fine = (  # one C call per property and tensor, about 0.1 us each
                 fine
                 and all(map(_is_cpu, grads))
                 and self._dtypes == list(map(_dtype, grads))

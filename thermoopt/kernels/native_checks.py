@@ -23,10 +23,10 @@ __all__ = [
 ]
 
 CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The dtypes the kernel takes and what it calls them."""
+"""The dtypes that the kernel takes, and its numbers for them."""
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
-"""Classes whose memory is what it seems."""
+"""Classes whose storage holds their values as plain numbers."""
 
 
 def ineligible(
@@ -45,10 +45,10 @@ def ineligible(
     fine: the step is elementwise, in memory order.
 
     Args:
-        param, grad, exp_avg, exp_avg_sq: the tensors of one parameter; a ``grad`` of None is not looked at.
+        param, grad, exp_avg, exp_avg_sq: the tensors of one parameter; a ``grad`` of None is not checked.
         max_exp_avg_sq: the running maximum under amsgrad, else None.
         step: the step count.
-        dry: for a step that writes nothing; what it reads must be as for any other.
+        dry: for a step that writes nothing; what it reads must meet the same conditions.
 
     Returns:
         A clause such as ``"exp_avg is torch.float64, not torch.float32 as its parameter"``.

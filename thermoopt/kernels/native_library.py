@@ -33,7 +33,7 @@ class Call(ctypes.Structure):
 
 
 def _torch_openmp() -> Path | None:
-    """Return the OpenMP runtime that torch has loaded or ships with; None if there is no sign of one."""
+    """Return the OpenMP runtime that torch has loaded or ships with; None if none is found."""
     name = re.compile(r"lib(gomp|iomp5|omp)\b[-.\w]*\.(so|dylib)")
     home = Path(torch.__file__).parent
     candidates: list[Path] = []
@@ -74,7 +74,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 LIBRARY, REASON = _load()
 ISAS = ("portable", "avx2", "avx512")
 _VECTORISED = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX")
-# torch's portable kernels round a * b + c twice; where it runs those (ATEN_CPU_CAPABILITY=default) so do we
+# torch's portable kernels round a * b + c twice; if torch runs those (ATEN_CPU_CAPABILITY=default), so do we
 ISA = LIBRARY.thermoopt_isa() if LIBRARY is not None and _VECTORISED else _PORTABLE
 # floats in the vectors of torch's fused kernel, built for AVX2 at most (x86), or NEON
 TORCH_WIDTH = 8 if platform.machine().lower() in ("x86_64", "amd64") else 4

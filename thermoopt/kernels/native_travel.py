@@ -18,7 +18,7 @@ from thermoopt.kernels.travel_layers import TravelLayers, are_views
 __all__ = ["TravelPlan"]
 
 SERIAL_BELOW = 1 << 15
-"""Sampled elements below which one thread takes them all: 20 us on one."""
+"""Number of sampled elements below which one thread takes them all: 20 us on one thread."""
 
 _POINTERS = "param grad rows width stride at rate start impulse done grad_scale found_inf".split()
 _PID = os.getpid()
@@ -36,7 +36,7 @@ class _Call(ctypes.Structure):
 
 
 def _entry() -> ctypes._NamedFuncPointer | None:
-    """The library's function, where the library is there and of this version."""
+    """The library's function; None if the library is missing or of another version."""
     if LIBRARY is None:
         return None
     try:
@@ -96,7 +96,7 @@ class TravelPlan(TravelLayers):
 
     @staticmethod
     def takes(params: Sequence[Tensor], samples: Sequence[Tensor]) -> bool:
-        """Whether the library is there and can read these layers and their samples."""
+        """Whether the library is available and can read these layers and their samples."""
         return (
             _FUNCTION is not None
             and all(p.dtype in CODES and unreadable("param", p) is None for p in params)
@@ -107,7 +107,7 @@ class TravelPlan(TravelLayers):
         """Do nothing: no graph captures a step on CPU."""
 
     def measure(self) -> None:
-        """Return None: a reading's sums are torch's."""
+        """Return None: on CPU torch computes the sums of a reading."""
 
     def push(
         self,

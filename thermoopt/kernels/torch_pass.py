@@ -1,7 +1,7 @@
 """A measuring pass in plain torch operations: any device, any dtype that AdamW takes.
 
-The pass runs before torch's own step and writes nothing: it forms the moments that the step is about
-to form, piece by piece in a scratch buffer of fixed size, so memory beyond AdamW's own does not grow
+The pass runs before torch's own step and writes nothing: it computes the moments that the step is about
+to compute, piece by piece in a scratch buffer of fixed size, so memory beyond AdamW's own does not grow
 with the parameters. Nothing is copied to the host here.
 """
 
@@ -20,19 +20,19 @@ from thermoopt.physics.sums import Sum
 __all__ = ["LayerTensors", "Parcel", "measure"]
 
 CPU_PIECE = 1 << 17
-"""Elements a piece on CPU: 7 scratch rows of 512 KB stay in the caches of two cores. Of 16 K to 256 K
+"""Elements per piece on CPU: 7 scratch rows of 512 KB stay in the caches of two cores. Of 16 K to 256 K
 this was fastest on a 2-core AVX-512 machine (64 K and 128 K within noise; 16 K took 3 times as long)."""
 
 DEVICE_PIECE = 1 << 22
-"""Elements a piece elsewhere: few launches, 112 MB of scratch, and counts stay exact in float32. Not
-measured on a GPU."""
+"""Elements per piece on other devices: few launches, 112 MB of scratch, and counts stay exact in float32.
+Not measured on a GPU."""
 
 _ROWS = 7
 
 
 @dataclass
 class LayerTensors:
-    """What the sums of one tensor are formed from, before the step.
+    """What the sums of one tensor are computed from, before the step.
 
     ``step`` is the number of this step (1 for the first), a float or a 0-d tensor on the device;
     ``exp_avg`` and ``exp_avg_sq`` are None before the first step, ``max_exp_avg_sq`` without amsgrad.
@@ -67,7 +67,7 @@ class Parcel:
 
 @torch.no_grad()
 def measure(layers: Sequence[LayerTensors], grad_scale: Tensor | None = None) -> list[Parcel]:
-    """Form the sums of every layer's coming step without touching a tensor.
+    """Compute the sums of every layer's coming step without changing a tensor.
 
     Args:
         layers: the tensors and constants of each layer.
@@ -101,7 +101,7 @@ def _layer_pieces(
     tensors = [layer.param, layer.grad, layer.exp_avg, layer.exp_avg_sq, layer.max_exp_avg_sq]
     flat = _flat_alike(tensors)
     n = flat[0].numel()  # type: ignore[union-attr]  # the parameter is never None
-    size = math.ceil(n / math.ceil(n / size))  # equal pieces: a short last one would cost as many calls
+    size = math.ceil(n / math.ceil(n / size))  # equal pieces: a short last piece would take as many calls
     # sqrt of the second bias correction, moved from v to eps: a host float, or on the device with the step
     if isinstance(layer.step, Tensor):
         correction = 1 - layer.beta2 ** layer.step.to(scratch.dtype)
@@ -157,7 +157,7 @@ def _piece_sums(
         new_m.copy_(m).lerp_(g, 1 - layer.beta1)
         new_v.copy_(v).lerp_(g2, 1 - layer.beta2)
     gg = g2.sum()
-    # C: energy now over energy remembered; D: elements ever touched
+    # C: present over remembered gradient energy; D: elements that ever had a gradient
     torch.add(new_v, eps2, out=work)
     torch.div(g2, work, out=work)
     c = torch.nan_to_num(work, nan=0.0, out=work).sum() if layer.eps == 0 else work.sum()

@@ -1,4 +1,4 @@
-"""Where sampled layers and their gradients lie: what both kernels of a law's forces have to know."""
+"""Memory layout of sampled layers and their gradients, as both kernels that sum a law's forces need it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["TravelLayers", "are_views"]
 
 
 def are_views(samples: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
-    """Whether samples are stretches of their layers' own memory."""
+    """Whether samples are views of their layers' own memory."""
     return all(
         s.stride(-1) == 1 and s.untyped_storage().data_ptr() == p.untyped_storage().data_ptr()
         for s, p in zip(samples, params, strict=True)
@@ -45,7 +45,7 @@ class TravelLayers:
 
     @property
     def stands(self) -> bool:
-        """Whether the layers still lie where they were found."""
+        """Whether the layers are still at the same addresses."""
         return self._addresses == list(map(_data_ptr, self._params))
 
     def grads_at(self) -> NDArray[np.int64] | None:

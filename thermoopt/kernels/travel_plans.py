@@ -1,4 +1,4 @@
-"""Which kernel forms the sums of a law's forces: one interface, a body for CPU and one for CUDA."""
+"""The kernels that sum a law's forces: one interface, an implementation for CPU and one for CUDA."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Addresses", "TravelKernel", "travel_plan"]
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where a step's tensors lie, as a kernel that is about to read them has found and checked them.
+    """Addresses of a step's tensors, found and checked by a kernel that is about to read them.
 
     Attributes:
-        layer: ``[k]`` the layers that have a gradient; the same array as long as ``params`` stays.
+        layer: ``[k]`` the layers that have a gradient; the same array as long as ``params`` is the same.
         params, grads: ``[k]`` addresses; gradients have the memory layout of their parameters.
     """
 
@@ -40,7 +40,7 @@ class TravelKernel(Protocol):
 
     @property
     def stands(self) -> bool:
-        """Whether the layers still lie where they were found."""
+        """Whether the layers are still at the same addresses."""
 
     def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
         """Make replays of a captured :meth:`push` take these rates and weights."""
@@ -59,7 +59,7 @@ class TravelKernel(Protocol):
         """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read."""
 
     def measure(self) -> Tensor | None:
-        """Return squared displacement and absolute impulse, ``[n, 2]``, or None: torch is to form them."""
+        """Return squared displacement and absolute impulse, ``[n, 2]``, or None: torch is to compute them."""
 
 
 def travel_plan(

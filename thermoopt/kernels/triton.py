@@ -1,20 +1,20 @@
 r"""One AdamW step and its sums on CUDA: one Triton launch for every tensor of every group.
 
 A table holds the address of each tensor, a map gives each program its tensor and chunk, and each program
-updates its chunk and leaves one float32 partial sum a column. A second kernel adds the partial sums of a
+updates its chunk and writes one float32 partial sum per column. A second kernel adds the partial sums of a
 tensor in float64, always in the same order, so two runs give the same bits. Settings that belong to a tensor
-(learning rate, bias corrections, ...) are worked out in float64 by a small kernel before, which also counts
+(learning rate, bias corrections, ...) are first computed in float64 by a small kernel, which also counts
 the steps. Nothing waits for the device; settings given as device tensors are read when the kernels run, so a
 captured CUDA graph follows them.
 
 The update is that of ``torch.optim.AdamW(fused=True)`` in float32, to a few units in the last place: torch
 does part of its arithmetic in float64, and divides where this kernel multiplies by an inverse. Multiply-adds
-are written out and the compiler may fuse no others, so that a step gives the same bits measured or not. A sum
-differs from the float64 reference by less than 1e-6 of the sum of the absolute values of its terms.
+are explicit and the compiler may fuse no others, so a step gives the same bits whether it is measured or not.
+A sum differs from the float64 reference by less than 1e-6 of the sum of the absolute values of its terms.
 
 This module's speed has not been measured on a GPU. It is tested with Triton's interpreter only
 (``TRITON_INTERPRET=1``), and compiled but not run for compute capability 8.0;
-``benchmarks/overhead/cuda.py`` is the measurement that is to be made.
+``benchmarks/overhead/cuda.py`` measures it.
 """
 
 from __future__ import annotations
@@ -50,39 +50,39 @@ if IMPORT_ERROR is None:
 __all__ = ["Plan", "Setting", "available", "ineligible", "unavailable_reason"]
 
 BLOCK = 512
-"""Elements a program handles at a time: with 4 warps, a thread moves 16 bytes of float32 (unmeasured)."""
+"""Elements that a program handles at a time: with 4 warps a thread moves 16 bytes of float32 (unmeasured)."""
 
 BLOCKS_PER_CHUNK = 8
-"""Blocks a program walks through, its sums in registers: chunks of 4,096 elements cut 5 M elements into more
-than 1,000 programs, so that no multiprocessor of a large GPU idles (unmeasured)."""
+"""Blocks that a program loops over with its sums in registers: chunks of 4,096 elements cut 5 M elements into
+more than 1,000 programs, so that no multiprocessor of a large GPU idles (unmeasured)."""
 
 NUM_WARPS = 4
-"""Warps a program: ptxas gives a thread 120 registers, so four programs fit a multiprocessor (unmeasured)."""
+"""Warps per program: with 120 registers a thread (ptxas) four programs fit a multiprocessor (unmeasured)."""
 
 TENSORS_PER_PROGRAM = 128
-"""Rows of settings that a program works out (any power of two would do)."""
+"""Rows of settings that a program computes (any power of two works)."""
 
 REDUCE_BLOCK = 256
-"""Partial sums added at a time: a tensor of 1 M elements in one go (unmeasured)."""
+"""Partial sums added at a time: a tensor of 1 M elements takes one round (unmeasured)."""
 
 ACCOUNT_BLOCK = 32
-"""Layers a program of the last kernel averages."""
+"""Layers that a program of the last kernel averages."""
 
 SETTINGS = 16
-"""Numbers that the first kernel works out for each tensor; 15 are used."""
+"""Numbers that the first kernel computes for each tensor; 15 are used."""
 
 RUN = 8
 """Counters of a run, see :func:`~thermoopt.kernels.triton_kernels.account_kernel`."""
 
 ON_DEVICE = True
-"""Averages are kept on the device: nothing is known on the host when a step returns."""
+"""Averages are kept on the device: the host knows nothing of a step when it returns."""
 
 
 @functools.cache
 def trial() -> str | None:
     """Take a step of two small tensors; return why the kernels cannot be compiled or run here, or ``None``.
 
-    The first trial of a process compiles, or finds in Triton's cache what an earlier one has compiled.
+    The first trial in a process compiles the kernels, or finds them in Triton's cache.
     """
     try:
         p, m, v = ([torch.zeros(8, device="cpu" if INTERPRETED else "cuda") for _ in "ab"] for _ in "pmv")
@@ -117,7 +117,7 @@ class Plan:
 
     Attributes:
         params_at: addresses of the parameters in the last step, ``[n]``.
-        refused: always None: whether a step's sums enter the averages is found on the device.
+        refused: always None: the device decides whether a step's sums enter the averages.
 
     Raises:
         RuntimeError: the kernels cannot run here, see :func:`unavailable_reason`.
@@ -153,7 +153,7 @@ class Plan:
         if dry and any(miscounts(step, self._device) for step in steps):
             self._counts = DeviceNumbers(n, torch.float32, self._device, baked=False)
             self._steps = list(self._counts.tensor.unbind())
-        # the rows of the address table that the plan owns; a maximum that is not there is never read
+        # the rows of the address table that the plan owns; a missing maximum is never read
         maxima = [p if x is None else x for p, x in zip(self._params, self._maxima, strict=True)]
         self._owned = [*self._params, *self._exp_avgs, *self._exp_avg_sqs, *maxima, *self._steps]
         self._numels, self._kinds = [p.numel() for p in self._params], kinds(self._params)
@@ -169,7 +169,7 @@ class Plan:
         self._averages: tuple[Tensor, Tensor, Tensor] | None = None
         self.refused: str | None = None
         self._map_chunks()
-        # made here: what is allocated in a capture belongs to its graph
+        # allocated here: memory allocated during a capture belongs to its graph
         self._partials = torch.empty(len(Sum), self._n_chunks, device=self._device)
 
     @property
@@ -189,7 +189,7 @@ class Plan:
 
         Args:
             table: ``[STATE_ROWS, n_layers]`` as of a :class:`~thermoopt.account.Meter`, float64, contiguous.
-            run: ``[8]``, float64: step, readings, last step taken in, the four counts of
+            run: ``[8]``, float64: step, readings, last step averaged, the four counts of
                 :data:`~thermoopt.account.SKIP_CAUSES`, and 1 - 1 / length of the average.
             layer: ``[n]`` column of each tensor, each at most once.
 
@@ -228,7 +228,7 @@ class Plan:
             \theta \leftarrow (1-\eta\lambda)\,\theta - \eta\,\hat m / (\sqrt{\hat v} + \epsilon)
 
         Args:
-            grads: ``n`` gradients; only written under ``grad_scale``, and then unscaled.
+            grads: ``n`` gradients; written only with ``grad_scale``, which unscales them.
             lr: learning rate, see :data:`Setting`; a tensor on the CPU counts as numbers.
             weight_decay: decoupled, as in :class:`torch.optim.AdamW`, see :data:`Setting`.
             beta1: decay of the first moment, see :data:`Setting`.
@@ -236,14 +236,14 @@ class Plan:
             eps: added to the root of the second moment, see :data:`Setting`.
             maximize: for all tensors, or one per tensor.
             factor: on the learning rate, see :data:`Setting`.
-            measure: whether to form the sums.
-            number: where it is not None the step is counted in the run and, if it is measured, averaged into
-                the table of :meth:`average_into`. The number itself is the device's: replays of a graph
-                count on.
-            half: not used: the whole is read (:meth:`thermoopt.kernels.native.Plan.step`).
+            measure: whether to compute the sums.
+            number: unless None, the step is counted in the run and, if it is measured, averaged into the
+                table of :meth:`average_into`. The device keeps the number itself, so that replays of a
+                graph count as well.
+            half: not used: all elements are read (:meth:`thermoopt.kernels.native.Plan.step`).
             grad_scale: one-element device tensor that the gradients are divided by.
-            found_inf: one-element device tensor; where it is not 0 nothing moves and the sums are 0.
-            before: called with the gradients' addresses when all is checked and nothing has moved.
+            found_inf: one-element device tensor; if it is not 0, nothing moves and the sums are 0.
+            before: called with the gradients' addresses after all checks and before anything is written.
 
         Returns:
             Tensor ``[n, len(Sum)]``, float64, on the device (units: :class:`~thermoopt.physics.Sum`), or
@@ -278,7 +278,7 @@ class Plan:
         measure: bool,
         into: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor | None:
-        """Launch the kernels of a step: all that a graph captures of it."""
+        """Launch the kernels of a step, which is all that a graph captures of it."""
         n, addresses = len(self._params), self._addresses.tensor
         table, run, layer = into or (None, None, None)
         with self._current_device():
@@ -374,7 +374,7 @@ class Plan:
                 raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
 
     def rejected(self, grads: Sequence[Tensor]) -> dict[int, str]:
-        """Which gradients the kernels cannot read, by index, and why; a caller sends those elsewhere."""
+        """Indices of gradients that the kernels cannot read, with reasons; they go to another backend."""
         rows = enumerate(zip(self._params, grads, self._steps, strict=True))
         reasons = {i: ineligible(p, g, g, g, None, step) for i, (p, g, step) in rows}
         return {i: reason for i, reason in reasons.items() if reason is not None}
@@ -387,7 +387,7 @@ class Plan:
         max_exp_avg_sqs: Sequence[Tensor | None],
         steps: Sequence[Tensor],
     ) -> bool:
-        """Whether these are the very tensors the plan was made of (moved storage is noticed in a step)."""
+        """Whether these are the tensor objects that the plan was made of (a step notices moved storage)."""
         now = [*params, *exp_avgs, *exp_avg_sqs, *max_exp_avg_sqs, *steps]
         then = [*self._params, *self._exp_avgs, *self._exp_avg_sqs, *self._maxima, *self._given_steps]
         return len(now) == len(then) and all(map(operator.is_, now, then))

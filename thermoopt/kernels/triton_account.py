@@ -1,4 +1,4 @@
-"""Device code that averages the sums of a step beside them, launched by ``triton.py``."""
+"""Device code that averages the sums of a step on the device, launched by ``triton.py``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["account_kernel"]
 
 @jit
 def _average(table, n_layers, row, column, q, x, ok) -> None:
-    """Take one number a layer into its running average."""
+    """Update the running average of one number per layer."""
     at = table + row * n_layers + column
     tl.store(at, q * tl.load(at, mask=ok, other=0.0) + (1 - q) * x, mask=ok)
 
@@ -30,10 +30,10 @@ def account_kernel(
     n_layers,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Average a step's sums into the table, as ``Meter.update`` does, or count why they do not enter.
+    """Average a step's sums into the table, as ``Meter.update`` does, or count the reason not to.
 
-    ``run`` is ``[8]``: step, readings, last step taken in, skipped for sums that are not finite, for
-    ``found_inf``, for a dry step, for want of gradients, and what an average keeps a step.
+    ``run`` is ``[8]``: step, readings, last step averaged, steps skipped for sums that are not finite,
+    for ``found_inf``, for a dry step and for missing gradients, and the share an average keeps per step.
     """
     strange = tl.load(flags) != 0
     still = tl.load(flags + 1) == 0
@@ -45,7 +45,7 @@ def account_kernel(
         if tl.program_id(0) == 0:
             cause = tl.where(stop, 4, tl.where(strange, 3, 5))
             tl.store(run + cause, tl.load(run + cause) + 1)
-            # a dry step is no step: take back its count
+            # a dry step is not counted: take back its count
             tl.store(run, number - tl.where(cause == 5, 1.0, 0.0))
     else:
         if tl.program_id(0) == 0:
@@ -59,7 +59,7 @@ def account_kernel(
         t = tl.load(row + 14, mask=ok, other=2.0)
         tiny = 1e-300
         power = tl.where(b1 > 0, tl.exp(t * tl.log(tl.maximum(b1, tiny))), 0.0)
-        power = tl.where(t == 1, b1, power)  # n0 is 1 then, to the bit
+        power = tl.where(t == 1, b1, power)  # n0 is then exactly 1
         n0 = (1 - b1) * (1 + power) / ((1 + b1) * (1 - power))
         gain = (1 - b1) / (1 - power)
         keep = tl.load(run + 7)

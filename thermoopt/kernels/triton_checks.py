@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unavailable_reason() -> str | None:
-    """Say why these kernels cannot run in this process, or ``None`` if they can."""
+    """Return why these kernels cannot run in this process, or ``None`` if they can."""
     if IMPORT_ERROR is not None:
         return f"triton cannot be imported ({IMPORT_ERROR})"
     if INTERPRETED:
@@ -36,7 +36,7 @@ def unavailable_reason() -> str | None:
 
 @functools.cache
 def _incapable(device: int) -> str | None:
-    """Say why a CUDA device cannot run the kernels, or ``None`` if it can."""
+    """Return why a CUDA device cannot run the kernels, or ``None`` if it can."""
     capability = torch.cuda.get_device_capability(device)
     if capability >= LEAST_CAPABILITY:
         return None
@@ -54,11 +54,11 @@ def ineligible(
     *,
     dry: bool = False,
 ) -> str | None:
-    """Say why one parameter must go to another backend, or ``None`` if it can be handled here.
+    """Return why one parameter must go to another backend, or ``None`` if it can be handled here.
 
-    Needed: plain contiguous tensors of one shape, one CUDA device and one dtype out of float32, bfloat16 and
-    float16, and a zero-dimensional float32 step on that device (as torch holds it under ``fused`` or
-    ``capturable``); in a dry step a count of any kind will do. Under Triton's interpreter the device is the
+    Required: plain contiguous tensors of one shape, one CUDA device and one dtype (float32, bfloat16 or
+    float16), and a zero-dimensional float32 step on that device (as torch holds it under ``fused`` or
+    ``capturable``); in a dry step any kind of count is accepted. Under Triton's interpreter the device is the
     CPU.
     """
     place = "cpu" if INTERPRETED else "cuda"
@@ -85,7 +85,7 @@ def ineligible(
 
 
 def miscounts(step: Tensor, device: torch.device) -> bool:
-    """Whether the kernels cannot read a step count where it is."""
+    """Whether the kernels cannot read a step count from the memory it is in."""
     return step.device != device or step.dtype != torch.float32 or step.ndim != 0
 
 
@@ -99,9 +99,9 @@ def kinds(tensors: Sequence[Tensor]) -> list[Any]:
 
 
 def readable(grads: Sequence[Tensor], wanted: list[Any]) -> bool:
-    """Whether :func:`ineligible` refuses no gradient of parameters of these :func:`kinds`.
+    """Whether :func:`ineligible` accepts every gradient of parameters of these :func:`kinds`.
 
-    The same questions, each asked of all at once: gradients are new tensors in most steps.
+    The same checks, each made for all at once: in most steps gradients are new tensors.
     """
     return (
         PLAIN.issuperset(map(type, grads))

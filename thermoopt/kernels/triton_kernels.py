@@ -54,7 +54,7 @@ def settings_kernel(
 ) -> None:
     """Count the steps and write the 16 float64 settings of each tensor (a stride of 0 repeats one number).
 
-    With ``run`` the step of the run is counted too, and what :func:`reduce_kernel` is to find is cleared.
+    With ``run`` the step of the run is counted too, and the flags of :func:`reduce_kernel` are cleared.
     """
     if run is not None:
         if tl.program_id(0) == 0:
@@ -70,7 +70,7 @@ def settings_kernel(
     b2 = tl.load(beta2 + i * beta2_stride, mask=ok, other=0.5).to(tl.float64)
     eps_ = tl.load(eps + i * eps_stride, mask=ok, other=1.0).to(tl.float64)
     sign_ = tl.load(sign + i * sign_stride, mask=ok, other=1.0).to(tl.float64)
-    # count, unless an infinity was found
+    # count the step, unless an infinity was found
     go = tl.full([BLOCK], 1.0, tl.float32)
     if found_inf is not None:
         go = tl.where(tl.load(found_inf) != 0, 0.0, go)
@@ -152,7 +152,7 @@ def adamw_kernel(
     scale = 1.0
     if grad_scale is not None:
         scale = tl.load(grad_scale).to(tl.float32)
-    # a step that is skipped has no elements
+    # a skipped step has no elements
     start = tl.load(chunk_index + chunk).to(tl.int64) * CHUNK
     end = tl.minimum(start + CHUNK, tl.load(numels + i))
     end = tl.where(tl.load(row + 11) != 0, end, start)
@@ -308,7 +308,7 @@ def reduce_kernel(
     tl.store(out + i * COLUMNS + column, sums, mask=there)
     if flags is not None:
         size = tl.abs(sums)
-        strange = tl.where(there & ~(size < float("inf")), 1, 0)  # of NaN the comparison is false
+        strange = tl.where(there & ~(size < float("inf")), 1, 0)  # the comparison is false for NaN
         moving = tl.sum(tl.where(column == 7, size, 0.0)) + tl.abs(tl.load(settings + i * 16 + 12))
         tl.atomic_max(flags, tl.max(strange))
         tl.atomic_max(flags + 1, tl.where(moving != 0, 1, 0))

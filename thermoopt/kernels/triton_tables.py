@@ -17,7 +17,7 @@ Setting = float | Sequence[float] | NDArray[Any] | Tensor
 """One number for all tensors, one per tensor, or a 0-d or ``[n]`` tensor that may change between steps."""
 
 SETTINGS = ("lr", "factor", "weight_decay", "beta1", "beta2", "eps", "maximize")
-"""What each tensor's step is taken with, in the order of the kernel's arguments."""
+"""Settings of each tensor's step, in the order of the kernel's arguments."""
 
 
 @dataclass
@@ -33,16 +33,16 @@ class LaunchPart:
 
 
 class DeviceNumbers:
-    """Numbers on the device, sent without waiting and only when they changed.
+    """Numbers on the device, sent without waiting and only when they change.
 
-    Inside a CUDA graph capture a copy that is needed is recorded, from pinned host memory that is then kept
-    for the graph's replays; one such block is set aside before, since capture may not allocate any.
+    Inside a CUDA graph capture a necessary copy is recorded, from pinned host memory that is then kept for
+    the graph's replays; one such block is allocated beforehand, since a capture may not allocate any.
 
     Args:
         size: numbers it holds.
         dtype: of the numbers.
-        device: where they are wanted.
-        baked: each graph keeps the numbers of its capture, as addresses must. Otherwise replays follow what
+        device: that holds them.
+        baked: each graph keeps the numbers of its capture, as addresses require. Otherwise replays use what
             was sent last.
 
     Attributes:
@@ -96,7 +96,7 @@ class DeviceNumbers:
 class SettingsTable:
     """The settings of ``n`` tensors, each setting at a fixed place.
 
-    A captured graph therefore finds those that were sent last, whatever they are.
+    A captured graph therefore always finds those that were sent last.
 
     Args:
         n: tensors.
@@ -105,7 +105,7 @@ class SettingsTable:
 
     def __init__(self, n: int, device: torch.device) -> None:
         self._n, self._device = n, device
-        width = n + n % 2  # pointers on 16 bytes spare compilations
+        width = n + n % 2  # pointers aligned to 16 bytes save compilations
         self._numbers = DeviceNumbers(len(SETTINGS) * width, torch.float64, device, baked=False)
         self._views = list(self._numbers.tensor.view(len(SETTINGS), width).unbind())
         self._rows = np.zeros((len(SETTINGS), width))

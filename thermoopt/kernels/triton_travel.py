@@ -1,8 +1,8 @@
 """The sums of a law's forces on CUDA, in launches whose number does not grow with the layers.
 
-The Triton body of what ``travel.c`` does on CPU (:mod:`thermoopt.kernels.native_travel`): one launch adds the
+The Triton counterpart of ``travel.c`` on CPU (:mod:`thermoopt.kernels.native_travel`): one launch adds the
 forces on all sampled coordinates, one the work of each layer. Rates and weights are read from the device, so
-that a captured CUDA graph follows those that were :meth:`~DeviceTravelPlan.put` last. Not run on a GPU yet:
+that a captured CUDA graph uses those that were :meth:`~DeviceTravelPlan.put` last. Not run on a GPU yet:
 tested with Triton's interpreter, and compiled for compute capability 8.0.
 """
 
@@ -30,7 +30,7 @@ if IMPORT_ERROR is None:
 __all__ = ["DeviceTravelPlan"]
 
 BLOCK = 1024
-"""Elements a program handles (not tuned on a GPU)."""
+"""Elements that a program handles (not tuned on a GPU)."""
 
 REDUCE_BLOCK = 256
 """Partial sums added at a time."""
@@ -157,7 +157,7 @@ class DeviceTravelPlan(TravelLayers):
         return out
 
     def _launch(self, scale: Tensor | None, stop: Tensor | None, base: Tensor | None) -> None:
-        """Launch what adds a step's forces: all that a graph captures of it."""
+        """Launch the kernels that add a step's forces, which is all that a graph captures of it."""
         with self._on_device():
             if self._chunks:
                 force_kernel[(self._chunks,)](

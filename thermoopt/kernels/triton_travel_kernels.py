@@ -12,7 +12,7 @@ __all__ = ["distance_kernel", "force_kernel", "work_kernel"]
 
 @jit
 def _from_first(geometry, n, i, j):
-    """Elements from the first that is sampled of layer ``i`` to those that are the ``j``-th."""
+    """Offset of the ``j``-th sampled elements of layer ``i`` from its first."""
     width = tl.load(geometry + n + i).to(tl.int32)
     row = j // width  # 32 bits: a division of 64 takes ten times as long
     return row.to(tl.int64) * tl.load(geometry + 2 * n + i) + (j - row * width)
@@ -55,7 +55,7 @@ def force_kernel(
     if grad_scale is not None:
         scale = tl.load(grad_scale).to(tl.float32)
     j = tl.load(chunk_index + chunk) * BLOCK + tl.arange(0, BLOCK)
-    if found_inf is not None:  # a skipped step has no elements: it keeps all and adds nothing
+    if found_inf is not None:  # a skipped step has no elements: it keeps everything and adds nothing
         size = tl.where(tl.load(found_inf) != 0, 0, size)
     ok = j < size
     there = _from_first(geometry, n, i, j)
@@ -66,7 +66,7 @@ def force_kernel(
     g = g.to(tl.float32)
     if grad_scale is not None:
         g = tl.div_rn(g, scale)
-    force = tl.where(tl.abs(g) < float("inf"), g, 0.0) * rate  # of NaN the comparison is false
+    force = tl.where(tl.abs(g) < float("inf"), g, 0.0) * rate  # the comparison is false for NaN
     s = tl.load(impulse + place + j, mask=ok, other=0.0)
     tl.store(impulse + place + j, s * keep + force * weight, mask=ok)
     work = (p.to(tl.float32) - x0.to(tl.float32)) * force
@@ -83,7 +83,7 @@ def work_kernel(
     done,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Take one layer's work into N, its parts added in an order that depends on its size only."""
+    """Update N with one layer's work, adding its parts in an order that depends only on its size."""
     i = tl.program_id(0)
     start = tl.load(first_chunk + i)
     end = tl.load(last_chunk + i)

@@ -1,4 +1,4 @@
-"""Many readings at once: lines that all look alike are read as one array of numbers."""
+"""Parsing of many readings at once: lines of the same form are read as one array of numbers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["BLOCK", "is_reading", "numbers_of"]
 Array = NDArray[np.float64]
 
 BLOCK = 512
-"""Lines that are read at once: some 400 kB, which stay in a cache."""
+"""Lines that are parsed at once: about 400 kB, which fit a cache."""
 
 _OF_NUMBERS = b"0123456789.+-enul"
-"""What numbers and null consist of; what is left of a line without them is its form."""
+"""Characters of numbers and null; a line without them is its form."""
 
 _LARGEST = 2.0**53
-"""Steps below it are exact as float64."""
+"""Steps below this are exact in float64."""
 
 
 def is_reading(text: bytes) -> bool:
@@ -32,19 +32,19 @@ def numbers_of(
 ) -> tuple[Array, Callable[[], Array]] | None:
     """Return the numbers of readings, or None unless all have the same form and steps rise.
 
-    Formatted as :func:`thermoopt.record.form.reading_lines` does it, lines differ in nothing but numbers. Any
-    other line, also one with the same meaning, is left to a parser of JSON. Most of the time goes into
-    numbers, and most numbers are those of groups, which few ask for: they are formed when called for.
+    Lines from :func:`thermoopt.record.form.reading_lines` differ only in their numbers. Any other line,
+    even one with the same meaning, is left to a JSON parser. Most of the time is spent on numbers, and most
+    numbers are those of groups, which are rarely used: they are parsed on demand.
 
     Args:
-        texts: lines without their ends.
+        texts: lines without line endings.
         n_skips, n_scopes, n_quantities: how many numbers the lists hold.
 
     Returns:
         - Step, loss, skipped, quantities of the total, ``[len(texts), 2 + n_skips + n_quantities]``; null is
           NaN.
-        - What forms those of groups, ``[len(texts), n_scopes - 1, n_quantities]``; NaN where a line holds
-          something that is not a number.
+        - A function that returns those of groups, ``[len(texts), n_scopes - 1, n_quantities]``; NaN where a
+          line holds something that is not a number.
     """
     if b"\n".join(texts).translate(None, _OF_NUMBERS) != _form(n_skips, n_scopes, n_quantities, len(texts)):
         return None
@@ -75,7 +75,7 @@ def _groups(texts: list[bytes], n_groups: int, n_quantities: int) -> Array:
 
 def _numbers(text: bytes, lines: int, width: int) -> Array | None:
     """Numbers between commas, ``[lines, width]``, or None if they are not that many."""
-    try:  # whatever is not a number ends the array early, by numpy's version with a warning
+    try:  # anything that is not a number ends the array early, in some versions of numpy with a warning
         numbers = np.fromstring(text.replace(b"null", b"nan"), sep=",")
     except (ValueError, DeprecationWarning):  # where warnings are errors
         return None
@@ -87,7 +87,7 @@ _BEGINS, _BETWEEN, _ENDS = b'{"step":', b"],[", b"]]}"
 
 @lru_cache(maxsize=16)
 def _form(n_skips: int, n_scopes: int, n_quantities: int, n_lines: int) -> bytes:
-    """What is left of lines without their numbers."""
+    """Return lines without their numbers."""
     scope = b"[" + b"," * (n_quantities - 1) + b"]"
     line = _BEGINS + b',"loss":,"skipped":[' + b"," * (n_skips - 1)
     line += b'],"values":[' + b",".join([scope] * n_scopes) + b"]}"

@@ -1,4 +1,4 @@
-"""Columns of a record in Parquet (extra ``record``): one row a reading and scope."""
+"""Columns of a record in Parquet (extra ``record``): one row per reading and scope."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from thermoopt.record.reader import Reader
 __all__ = ["CLOSED", "META", "pyarrow", "read_parquet", "tables_of"]
 
 META = b"thermoopt"
-"""Key of the metadata in the file's footer: JSON with what columns do not hold."""
+"""Key of the metadata in the file's footer: JSON with everything that columns do not hold."""
 
 CLOSED = "closed"
-"""In it: the journal whose readings have all become row groups."""
+"""Key in that JSON: the journal whose readings are all in row groups by now."""
 
 
 def pyarrow() -> tuple[Any, Any]:
@@ -40,9 +40,9 @@ def pyarrow() -> tuple[Any, Any]:
 
 
 def tables_of(readings: Trajectory) -> Any:
-    """Return readings as a table: step, scope, loss, and a column a quantity.
+    """Return readings as a table: step, scope, loss, and one column per quantity.
 
-    Quantities are float32, averages rounded as those of layers are, so that columns compress; numbers of
+    Quantities are float32; averages are rounded as those of layers are, so that columns compress. Numbers of
     elements are exact.
     """
     pa, _ = pyarrow()
@@ -67,14 +67,14 @@ def tables_of(readings: Trajectory) -> Any:
 
 def _float32(name: str, values: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return a column as it is stored."""
-    with np.errstate(over="ignore"):  # beyond float32 is infinite
+    with np.errstate(over="ignore"):  # values beyond float32 become infinite
         return values.astype(np.float32) if name in EXACTLY else rounded(values)
 
 
 def read_parquet(
     path: Path, progress: Callable[[int, int], None] | None
 ) -> tuple[Trajectory, dict[str, int], list[dict[str, Any]], list[LayerRow], list[str]]:
-    """Read row groups and the journal of what is not in one yet.
+    """Read row groups, and the journal of readings that are not in one yet.
 
     Returns:
         Readings, steps skipped by cause, notes, rows of layers (none), remarks on the file.
@@ -132,7 +132,7 @@ def read_parquet(
             skipped.update(more)
             for note in notes:
                 if note.get("note") == RUN:
-                    note.pop("steps", None)  # of before the journal's readings
+                    note.pop("steps", None)  # older than the journal's readings
             notes += [note for note in new if note.get("note") != "journal"]
     for segment in whole.segments:
         segment.session = ""
@@ -163,7 +163,7 @@ def _take(whole: Trajectory, table: Any) -> None:
 
 
 def layer_table(rows: Sequence[LayerRow]) -> Any:
-    """Return rows of layers as a table: step, layer, why, and a column a quantity."""
+    """Return rows of layers as a table: step, layer, why, and one column per quantity."""
     pa, _ = pyarrow()
     parts = []
     for row in rows:

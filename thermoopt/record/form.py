@@ -1,6 +1,6 @@
 r"""The record of a run on file, format 2: lines of JSON that are small, and quick to write and to read.
 
-A *head* names what the lines after it leave out::
+A *head* holds the names that the lines after it leave out::
 
     {"thermoopt": 2, "session": "9f3a61c2", "started": "2026-11-27T23:10:00Z", "scopes": ["total", "decay"],
      "quantities": ["sigma", ...], "skips": ["nonfinite", ...], "run": {"start_norms": {...}, ...}}
@@ -62,10 +62,10 @@ __all__ = [
 Array = NDArray[np.float64]
 
 VERSION = 2
-"""Files without a head, one object a reading that names every quantity, are version 1."""
+"""Files without a head, with one object per reading that names every quantity, are version 1."""
 
 LAST = "last"
-"""``why`` of the row of the newest reading, which is kept until a newer one is."""
+"""``why`` of the newest reading's row, which is kept until a newer row is written."""
 
 RUN = "run"
 """The kind of notes with facts about the run that readings do not have: initial norms, steps skipped."""
@@ -82,7 +82,7 @@ _FORMS = ",".join(
 )
 
 _BYTES = 3
-"""Of the four bytes of a float32 in a layer's term: 16 bits of mantissa, an error of 8e-6 at most."""
+"""Bytes kept of each float32 of a layer's term: 16 bits of mantissa, a relative error of at most 8e-6."""
 
 
 def head_line(
@@ -92,7 +92,7 @@ def head_line(
     skips: Sequence[str],
     facts: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the line that says what the lists of the readings after it hold, and what a run is known by."""
+    """Return the line that names the columns of the readings after it and holds the facts about the run."""
     head = {
         "thermoopt": VERSION,
         "session": session,
@@ -106,12 +106,12 @@ def head_line(
 
 
 def note_line(kind: str, step: int, fields: Mapping[str, Any]) -> str:
-    """Return the line of something that happened; what JSON cannot hold becomes null or text."""
+    """Return the line of an event; values that JSON cannot hold become null or text."""
     return json.dumps({"note": kind, "step": step, **_plain(dict(fields))}, allow_nan=False) + "\n"
 
 
 def facts_of(notes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Split notes into facts of the run, the later ones valid, and the rest."""
+    """Split notes into facts about the run, of which later ones count, and the rest."""
     facts: dict[str, Any] = {}
     for note in notes:
         if note.get("note") == RUN:
@@ -120,13 +120,13 @@ def facts_of(notes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[d
 
 
 def merged_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of a run after it was told more: the newer counts, but for a later first loss."""
+    """Merge facts about a run: newer ones count, except for a later first loss."""
     out = {**old, **new}
     norms = {**old.get("start_norms", {}), **new.get("start_norms", {})}
     if norms:
         out["start_norms"] = norms
     first, again = old.get("first_loss"), new.get("first_loss")
-    if first is not None and again is not None and first[0] < again[0]:  # the run went on from a checkpoint
+    if first is not None and again is not None and first[0] < again[0]:  # the run continued from a checkpoint
         out["first_loss"] = first
     return out
 
@@ -137,9 +137,9 @@ def reading_lines(
     skipped: Sequence[Sequence[int]],
     group_terms: Sequence[Array],
 ) -> str:
-    """Return one line a reading, of readings that have the same groups and causes to skip.
+    """Return one line per reading, for readings that have the same groups and skip causes.
 
-    All numbers are formed and written at once: a call costs little more for many readings than for one.
+    All numbers are computed and formatted at once: a call for many readings costs little more than for one.
 
     Args:
         steps, losses, skipped: of each of ``k`` readings.
@@ -160,12 +160,12 @@ def reading_lines(
         loss = losses[i]
         flat += [steps[i], float("nan") if loss is None else loss, *skipped[i], *row]
     text = (form * k) % tuple(flat)
-    # JSON has neither; no name stands in these lines, so that nothing else can be hit
+    # JSON has neither; these lines hold no names, so nothing else can match
     return text.replace("-inf", "null").replace("inf", "null").replace("nan", "null")
 
 
 def scope_values(group_terms: Sequence[Array]) -> list[list[list[str]]]:
-    """Return quantities as text by reading, scope (total, then groups) and quantity; empty if undefined."""
+    """Return quantities as text, by reading, scope (total, then groups) and quantity; empty if undefined."""
     form = (_FORMS.replace(",", " ") + "\n") * group_terms[0].shape[1] + _FORMS.replace(",", " ")
     return [
         [
@@ -185,12 +185,12 @@ def _values(group_terms: Sequence[Array]) -> Array:
 
 
 def layout_of(names: Sequence[str]) -> str:
-    """Return a short name for layers in this order."""
+    """Return a short identifier of layers in this order."""
     return f"{zlib.crc32(json.dumps(list(names)).encode()):08x}"
 
 
 def layout_line(names: Sequence[str]) -> str:
-    """Return the line that says what the rows of a layout hold."""
+    """Return the line that names the layers and terms of a layout's rows."""
     head = {"thermoopt": VERSION, "layout": layout_of(names), "names": list(names)}
     return json.dumps({**head, "terms": [term.name for term in Term]}) + "\n"
 
@@ -211,13 +211,13 @@ def row_line(layout: str, session: str, step: int, why: str, gap: int, terms: ND
 
 
 def pack_terms(terms: NDArray[Any]) -> str:
-    """Return terms as base64 of the upper three bytes of float32, rounded, all first bytes first."""
+    """Return terms as base64 of the upper three bytes of rounded float32, all first bytes first."""
     planes = rounded(terms).ravel().view(np.uint8).reshape(-1, 4)[:, 4 - _BYTES :].T
     return base64.b64encode(planes.tobytes()).decode("ascii")
 
 
 def rounded(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return values as float32 whose last byte is 0, the nearest ones; beyond float32 is infinite."""
+    """Round values to the nearest float32 whose last byte is 0; values beyond float32 become infinite."""
     with np.errstate(over="ignore"):
         bits = np.ascontiguousarray(values, dtype="<f4").view("<u4")
     finite = np.isfinite(bits.view("<f4"))
@@ -242,7 +242,7 @@ def unpack_terms(packed: str, n_terms: int) -> NDArray[np.float32]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON holds it."""
+    """Convert a value to one that JSON can hold."""
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -253,12 +253,12 @@ def _plain(value: Any) -> Any:
 
 
 def journal_path(path: Path) -> Path:
-    """Where readings stand that are not in a row group yet: ``run.parquet`` has ``run.journal.jsonl.gz``."""
+    """Path of readings that are not in a row group yet: ``run.journal.jsonl.gz`` for ``run.parquet``."""
     return path.with_name(f"{path.stem}.journal.jsonl.gz")
 
 
 def layer_path(path: Path) -> Path:
-    """Where the rows of layers of a record lie: ``run.jsonl.gz`` has ``run.layers.jsonl.gz``.
+    """Path of a record's rows of layers: ``run.layers.jsonl.gz`` for ``run.jsonl.gz``.
 
     Those of ``run.parquet`` lie beside its journal, so that it can be kept next to a ``run.jsonl.gz``.
     """

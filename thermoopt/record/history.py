@@ -1,4 +1,4 @@
-"""Columns of a run on file, as the run itself had them."""
+"""Columns of a recorded run, as the run itself had them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _BALANCE, _FALL = COLUMN["wd_balance"], COLUMN["free_fall"]
 _PACK = 1024
 
 MAX_LAYER_ROWS = 256
-"""Rows of layers kept of a file that has more, as many as a history keeps."""
+"""Rows of layers kept of a longer file, as many as a history keeps."""
 
 
 def restore_infinity(values: Array) -> Array:
-    """Put back what JSON has no word for, in place: ``[..., len(QUANTITIES)]``.
+    """Restore infinities, which JSON cannot hold, in place: ``[..., len(QUANTITIES)]``.
 
-    Decay that pulls with no source to hold against it is a free fall of 1 or more, and an infinite balance.
+    Weight decay without any source against it is a free fall of 1 or more and an infinite balance.
     """
     balance, fall = values[..., _BALANCE], values[..., _FALL]
     with np.errstate(invalid="ignore"):
@@ -37,14 +37,14 @@ def restore_infinity(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """Quantities of all layers at one step: ``values[i]`` are those of ``names[i]``, formed when asked for.
+    """Quantities of all layers at one step: ``values[i]`` are those of ``names[i]``, computed on demand.
 
     Attributes:
         step: of the reading.
         names: of the layers.
-        values: ``[n_layers, len(QUANTITIES)]``, or what forms them.
+        values: ``[n_layers, len(QUANTITIES)]``, or a function that returns them.
         why: what happened at that reading; empty for rows of the schedule.
-        session: who wrote it; empty in files that do not say.
+        session: that wrote it; empty if the file does not say.
     """
 
     step: int
@@ -54,7 +54,7 @@ class LayerRow:
     session: str = ""
 
     def formed(self) -> LayerRow:
-        """Return the row with its values formed."""
+        """Return the row with its values computed."""
         return self if isinstance(self.values, np.ndarray) else replace(self, values=self.values())
 
 
@@ -82,7 +82,7 @@ class _Segment:
             self.add(block[:, 0], restore_infinity(block[:, 1:]))
 
     def total(self) -> Array:
-        """Of all readings, ``[n, len(QUANTITIES)]``."""
+        """Quantities of the total in all readings, ``[n, len(QUANTITIES)]``."""
         self.pack()
         if len(self.totals) != 1:
             empty = np.zeros((0, len(QUANTITIES)))
@@ -90,7 +90,7 @@ class _Segment:
         return self.totals[0]
 
     def by_group(self) -> Array:
-        """Of all readings, ``[n, n_groups, len(QUANTITIES)]``."""
+        """Quantities of the groups in all readings, ``[n, n_groups, len(QUANTITIES)]``."""
         self.pack()
         if len(self.groups) != 1 or not isinstance(self.groups[0], np.ndarray):
             formed = [g if isinstance(g, np.ndarray) else restore_infinity(g()) for g in self.groups]
@@ -101,7 +101,7 @@ class _Segment:
         return groups
 
     def values(self) -> Array:
-        """Of all readings, ``[n, n_scopes, len(QUANTITIES)]``."""
+        """Quantities of all scopes in all readings, ``[n, n_scopes, len(QUANTITIES)]``."""
         return np.concatenate([self.total()[:, None], self.by_group()], axis=1)
 
     def keep(self, part: slice) -> None:
@@ -110,7 +110,7 @@ class _Segment:
 
 
 class Trajectory:
-    """Readings of one session in the order of its file; where steps go back, what came after is forgotten."""
+    """Readings of one session in the order of its file; if steps go back, later readings are dropped."""
 
     def __init__(self, session: str = "") -> None:
         self.session = session
@@ -120,7 +120,7 @@ class Trajectory:
         self.count = 0
 
     def append(self, step: int, loss: float | None, scopes: tuple[str, ...], values: Any) -> None:
-        """Take in a reading, its values ``[n_scopes, len(QUANTITIES)]`` as lists or an array."""
+        """Append a reading; its values, ``[n_scopes, len(QUANTITIES)]``, are lists or an array."""
         if step <= self.newest:
             self.rewind(step - 1)
             self.backs += 1
@@ -141,7 +141,7 @@ class Trajectory:
         total: Array,
         groups: Callable[[], Array],
     ) -> None:
-        """Append later readings, with NaN for no loss.
+        """Append later readings; a loss of NaN stands for none.
 
         Args:
             steps, losses: ``n`` of them.
@@ -162,7 +162,7 @@ class Trajectory:
         return self.segments[-1]
 
     def rewind(self, step: int) -> None:
-        """Forget readings after a step."""
+        """Drop readings after a step."""
         while self.segments and self.segments[-1].steps and self.segments[-1].steps[-1] > step:
             segment = self.segments[-1]
             segment.keep(slice(0, int(np.searchsorted(segment.steps, step, side="right"))))
@@ -171,28 +171,28 @@ class Trajectory:
         self.newest = self.segments[-1].steps[-1] if self.segments else -1
 
     def follow(self, other: Trajectory) -> None:
-        """Go on with another session, from its first step on."""
+        """Continue with another session from its first step."""
         if other.segments:
             self.rewind(other.segments[0].steps[0] - 1)
             self.segments += other.segments
             self.newest = self.segments[-1].steps[-1]
 
     def since(self, step: int) -> None:
-        """Forget readings before a step."""
+        """Drop readings before a step."""
         for segment in self.segments:
             segment.keep(slice(int(np.searchsorted(segment.steps, step)), None))
         self.segments = [segment for segment in self.segments if segment.steps]
 
 
 class SavedHistory:
-    """Columns of a run on file, as :class:`thermoopt.History` has them.
+    """Columns of a recorded run, as :class:`thermoopt.History` has them.
 
-    Quantities that a file does not hold, being older than they are, are NaN. Rows of layers are those of the
+    Quantities that did not exist when the file was written are NaN. Rows of layers are those of the
     schedule and the newest one; :meth:`with_events` adds those of readings at which something happened.
 
     Args:
         readings: of the run.
-        rows: of layers, in the order of the file; those that belong to no reading are left out.
+        rows: of layers, in the order of the file; rows that belong to no reading are left out.
 
     Attributes:
         standings: where a controller's rates stood, oldest first.
@@ -287,7 +287,7 @@ class SavedHistory:
         return out
 
     def start_norms(self) -> dict[str, float]:
-        """Squared norm of every layer in the first row that has it."""
+        """Squared norm of every layer, from the first row that has the layer."""
         norms: dict[str, float] = {}
         column = COLUMN["param_norm"]
         for row in self._layers:
@@ -314,7 +314,7 @@ class SavedHistory:
 
 
 def _sorted_rows(rows: Sequence[LayerRow]) -> tuple[list[LayerRow], list[LayerRow]]:
-    """Rows of the schedule with the newest of all, and those of events; of one step the later is valid."""
+    """Split rows into those of the schedule (with the newest) and of events; the last one per step counts."""
     schedule = {row.step: row for row in rows if row.why == ""}
     events = {row.step: row for row in rows if row.why not in ("", "last")}
     newest = max(rows, key=lambda row: row.step, default=None)
@@ -331,12 +331,12 @@ def _only(row: LayerRow, names: set[str]) -> LayerRow:
 
 
 def thinned(rows: list[Any], stride: int) -> tuple[list[Any], int]:
-    """Halve rows where there are as many as a history keeps; return them and the distance between them."""
+    """Halve the rows once there are as many as a history keeps; return them and the distance between them."""
     return (rows[::2], 2 * stride) if len(rows) >= MAX_LAYER_ROWS else (rows, stride)
 
 
 def values_of(scopes: Mapping[str, Mapping[str, Any]]) -> Array:
-    """Quantities of scopes that name each of them, ``[n_scopes, len(QUANTITIES)]``."""
+    """Quantities of scopes given by name, ``[n_scopes, len(QUANTITIES)]``."""
     values = np.full((len(scopes), len(QUANTITIES)), np.nan)
     for row, held in zip(values, scopes.values(), strict=True):
         for name, value in held.items():

@@ -1,4 +1,4 @@
-"""Lines of a record on file: plain or gzip, still growing or torn."""
+"""Lines of a record: plain or gzip, complete, growing or cut off."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Line(NamedTuple):
 
     Attributes:
         number: from 1, blank ones counted.
-        text: without its end.
+        text: without the line ending.
         at: bytes of the file read so far, for progress.
-        whole: False for what cannot be a line: cut off by a crash, or damaged.
+        whole: False for an incomplete line, cut off by a crash or damaged.
     """
 
     number: int
@@ -45,7 +45,7 @@ def is_parquet(path: Path) -> bool:
 
 
 def lines(path: Path) -> Iterator[Line]:
-    """Yield the lines that are not blank; of a gzip member that is damaged, those before the damage."""
+    """Yield the lines that are not blank; of a damaged gzip member, those before the damage."""
     if is_gzip(path):
         yield from _gzip_lines(path)
         return
@@ -72,7 +72,7 @@ def _gzip_lines(path: Path) -> Iterator[Line]:
 
 
 def pieces(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield where each line, or each gzip member with one line, begins and how long it is, and its text."""
+    """Yield offset, length and text of each line, or of each gzip member with one line."""
     if is_gzip(path):
         for start, piece in _members(path):
             data, _ = inflate(piece)
@@ -86,7 +86,7 @@ def pieces(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 
 def inflate(piece: bytes) -> tuple[bytes, bool]:
-    """Return the contents of a gzip member, and False if it is damaged; an unfinished one is not."""
+    """Return the contents of a gzip member and whether it is sound; an unfinished one is."""
     inflater = zlib.decompressobj(31)
     try:
         return inflater.decompress(piece), True

@@ -1,10 +1,10 @@
-"""Where a controller's rates stood, in a record: notes of kind ``rates``, a column a list.
+"""A controller's rates in a record: notes of kind ``rates``, one list per column.
 
     {"note":"rates","step":120,"rate":"all","steps":[120,125],"wanted":[0.012,null],"held":[0.01,0.01],
      "given":[0.01,0.01],"phi":[2.1e-05,2e-05],"phi_star":[2e-05,2e-05],"why":[[0,"..."],[1,"no signal ..."]]}
 
-``why`` holds a pair wherever the reason changes: its place in the lists, and the reason. What is not finite
-is null.
+``why`` holds a pair for each change of the reason: its position in the lists, and the reason. Values that are
+not finite are null.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DIGITS = 5
 
 
 def rate_notes(standings: Iterable[Standing]) -> list[dict[str, Any]]:
-    """Return one note a rate."""
+    """Return one note per rate."""
     notes = []
     for own in by_rate(standings).values():
         why = [[i, s.why] for i, s in enumerate(own) if i == 0 or s.why != own[i - 1].why]
@@ -39,9 +39,9 @@ def rate_notes(standings: Iterable[Standing]) -> list[dict[str, Any]]:
 
 
 def standings_in(notes: Sequence[Mapping[str, Any]]) -> tuple[list[Standing], list[dict[str, Any]]]:
-    """Split notes into where rates stood, oldest first, and the rest.
+    """Split notes into the standings of rates, oldest first, and the rest.
 
-    Where the steps of a rate go back, the run was resumed from there, and what came after is dropped.
+    If the steps of a rate go back, the run was resumed from there, and later standings are dropped.
 
     Raises:
         ValueError: for a note of this kind that lacks a column or whose columns differ in length.
@@ -58,7 +58,7 @@ def standings_in(notes: Sequence[Mapping[str, Any]]) -> tuple[list[Standing], li
 
 
 def condensed(notes: Sequence[Mapping[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Return the notes of this kind as one a rate, each of at most ``most`` readings, evenly over the run."""
+    """Merge the notes of this kind into one per rate, with at most ``most`` readings, evenly spread."""
     kept = []
     for own in by_rate(standings_in(notes)[0]).values():
         stride = -(-len(own) // most)

@@ -1,4 +1,4 @@
-"""Reads a record: lines of every version, sessions that went on or wrote at once, rows of layers."""
+"""Reads a record: lines of every version, consecutive or simultaneous sessions, rows of layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Session:
 
 
 class Reader:
-    """Takes in lines one by one; readings are kept back, to be parsed many at a time.
+    """Takes lines one by one; readings are collected and parsed many at a time.
 
     Args:
         where: the file, for messages.
@@ -71,7 +71,7 @@ class Reader:
         self._take_one(line)
 
     def _work_off(self) -> None:
-        """Take in the readings that wait: at once where they are all alike, else one by one."""
+        """Parse the collected readings: at once if all have the same form, else one by one."""
         waiting, self._waiting = self._waiting, []
         now = self._now
         if not waiting or now is None:
@@ -90,12 +90,12 @@ class Reader:
         steps = first[:, 0].astype(np.int64).tolist()
         now.readings.extend(steps, first[:, 1].tolist(), self._scopes, place(total), lambda: place(groups()))
         now.last = waiting[-1].number
-        now.facts.pop("steps", None)  # of before these readings
+        now.facts.pop("steps", None)  # older than these readings
 
     def _take_one(self, line: Line) -> None:
         try:
             record = json.loads(line.text) if line.whole else None
-        except ValueError:  # no JSON, or no UTF-8
+        except ValueError:  # not JSON, or not UTF-8
             record = None
             line = line._replace(whole=False)
         if not line.whole:
@@ -113,7 +113,7 @@ class Reader:
             self._named(record, line.number)
 
     def finish(self) -> tuple[Trajectory, dict[str, int], list[dict[str, Any]], list[str]]:
-        """Return the readings, steps skipped by cause, notes (a :data:`RUN` first), what there is to say.
+        """Return the readings, steps skipped by cause, notes (a :data:`RUN` first), and remarks on the file.
 
         Raises:
             ValueError: as :meth:`take`.
@@ -133,7 +133,7 @@ class Reader:
             skipped.update(session.skipped)
             notes += session.notes
             facts = merged_facts({k: v for k, v in facts.items() if k != "steps"}, session.facts)
-            # a run goes on from a checkpoint now and then; two that share a file go back at every other line
+            # a run resumes from a checkpoint now and then; two runs in one file go back at every other line
             if readings.backs > 2 and readings.count < 4 * readings.backs:
                 told.append(
                     f"steps occur twice: they go back {readings.backs} times in {readings.count} readings, "
@@ -143,7 +143,7 @@ class Reader:
 
     @property
     def rows(self) -> list[LayerRow]:
-        """Rows of layers that lines of version 1 held, thinned, and the newest."""
+        """Rows of layers from lines of version 1, thinned, and the newest one."""
         newest = self._newest_row
         return [*self._rows, *([newest] if newest is not None else [])]
 
@@ -179,7 +179,7 @@ class Reader:
 
     @staticmethod
     def _learn(session: _Session, facts: Mapping[str, Any]) -> None:
-        """Take in what is said of the run; steps skipped are those up to here."""
+        """Take facts about the run; skipped steps are those up to this line."""
         session.skipped = {**session.skipped, **facts.get("skipped", {})}
         session.facts = merged_facts(session.facts, {k: v for k, v in facts.items() if k != "skipped"})
 
@@ -238,12 +238,12 @@ class Reader:
 
 
 def _placed(columns: list[int] | None, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quantities ``[..., n]`` of the file in the places of ours."""
+    """Reorder the file's quantities, ``[..., n]``, as :data:`~thermoopt.physics.QUANTITIES`."""
     if columns is None:
         return values
     out = np.full((*values.shape[:-1], len(QUANTITIES) + 1), np.nan)
     out[..., columns] = values
-    return out[..., :-1]  # what is not known here went into the last column
+    return out[..., :-1]  # unknown quantities went into the last column
 
 
 _KINDS = {int, float, type(None)}
@@ -256,7 +256,7 @@ def _named_layers(layers: Mapping[str, Mapping[str, Any]]) -> NDArray[np.float64
 
 
 def _one_at_a_time(sessions: list[_Session], told: list[str]) -> list[_Session]:
-    """Sessions in their order; of those that wrote at the same time the one with the most readings."""
+    """Sessions in order; of those that wrote at the same time only the one with the most readings."""
     out: list[_Session] = []
     for session in sorted((s for s in sessions if s.readings.count), key=lambda s: s.first):
         if out and session.first < out[-1].last:
@@ -273,7 +273,7 @@ def _one_at_a_time(sessions: list[_Session], told: list[str]) -> list[_Session]:
 
 
 def layer_rows(lines: Iterable[Line], torn: list[int]) -> list[LayerRow]:
-    """Read a file of rows; their quantities are formed when asked for."""
+    """Read a file of rows; their quantities are computed on demand."""
     layouts: dict[str, tuple[tuple[str, ...], list[int]]] = {}
     rows: list[LayerRow] = []
     for line in lines:
@@ -306,7 +306,7 @@ def _form(packed: str, n_layers: int, columns: list[int]) -> NDArray[np.float64]
 
 
 def flaw(record: Any) -> str | None:
-    """What a record of version 1 lacks or holds that a reading does not, or None."""
+    """Return what makes a line of version 1 invalid as a reading, or None."""
     if not isinstance(record, dict):
         return f"a {type(record).__name__}"
     if "values" in record and "total" not in record:
@@ -337,5 +337,5 @@ def number(value: object) -> bool:
 
 
 def short(value: object) -> str:
-    """A value in words, cut."""
+    """Return a short text for a value."""
     return "missing" if value is None else repr(value)[:40]

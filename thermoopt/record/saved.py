@@ -94,8 +94,8 @@ class SavedRun:
                 or if ``since`` or ``layers`` leaves nothing.
 
         Warns:
-            RuntimeWarning: naming lines that are torn (a crash cuts the one under way), which are passed
-                over; and two processes that wrote to one file.
+            RuntimeWarning: naming torn lines (a crash cuts off the last one), which are skipped; and if two
+                processes wrote to one file.
         """
         path = Path(path)
         reader = Reader(str(path))
@@ -163,12 +163,12 @@ class SavedRun:
 
     @property
     def ema_steps(self) -> float | None:
-        """Steps that the averages look back on, None where the record does not say."""
+        """Length of the averages in steps, None if the record does not say."""
         return self.facts.get("ema_steps")
 
     @property
     def rate_kind(self) -> str:
-        """What ``lr_eff`` is, lr where the record does not say (:data:`thermoopt.physics.LR`)."""
+        """What ``lr_eff`` stands for, lr if the record does not say (:data:`thermoopt.physics.LR`)."""
         return self.facts.get("rate_kind", LR)
 
     @cached_property
@@ -189,7 +189,7 @@ class SavedRun:
 
 
 def _with_first(losses: SavedLosses, first: tuple[int, float] | None) -> SavedLosses:
-    """Losses with the very first one, which readings come too late for: all others are compared with it."""
+    """Add the very first loss, which comes before the first reading: all others are compared with it."""
     if first is None or not len(losses.steps) or first[0] >= losses.steps[0]:
         return losses
     steps, values = np.insert(losses.steps, 0, first[0]), np.insert(losses.values, 0, first[1])
@@ -197,7 +197,7 @@ def _with_first(losses: SavedLosses, first: tuple[int, float] | None) -> SavedLo
 
 
 def _watched(path: Path, progress: Progress | None) -> Iterator[Line]:
-    """Yield the lines of a file, reporting progress now and then."""
+    """Yield the lines of a file and report progress from time to time."""
     size = os.stat(path).st_size
     for i, line in enumerate(lines(path)):
         if progress is not None and i % 64 == 0:
