@@ -92,6 +92,7 @@ setup(
         Extension(
             "thermoopt.kernels._native",
             [f"thermoopt/kernels/{name}.c" for name in ("native", "travel", "look")],
+            depends=["thermoopt/kernels/travel.h"],
             optional=True,
             libraries=[] if platform.system() == "Windows" else ["m"],
         )

@@ -162,3 +162,45 @@ def test_an_optimizers_step_hands_over_the_addresses_it_has_checked(late, monkey
         assert torch.equal(one[key], other[key])
         assert one[key].any()
     assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
+
+
+@pytest.mark.parametrize("shapes", [[(300, 192), (20_001,), (7, 9, 11), (40, 60)], [(3, 100), (11,), (1,)]])
+@pytest.mark.parametrize(
+    ("dtype", "threads"),
+    [(torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 2), (torch.float16, 1)],
+)
+def test_a_step_forms_the_same_sums_on_its_way_as_a_pass_of_its_own(dtype, shapes, threads, monkeypatch):
+    """Rows that chunks cut, tables with short rows, layers without a gradient, ascent, a scaler."""
+    monkeypatch.setattr(native, "SERIAL_BELOW", 0)
+
+    def run(carried):
+        rng = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(s, generator=rng).to(dtype)) for s in shapes]
+        params[0].data = params[0].data.t()  # as it lies in memory
+        groups = [{"params": params[:2]}, {"params": params[2:], "maximize": True}]
+        opt = ThermoAdamW(groups, controller=autotune(400), backend="native")
+        with monkeypatch.context() as patch:
+            if not carried:
+                patch.setattr(TravelProbe, "carry", lambda *_: False)
+            for step in range(1, 8):
+                put_grads(params, rng, dtype)
+                if step in (4, 5):
+                    params[1].grad = None
+                if step > 4:  # step 5 is skipped
+                    opt.grad_scale, opt.found_inf = torch.tensor(4.0), torch.tensor(float(step == 5))
+                opt.step()
+        out = opt.state_dict()["param_groups"]
+        return [group["thermo"] for group in out], params, opt.controller
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        (one, mine, law), (other, theirs, _) = run(True), run(False)
+    finally:
+        torch.set_num_threads(before)
+    assert law.every == 2  # steps 2, 4, ... are measured, and form their sums before they move
+    for a, b in zip(one, other, strict=True):
+        for key in ("travel_impulse", "travel_work"):
+            assert torch.equal(a[key], b[key])
+            assert a[key].any()
+    assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))

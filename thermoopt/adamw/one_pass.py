@@ -79,7 +79,8 @@ class OnePassBackend:
         settings = self._plans.settings(optimizer, rates, batch)
 
         def checked(at: NDArray[np.int64]) -> None:
-            before(Addresses(batch.layer, batch.plan.params_at, at))
+            carrying = None if self._on_device else batch.plan
+            before(Addresses(batch.layer, batch.plan.params_at, at, carrying))
 
         try:
             batch.plan.step(grads, **settings, measure=due, number=ledger.run.step + 1, before=checked)

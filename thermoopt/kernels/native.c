@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include "travel.h"
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -71,6 +72,9 @@ struct call {
     const double *scale;         /* [n_tensors] factors on the sums, or NULL */
     double *table;               /* [BETA2 + 1, n_layers] running averages, or NULL */
     const int64_t *layer;        /* [n_tensors] column of each tensor in the table */
+    struct travel **travel;      /* [n_tensors] what takes in each tensor's forces, or NULL; NULL for none at all */
+    const int64_t *travel_layer; /* [n_tensors] which layer of it the tensor is */
+    double *forces;              /* [n_chunks] their work */
     double keep, number;         /* 1 - 1 / length of the average; number of this step */
     int64_t n_tensors, n_chunks, chunk_size, n_layers;
     int32_t num_threads, isa, batch, torch_width;
@@ -91,6 +95,7 @@ struct work {
     int64_t scalar_from;   /* elements from here on take torch's scalar path */
     const struct coefficients *c;
     const float *scale;
+    struct sample *sample; /* takes in what forces are summed of, or NULL */
     int32_t write;
 };
 
@@ -245,6 +250,20 @@ static void prepare(const struct call *k) {
     }
 }
 
+static void on(int isa, const struct work *w, int dtype, int flags, double *partial) {
+#if X86
+    if (isa == AVX512) {
+        chunk_avx512(w, dtype, flags, partial);
+        return;
+    }
+    if (isa == AVX2) {
+        chunk_avx2(w, dtype, flags, partial);
+        return;
+    }
+#endif
+    chunk_portable(w, dtype, flags, partial);
+}
+
 static void chunk(const struct call *k, int64_t j) {
     const int64_t i = k->chunk_tensor[j], start = k->chunk_start[j], n = k->numel[i];
     const int dtype = k->dtype[i], flags = k->flags[i];
@@ -261,18 +280,24 @@ static void chunk(const struct call *k, int64_t j) {
     w.c = &k->coef[i];
     w.scale = k->grad_scale;
     w.write = !(flags & DRY);
+    w.sample = NULL;
     double *partial = k->partial + j * SUMS;
-#if X86
-    if (k->isa == AVX512) {
-        chunk_avx512(&w, dtype, flags, partial);
+    const struct travel *travel = k->travel ? k->travel[i] : NULL;
+    if (!travel) {
+        on(k->isa, &w, dtype, flags, partial);
         return;
     }
-    if (k->isa == AVX2) {
-        chunk_avx2(&w, dtype, flags, partial);
+    struct sample sample;
+    const float rate = (flags & MAXIMIZE) ? -(float)k->lr[i] : (float)k->lr[i];
+    thermoopt_sample(&sample, travel, k->travel_layer[i], w.param, w.grad, start, start + w.count);
+    if (sample.next == NONE_LEFT) { /* one stretch: before anything moves */
+        k->forces[j] = thermoopt_forces(travel, &sample, rate, k->grad_scale);
+        on(k->isa, &w, dtype, flags, partial);
         return;
     }
-#endif
-    chunk_portable(&w, dtype, flags, partial);
+    w.sample = &sample;
+    on(k->isa, &w, dtype, flags, partial);
+    k->forces[j] = thermoopt_forces(travel, &sample, rate, k->grad_scale);
 }
 
 /* Take batches of chunks until none is left. */
@@ -289,9 +314,13 @@ static void worker(const struct call *k, int64_t *next) {
 static void finish(const struct call *k) {
     int64_t j = 0;
     for (int64_t i = 0; i < k->n_tensors; i++) {
-        double s[SUMS] = {0};
-        for (; j < k->n_chunks && k->chunk_tensor[j] == i; j++)
+        double s[SUMS] = {0}, work = 0;
+        const int forces = k->travel && k->travel[i];
+        for (; j < k->n_chunks && k->chunk_tensor[j] == i; j++) {
             for (int q = 0; q < SUMS; q++) s[q] += k->partial[j * SUMS + q];
+            if (forces) work += k->forces[j];
+        }
+        if (forces) thermoopt_worked(k->travel[i], k->travel_layer[i], work);
         if (!(k->flags[i] & MEASURE)) continue;
         const double r1 = 1 / k->coef[i].bias1, b2 = k->coef[i].bias2;
         double *out = k->out + i * SUMS;
@@ -671,13 +700,17 @@ FN void body(const struct work *w, int dtype, int kind, int measure, double *par
     /* every element before `plain` takes torch's vector path */
     const int64_t vector = w->scalar_from < w->count ? w->scalar_from : w->count;
     const int64_t plain = vector - vector % LANES;
-    int64_t at = 0;
+    int64_t at = 0, next = w->sample ? w->sample->next : NONE_LEFT;
     while (at < plain) {
         const int64_t end = at + BLOCK < plain ? at + BLOCK : plain;
         vf acc[PARTS][SUMS];
         for (int q = 0; measure && q < SUMS; q++) /* memset keeps them in memory */
             for (int part = 0; part < PARTS; part++) acc[part][q] = splat(0);
         for (; at < end; at += LANES) {
+            while (next < at + LANES) { /* in cache by now, and not moved yet */
+                take_row(w->sample, w->param, w->grad);
+                next = w->sample->next;
+            }
             ahead(mine.param, at, dtype);
             ahead(mine.grad, at, dtype);
             ahead(mine.exp_avg, at, dtype);
@@ -690,6 +723,7 @@ FN void body(const struct work *w, int dtype, int kind, int measure, double *par
                 for (int part = 0; part < PARTS; part++)
                     for (int l = 0; l < WIDTH; l++) total[q][part * WIDTH + l] += (double)acc[part][q][l];
     }
+    for (; next < w->count; next = w->sample->next) take_row(w->sample, w->param, w->grad);
     if (at < w->count) tail(w, at, dtype, kind, measure, total);
     if (measure)
         for (int q = 0; q < SUMS; q++) {

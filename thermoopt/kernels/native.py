@@ -46,6 +46,7 @@ from thermoopt.kernels.native_checks import (
     unreadable,
 )
 from thermoopt.kernels.native_library import COEFFICIENTS, ISA, ISAS, LIBRARY, REASON, TORCH_WIDTH, Call
+from thermoopt.kernels.riders import Riders
 from thermoopt.physics.sums import Sum
 
 __all__ = [
@@ -134,6 +135,7 @@ class Plan:
 
     Attributes:
         params_at: addresses of the parameters, ``[n]``.
+        riders: what the coming step takes along.
         refused: why the last step entered no average ("found_inf", "nonfinite", "dry"), or None.
 
     Raises:
@@ -226,6 +228,7 @@ class Plan:
             torch_width=TORCH_WIDTH,
         )
         self._pointer = ctypes.byref(self._call)
+        self.riders = Riders(self._call, n, chunks)
 
     @property
     def t(self) -> NDArray[np.float64]:
@@ -251,9 +254,7 @@ class Plan:
         within = len(set(columns.tolist()) & set(range(table.shape[1])))
         if columns.shape != (len(self._params),) or within != len(self._params):
             raise ValueError(f"layer must hold {len(self._params)} different columns of the table")
-        self._averages = table, columns
-        self._table_at = table.ctypes.data
-        call = self._call
+        self._averages, self._table_at, call = (table, columns), table.ctypes.data, self._call
         call.layer, call.n_layers, call.keep = columns.ctypes.data, table.shape[1], keep
 
     def matches(
@@ -356,8 +357,7 @@ class Plan:
         threads = torch.get_num_threads()
         if num_threads is not None:
             threads = min(threads, num_threads)
-        threads = 1 if self._small or os.getpid() != _PID else threads
-        call.num_threads = threads
+        call.num_threads = threads = 1 if self._small or os.getpid() != _PID else threads
         if self._halves or half is not None:
             self._take(half if dry else None)
         call.batch = max(1, min(BATCH, call.n_chunks // (8 * threads)))
@@ -365,6 +365,7 @@ class Plan:
             before(tables["grad"])
         self.refused = _REFUSED[LIBRARY.thermoopt_step(self._pointer)]
         call.out = None  # the array is the caller's
+        self.riders.clear()
         return None if self.refused == "found_inf" else out
 
     def _set(self, tables: dict[str, NDArray], given: tuple[Any, ...]) -> None:

@@ -1,4 +1,8 @@
-"""The forces of a step on sampled coordinates on CPU, in one call: the Python side of ``travel.c``."""
+"""The forces of a step on sampled coordinates on CPU: the Python side of ``travel.c``.
+
+A step of ``native.c`` forms them on its way (:meth:`TravelPlan.carry`), or a pass of their own does: the sums
+have the same bits.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.kernels.native import CHUNK, Plan
 from thermoopt.kernels.native_checks import CODES, unreadable
 from thermoopt.kernels.native_library import LIBRARY
 from thermoopt.kernels.travel_layers import TravelLayers, are_views
@@ -20,7 +25,10 @@ __all__ = ["TravelPlan"]
 SERIAL_BELOW = 1 << 15
 """Number of sampled elements below which one thread takes them all: 20 us on one thread."""
 
-_POINTERS = "param grad rows width stride at rate start impulse done grad_scale found_inf".split()
+BESIDE, TAKEN = 16, 1024
+"""Elements of a row and sampled elements of a chunk at most, as in ``travel.h``."""
+
+_POINTERS = "param grad first rows width stride at rate start impulse done grad_scale found_inf".split()
 _PID = os.getpid()
 
 
@@ -30,8 +38,8 @@ class _Call(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_double) for name in ("keep", "work", "weight")),
-        ("n", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("dtype", "num_threads")),
+        *((name, ctypes.c_int64) for name in ("n", "part")),
+        *((name, ctypes.c_int32) for name in ("dtype", "num_threads", "rest")),
     )
 
 
@@ -49,6 +57,12 @@ def _entry() -> ctypes._NamedFuncPointer | None:
 
 
 _FUNCTION = _entry()
+
+
+def _is_copied(sample: Tensor) -> bool:
+    """Whether the library has room for a sample of several rows."""
+    width, stride = sample.shape[1], sample.stride(0)
+    return width <= BESIDE <= stride and (CHUNK // stride + 2) * width <= TAKEN
 
 
 class TravelPlan(TravelLayers):
@@ -75,11 +89,12 @@ class TravelPlan(TravelLayers):
         flat = [s if s.ndim == 2 else s[None] for s in samples]
         sizes = np.array([s.numel() for s in samples], np.int64)
         self._tables: dict[str, NDArray] = {
-            "param": self.params_at + self.offset,
+            "param": self.params_at,
             "grad": np.zeros(len(flat), np.int64),
+            "first": self.offset // start.element_size(),
             "rows": np.array([s.shape[0] for s in flat], np.int64),
             "width": np.array([s.shape[1] for s in flat], np.int64),
-            "stride": np.array([s.stride(0) for s in flat], np.int64),
+            "stride": np.array([max(1, s.stride(0)) for s in flat], np.int64),
             "at": np.cumsum(sizes) - sizes,
             "rate": np.zeros(len(flat)),
         }
@@ -89,9 +104,11 @@ class TravelPlan(TravelLayers):
             impulse=impulse.data_ptr(),
             done=done.data_ptr(),
             n=len(flat),
+            part=CHUNK,
             dtype=CODES[start.dtype],
         )
         self._pointer = ctypes.byref(self._call)
+        self._at = ctypes.addressof(self._call)
         self._small = start.numel() < SERIAL_BELOW
 
     @staticmethod
@@ -101,6 +118,7 @@ class TravelPlan(TravelLayers):
             _FUNCTION is not None
             and all(p.dtype in CODES and unreadable("param", p) is None for p in params)
             and are_views(samples, params)
+            and all(s.ndim == 1 or len(s) == 1 or _is_copied(s) for s in samples)
         )
 
     def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
@@ -139,14 +157,44 @@ class TravelPlan(TravelLayers):
         for x in (grad_scale, found_inf):
             if x is not None and (unreadable("scale", x) or x.dtype is not torch.float32):
                 return False
-        tables, call = self._tables, self._call
-        np.add(at, self.offset, out=tables["grad"])
-        if not at.all():
-            tables["grad"][at == 0] = 0
-        tables["rate"][:] = rates
-        call.keep, call.work, call.weight = keep, work, impulse
-        call.grad_scale = None if grad_scale is None else grad_scale.data_ptr()
-        call.found_inf = None if found_inf is None else found_inf.data_ptr()
-        call.num_threads = 1 if self._small or os.getpid() != _PID else torch.get_num_threads()
-        _FUNCTION(self._pointer)
+        self._tables["rate"][:] = rates
+        self._weigh(keep, work, impulse)
+        scale, skip = (None if x is None else x.data_ptr() for x in (grad_scale, found_inf))
+        self._run(at, scale, skip, rest=False)
         return True
+
+    def _weigh(self, keep: float, work: float, impulse: float) -> None:
+        call = self._call
+        call.keep, call.work, call.weight = keep, work, impulse
+
+    def _run(self, at: NDArray[np.int64], scale_at: int | None, found_inf_at: int | None, rest: bool) -> None:
+        assert _FUNCTION is not None
+        call = self._call
+        self._tables["grad"][:] = at
+        call.grad_scale, call.found_inf = scale_at, found_inf_at
+        call.num_threads = 1 if self._small or os.getpid() != _PID else torch.get_num_threads()
+        call.rest = rest
+        _FUNCTION(self._pointer)
+
+    def carry(
+        self,
+        step: Plan,
+        rows: NDArray[np.int64] | None,
+        at: NDArray[np.int64] | None,
+        keep: float,
+        work: float,
+        impulse: float,
+    ) -> None:
+        """Let a step that is about to be taken add the forces of its gradients on its way, at its own rates.
+
+        Args:
+            step: what takes it, called with ``before`` and not returned from it yet.
+            rows: which of its tensors each layer is, -1 for one that it does not step, ``[n]``; None if
+                layer i is tensor i for all.
+            at: addresses of the gradients, ``[n]``, 0 for none; None if there are all.
+            keep, work, impulse: as for :meth:`push`.
+        """
+        self._weigh(keep, work, impulse)
+        step.riders.add(self._at, rows)
+        if at is not None and not at.all():  # what the step does not come across forgets too
+            self._run(at, None, step.riders.found_inf_at, rest=True)

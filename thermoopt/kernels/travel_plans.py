@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels import native_travel
+from thermoopt.kernels.native import Plan
 
 __all__ = ["Addresses", "TravelKernel", "travel_plan"]
 
@@ -22,11 +23,13 @@ class Addresses:
     Attributes:
         layer: ``[k]`` the layers that have a gradient; the same array as long as ``params`` is the same.
         params, grads: ``[k]`` addresses; gradients have the memory layout of their parameters.
+        step: the kernel's plan, if it can add the forces on its way.
     """
 
     layer: NDArray[np.int64]
     params: NDArray[np.int64]
     grads: NDArray[np.int64]
+    step: Plan | None = None
 
 
 class TravelKernel(Protocol):

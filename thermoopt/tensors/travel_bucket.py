@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels import PLAIN, Addresses, DeviceNumbers, TravelKernel, travel_plan
+from thermoopt.kernels import PLAIN, Addresses, DeviceNumbers, TravelKernel, TravelPlan, travel_plan
 from thermoopt.physics.travel import Weights
 from thermoopt.tensors import precision
 from thermoopt.tensors.sampling import in_order_of, sample
@@ -165,7 +165,7 @@ class Bucket:
             grad_scale, found_inf: the values of a fused GradScaler.
             at: where layers and gradients lie, if a kernel has checked them.
         """
-        grads = None if at is None else self._meet(at)
+        grads = self._grads(at) if at is not None and self._meet(at) else None
         plan, params = self._plan if grads is not None else self.plan(), self.params
         if plan is not None:
             own = None if base is None else base.to(self.start.device)
@@ -198,25 +198,42 @@ class Bucket:
         done, self._lost = precision.forgetful_sum(self.done, self._lost, forget, -work * work_weight)
         self.done.copy_(done)
 
+    def is_carried(self, at: Addresses) -> bool:
+        """Whether the kernel that is about to step can add the forces on its way."""
+        return at.step is not None and isinstance(self._plan, TravelPlan) and self._meet(at)
+
+    def carry(self, weights: Weights, at: Addresses) -> None:
+        """Have it add them; it :attr:`is_carried`."""
+        assert isinstance(self._plan, TravelPlan)
+        assert self._met is not None
+        assert at.step is not None
+        grads = None if self._met[2] is None else self._grads(at)
+        self._plan.carry(at.step, self._met[2], grads, weights.keep, weights.work, weights.impulse)
+
     def _send(self, rates: Array, weights: Weights) -> None:
         assert self._numbers is not None
         numbers = np.append(rates, [1 - weights.keep, weights.work, weights.impulse])
         wide = self._numbers.tensor.dtype == torch.float64
         self._numbers.send(numbers if wide else numbers.astype(np.float32))
 
-    def _meet(self, at: Addresses) -> NDArray[np.int64] | None:
-        """Return the addresses of the layers' gradients, 0 where there is none, or None to look for them."""
+    def _meet(self, at: Addresses) -> bool:
+        """Find the layers among those that a kernel has checked; return whether they lie where they lay."""
         if self._plan is None:
-            return None
+            return False
         if self._met is None or self._met[0] is not at.layer or self._met[1] is not self._plan:
             row = {int(layer): k for k, layer in enumerate(at.layer)}
             rows = np.array([row.get(layer, -1) for layer in self.index.tolist()])
             there = rows >= 0
             if not np.array_equal(at.params[rows[there]], self._plan.params_at[there]):
-                return None
+                return False
             whole = np.array_equal(rows, np.arange(len(at.layer)))
             self._met = at.layer, self._plan, None if whole else rows
-        _, _, kept = self._met
+        return True
+
+    def _grads(self, at: Addresses) -> NDArray[np.int64]:
+        """Return the addresses of the layers' gradients, 0 where there is none, of layers met."""
+        assert self._met is not None
+        kept = self._met[2]
         return at.grads if kept is None else np.where(kept >= 0, at.grads[kept], 0)
 
     def measure(self) -> tuple[Tensor, Tensor | None]:

@@ -190,6 +190,22 @@ class TravelProbe:
             mine = rates if bucket.in_order and len(bucket.index) == len(rates) else rates[bucket.index]
             bucket.push(mine, weights, own, grad_scale, found_inf, at)
 
+    def carry(self, weights: Weights, at: Addresses) -> bool:
+        """Have the kernel that is about to step add its forces on its way, as :meth:`push` would.
+
+        Args:
+            weights: the weights of the step in the sums.
+            at: where layers and gradients lie.
+
+        Returns:
+            Whether it will; if not, nothing was done.
+        """
+        if "impulse" not in self.needs or not all(bucket.is_carried(at) for bucket in self._buckets):
+            return False
+        for bucket in self._buckets:
+            bucket.carry(weights, at)
+        return True
+
     def put(self, lrs: Array, weights: Weights) -> None:
         """Let replays of a captured :meth:`push` take these rates and weights."""
         for bucket in self._buckets:
