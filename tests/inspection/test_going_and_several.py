@@ -6,6 +6,7 @@ import io
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tests.support.saved_runs import record
 from tests.support.sink_runs import make_optimizer, train
 from thermoopt.inspection import InputError, follow_run, inspect_run
 from thermoopt.inspection.reading_bar import reading_bar
+from thermoopt.inspection.sources import read_run
 from thermoopt.sinks import ParquetSink
 
 SMALL = {"layers": False}
@@ -112,6 +114,22 @@ def test_a_terminal_is_redrawn_within_its_height(tmp_path: Path, monkeypatch: py
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+def test_what_was_noted_is_named_with_its_steps(tmp_path: Path) -> None:
+    def mark(step: int, optimizer: Any) -> None:
+        if step in (3, 7):
+            optimizer.sinks.mark("spike", of="loss", ratio=4.0)
+        if step == 7:
+            optimizer.sinks.mark("restart")
+
+    path = tmp_path / "run.jsonl"
+    record(path, 10, each=mark, **SMALL)
+    _, notes = read_run(path, None, None, None)
+    assert notes == ["noted on the way: 2 × spike of loss (step 4, 8), 1 × restart (step 8)"]
+    views: list[str] = []
+    follow_run(path, say=views.append, views=1)
+    assert "noted: spike of loss at step 4, spike of loss at step 8, restart at step 8" in views[0]
 
 
 def test_progress_names_the_time_left_and_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:

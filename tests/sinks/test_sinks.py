@@ -224,13 +224,16 @@ def test_csv_holds_every_reading_and_one_header(tmp_path: Path) -> None:
     optimizer = make_optimizer(CSVSink(path))
     readings = train(optimizer, 3)
     optimizer.sinks.flush()
+    optimizer.report_loss(2.5)
     readings += train(optimizer, 2, 3)
     optimizer.sinks.flush()
     text = path.read_text()
     assert text.count("step,scope") == 1
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["step", "scope", *QUANTITIES]
+    assert list(rows[0]) == ["step", "scope", "loss", *QUANTITIES]
+    assert {row["loss"] for row in rows if int(row["step"]) <= 3} == {""}
+    assert {row["loss"] for row in rows if int(row["step"]) > 3} == {"2.5"}
     expected = [
         (str(r.step), scope, quantity)
         for r in readings

@@ -13,6 +13,7 @@ from pathlib import Path
 from thermoopt.diagnosis import diagnose
 from thermoopt.inspection.input_error import InputError
 from thermoopt.inspection.run_tables import layer_table, total_table
+from thermoopt.inspection.words import note_in_words
 from thermoopt.record import SavedRun, journal_path
 
 __all__ = ["follow_run"]
@@ -111,7 +112,7 @@ def _view(path: Path, since: int | None, layers: str | None, width: int) -> list
         *([] if report.findings else [report.summary]),
     ]
     if run.notes:
-        lines.append("noted: " + ", ".join(f"{n['note']} at step {n['step']}" for n in run.notes[-4:]))
+        lines.append("noted: " + ", ".join(f"{note_in_words(n)} at step {n['step']}" for n in run.notes[-4:]))
     lines += ["", *total_table(run).lines(width)]
     if history.layer_names:
         lines += ["", *layer_table(run, LAYERS, 32).lines(width)]

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from thermoopt.diagnosis import diagnose
 from thermoopt.inspection.input_error import InputError
 from thermoopt.inspection.reading_bar import reading_bar
 from thermoopt.inspection.side_by_side import ENDINGS, InspectedRun, records_in
+from thermoopt.inspection.words import note_in_words
 from thermoopt.plots import LossCurve, as_action
 from thermoopt.record import SavedLosses, SavedRun
 
@@ -83,13 +83,14 @@ def _read_record(path: Path, since: int | None, layers: str | None) -> tuple[Sav
     notes = [str(warning.message).removeprefix(f"{path}: ") for warning in caught]
     causes = [f"{count} × {cause}" for cause, count in run.skipped.items() if count]
     notes += ["measurements skipped: " + ", ".join(causes)] if causes else []
-    kinds = Counter(note["note"] for note in run.notes)
-    happened = [f"{n} × {kind} (step {_some_steps(run, kind)})" for kind, n in kinds.items()]
+    steps: dict[str, list[int]] = {}
+    for note in run.notes:
+        steps.setdefault(note_in_words(note), []).append(note["step"])
+    happened = [f"{len(at)} × {what} (step {_some(at)})" for what, at in steps.items()]
     return run, [*notes, *(["noted on the way: " + ", ".join(happened)] if happened else [])]
 
 
-def _some_steps(run: SavedRun, kind: str) -> str:
-    steps = [note["step"] for note in run.notes if note["note"] == kind]
+def _some(steps: Sequence[int]) -> str:
     return ", ".join(map(str, steps[:3])) + (", …" if len(steps) > 3 else "")
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from thermoopt.controllers import Action
 
-__all__ = ["actions_in_words"]
+__all__ = ["actions_in_words", "note_in_words"]
 
 FIRST = 4
 """Number of actions described from the start of a run, before the last one."""
+
+
+def note_in_words(note: Mapping[str, Any]) -> str:
+    """Name what a note of a record says happened: ``spike of loss``, ``action``."""
+    return f"{note['note']} of {note['of']}" if "of" in note else str(note["note"])
 
 
 def actions_in_words(actions: Sequence[Action]) -> list[str]:

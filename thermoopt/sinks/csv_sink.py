@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import mmap
 import os
 import weakref
@@ -23,7 +24,7 @@ __all__ = ["CSVSink"]
 
 
 class CSVSink(FileSink):
-    """Appends one line per reading and scope (total, then each group): step, scope, quantities.
+    """Appends one line per reading and scope (total, then each group): step, scope, loss, quantities.
 
     Values have as many digits as in :class:`JSONLSink`; undefined and infinite values are empty. A thread
     writes every 32 readings or 2 seconds. When a run goes on from a checkpoint in the same file, rows of
@@ -76,7 +77,9 @@ class _Table:
                 kept.pop()
             (texts,) = scope_values([item.group_terms])
             rows = zip(("total", *item.groups), texts, strict=True)
-            kept.append((item.step, "".join(_line([item.step, scope, *row]) for scope, row in rows)))
+            loss = "" if item.loss is None or not math.isfinite(item.loss) else f"{item.loss:.7g}"
+            table = [_line([item.step, scope, loss, *row]) for scope, row in rows]
+            kept.append((item.step, "".join(table)))
         if not kept:
             return
         if self._last is None or kept[0][0] <= self._last:
@@ -122,8 +125,8 @@ def _check_file(path: Path) -> None:
             os.truncate(path, 0)
             return
         raise ValueError(
-            f"CSVSink: path must be a new file or one with the columns step, scope, {QUANTITIES[0]}, ..., "
-            f"{QUANTITIES[-1]}, got {str(path)!r}, which begins with {head[:60]!r}"
+            f"CSVSink: path must be a new file or one with the columns step, scope, loss, {QUANTITIES[0]}, "
+            f"..., {QUANTITIES[-1]}, got {str(path)!r}, which begins with {head[:60]!r}"
         )
     if path.suffix != ".gz":
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -170,4 +173,4 @@ def _line(values: Sequence[object]) -> str:
     return buffer.getvalue()
 
 
-_HEADER = _line(["step", "scope", *QUANTITIES])
+_HEADER = _line(["step", "scope", "loss", *QUANTITIES])
