@@ -311,13 +311,32 @@ def test_a_forked_worker_writes_nothing_twice(tmp_path: Path, name: str, begun: 
         assert unzipped(path).count('"step":') == len(want)
 
 
-def test_a_pickled_sink_opens_its_file_again_and_waits_for_nothing(tmp_path: Path) -> None:
-    sink = JSONLSink(tmp_path / "run.jsonl", max_rows=8)
-    sink.write(reading(1))
-    for twin in (pickle.loads(pickle.dumps(sink)), copy.deepcopy(sink)):
-        assert twin.unsent == 0
-    sink.close()
-    assert SavedRun.read(tmp_path / "run.jsonl").history.steps.tolist() == [1]
+@pytest.mark.parametrize("name", ["run.jsonl.gz", "run.jsonl", "run.parquet", "run.csv", "run.csv.gz"])
+def test_a_pickled_sink_touches_nothing_until_it_is_used(tmp_path: Path, name: str) -> None:
+    """A spawned worker gets it with whatever it is part of, while the original goes on."""
+    path = tmp_path / name
+    kind = {"t": ParquetSink, "v": CSVSink}.get(name.removesuffix(".gz")[-1], JSONLSink)
+    sink = kind(path, **({} if kind is CSVSink else {"max_rows": 8}))
+    feed(sink, range(1, 4))
+    sink.write(reading(4))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    twins = [pickle.loads(pickle.dumps(sink)), copy.deepcopy(sink)]
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        feed(sink, range(5, 9))
+        sink.close()
+    assert [twin.unsent for twin in twins] == [0, 0]
+    feed(twins[0], range(9, 12))
+    twins[0].close()
+    del twins[1]
+    if kind is CSVSink:
+        text = unzipped(path) if name.endswith(".gz") else path.read_text()
+        assert [int(line.split(",")[0]) for line in text.splitlines()[1::3]] == list(range(1, 12))
+    else:
+        history = SavedRun.read(path).history
+        assert history.steps.tolist() == list(range(1, 12))
+        assert history.layer_steps[-1] == 11
 
 
 @pytest.mark.parametrize("name", ["run.jsonl", "run.jsonl.gz"])
@@ -528,15 +547,14 @@ def test_all_records_of_one_name_lie_side_by_side(tmp_path: Path) -> None:
 def test_what_stands_in_the_journal_of_a_damaged_parquet_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "run.parquet"
     sink = ParquetSink(path, every=32)
-    feed(sink, range(1, 71))
+    for step in range(1, 41):
+        feed(sink, [step])
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.warns(
         RuntimeWarning, match=r"not whole, or no Parquet \(.*: shown is what stands in run.journal"
     ):
         run = SavedRun.read(path)
-    steps = run.history.steps.tolist()
-    assert steps == list(range(steps[0], 71))
-    assert run.history.layer_steps.tolist() == steps
+    assert run.history.steps.tolist() == run.history.layer_steps.tolist() == list(range(33, 41))
     sink._finish.detach()
 
 

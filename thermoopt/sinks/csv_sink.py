@@ -8,16 +8,14 @@ import io
 import math
 import mmap
 import os
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from thermoopt.physics import QUANTITIES
 from thermoopt.record import lines, scope_values
 from thermoopt.sinks.append_file import AppendFile
 from thermoopt.sinks.beside import Pipe
-from thermoopt.sinks.jsonl import FileSink, finish, reopened
+from thermoopt.sinks.jsonl import FileSink
 from thermoopt.sinks.schedule import Item, Schedule
 
 __all__ = ["CSVSink"]
@@ -42,14 +40,12 @@ class CSVSink(FileSink):
     keeps_facts = False
 
     def __init__(self, path: str | Path) -> None:
-        self._arguments: dict[str, Any] = {"path": Path(path)}
-        self._schedule = Schedule(None, 2, 2)
-        self._pipe = Pipe(_Table(Path(path)), f"CSVSink({str(path)!r})")
-        self._finish = weakref.finalize(self, finish, self._pipe, self._schedule)
+        self._arguments = {"path": Path(path)}
+        self._parts()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy by opening the file again: what waits to be written stays with the original."""
-        return reopened, (type(self), self._arguments)
+    def _open(self) -> tuple[Pipe, Schedule]:
+        path = self._arguments["path"]
+        return Pipe(_Table(path), f"CSVSink({str(path)!r})"), Schedule(None, 2, 2)
 
 
 class _Table:

@@ -29,7 +29,7 @@ from thermoopt.sinks.beside import Pipe
 from thermoopt.sinks.layer_rows import MAX_EVENTS, MAX_ROWS, LayerFile, room
 from thermoopt.sinks.schedule import Item, Schedule
 
-__all__ = ["FileSink", "JSONLSink", "RecordWriter", "check_limits", "finish", "reopened"]
+__all__ = ["FileSink", "JSONLSink", "RecordWriter", "check_limits"]
 
 
 _Layout = tuple[tuple[str, ...], tuple[str, ...]]
@@ -165,14 +165,36 @@ def _alike(items: Sequence[Item]) -> list[tuple[_Layout, list[Item]]]:
 class FileSink:
     """Base of sinks that write files: a writing thread, the readings not yet written, flush and close.
 
-    Subclasses set ``_pipe`` and ``_schedule``.
+    A copy, pickled or deep-copied, opens its files when it is first used: the original may still write them.
+    Subclasses say how in ``_open``, from ``_arguments``.
     """
 
     keeps_facts = True
     """Whether the file has a place for what readings do not say of a run."""
 
-    _pipe: Pipe
-    _schedule: Schedule
+    _arguments: Mapping[str, Any]
+    _opened: tuple[Pipe, Schedule] | None = None
+
+    def _open(self) -> tuple[Pipe, Schedule]:
+        raise NotImplementedError
+
+    def _parts(self) -> tuple[Pipe, Schedule]:
+        if self._opened is None:
+            self._opened = self._open()
+            self._finish = weakref.finalize(self, finish, *self._opened)
+        return self._opened
+
+    @property
+    def _pipe(self) -> Pipe:
+        return self._parts()[0]
+
+    @property
+    def _schedule(self) -> Schedule:
+        return self._parts()[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy what the sink was made with: what waits to be written stays with the original."""
+        return unopened, (type(self), self._arguments)
 
     def write(self, reading: Reading) -> None:
         """Queue one reading; it is on file after 2 seconds, 32 readings or :meth:`flush`."""
@@ -214,26 +236,28 @@ class FileSink:
 
     def flush(self) -> None:
         """Wait until every reading is on file, the newest with its layers."""
-        flush(self._pipe, self._schedule)
+        if self._opened is not None:
+            flush(*self._opened)
 
     def close(self) -> None:
         """Flush and end the thread, as also at exit; a later reading starts another thread."""
-        finish(self._pipe, self._schedule)
+        if self._opened is not None:
+            finish(*self._opened)
 
     @property
     def unsent(self) -> int:
         """Readings that are not on file yet."""
-        return self._pipe.unsent
+        return 0 if self._opened is None else self._pipe.unsent
 
     @property
     def dropped(self) -> int:
         """Number of readings dropped because writing failed for too long."""
-        return self._pipe.dropped
+        return 0 if self._opened is None else self._pipe.dropped
 
     @property
     def waited(self) -> float:
         """Seconds that training has waited for slower writing."""
-        return self._pipe.waited
+        return 0.0 if self._opened is None else self._pipe.waited
 
 
 def flush(pipe: Pipe, schedule: Schedule) -> None:
@@ -285,21 +309,19 @@ class JSONLSink(FileSink):
         max_events: int = MAX_EVENTS,
     ) -> None:
         check_limits("JSONLSink", max_rows=max_rows, max_events=max_events)
-        self._arguments: dict[str, Any] = {
+        self._arguments = {
             "path": Path(path),
             "layers": layers,
             "max_rows": max_rows,
             "max_events": max_events,
         }
-        _check_version(Path(path))
-        writer = RecordWriter(Path(path), "JSONLSink", layers, max_rows, max_events)
-        self._schedule = Schedule(writer.rows, max_rows, max_events)
-        self._pipe = Pipe(writer, f"JSONLSink({str(path)!r})")
-        self._finish = weakref.finalize(self, finish, self._pipe, self._schedule)
+        self._parts()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy by opening the file again: what waits to be written stays with the original."""
-        return reopened, (type(self), self._arguments)
+    def _open(self) -> tuple[Pipe, Schedule]:
+        path, layers, *limits = self._arguments.values()
+        _check_version(path)
+        writer = RecordWriter(path, "JSONLSink", layers, *limits)
+        return Pipe(writer, f"JSONLSink({str(path)!r})"), Schedule(writer.rows, *limits)
 
 
 def _check_version(path: Path) -> None:
@@ -317,9 +339,11 @@ def _check_version(path: Path) -> None:
         )
 
 
-def reopened(cls: type[Any], arguments: dict[str, Any]) -> Any:
-    """Make a sink with these arguments: what pickle calls."""
-    return cls(**arguments)
+def unopened(cls: type[FileSink], arguments: Mapping[str, Any]) -> FileSink:
+    """Make a sink that opens its files later: what pickle calls."""
+    sink = cls.__new__(cls)
+    sink._arguments = arguments
+    return sink
 
 
 def check_limits(owner: str, **limits: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import uuid
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ from thermoopt.record import (
 )
 from thermoopt.sinks.append_file import AppendFile
 from thermoopt.sinks.beside import Pipe
-from thermoopt.sinks.jsonl import FileSink, RecordWriter, check_limits, finish, reopened
+from thermoopt.sinks.jsonl import FileSink, RecordWriter, check_limits
 from thermoopt.sinks.layer_rows import MAX_EVENTS, MAX_ROWS
 from thermoopt.sinks.schedule import Item, Schedule
 
@@ -80,21 +79,19 @@ class ParquetSink(FileSink):
     ) -> None:
         pyarrow()
         check_limits("ParquetSink", every=every, max_rows=max_rows, max_events=max_events)
-        self._arguments: dict[str, Any] = {
+        self._arguments = {
             "path": Path(path),
             "every": every,
             "layers": layers,
             "max_rows": max_rows,
             "max_events": max_events,
         }
-        writer = _Groups(Path(path), layers, max_rows, max_events, every)
-        self._schedule = Schedule(writer.rows, max_rows, max_events)
-        self._pipe = Pipe(writer, f"ParquetSink({str(path)!r})")
-        self._finish = weakref.finalize(self, finish, self._pipe, self._schedule)
+        self._parts()
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy by opening the file again: what waits to be written stays with the original."""
-        return reopened, (type(self), self._arguments)
+    def _open(self) -> tuple[Pipe, Schedule]:
+        path, every, layers, max_rows, max_events = self._arguments.values()
+        writer = _Groups(path, layers, max_rows, max_events, every)
+        return Pipe(writer, f"ParquetSink({str(path)!r})"), Schedule(writer.rows, max_rows, max_events)
 
 
 class _Groups(RecordWriter):
