@@ -126,6 +126,7 @@ class Barostat(Controller):
         self._reference2: dict[str, float] = {}
         self._norm2: dict[str, float] = {}
         self._log: list[Action] = []
+        self._answer, self._rested = Scales(), False
 
     @property
     def begun(self) -> bool:
@@ -136,7 +137,7 @@ class Barostat(Controller):
         """Receive layers and groups; after the first reading it keeps the state of those it knows by name."""
         if not self._norm2:
             self._forget()
-        self._start = start
+        self._start, self._rested = start, False
         for name, rms, numel in zip(start.names, start.rms, start.numel, strict=True):
             self._reference2.setdefault(name, rms**2 * numel)
         for i, name in enumerate(start.group_names):
@@ -154,6 +155,8 @@ class Barostat(Controller):
         """Return one wd factor per group; neutral before :meth:`attach`."""
         if self._start is None:
             return Scales()
+        if reading is None and self._rested:  # most steps: nothing has moved
+            return self._answer
         groups = [(name, self._groups[name]) for name in self._start.group_names]
         if reading is not None:
             place = {name: i for i, name in enumerate(reading.names)}
@@ -165,7 +168,10 @@ class Barostat(Controller):
                     self._follow(group, balance)
                     self._report(name, group, balance, step)
                     self._act(name, group, balance, step)
-        return Scales(wd=[g.lever.move() * g.coupling if g.layers else 1.0 for _, g in groups])
+        factors = [g.lever.move() * g.coupling if g.layers else 1.0 for _, g in groups]
+        self._answer = Scales(wd=factors)
+        self._rested = all(g.lever.value == g.lever.target for _, g in groups)
+        return self._answer
 
     def _balance(self, group: _Group, reading: Reading, place: Mapping[str, int]) -> Balance:
         """Return the balance of the group's layers that were seen and have moved since the last reading.

@@ -53,6 +53,12 @@ class Scales:
                 if not (math.isfinite(value) and value >= 0):
                     raise ValueError(f"Scales: {kind} must hold finite numbers >= 0, got {value!r}")
 
+    def weighed(self, weights: Weights | None) -> Scales:
+        """Return the same factors, which need no second check, with other weights."""
+        out = object.__new__(Scales)
+        vars(out).update(vars(self), weights=weights)
+        return out
+
     def spread(self, n_groups: int) -> tuple[list[float], list[float]]:
         """Return one lr and one wd factor for each of ``n_groups`` groups.
 

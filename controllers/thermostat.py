@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -301,7 +300,7 @@ class Thermostat(Controller):
         if "impulse" not in self.needs:
             return self._answer
         main = next(c for c in self._cohorts.values() if not c.late)
-        return replace(self._answer, weights=self._weights(main.lever.value, step))
+        return self._answer.weighed(self._weights(main.lever.value, step))
 
     def _fresh_scales(self, rates: Mapping[str, float], waiting: float) -> Scales:
         assert self._start is not None

@@ -99,7 +99,8 @@ class Chain(Controller):
         changed = False
         for i, controller in enumerate(self.controllers):
             scales = self._last[i] = controller.update(reading, step)
-            lr, wd = _product(lr, scales.lr), _product(wd, scales.wd)
+            lr = lr if scales.lr == 1.0 else _product(lr, scales.lr)  # most leave one of the two alone
+            wd = wd if scales.wd == 1.0 else _product(wd, scales.wd)
             if weights is not None and scales.weights is not None:
                 raise ValueError("Chain: only one law may give weights (need impulse), got two")
             weights = scales.weights or weights

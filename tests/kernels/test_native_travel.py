@@ -66,6 +66,13 @@ def test_sums_are_those_of_a_float64_loop(dtype, share):
         with torch.no_grad():
             for p in params:
                 p.add_(torch.randn(p.shape, generator=rng).to(dtype), alpha=0.1)
+    far = [
+        ((sample(p.detach(), share).reshape(-1).double() - x0.double()) ** 2).sum()
+        for p, x0 in zip(params, start.split([len(x) for x in s]), strict=True)
+    ]
+    sums = plan.measure().numpy()
+    np.testing.assert_allclose(sums[:, 0], far, rtol=1e-6)
+    np.testing.assert_allclose(sums[:, 1], [np.abs(x).sum() for x in s], rtol=2e-6)
     np.testing.assert_allclose(impulse.numpy(), np.concatenate(s), rtol=2e-6, atol=1e-7)
     np.testing.assert_allclose(done.numpy(), n, rtol=1e-5, atol=1e-6)
 

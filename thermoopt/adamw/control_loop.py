@@ -108,9 +108,11 @@ class ControlLoop:
         lrs = [_host_lr(group["lr"]) for group in groups]
         if any(lrs):  # lr 0 everywhere is a checkpoint library's dry step, not a schedule's rate
             self.controller.see_lr(lrs)
-        with np.errstate(all="ignore"):  # readings of a diverging run may overflow in a law
-            self._scales = self.controller.update(reading, step)
-        if reading is not None:
+        if reading is None:
+            self._scales = self.controller.update(None, step)
+        else:
+            with np.errstate(all="ignore"):  # readings of a diverging run may overflow in a law
+                self._scales = self.controller.update(reading, step)
             self._stand(reading.step, self.controller.standing.values(), self.controller.log)
         return self._scales
 

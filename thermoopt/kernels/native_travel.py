@@ -28,7 +28,7 @@ SERIAL_BELOW = 1 << 15
 BESIDE, TAKEN = 16, 1024
 """Elements of a row and sampled elements of a chunk at most, as in ``travel.h``."""
 
-_POINTERS = "param grad first rows width stride at rate start impulse done grad_scale found_inf".split()
+_POINTERS = "param grad first rows width stride at rate start impulse done sums grad_scale found_inf".split()
 _PID = os.getpid()
 
 
@@ -124,8 +124,18 @@ class TravelPlan(TravelLayers):
     def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
         """Do nothing: no graph captures a step on CPU."""
 
-    def measure(self) -> None:
-        """Return None: on CPU torch computes the sums of a reading."""
+    def measure(self) -> Tensor:
+        """Return squared displacement and absolute impulse, ``[n, 2]``, float64."""
+        assert _FUNCTION is not None
+        out = torch.empty(len(self._params), 2, dtype=torch.float64, device="cpu")
+        self._call.sums = out.data_ptr()
+        self._call.num_threads = self._threads()
+        _FUNCTION(self._pointer)
+        self._call.sums = None
+        return out
+
+    def _threads(self) -> int:
+        return 1 if self._small or os.getpid() != _PID else torch.get_num_threads()
 
     def push(
         self,
@@ -172,7 +182,7 @@ class TravelPlan(TravelLayers):
         call = self._call
         self._tables["grad"][:] = at
         call.grad_scale, call.found_inf = scale_at, found_inf_at
-        call.num_threads = 1 if self._small or os.getpid() != _PID else torch.get_num_threads()
+        call.num_threads = self._threads()
         call.rest = rest
         _FUNCTION(self._pointer)
 

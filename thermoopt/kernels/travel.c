@@ -162,26 +162,56 @@ void thermoopt_worked(const struct travel *k, int64_t i, double sum) {
     k->done[i] = k->done[i] * k->keep - k->work * sum;
 }
 
-static void layer(const struct travel *k, int64_t i) {
-    const int64_t first = k->first[i], end = first + (k->rows[i] - 1) * k->stride[i] + k->width[i];
-    const char *p = k->param[i], *g = k->grad[i];
-    const float keep = (float)k->keep;
-    double sum = 0;
-    if (!g) {
-        for (int64_t j = 0; j < k->rows[i] * k->width[i]; j++) k->impulse[k->at[i] + j] *= keep;
-    } else if (k->rest) {
-        return;
-    } else {
-        const int64_t size = k->dtype == FLOAT32 ? 4 : 2;
-        struct sample x;
-        for (int64_t from = first - first % k->part; from < end; from += k->part) {
-            const char *param = p + from * size, *grad = g + from * size;
-            thermoopt_sample(&x, k, i, param, grad, from, from + k->part < end ? from + k->part : end);
-            while (x.next < x.end) take_row(&x, param, grad);
-            sum += thermoopt_forces(k, &x, (float)k->rate[i], k->grad_scale);
+/* Add squared displacement and absolute impulse of a part to two sums. */
+static void standing(const struct travel *k, const struct sample *x, double *sums) {
+    double away[LANES] = {0}, size[LANES] = {0};
+    float own_p[LANES], own_x[LANES];
+    for (int64_t j = 0; j < x->n; j += LANES) {
+        const int64_t n = x->n - j < LANES ? x->n - j : LANES;
+        const float *p = numbers(x->param, j, n, k->dtype, own_p);
+        const float *x0 = numbers(k->start, x->flat + j, n, k->dtype, own_x), *s = k->impulse + x->flat + j;
+        for (int64_t l = 0; l < n; l++) {
+            const float d = p[l] - x0[l];
+            away[l] += (double)(d * d);
+            size[l] += (double)(s[l] < 0 ? -s[l] : s[l]);
         }
     }
-    thermoopt_worked(k, i, sum);
+    for (int l = 0; l < LANES; l++) {
+        sums[0] += away[l];
+        sums[1] += size[l];
+    }
+}
+
+/* Take a layer part by part: for its sums where there is room for them, else for its forces. */
+static double parts(const struct travel *k, int64_t i) {
+    const int64_t first = k->first[i], end = first + (k->rows[i] - 1) * k->stride[i] + k->width[i];
+    const int64_t size = k->dtype == FLOAT32 ? 4 : 2;
+    struct sample x;
+    double work = 0;
+    for (int64_t from = first - first % k->part; from < end; from += k->part) {
+        const char *param = (const char *)k->param[i] + from * size;
+        const char *grad = k->sums ? param : (const char *)k->grad[i] + from * size;
+        thermoopt_sample(&x, k, i, param, grad, from, from + k->part < end ? from + k->part : end);
+        while (x.next < x.end) take_row(&x, param, grad);
+        if (k->sums)
+            standing(k, &x, k->sums + 2 * i);
+        else
+            work += thermoopt_forces(k, &x, (float)k->rate[i], k->grad_scale);
+    }
+    return work;
+}
+
+static void layer(const struct travel *k, int64_t i) {
+    if (k->sums) {
+        k->sums[2 * i] = k->sums[2 * i + 1] = 0;
+        parts(k, i);
+    } else if (!k->grad[i]) {
+        const float keep = (float)k->keep;
+        for (int64_t j = 0; j < k->rows[i] * k->width[i]; j++) k->impulse[k->at[i] + j] *= keep;
+        thermoopt_worked(k, i, 0);
+    } else if (!k->rest) {
+        thermoopt_worked(k, i, parts(k, i));
+    }
 }
 
 static void some(const struct travel *k, int64_t *next) {
@@ -192,9 +222,9 @@ static void some(const struct travel *k, int64_t *next) {
     }
 }
 
-/* Add a step's forces; a step that a GradScaler skips adds none. */
+/* Add a step's forces, of which a step that a GradScaler skips has none; or form the sums. */
 EXPORT void thermoopt_travel(const struct travel *k) {
-    if (k->found_inf && *k->found_inf != 0) return;
+    if (!k->sums && k->found_inf && *k->found_inf != 0) return;
     int64_t next = 0;
 #ifdef _OPENMP
     if (k->num_threads > 1) {

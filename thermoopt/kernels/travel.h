@@ -17,6 +17,7 @@ struct travel {
     const void *start;    /* x0, of the parameters' dtype */
     float *impulse;       /* S */
     double *done;         /* [n] N */
+    double *sums;         /* [n, 2] what to write squared displacement and absolute impulse to, or NULL: add forces */
     const float *grad_scale, *found_inf;
     double keep, work, weight;
     int64_t n, part;      /* elements of a part */

@@ -61,8 +61,8 @@ class TravelKernel(Protocol):
     ) -> bool:
         """Add the forces of the layers' gradients; return False, with nothing done, if one cannot be read."""
 
-    def measure(self) -> Tensor | None:
-        """Return squared displacement and absolute impulse, ``[n, 2]``, or None: torch is to compute them."""
+    def measure(self) -> Tensor:
+        """Return squared displacement and absolute impulse, ``[n, 2]``, float64."""
 
 
 def travel_plan(

@@ -239,9 +239,8 @@ class Bucket:
     def measure(self) -> tuple[Tensor, Tensor | None]:
         """Return squared displacement and, where forces are summed, absolute impulse, ``[n]`` each."""
         plan = self.plan()
-        sums = None if plan is None else plan.measure()
-        if sums is not None:
-            distance2, impulse = sums.unbind(dim=1)
+        if plan is not None:
+            distance2, impulse = plan.measure().unbind(dim=1)
             return distance2, None if self.impulse is None else impulse
         distance2 = self.layer_sums(self.displacement(self.params).square_())
         return distance2, None if self.impulse is None else self.layer_sums(self.impulse.abs())
