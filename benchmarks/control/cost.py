@@ -1,10 +1,10 @@
-"""What the controller costs: optimizer steps and training steps of one network, with it and without.
+"""Cost of the controller: optimizer steps and training steps of one network, with and without it.
 
-Four optimizers take turns in one process on copies of one transformer, block by block, in every second round
-in the other order: torch's fused AdamW, ThermoAdamW that measures, and the same with autotune, told its
-length and not. A share is taken round by round of processor time, which other load disturbs less than the
-clock; the table has medians with their 95 % intervals by order statistics. Figures go to ``cost.json``, the
-table to ``cost.md``.
+Four optimizers take turns in one process on copies of one transformer, block by block, in reverse order in
+every second round: torch's fused AdamW, ThermoAdamW measuring only, and the same with autotune, with and
+without a known length. Shares of processor time, which other load disturbs less than wall time, are taken
+round by round; the table has medians with their 95 % intervals by order statistics. Figures go to
+``cost.json``, the table to ``cost.md``.
 
     python -m thermoopt.benchmarks.control.cost --out runs/control/cost
 """
@@ -30,10 +30,10 @@ from thermoopt.benchmarks.overhead.versions import interval
 __all__ = ["OPTIMIZERS", "Network", "main", "shares", "table"]
 
 VOCABULARY, WIDTH, LAYERS, LENGTH, BATCH = 512, 256, 6, 64, 8
-"""A transformer of 5.0 M parameters, and what a training step sees: 512 tokens."""
+"""A transformer of 5.0 M parameters; a training step sees 512 tokens."""
 
 LENGTHS = 10_000
-"""Steps that autotune is told: a reading every 50."""
+"""Length that autotune is told, in steps: one reading every 50."""
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "torch, fused": lambda net: torch.optim.AdamW(net.parameters(), 1e-4, fused=True),
@@ -43,14 +43,14 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
 }
 
 BASE = "measuring"
-"""What the controller's cost is over: its optimizer, without it."""
+"""Baseline of the controller's cost: the same optimizer without it."""
 
 STEPS = 50
 """Optimizer steps of a block: one interval between readings."""
 
 
 class Network(nn.Module):
-    """A causal transformer that says what comes next."""
+    """A causal transformer that predicts the next token."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def _took(act: Callable[[], object], times: int) -> float:
 
 
 def measure(rounds: int, steps: int = STEPS) -> dict[str, Any]:
-    """Take turns; return seconds of processor by round, of every step and of forward and backward."""
+    """Run all in turns; return processor seconds by round per optimizer step, and of forward and backward."""
     tokens = torch.randint(0, VOCABULARY, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(1))
     nets = {name: Network() for name in OPTIMIZERS}
     made = {name: make(nets[name]) for name, make in OPTIMIZERS.items()}
@@ -113,7 +113,7 @@ def shares(found: Mapping[str, Any], name: str) -> dict[str, list[float]]:
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Lay it out."""
+    """Return the table as Markdown."""
     lines = ["| optimizer | ms a step |", "| --- | ---: |"]
     lines += [f"| {name} | {1e3 * median(took):.2f} |" for name, took in found["steps"].items()]
     lines += [f"| forward and backward | {1e3 * median(found['passes']):.1f} |", ""]

@@ -1,7 +1,7 @@
-"""What disturbs a run, and who bears it: AdamW tuned for the undisturbed run, Prodigy, autotune, its replay.
+"""How disturbances affect AdamW tuned for the undisturbed run, Prodigy, autotune and its replay.
 
-Every run is a row of ``rows.jsonl``; what is there already is not run again, so a stopped command goes on
-where it stood. The table goes to ``disturbances.md`` beside the rows.
+Every run is a row of ``rows.jsonl``; runs that have a row are not repeated, so a stopped command resumes
+where it stopped. The table goes to ``disturbances.md`` beside the rows.
 
     python -m thermoopt.benchmarks.control.disturbances --out runs/disturbances
 """
@@ -31,7 +31,7 @@ __all__ = ["GRID", "METHODS", "main", "run", "table"]
 
 SEEDS = (0, 1, 2)
 TUNING_SEED = 100
-"""Seed that AdamW's lr is chosen on, in the undisturbed run."""
+"""Seed on which AdamW's lr is chosen, in the undisturbed run."""
 
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WARMUP = 0.05
@@ -39,7 +39,7 @@ FLOOR = 0.01
 """Share of the initial loss that is added to both sides of a ratio."""
 
 CLIP = (0.5, 2.0)
-"""Ratios to the replay are clipped to these: no exploding replay pays for the rest."""
+"""Ratios to the replay are clipped to these bounds, so that no exploding replay outweighs the rest."""
 
 LEGEND = f"""The other columns are ratios (loss + f)/(AdamW's under the same disturbance + f), f being 1 % of
 the initial loss; the lower the better, inf for a run that was not finite. *lowered*: runs of autotune in
@@ -51,7 +51,7 @@ METHODS = ("adamw", "prodigy", "autotune", "no gear", "loss reported", "replay")
 
 
 def _without_gear(steps: int) -> Controller:
-    """What autotune is, but for its reverse gear."""
+    """Make autotune without its reverse gear."""
     return Chain(Thermostat(total_steps=steps, reverse=False), Barostat(), Cooling(steps, "linear", 0.1))
 
 
@@ -168,7 +168,7 @@ def _again(method: str, told: int, rows: Sequence[Mapping[str, Any]]) -> Control
 
 
 def _follow(beside: LRScheduler, optimizer: torch.optim.Optimizer) -> LRScheduler:
-    """A LambdaLR for the groups as they are now, where the old one stood: torch's holds one rate a group."""
+    """A LambdaLR for the present groups at the step of the old one: torch's holds one rate per group."""
     assert isinstance(beside, LambdaLR)
     rate, at = beside.lr_lambdas[0], beside.last_epoch
     for group in optimizer.param_groups:
@@ -179,7 +179,7 @@ def _follow(beside: LRScheduler, optimizer: torch.optim.Optimizer) -> LRSchedule
 def _missing(
     rows: list[dict[str, Any]], asked: argparse.Namespace
 ) -> Iterable[tuple[Scene, str, float, int]]:
-    """What is still to be run, in an order in which what it builds on comes first."""
+    """Return the runs that are missing; those that others build on come first."""
     done = {(r["scene"], r["method"], r["lr"], r["seed"]) for r in rows}
     calm = {scene.task: undisturbed(scene) for scene in SCENES}
     for scene in calm.values():
@@ -191,7 +191,7 @@ def _missing(
         for scene in (*calm.values(), *scenes):
             lr = best_lr(rows, scene.task)
             for method in asked.methods:
-                # a trajectory has no scales for a group that was not there
+                # a trajectory has no scales for a group added later
                 unplayable = method == "replay" and (scene.when is None or scene.frozen == "add")
                 if not unplayable and (scene.name, method, lr, seed) not in done:
                     yield scene, method, lr, seed
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.jsonl"
     rows = [dict(row) for row in read_rows(path)] if path.exists() else []
-    warnings.simplefilter("ignore")  # schedules that multiply and runs beyond their length are what is tried
+    warnings.simplefilter("ignore")  # products of schedules and runs beyond their length are intended
     with path.open("a") as file:
         _run_all(rows, args, file)
     (args.out / "disturbances.md").write_text(table(rows))

@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["report", "sensitivity"]
 
 REFERENCE = "adamw linear"
-"""What final losses are divided by: AdamW with linear-to-zero at the best lr of the grid."""
+"""Reference of all ratios of final losses: AdamW with linear-to-zero at the best lr of the grid."""
 
 SENSITIVITY_REFERENCE = "adamw cosine"
 
@@ -34,12 +34,12 @@ def sensitivity(losses: Mapping[float, float], initial: float) -> float:
 
 
 def report(rows: Rows, held_out: Sequence[str] = ()) -> str:
-    """Lay out the tables as Markdown.
+    """Return the tables as Markdown.
 
     Args:
         rows: of ``rows.jsonl``: ``workload``, ``steps``, ``method``, ``lr``, ``seed``, ``valid``,
             ``initial``, ``diverged``.
-        held_out: workloads to be marked.
+        held_out: workloads to mark.
     """
     cells = _by_cell(rows)
     return "\n\n".join([_ratios(cells, held_out), _sensitivities(cells), _losses(cells)]) + "\n"

@@ -1,7 +1,7 @@
 """Which control law finds the learning rate: final validation loss on small real workloads, at two horizons.
 
-Every run is a row of ``rows.jsonl``; what is there already is not run again, so a stopped benchmark goes on
-where it stood. Rows are worked on seed by seed, so that a stop at any moment leaves equal counts.
+Every run is a row of ``rows.jsonl``; runs that have a row are not repeated, so a stopped benchmark resumes
+where it stopped. Runs are ordered by seed, so that a stop at any moment leaves nearly equal counts.
 
     python -m thermoopt.benchmarks.control --out runs/control  # everything, an hour on 2 cores
     python -m thermoopt.benchmarks.control --workloads linear mlp --seeds 0    # part of it
@@ -33,7 +33,7 @@ __all__ = ["LRS", "PROBLEMS", "RATES", "Run", "main", "plan", "run"]
 SEEDS = (0, 1, 2)
 
 PROBLEMS = ("gpt", "gru", "cnn", "mlp", "digits", "linear", "vit", "lstm")
-"""Workloads that the tables of ``results/control`` are of: the registry has grown since."""
+"""Workloads of the tables in ``results/control``: the registry has grown since."""
 
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 """The grid of learning rates, two a decade."""
@@ -51,12 +51,12 @@ RATES: dict[str, tuple[float | None, ...]] = {
     "law polyak": (None,),
     "law coherence": LRS,
 }
-"""Learning rates that each method is run at, None where it needs none."""
+"""Learning rates of each method; None if it needs none."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one row is about."""
+    """The key of a row."""
 
     workload: str
     steps: int
@@ -81,7 +81,7 @@ def run(it: Run) -> dict[str, Any]:
     """Train once.
 
     Returns:
-        The row: what was run, ``valid`` (final validation loss; that of the initial model where the run
+        The row: what was run, ``valid`` (final validation loss; that of the initial model if the run
         diverged), ``initial``, ``diverged``, ``seconds``.
     """
     task = WORKLOADS[it.workload].build(it.seed)
@@ -117,7 +117,7 @@ def run(it: Run) -> dict[str, Any]:
 
 
 def key(row: dict[str, Any]) -> Run:
-    """What a row is about."""
+    """Return the key of a row."""
     return Run(row["workload"], row["steps"], row["method"], row["lr"], row["seed"])
 
 

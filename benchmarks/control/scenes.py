@@ -1,4 +1,4 @@
-"""Small runs that something disturbs: what happens, when, and to which parameters."""
+"""Small disturbed runs: what happens, when, and to which parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 400
 """Length of every run in optimizer steps."""
 
 BATCH, FEW, MANY = 64, 8, 512
-"""Batch of the undisturbed run, and an eighth and eight times of it."""
+"""Batch sizes: of the undisturbed run, an eighth and eight times of it."""
 
 PRODUCT_NOISE = 0.5
 """Standard deviation of the noise in the regression's labels."""
@@ -33,7 +33,7 @@ class Scene:
         name, about: for tables.
         task: ``"product"`` (regression on a product of two of ten normal features, MLP of 2 x 64) or
             ``"digits"`` (scikit-learn's, MLP of 2 x 128).
-        when: step at which it happens, as a share of the run; None for what holds from the start.
+        when: step at which it happens, as a share of the run; None if it holds from the start.
         batch: its size from then on.
         label_noise: share of labels drawn at random from then on.
         shuffled: whether inputs come with their features in another order from then on.
@@ -43,7 +43,7 @@ class Scene:
         readout: standard deviation of the last matrix at the start; None for torch's.
         factor: on all initial parameters.
         lora: whether only adapters of rank 4 with B = 0 are trained, on a network trained for another target.
-        told: length of the run as schedules and controllers are told it, over the true one.
+        told: length that schedules and controllers are told, as a multiple of the true one.
         schedule: whether a OneCycleLR is left in place beside a controller.
         decay: weight decay.
         resumed: whether optimizer and model go through a checkpoint at ``when``.
@@ -90,7 +90,7 @@ SCENES = (
 
 
 def undisturbed(scene: Scene) -> Scene:
-    """Return the same task with nothing happening."""
+    """Return the same task without a disturbance."""
     return Scene(f"undisturbed {scene.task}", "nothing happens", scene.task)
 
 
@@ -111,7 +111,7 @@ class Stage:
     later: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Build the model and freeze what waits."""
+        """Build the model and freeze what is trained later."""
         scene = self.scene
         torch.manual_seed(self.seed)
         self.model = _mlp(scene.task)
@@ -141,7 +141,7 @@ class Stage:
             params[name].requires_grad_(free)
 
     def begin(self, step: int) -> bool:
-        """Apply what happens to the model before a step (from 0); return whether anything does."""
+        """Apply the change of the model before a step (counted from 0); return whether there is one."""
         if self.scene.when is None or step != self.scene.step:
             return False
         if self.scene.frozen == "unfreeze":
@@ -167,7 +167,7 @@ class Stage:
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Loss on data not trained on, of the kind that comes last."""
+        """Loss on data that was not trained on, as the data are at the end of the run."""
         _, _, x, y = _data(self.scene.task)
         labels = self._labels(x, y)
         inputs = x[:, self._order] if self.scene.shuffled else x
@@ -188,7 +188,7 @@ def _loss(task: str) -> Callable[[Tensor, Tensor], Tensor]:
 
 @cache
 def _data(task: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs and labels to train on, and to judge by."""
+    """Inputs and labels for training and for evaluation."""
     if task == "digits":
         from sklearn.datasets import load_digits
 

@@ -1,1 +1,1 @@
-"""What measuring costs on several ranks, measured and modelled."""
+"""Cost of measuring on several ranks, measured and modelled."""

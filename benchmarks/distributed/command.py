@@ -1,9 +1,9 @@
-"""What measuring sharded layers costs: added time and bytes of a step here, and a model of 1,024 ranks.
+"""Cost of measuring sharded layers: time and bytes added to a step here, and a model of 1,024 ranks.
 
 A byte GPT is sharded by FSDP2 over processes of this machine (gloo). All methods step the same parameters,
-with gradients of a real backward; moments are each method's own. In each round every method runs a block, all
-ranks start it together, and a block takes as long as its slowest rank. A ratio is taken round by round
-against the same optimizer without measuring; the tables show the median with the tenth and ninetieth
+with gradients of a real backward pass; each method has its own moments. In each round every method runs one
+block, which all ranks start together and which takes as long as its slowest rank. Ratios are taken round by
+round against the same optimizer without measuring; the tables show the median with the tenth and ninetieth
 percentile.
 
     steps      10 optimizer steps back to back, which hide no communication; the block ends when all sums
@@ -47,7 +47,7 @@ from thermoopt.benchmarks.distributed.report import report
 from thermoopt.demo import GPT, GPTConfig
 from thermoopt.kernels import native
 
-OFF = 1 << 40  # measure_every larger than any run: measuring off
+OFF = 1 << 40  # measure_every is larger than any run: measuring is off
 
 MODELS = {
     "0.1 M": GPTConfig(depth=2, width=48, heads=4, context=64),
@@ -63,7 +63,7 @@ BASES = {
 }
 """What each measuring method is compared with."""
 
-CONTROLLED_STEPS = 10_000  # length of run that autotune is told
+CONTROLLED_STEPS = 10_000  # length that autotune is told
 
 LAYERS = (100, 300, 1000)
 COLUMN_BYTES = 8
@@ -71,7 +71,7 @@ COLUMN_BYTES = 8
 LEAST_ROUNDS = 3
 
 WAIT = timedelta(minutes=5)
-"""A rank that waits so long for another gives up."""
+"""Seconds after which a rank gives up waiting for another."""
 
 
 class Method:
@@ -82,7 +82,7 @@ class Method:
         self._source = source
 
     def settle(self) -> None:
-        """Wait for sums on their way."""
+        """Wait for sums under way."""
         if self._source is not None:
             _ = self._source.reading
 
@@ -131,7 +131,7 @@ def counted() -> Iterator[dict[str, int]]:
 
 
 def traffic(method: Method, steps: int) -> dict[str, float]:
-    """All-reduces of a step, and their bytes, in the mean of some steps."""
+    """Mean number of all-reduces per step, and their bytes."""
     with counted() as count:
         for _ in range(steps):
             method.step()
@@ -140,7 +140,7 @@ def traffic(method: Method, steps: int) -> dict[str, float]:
 
 
 def slowest(seconds: Sequence[float]) -> list[float]:
-    """The times of the rank that took longest, one by one."""
+    """Return the time of the slowest rank in each measurement."""
     times = torch.tensor(seconds, dtype=torch.float64)
     dist.all_reduce(times, op=dist.ReduceOp.MAX)
     return times.tolist()
@@ -161,12 +161,12 @@ def race(
         table: the methods.
         one: takes a step.
         steps: of a block.
-        rounds: at most; after ``seconds`` no further one begins.
-        seconds: see there.
-        settled: count the wait for sums on their way at a block's end.
+        rounds: maximum number; none begins after ``seconds``.
+        seconds: see ``rounds``.
+        settled: include the wait for sums under way at the end of a block.
 
     Returns:
-        Seconds of one step, one number a round.
+        Seconds per step, one number per round.
     """
     out: dict[str, list[float]] = {name: [] for name in table}
     begin = time.perf_counter()
@@ -227,7 +227,7 @@ def measure_model(name: str, arguments: dict[str, Any]) -> Iterator[dict[str, An
     for each in table.values():  # state, plans
         each.step()
         each.settle()
-    # as many as autotune's readings are apart: a reading's message has the sums of all steps since the last
+    # the distance between autotune's readings: a message holds the sums of all steps since the last one
     sent = {method: traffic(each, 50) for method, each in table.items()}
     seconds = arguments["seconds"]
     timed = {
@@ -274,9 +274,9 @@ def worker(rank: int, world: int, folder: str, arguments: dict[str, Any]) -> Non
 
 
 def layer_bytes() -> int:
-    """Bytes that ranks add up for one layer, by counting them in a step of a small sharded model.
+    """Bytes that ranks reduce for one layer, counted in a step of a small sharded model.
 
-    One rank adds up nothing, so that two are needed.
+    A single rank reduces nothing, so two are needed.
     """
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_count_bytes, (folder,), nprocs=2)
@@ -306,13 +306,13 @@ def _sent_of_one_layer() -> dict[str, float]:
 
 
 def _leave() -> None:
-    """Part with the other ranks, once nothing sharded is left: torch 2.13 may abort or hang otherwise."""
+    """Leave the process group once nothing sharded is left: otherwise torch 2.13 may abort or hang."""
     gc.collect()
     dist.destroy_process_group()
 
 
 def machine() -> dict[str, Any]:
-    """Where and under what load the figures are taken."""
+    """Describe the machine and its load."""
     return {
         "kind": "machine",
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -1,13 +1,13 @@
-"""What adding up the sums costs on more ranks than there are here: latency and bandwidth of an all-reduce.
+"""Cost of reducing the sums over more ranks than there are here: latency and bandwidth of an all-reduce.
 
-An all-reduce of B bytes over N ranks, with a latency α a message and a bandwidth β, as textbooks count it
+Time of an all-reduce of B bytes over N ranks, with latency α per message and bandwidth β, by the usual model
 (Thakur, Rabenseifner, Gropp, "Optimization of collective communication operations in MPICH", 2005):
 
     ring    T = α₀ + 2(N − 1) α + 2 (N − 1)/N · B/β
     tree    T = α₀ + 2 Σ α + 2 B/β     up to a root and down again, over the depth of the tree
 
-A ring goes round twice and passes N-ths of the message on; a tree passes the whole message on, in pieces that
-follow each other, so that its bandwidth is paid twice and not once a level. On machines of M ranks in one
+A ring goes round twice and passes on N-ths of the message; a tree passes on the whole message in pipelined
+pieces, so that bandwidth counts twice and not once per level. On machines of M ranks in one
 node a tree is a chain within each node and a binary tree over the nodes,
 
     Σ α = (M − 1) α_node + log₂(N/M) α_net,
@@ -32,8 +32,8 @@ class Links:
 
     Attributes:
         start: α₀, seconds before the first message.
-        node, net: α within a node and between nodes, seconds a message.
-        bandwidth: β, bytes a second.
+        node, net: α within a node and between nodes, seconds per message.
+        bandwidth: β, bytes per second.
         per_node: ranks in a node; 1 puts every message on the net.
     """
 
@@ -45,13 +45,13 @@ class Links:
 
 
 INFINIBAND = 25e9
-"""Bytes a second: one 200 Gb/s port a GPU (HDR)."""
+"""Bytes per second: one 200 Gb/s port per GPU (HDR)."""
 
 NCCL = {
     "ring": Links(3.6e-6, 1.8 * 0.47e-6, 2.7e-6, INFINIBAND / 4, 8),
     "tree": Links(4.4e-6, 1.8 * 0.52e-6, 5.0e-6, 0.9 * INFINIBAND / 3.8, 8),
 }
-"""ASSUMED, measured nowhere in this project: NVLink within nodes of 8, InfiniBand between them, protocol LL,
+"""ASSUMED, not measured in this project: NVLink within nodes of 8, InfiniBand between them, protocol LL,
 which NCCL takes for small messages. Latencies and the shares of the bandwidth that LL reaches are the
 constants by which NCCL itself chooses an algorithm (github.com/NVIDIA/nccl, src/graph/tuning.cc, commit
 01afd20: ``baseLat``, ``hwLat``, latency within a node x 1.8 where there are several). For one node alone

@@ -22,7 +22,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def report(rows: Rows, layers: Sequence[int]) -> str:
-    """Lay out everything that was measured and what follows from it, as Markdown.
+    """Return all measurements and what follows from them, as Markdown.
 
     Args:
         rows: of one run, as ``distributed.jsonl`` holds them.
@@ -87,7 +87,7 @@ def _model(name: str, rows: Rows) -> list[str]:
 
 
 def _gloo(rows: Rows, layers: Sequence[int], layer_bytes: int) -> list[str]:
-    """Latency and bandwidth of gloo here, how well they foretell other ranks, and 1,024 of them."""
+    """Latency and bandwidth of gloo here, how well they predict other numbers of ranks, and 1,024 ranks."""
     least = min(rows, key=lambda row: row["ranks"])
     links = fit_ring(least["ranks"], least["sizes"], least["seconds"])
     lines = [

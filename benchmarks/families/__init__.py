@@ -1,4 +1,4 @@
-"""Methods and control laws on workloads of many families, judged on families that nothing was chosen on."""
+"""Methods and control laws on workloads of many families, judged on families not used for choosing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Compare methods and control laws on workloads of many families.
 
-Every run is a row; what is there already is not run again, so a stopped command goes on where it stood.
+Every run is a row; runs that have a row are not repeated, so a stopped command resumes where it stopped.
 
     python -m thermoopt.benchmarks.families methods       # everything, then the tables
     python -m thermoopt.benchmarks.families law mine 'lambda steps: autotune(steps)'  # one seed
@@ -53,7 +53,7 @@ COMPARED = (
 """Methods of the tables."""
 
 BOTH = ("autotune",)
-"""Methods that run without and with the loss reported; the others do not ask for it, or cannot do without."""
+"""Methods run both without and with a reported loss; the others ignore it or require it."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _what(seeds: Sequence[int]) -> argparse.ArgumentParser:
-    """Make the arguments that say what to run: parsers that shared them would share their defaults."""
+    """Return the arguments that say what to run, new for each parser: shared ones would share defaults."""
     what = argparse.ArgumentParser(add_help=False)
     what.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: the development side")
     what.add_argument("--held-out", action="store_true", help="the workloads held out, to be run once")

@@ -1,4 +1,4 @@
-"""What is run: workloads, horizons, seeds, learning rates."""
+"""The runs: workloads, horizons, seeds, learning rates."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = [
     "family",
 ]
 
-TOO_LARGE = ("bpe", "minilm", "wikitext", "wikitext-pythia")  # too long a run for a table of hundreds
+TOO_LARGE = ("bpe", "minilm", "wikitext", "wikitext-pythia")  # too long for a table of hundreds of runs
 
 DEVELOPMENT = tuple(name for name in WORKLOADS if name not in (*HELD_OUT, *TOO_LARGE))
-"""Workloads on which constants may be chosen, each family's on the others."""
+"""Workloads on which constants may be chosen; a family is judged with constants chosen on the others."""
 
 LONG = ("mlp", "ddpm", "skipgram")
-"""Workloads that are also run at 8 times their horizon: what a step costs is little there."""
+"""Workloads that are also run at 8 times their horizon, because their steps are cheap."""
 
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-"""The grid of learning rates, two a decade."""
+"""The grid of learning rates, two per decade."""
 
 TUNED = ("adamw linear", "adamw cosine")
 """Methods of the tables whose learning rate is the best of :data:`LRS`; all others run at their defaults."""
@@ -40,16 +40,16 @@ GRIDS = {
     "sgd linear": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
     "lion linear": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
 }
-"""Seven learning rates, two a decade, of every method that is tuned: where its optimizer's best ones lie."""
+"""Seven learning rates, two per decade, of every tuned method, around its optimizer's best ones."""
 
 REFERENCE = "adamw linear"
-"""What scores are divided by, at the learning rate chosen for each workload."""
+"""Reference of all ratios, at the learning rate chosen for each workload."""
 
 SEEDS = (0, 1, 2)
-"""Seeds that are reported; the first is the one that constants are chosen by."""
+"""Seeds that are reported; constants are chosen on the first."""
 
 CHOSEN_ON = (100,)
-"""Seeds to choose learning rates on, where the reported ones have no grid to choose for each other."""
+"""Seeds for choosing learning rates, if the reported seeds have no grid of their own."""
 
 Cell = tuple[str, int]
 """A workload and a number of steps."""

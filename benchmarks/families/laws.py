@@ -1,4 +1,4 @@
-"""A control law told in words: an expression on the command line, or a function of a module."""
+"""A control law given as text: an expression on the command line, or a function of a module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["law", "law_method"]
 
 
 def law(source: str) -> Callable[[int], Controller]:
-    """Return the function from a number of steps to a controller that a source stands for.
+    """Return the function, from a number of steps to a controller, that a source describes.
 
     Args:
         source: ``package.module:function``, or an expression that sees the names of ``thermoopt`` and

@@ -1,4 +1,4 @@
-"""What rows say: ratios to the tuned reference by workload and family, constants chosen on other families."""
+"""From rows to ratios: against the tuned reference, by workload and family, choosing on other families."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 FLOOR = 0.01
-"""Share of the initial score that is added to both sides of a ratio: below it, differences say nothing."""
+"""Share of the initial score that is added to both sides of a ratio: smaller differences mean nothing."""
 
 Rows = Sequence[Mapping[str, Any]]
 Runs = dict[Cell, dict[int, Mapping[str, Any]]]
@@ -34,12 +34,12 @@ Ratios = dict[Cell, float]
 
 @dataclass(frozen=True)
 class Summary:
-    """Ratios in short.
+    """A summary of ratios.
 
     Attributes:
         mean: geometric mean over workloads.
         worst: the largest.
-        of: where that is.
+        of: the workload with that ratio.
         families: geometric mean of each family's workloads.
     """
 
@@ -64,7 +64,7 @@ def whole_grids(rows: Rows, method: str) -> dict[Cell, dict[int, dict[float, flo
 def chosen_lrs(rows: Rows, method: str, seed: int) -> dict[Cell, float]:
     """Return the learning rate of a tuned method for a seed, by cell: the best on all other seeds together.
 
-    Seeds count that have every learning rate of the grid; a cell where no other seed has is left out.
+    Only seeds with every learning rate of the grid count; a cell without another such seed is left out.
     """
     best: dict[Cell, float] = {}
     for cell, by_seed in whole_grids(rows, method).items():
@@ -106,7 +106,7 @@ def ratios(own: Runs, reference: Runs) -> Ratios:
 
 
 def summary(values: Ratios) -> Summary:
-    """Sum ratios up.
+    """Summarise ratios.
 
     Raises:
         ValueError: there are none.
@@ -132,7 +132,7 @@ def leave_family_out(
 
     Args:
         variants: ratios of each variant to choose by; cells that not all of them have are left out.
-        judged_by: ratios that are reported, of more seeds than one chooses by; None is ``variants``.
+        judged_by: ratios that are reported, of more seeds than those used for choosing; None is ``variants``.
 
     Returns:
         The variant chosen for each family, and the ratios that the families left out have with it.
@@ -156,7 +156,7 @@ def leave_family_out(
 
 
 def _in_order(cells: Collection[Cell], variants: Mapping[str, Ratios]) -> Iterable[Cell]:
-    """Yield the cells as the first variant has them, so that nothing depends on hashes."""
+    """Yield the cells in the order of the first variant, so that the order does not depend on hashes."""
     return (cell for cell in next(iter(variants.values()), ()) if cell in cells)
 
 

@@ -29,7 +29,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def law_table(by_told: Mapping[bool, Ratios]) -> str:
-    """Lay out a law's ratios by workload and family, without and with the loss reported."""
+    """Return a law's ratios by workload and family, without and with the loss reported."""
     columns = [("loss reported" if told else "no loss", values) for told, values in by_told.items() if values]
     if not columns:
         return "no ratios: the reference has no rows of these workloads and seeds yet"
@@ -49,7 +49,7 @@ def law_table(by_told: Mapping[bool, Ratios]) -> str:
 
 
 def choice_table(variants: Mapping[str, Ratios], judged_by: Mapping[str, Ratios] | None = None) -> str:
-    """Lay out which variant each family gets that has no say in it, and what it has there.
+    """Return the variant that the other families choose for each family, and its ratio there.
 
     Args:
         variants: ratios to choose by.
@@ -89,7 +89,7 @@ def _named(cell: Cell) -> str:
 
 
 def report(rows: Rows, commit: str = "") -> str:
-    """Lay out all tables.
+    """Return all tables.
 
     Args:
         rows: of ``rows.jsonl``.
@@ -132,7 +132,7 @@ def report(rows: Rows, commit: str = "") -> str:
 def _methods_table(
     columns: Mapping[str, Ratios], seeds: Mapping[str, Mapping[Cell, int]], cells: Sequence[Cell]
 ) -> str:
-    """Methods in short, with how many workloads and seeds they are of, then every workload."""
+    """Summary of the methods with their numbers of workloads and seeds, then every workload."""
     lines = _head(["method", "worst on"], ["geometric mean", "worst", "workloads", "seeds"])
     ordered = sorted(cells, key=lambda cell: family(cell[0]))
     shown = {}

@@ -1,4 +1,4 @@
-"""One run and its row; many runs on several processes, each row kept as soon as it is there."""
+"""One run and its row; many runs in several processes, each row saved as soon as it is finished."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Row = dict[str, Any]
 def run(case: Case, source: str | None = None) -> Row:
     """Train once.
 
-    A run diverges if a loss is not finite or its last score is above its first: it then has the score of the
-    untrained model, so that no two failures are told apart by how far they went.
+    A run diverges if a loss is not finite or its last score is above its first: its score is then that of
+    the untrained model, so that failures are not ranked by how far they went.
 
     Args:
         case: what to run.
@@ -64,7 +64,7 @@ def run(case: Case, source: str | None = None) -> Row:
         seconds = time.process_time() - start
         setup.before_judging()
         final = task.evaluate() if finite else math.nan
-    diverged = not final <= initial  # also where it is not a number
+    diverged = not final <= initial  # also true for NaN
     return {
         **asdict(case),
         "score": initial if diverged else final,
@@ -78,7 +78,7 @@ def run(case: Case, source: str | None = None) -> Row:
 
 
 def case_of(row: Mapping[str, Any]) -> Case:
-    """What a row is about."""
+    """Return the case of a row."""
     return Case(**{name: row[name] for name in Case.__dataclass_fields__})
 
 

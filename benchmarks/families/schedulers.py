@@ -1,4 +1,4 @@
-"""autotune where it was not made: over other optimizers than Adam's, and without knowing the length."""
+"""autotune outside its main use: over optimizers other than Adam, and without knowing the length."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from thermoopt.benchmarks.methods import METHODS, SCHEDULED
 __all__ = ["COMPARISONS", "SIX", "Comparison", "comparison_table", "run_comparisons", "write_comparisons"]
 
 SIX = ("friedman", "mlp", "cnn", "vae", "gru", "gpt")
-"""Workloads of six families on the development side, seconds a run."""
+"""Workloads of six families on the development side; a run takes seconds."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method and what its scores are divided by.
+    """A method and its reference.
 
     Attributes:
         title: of its column.
-        own: method without a learning rate; it is told no loss.
+        own: method without a learning rate; no loss is reported to it.
         reference: tuned on :data:`CHOSEN_ON` if it has a grid.
         wanted: largest geometric mean that was asked for.
-        without: workloads that it cannot be run on.
+        without: workloads on which it cannot be run.
     """
 
     title: str
@@ -78,7 +78,7 @@ def compared(rows: Rows, it: Comparison) -> Ratios:
 
 
 def comparison_table(rows: Rows) -> str:
-    """Lay out all comparisons: in short, by workload, and how many runs ended above where they began."""
+    """Return all comparisons: a summary, by workload, and the number of runs that ended above their start."""
     found = {it: values for it in COMPARISONS if (values := compared(rows, it))}
     cells = list(dict.fromkeys(cell for values in found.values() for cell in values))
     lines = [

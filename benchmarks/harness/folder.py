@@ -1,4 +1,4 @@
-"""The folder of a sweep, with all that is needed to resume and inspect it without repeating the arguments."""
+"""The folder of a sweep, with everything needed to resume and inspect it without repeating arguments."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Folder", "FolderError"]
 
 
 class FolderError(ValueError):
-    """A folder that cannot be used; the message names it and what to do."""
+    """The error for an unusable folder; the message names it and what to do."""
 
 
 @dataclass(frozen=True)

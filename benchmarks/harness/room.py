@@ -19,7 +19,7 @@ class DiskFull(OSError):
     """No space is left to write a file; the message names it."""
 
     def __str__(self) -> str:
-        """Leave out the number."""
+        """Return the message without the error number."""
         return self.strerror or super().__str__()
 
 
@@ -28,7 +28,7 @@ def disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in FULL:
             return True
-        if "disk is full" in str(error) or "No space left" in str(error):  # as SQLite and PostgreSQL put it
+        if "disk is full" in str(error) or "No space left" in str(error):  # as SQLite and PostgreSQL say
             return True
         error = error.__cause__
     return False

@@ -1,4 +1,4 @@
-"""How far four measures agree on a quadratic and on small networks, and whether theorems 6 and 7 hold."""
+"""Agreement of four measures on a quadratic and on small networks, and checks of theorems 6 and 7."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GRID = np.logspace(-3, np.log10(4), 8)
 """Step sizes in units of 1/λ, λ the largest eigenvalue at the point: 2 is the edge of stability."""
 
 TRAINED = 50
-"""Training steps before a net is measured: its gradients are then neither the initial ones nor noise."""
+"""Training steps before a net is measured, so that its gradients are neither initial ones nor noise."""
 
 FIRST, SECOND = ("0.weight", "0.bias"), ("2.weight",)
 
@@ -97,7 +97,7 @@ def agree(kind: str, seed: int) -> tuple[dict[str, Any], Comparison]:
         None if metric is None and isinstance(params, Tensor) else {n: p / 2 for n, p in params.items()}
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the grid goes beyond the edge on purpose
+        warnings.simplefilter("ignore", RuntimeWarning)  # the grid passes the edge of stability on purpose
         scale = sharpness(FlatField(update, params, metric))
         found = compare_measures(update, params, GRID / scale, metric=metric, reference=reference)
     row = {

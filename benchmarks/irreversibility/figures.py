@@ -38,7 +38,7 @@ LOOKS = {
 
 
 def draw_agreement(rows: list[Row], path: Path) -> None:
-    """Deviation of each measure's gradient from the leading order against ηλ, a panel a field."""
+    """Deviation of each measure's gradient from the leading order against ηλ, one panel per field."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     figure = blank(5.0)
     for kind, ax in zip(kinds, np.atleast_1d(figure.subplots(1, len(kinds), sharey=True)), strict=True):
@@ -61,7 +61,7 @@ def draw_agreement(rows: list[Row], path: Path) -> None:
 
 
 def draw_valley(rows: list[Row], path: Path) -> None:
-    """Phi at the bottom of the valley over its start, a panel an experiment; bands are standard errors."""
+    """Phi at the bottom of the valley over its start, one panel per experiment; bands are standard errors."""
     rate = max(row["rate"] for row in rows)
     rows = [row for row in rows if row["rate"] == rate]
     panels = list(dict.fromkeys((row["net"], row["noise"]) for row in rows))
@@ -82,7 +82,7 @@ def draw_valley(rows: list[Row], path: Path) -> None:
 
 
 def draw_paths(stored: dict[tuple[str, str], NDArray[np.float64]], path: Path) -> None:
-    """‖U‖²/4 along the run, a panel a model; bands are standard deviations over seeds."""
+    """‖U‖²/4 along the run, one panel per model; bands are standard deviations over seeds."""
     models = list(dict.fromkeys(model for model, _ in stored))
     figure = blank(5.6)
     for model, ax in zip(models, np.atleast_1d(figure.subplots(1, len(models))), strict=True):

@@ -66,7 +66,7 @@ def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def spread(values: Iterable[float], form: str | None = None) -> str:
-    """Mean ± standard deviation of what is finite."""
+    """Mean ± standard deviation of the finite values."""
     known = np.array([v for v in values if v is not None and math.isfinite(v)])
     if not known.size:
         return "–"

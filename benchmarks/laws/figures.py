@@ -81,7 +81,7 @@ def _logarithmic(ax: Axes, axes: str = "xy") -> None:
 
 
 def _diagonal(ax: Axes, slope: float = 1.0, label: str | None = None) -> None:
-    """The line on which both numbers agree."""
+    """Draw the line on which both numbers agree."""
     low, high = ax.get_xlim()
     ax.plot([low, high], [slope * low, slope * high], color=GREY, lw=1, ls="-" if slope == 1 else ":",
             label=label, zorder=0)  # fmt: skip

@@ -42,7 +42,7 @@ POWERS = np.linspace(0.05, 3.0, 60)
 
 @dataclass(frozen=True)
 class Value:
-    """A mean over seeds and its standard error, NaN for one seed."""
+    """A mean over seeds and its standard error, which is NaN for one seed."""
 
     mean: float
     error: float
@@ -95,7 +95,7 @@ def noise_share(row: Row) -> float:
 
 
 def _spectrum(row: Row) -> NoiseSpectrum:
-    """Return the spectrum scaled to the noise of 48 gradients, which two start vectors measure badly."""
+    """Return the spectrum scaled to the noise of 48 gradients; two start vectors measure the noise badly."""
     weights = np.array(row["spectrum"]["weights"])
     noise = row["rest"]["energy"] - row["rest"]["signal"]
     return NoiseSpectrum(np.array(row["spectrum"]["curvatures"]), weights * noise / weights.sum())
@@ -137,7 +137,7 @@ def predicted(row: Row, name: str, length: int) -> float:
 
 @dataclass(frozen=True)
 class Forecast:
-    """How well a predictor tells the released loss.
+    """How well a predictor predicts the released loss.
 
     Attributes:
         ratio: geometric mean of released over predicted.
@@ -192,8 +192,8 @@ def layer_points(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Layers of the rows of one workload and rate, averaged over seeds.
 
     Returns:
-        One a layer: ``name``, ``numel``, ``thermal`` (the reading's (eta/4) B), ``released`` (by averaging it
-        alone) with ``error``, and ``temperature``, 2 thermal / numel.
+        One entry per layer: ``name``, ``numel``, ``thermal`` (the reading's (eta/4) B), ``released`` (by
+        averaging it alone) with ``error``, and ``temperature``, 2 thermal / numel.
     """
     out = []
     for name in rows[0]["layers"]:

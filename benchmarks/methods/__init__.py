@@ -1,4 +1,4 @@
-"""What is compared: each method makes an optimizer and perhaps a schedule for a model and a length of run."""
+"""The methods compared: each makes an optimizer, and perhaps a schedule, for a model and a length of run."""
 
 from __future__ import annotations
 

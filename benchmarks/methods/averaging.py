@@ -1,4 +1,4 @@
-"""Optimizers that are judged at averaged weights."""
+"""Optimizers that are evaluated at averaged weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["judged_at_average"]
 
 
 class _Judging:
-    """Swaps weights for judging and puts back the very same bits: a package's own way back rounds."""
+    """Swaps weights for evaluation and restores them bit for bit: a package's own way back rounds."""
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
@@ -32,7 +32,7 @@ class _Judging:
 
     @torch.no_grad()
     def after(self) -> None:
-        """Put back the weights that gradients are taken at."""
+        """Restore the weights at which gradients are taken."""
         self._optimizer.train()
         for p, kept in zip(self._params, self._kept, strict=True):
             p.copy_(kept)

@@ -1,4 +1,4 @@
-"""What a method is: a name, what it may be tuned in, and how it makes an optimizer and a schedule."""
+"""The definition of a method: its name, its tunables, and how it makes an optimizer and a schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DECAY", "LR", "WARMUP", "Another", "Job", "Method", "Point", "Setup"]
 
 WARMUP = 0.05
-"""Share of the run that warm-up takes, wherever a method's authors do not say otherwise: as in this project's
+"""Share of the run that warm-up takes, unless a method's authors say otherwise: as in this project's
 measurements of laws."""
 
 LR, DECAY = 1e-3, 0.01
@@ -36,12 +36,12 @@ EXTRAS = {
 """Which extra of this package brings a module that methods need."""
 
 PACKAGES = {"momo": "momo-opt"}
-"""What a module is called on PyPI, where that differs."""
+"""Name of a module on PyPI, if it differs."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where in its space a method is run.
+    """The point of its search space at which a method is run.
 
     Attributes:
         lr: learning rate, above 0; None is the method's default.
@@ -64,13 +64,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Job:
-    """What a method is to be made for: a point with defaults filled in, and a run.
+    """What a method is made for: a point with defaults filled in, and a run.
 
     Attributes:
         model: to train.
         lr, decay: learning rate and weight decay.
         steps: length of the run in optimizer steps.
-        seed: of the run, for a method that draws.
+        seed: of the run, for methods that draw random numbers.
         another: makes the workload's task with another seed; None if unknown.
     """
 
@@ -89,12 +89,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run steps, and when it calls what.
+    """The optimizer and schedule of a run, with the calls it must make.
 
     A step: ``report(loss)``, ``optimizer.zero_grad()`` and backward in any order before the step;
     ``optimizer.step()``; ``schedule.step()`` if there is one; ``after_step()``. Gradients stay until then (a
     schedule may read them). Whenever the model is judged: ``before_judging()``, evaluation,
-    ``after_judging()``; a trajectory is the same to the last bit however often.
+    ``after_judging()``; the trajectory is the same bit for bit, however often that happens.
 
     Attributes:
         optimizer: stepped once per batch.
@@ -102,7 +102,7 @@ class Setup:
         before_judging, after_judging: called around every validation.
         report: called with the training loss before the step.
         after_step: called last.
-        extra_steps: optimizer steps that making this took on a run of its own, to be put on the clock.
+        extra_steps: optimizer steps of an extra run that making this took, which count as its cost.
     """
 
     optimizer: torch.optim.Optimizer
@@ -119,10 +119,10 @@ class Method:
     """One way to train.
 
     Attributes:
-        name: what tables call it: lower case.
-        about: what it is, with its defaults, in a sentence.
+        name: its name in tables, in lower case.
+        about: a sentence that describes it, with its defaults.
         make: makes the set-up of a job.
-        tunables: of ``"lr"`` and ``"decay"``, what a sweep may choose; the rest of a point is not looked at.
+        tunables: of ``"lr"`` and ``"decay"``, what a sweep may choose; the rest of a point is ignored.
         needs: module it needs beyond torch and thermoopt, or None.
         lr, decay: defaults.
 
@@ -150,7 +150,7 @@ class Method:
 
         Args:
             model: freshly initialised.
-            point: where in its space; what is not among the tunables is ignored.
+            point: of its search space; values that are not among the tunables are ignored.
             steps: length of the run in optimizer steps, from 1.
             seed: of the run.
             another: the workload's ``build``; ``replay`` needs it, and trains one more run with it.

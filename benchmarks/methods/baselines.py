@@ -1,4 +1,4 @@
-"""Optimizers and schedules that people use, as their packages give them."""
+"""Optimizers and schedules in common use, as their packages provide them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from thermoopt.benchmarks.methods.schedules import (
 __all__ = ["BASELINES", "MOMENTUM", "SGD_DECAY", "SGD_LR", "adamw", "sgd"]
 
 MOMENTUM, SGD_LR, SGD_DECAY = 0.9, 0.1, 5e-4
-"""SGD as image models are trained with it (arXiv 1605.07146): its decay is coupled, so AdamW's 0.01 would be
-another thing."""
+"""SGD as used for image models (arXiv 1605.07146): its decay is coupled, so AdamW's 0.01 would mean something
+else."""
 
 
 def adamw(job: Job) -> torch.optim.AdamW:
-    """Return torch's own, fused: its fastest."""
+    """Return torch's fused AdamW, its fastest."""
     return torch.optim.AdamW(job.model.parameters(), job.lr, weight_decay=job.decay, fused=True)
 
 
 def sgd(job: Job) -> torch.optim.SGD:
-    """Return torch's own with momentum, fused."""
+    """Return torch's fused SGD with momentum."""
     return torch.optim.SGD(
         job.model.parameters(), job.lr, momentum=MOMENTUM, weight_decay=job.decay, fused=True
     )

@@ -14,15 +14,15 @@ from thermoopt.benchmarks.methods.baselines import adamw
 __all__ = ["FEEDBACK"]
 
 WINDOWS = 50
-"""Stretches of a run that take the place of ReduceLROnPlateau's epochs: its patience of 10 is a fifth of the
-run, and its input is a mean of steps/50 losses."""
+"""Parts of a run that stand for ReduceLROnPlateau's epochs: its patience of 10 is a fifth of the run, and
+its input is a mean of steps/50 losses."""
 
 GREEDY_MIN, GREEDY_MAX = 0.01, 10.0
-"""Bounds of GreedyLR's lr over the given lr: its defaults, 1e-3 and 1, at the 0.1 of its own example. Left as
-they are, they would forbid every lr that suits Adam."""
+"""Bounds of GreedyLR's lr over the given lr: its defaults, 1e-3 and 1, at the 0.1 of its own example.
+Unscaled they would exclude every lr that suits Adam."""
 
 GREEDY_WINDOW = 50
-"""Steps that GreedyLR's own streaming average is over: its default."""
+"""Length of GreedyLR's own streaming average in steps: its default."""
 
 
 class _ByLoss(Protocol):
@@ -35,7 +35,7 @@ class _ByLoss(Protocol):
 class _Loop:
     """Steps a scheduler with the mean training loss of every ``window`` steps, once warm-up is over.
 
-    Neither scheduler gets a validation loss: validations would cost it steps that the others have.
+    Neither scheduler gets a validation loss: validations would cost steps that other methods do not spend.
     """
 
     def __init__(self, scheduler: _ByLoss, warmup: int, window: int) -> None:

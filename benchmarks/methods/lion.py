@@ -1,4 +1,4 @@
-r"""Lion: steps of one size along the sign of an average. The development set-up has no package with it.
+r"""Lion: steps of constant size along the sign of an average. No package of the development set-up has it.
 
 References:
     Chen et al., "Symbolic discovery of optimization algorithms", arXiv 2302.06675, algorithm 2.

@@ -1,4 +1,4 @@
-"""Methods without a learning rate to choose: those that find it, and those that have one for everything."""
+"""Methods without a learning rate to choose: they find it, or use one for everything."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["FIXED_LR", "LR_FREE"]
 DECAY_ONLY = ("decay",)
 
 FIXED_LR = 3e-2
-"""Of seven rates, the one with the least geometric mean over the development workloads of ``families``."""
+"""The rate, of seven, with the lowest geometric mean over the development workloads of ``families``."""
 
 NADAMW_LR, NADAMW_BETAS, NADAMW_DECAY, NADAMW_WARMUP = 1.75e-3, (0.9327, 0.9955), 0.0812, 0.02
 """AlgoPerf's setting for all its workloads alike, with a cosine to zero (its self-tuning baseline, 2024)."""
 
 NESTEROV = 1e4
-"""Decay of torch's momentum schedule at which it is constant: NAdam as arXiv 1910.05446, table 1, has it."""
+"""Decay of torch's momentum schedule that keeps it constant: NAdam as in arXiv 1910.05446, table 1."""
 
 
 def _fixed_adamw(job: Job) -> Setup:
@@ -54,7 +54,7 @@ def _momo(job: Job) -> Setup:
     from momo import MomoAdam
 
     class Told(MomoAdam):
-        """Steps with the loss that was reported."""
+        """Step with the reported loss."""
 
         reported: Tensor
 
@@ -120,4 +120,4 @@ LR_FREE = [
         decay=0.0,
     ),
 ]
-"""Every one of them but Prodigy and Schedule-Free, which the sweeps have as well."""
+"""All of them except Prodigy and Schedule-Free, which the sweeps also have."""

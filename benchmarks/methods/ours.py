@@ -31,7 +31,7 @@ def _with(controller: Callable[[Job], Controller]) -> Callable[[Job], Setup]:
 
 
 def _law(name: str) -> Callable[[Job], Controller]:
-    """A law alone with warm-up and linear cooling: what autotune is without its barostat."""
+    """A law alone with warm-up and linear cooling, that is, autotune without its barostat."""
     return lambda job: Chain(Thermostat(name, total_steps=job.steps), Cooling(job.steps, "linear"))
 
 
@@ -169,7 +169,7 @@ LAWS = {
         f"law {name}": Method(f"law {name}", f"{name} {_ALONE}; no lr, decay 0.01", _with(_law(name)), FREE)
         for name in ("diffusion", "angular", "distance", "polyak")
     },
-    "law coherence": Method(  # a brake on the lr that is given
+    "law coherence": Method(  # a brake on the given lr
         "law coherence", f"coherence {_ALONE}; lr 1e-3, decay 0.01", _with(_law("coherence"))
     ),
 }

@@ -1,4 +1,4 @@
-"""What feedback is told apart by: the scales of another run, and scales that chance gives."""
+"""Placebos for feedback: the scales of another run, and random scales."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ OFFSET = 1000
 """From a run's seed to that of the run whose trajectory it replays: no sweep has as many seeds."""
 
 GAIN = 4.0
-"""How far the random factor may go from 1, up and down: as far as ``respect_lr``, whose placebo it is."""
+"""Largest random factor, up and down: that of ``respect_lr``, whose placebo it is."""
 
 DRAWS = 20
-"""Draws over a run; at the slew limit below a factor of 4 takes 1.4 % of it."""
+"""Draws in a run; at the slew limit below, a factor of 4 takes 1.4 % of it."""
 
 EFOLDS = 100.0
 """A factor may change by e in T/100 steps: a thermostat's slew limit."""
@@ -62,12 +62,12 @@ class RandomGain(Controller):
         self.reset()
 
     def reset(self) -> None:
-        """Forget the run."""
+        """Start over."""
         self._lever, self._drawn = Lever(self._bounds), 0
         self._log: list[Action] = []
 
     def update(self, reading: Reading | None, step: int) -> Scales:
-        """Return the factor of the coming step; readings are not looked at."""
+        """Return the factor of the coming step; readings are ignored."""
         number = 1 + (step - 1) * DRAWS // self._total_steps
         if number != self._drawn:
             self._drawn = number
@@ -108,7 +108,7 @@ def _random_gain(job: Job) -> Setup:
 
 
 def _replay(job: Job) -> Setup:
-    """Run autotune on the workload of another seed, then play its scales on this one's.
+    """Run autotune on the workload with another seed, then replay its scales on this one.
 
     A rehearsal that diverges ends there; its last scales hold for the rest.
     """
@@ -146,4 +146,4 @@ PLACEBOS = [
         _random_gain,
     ),
 ]
-"""What feedback has to beat."""
+"""The placebos, which feedback has to beat."""

@@ -1,6 +1,6 @@
-r"""ScheduleFree+: AdamW whose step Polyak's rule sizes and whose average takes the place of a schedule.
+r"""ScheduleFree+: AdamW with Polyak's step size and an average in place of a schedule.
 
-No package has it; this is written from the algorithm of the paper.
+No package has it; this implements the algorithm of the paper.
 
 References:
     Defazio, "ScheduleFree+: scaling learning-rate-free and schedule-free learning to large language models",
@@ -20,7 +20,7 @@ __all__ = ["ScheduleFreePlus"]
 
 
 class ScheduleFreePlus(torch.optim.Optimizer):
-    r"""Steps z, averages x, and takes gradients at y between them, which is what the model holds.
+    r"""Steps z, averages x, and takes gradients at y between them; the model holds y.
 
     With L the loss and g the gradient at y, and :math:`\gamma_t` the warm-up,
 
@@ -32,7 +32,7 @@ class ScheduleFreePlus(torch.optim.Optimizer):
         y &\leftarrow \tilde\beta_t x + (1-\tilde\beta_t)z
 
     and c is 1 while warm-up lasts. :math:`1-\tilde\beta_t` goes geometrically from 0.1 to 0.035 over the run.
-    The lower bound of the loss is taken as 0, the average over gradient norms is off, as are the authors'
+    The lower bound of the loss is taken as 0, the average over gradient norms is off; both are the authors'
     defaults.
 
     Args:
@@ -116,11 +116,11 @@ class ScheduleFreePlus(torch.optim.Optimizer):
 
     @torch.no_grad()
     def eval(self) -> None:
-        """Put the averages x into the model; whoever calls it keeps y and puts it back."""
+        """Put the averages x into the model; the caller keeps y and restores it."""
         for group in self.param_groups:
             for p in group["params"]:
                 if self.state[p]:
                     p.copy_(self.state[p]["x"])
 
     def train(self) -> None:
-        """Nothing: y is put back by whoever called :meth:`eval`."""
+        """Do nothing: the caller of :meth:`eval` restores y."""

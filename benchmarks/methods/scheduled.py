@@ -17,7 +17,7 @@ from thermoopt.benchmarks.methods.schedules import TAIL, linear, scheduled
 __all__ = ["LION_DECAY", "SCHEDULED", "hidden_matrices"]
 
 LION_DECAY = 0.1
-"""Ten times AdamW's, as its rate is a tenth (arXiv 2302.06675, section 5)."""
+"""Lion's weight decay: ten times AdamW's, since its rate is a tenth (arXiv 2302.06675, section 5)."""
 
 Schedule = Callable[[torch.optim.Optimizer, Job], torch.optim.lr_scheduler.LRScheduler]
 
@@ -31,7 +31,7 @@ def _autotuned(optimizer: torch.optim.Optimizer, job: Job) -> torch.optim.lr_sch
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """Return the matrices that Muon is made for: neither look-up tables nor the last one, the read-out."""
+    """Return the matrices that Muon is meant for: neither look-up tables nor the last one, the read-out."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.ndim == 2 and p.requires_grad]
     return [p for p in matrices[:-1] if id(p) not in tables]
@@ -75,7 +75,7 @@ def _muon(schedule: Schedule) -> Callable[[Job], Setup]:
 
 
 def _anytime(job: Job) -> Setup:
-    """Hold the rate, and learn at four fifths of the run that its last fifth has begun."""
+    """Hold the rate; at four fifths of the run, be told that the last fifth begins."""
     controller = autotune()
     setup = controlled(job, controller)
     taken, quench = 0, max(1, round(TAIL * job.steps))

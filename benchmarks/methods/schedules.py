@@ -1,6 +1,6 @@
-r"""The schedules compared: warm-up, then a shape in u, the share of the rest of the run that is done.
+r"""The schedules compared: warm-up, then a shape in u, the completed share of the rest of the run.
 
-Written on their own, not with this project's cooling, which is among what is compared with them.
+They do not use this project's cooling, which is one of the methods compared.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A float64 account of what a step did, from copies of weights and gradients; how far a reading is off."""
+"""A float64 account of a step from copies of weights and gradients, and the error of a reading against it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from thermoopt.benchmarks.others.problem import Run
 __all__ = ["MEASURED", "Account"]
 
 MEASURED = ("sigma", "grad_norm", "param_norm", "update_norm", "angular_step", "distance")
-"""What is compared, layer by layer: whatever an optimizer does, these are defined by the weights before and
-after its step and the gradient it was given."""
+"""Quantities compared, layer by layer: for any optimizer they are defined by the weights before and after its
+step and the gradient it was given."""
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Account:
 
 
 def _found(group: dict[str, Any]) -> float:
-    """What an optimizer multiplies the group's lr by in its next step: D-Adaptation's and Prodigy's d."""
+    """Factor on the group's lr in the optimizer's next step: d of D-Adaptation and Prodigy."""
     return float(group.get("d", 1.0)) / float(group.get("g0_norm") or 1.0)
 
 
@@ -101,7 +101,7 @@ def _own(theta: Tensor, g: Tensor, moved: Tensor, lr: float) -> dict[str, Any]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two states hold the same bits, whatever they are nested in; NaN equals NaN."""
+    """Whether two nested states hold the same bits; NaN equals NaN."""
     if isinstance(a, Tensor):
         return (
             isinstance(b, Tensor)

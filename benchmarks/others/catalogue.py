@@ -20,7 +20,7 @@ Kwargs = dict[str, Any]
 
 
 def cases(packages: tuple[str, ...] | None = None) -> list[Case]:
-    """Return the optimizers of packages, of all that are installed where None is given."""
+    """Return the optimizers of some packages; None is all that are installed."""
     found = []
     for package in PACKAGES if packages is None else packages:
         if importlib.util.find_spec(package) is not None:

@@ -22,7 +22,7 @@ STEPS = 200
 """Steps of a run."""
 
 COMPARED = 20
-"""Steps of the run in which every step is measured and compared with the float64 account."""
+"""Length of the run in which every step is measured and compared with the float64 account."""
 
 EXACT = 2e-3
 """Largest relative error of a reading in float32: theta' - theta of a step of 1e-4 of the weight is known to
@@ -47,7 +47,7 @@ class Case:
         make: makes it, of a model and a learning rate (None for the optimizer's default).
         lr: learning rate to use where none is searched for.
         closure: whether its step needs one.
-        create_graph: whether it differentiates gradients.
+        create_graph: whether its step differentiates the gradients.
         distributed: whether it wants a process group; one of one process is made.
     """
 
@@ -72,7 +72,7 @@ class Case:
 
 @dataclass
 class Row:
-    """What came out for one optimizer; ``wrong`` holds every fault in words.
+    """The result for one optimizer; ``wrong`` describes every fault.
 
     Attributes:
         refused: the message of an Observer that refused, else "".
@@ -107,7 +107,7 @@ class Row:
 
 
 def tuned(case: Case, steps: int = STEPS) -> list[float | None]:
-    """Order learning rates by the loss after a quarter of the run, lowest first; None is the default's.
+    """Order learning rates by the loss after a quarter of the run, lowest first; None is the default.
 
     Args:
         case: the optimizer; its default (some, like D-adaptation, mean lr = 1) is one candidate more than
@@ -140,7 +140,7 @@ def check(case: Case, lrs: Sequence[float | None], steps: int = STEPS) -> Row:
 
     Args:
         case: the optimizer.
-        lrs: learning rates to try: the first at which it trains is taken, the very first where none is.
+        lrs: learning rates to try: the first at which it trains is taken, or else the first.
         steps: of the whole run.
     """
     for k, lr in enumerate([*lrs, lrs[0]]):
@@ -185,7 +185,7 @@ def _attach(model: nn.Module, optimizer: Optimizer, **options: Any) -> Observer:
 
 
 def _observed(case: Case, row: Row, bare: Run, lr: float | None, steps: int) -> None:
-    """Every step measured: bits and step count as without, readings as the account."""
+    """Measure every step: bits and step count as without, readings as in the account."""
     account, steps = Account(), min(steps, COMPARED)
     bare = case.train(lr, steps)
     run = case.train(
@@ -221,7 +221,7 @@ def _same_state(a: Optimizer, b: Optimizer) -> bool:
 
 
 def _diagnosed(case: Case, row: Row, bare: Run, lr: float | None, steps: int) -> None:
-    """An observer as people make it, a split, a detector, a diagnosis: nothing is wrong with this run."""
+    """Use a default observer, a split, a detector and a diagnosis: nothing is wrong with this run."""
 
     def attach(model: nn.Module, optimizer: Optimizer) -> tuple[Observer, EntropySplit, CollapseDetector]:
         observer = _attach(model, optimizer)
@@ -249,9 +249,9 @@ def _diagnosed(case: Case, row: Row, bare: Run, lr: float | None, steps: int) ->
 
 
 def _scheduled(case: Case, row: Row, bare: Run, lr: float | None, steps: int) -> None:
-    """A cosine schedule: the bits of torch's own.
+    """Use a cosine schedule: the same bits as torch's own.
 
-    torch's goes on from the lr that it finds, ours from the base: they differ where the step writes it.
+    torch's continues from the present lr, ours from the base: they differ if the step writes the lr.
     """
     if row.rewrites:
         return

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _known(out: Path) -> dict[tuple[str, str], Row]:
-    """Rows of a run before, which goes on."""
+    """Return the rows of an earlier run that is resumed."""
     file = out / "rows.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return {(row.package, row.name): row for row in (Row(**json.loads(line)) for line in lines)}
@@ -75,7 +75,7 @@ def _one(name: tuple[str, str]) -> Row:
 
 @functools.cache
 def _cases(package: str) -> dict[str, Case]:
-    """Optimizers of a package by name, imported once a process."""
+    """Optimizers of a package by name, imported once per process."""
     return {case.name: case for case in cases((package,))}
 
 
@@ -104,7 +104,7 @@ def _count(rows: Sequence[Row]) -> str:
 
 
 def kind_of(row: Row) -> str:
-    """What came out for an optimizer, in one word."""
+    """The result for an optimizer in one word."""
     if row.wrong:
         return "wrong"
     if row.refused:

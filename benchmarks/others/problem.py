@@ -45,7 +45,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Run:
-    """What a run leaves behind.
+    """The result of a run.
 
     Attributes:
         model, optimizer: as they are at its end.
@@ -87,7 +87,7 @@ def train(
         closure: hand the loss to ``step`` as a closure; else backward comes first.
         create_graph: for optimizers that differentiate gradients.
         attach: called once, before the first step.
-        before: called when a step's gradients are there.
+        before: called once a step's gradients are computed.
         after: called after each step, with its loss.
     """
     random.seed(0)
@@ -104,7 +104,7 @@ def train(
 
         def evaluate(t: int = t, x: Tensor = x, y: Tensor = y) -> Tensor:
             run.optimizer.zero_grad()
-            with torch.enable_grad():  # not every step has it for its closure
+            with torch.enable_grad():  # not every step calls its closure
                 loss = nn.functional.cross_entropy(model(x), y)
                 loss.backward(create_graph=create_graph)
             if before is not None:

@@ -13,7 +13,7 @@ END = "<!-- end of the table -->"
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Return a Markdown table, one line an optimizer."""
+    """Return a Markdown table, one line per optimizer."""
     lines = [
         "| optimizer | measured by | sigma, norms, distance | r, split, cosine | schedule | remarks |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -1,1 +1,1 @@
-"""What measuring costs, as ratios within one run."""
+"""The cost of measuring, as ratios within one run."""

@@ -1,13 +1,13 @@
-"""What measuring costs on CPU: milliseconds, bandwidth and memory of an AdamW step, as ratios within one run.
+"""Cost of measuring on CPU: milliseconds, bandwidth and memory of an AdamW step, as ratios within one run.
 
-Every method steps the same parameters with gradients that stay; moments are each method's own. In each round
-every method runs a block of steps, so that the machine's drift meets all alike; a ratio is taken round by
-round against ``torch fused`` of the same round, and the table shows the median with the tenth and ninetieth
-percentile. Memory is the peak resident set of a process that runs one method alone, less that of torch's own
-step in the same setting, a parameter.
+Every method steps the same parameters with fixed gradients and has its own moments. In each round every
+method runs a block of steps, so that drift of the machine affects all alike; ratios are taken against
+``torch fused`` of the same round, and the table shows the median with the tenth and ninetieth percentile.
+Memory is the peak resident set of a process that runs one method alone, less that of torch's own step in the
+same setting, per parameter.
 
 Bytes: a float32 AdamW step reads parameter, gradient and two moments and writes all but the gradient,
-28 bytes a parameter. The bandwidth-bound time is that many bytes at the speed of ``a += b`` over large
+28 bytes per parameter. The bandwidth-bound time is that many bytes at the speed of ``a += b`` over large
 buffers, which like a step writes where it has read; a copy writes elsewhere, costs the reading of the line
 that is written to, and is slower. Caches hold part of the smaller sets, which may then beat the bound.
 
@@ -38,9 +38,9 @@ from thermoopt.benchmarks.overhead.shapes import BYTES_PER_ELEMENT, GPT_SETS, Sh
 from thermoopt.kernels import native
 from thermoopt.observer import TRACKABLE
 
-OFF = 1 << 40  # measure_every larger than any run: measuring off
+OFF = 1 << 40  # measure_every is larger than any run: measuring is off
 
-CONTROLLED_STEPS = 10_000  # length of run that autotune is told: it looks at a reading every 50 steps
+CONTROLLED_STEPS = 10_000  # length that autotune is told: it takes a reading every 50 steps
 
 Stepper = Callable[[], None]
 
@@ -159,7 +159,7 @@ def make_params(shapes: Shapes) -> list[nn.Parameter]:
 
 
 def bandwidths(megabytes: int = 512, rounds: int = 9) -> tuple[float, float]:
-    """Bytes read and written a second by a large copy and by a large ``a += b``."""
+    """Bytes read and written per second by a large copy and by a large ``a += b``."""
     a = torch.ones(megabytes << 18)
     b = torch.zeros_like(a)
     out = []
@@ -174,7 +174,7 @@ def bandwidths(megabytes: int = 512, rounds: int = 9) -> tuple[float, float]:
 
 
 def race(params: list[nn.Parameter], n_groups: int, rounds: int, seconds: float) -> dict[str, np.ndarray]:
-    """Milliseconds a step of every method, ``[rounds]`` each, interleaved."""
+    """Milliseconds per step of every method, ``[rounds]`` each, interleaved."""
     table = methods()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "CollapseDetector")  # it wants named groups; its cost is the same
@@ -198,7 +198,7 @@ def race(params: list[nn.Parameter], n_groups: int, rounds: int, seconds: float)
 def table_of(
     name: str, times: dict[str, np.ndarray], elements: int, bandwidth: float
 ) -> list[dict[str, Any]]:
-    """One plain row a method."""
+    """One plain row per method."""
     fused = times["torch fused"]
     bound = 1e3 * BYTES_PER_ELEMENT * elements / bandwidth
     rows = []
@@ -244,10 +244,10 @@ def markdown(rows: list[dict[str, Any]], memory: dict[str, float]) -> str:
 
 
 def peak_bytes(set_name: str, method: str, runs: int = 2) -> int:
-    """Peak resident bytes of a process that runs this method alone, the least of some runs.
+    """Peak resident bytes of a process that runs only this method, the smallest of several runs.
 
-    Freed tensors are given back at once (glibc's threshold for mappings is held at its initial value), or
-    peaks of one and the same program would differ by what the allocator happens to keep.
+    Freed tensors are returned at once (glibc's mmap threshold is fixed at its initial value); otherwise the
+    peaks of one program would differ by what the allocator happens to keep.
     """
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
     command = [sys.executable, __file__, "--peak-of", method, "--sets", set_name]
@@ -261,7 +261,7 @@ def peak_bytes(set_name: str, method: str, runs: int = 2) -> int:
 def print_peak(set_name: str, method: str) -> None:
     """Run a method alone for 12 steps and print the peak resident bytes of this process's own memory.
 
-    ``getrusage`` would not do: its peak is inherited from the process that started this one.
+    ``getrusage`` does not work here: its peak is inherited from the parent process.
     """
     step = methods()[method][0](groups_of(make_params(SETS[set_name]), 1))
     for _ in range(12):
@@ -271,7 +271,7 @@ def print_peak(set_name: str, method: str) -> None:
 
 
 def extra_memory(set_name: str) -> dict[str, float]:
-    """Peak bytes a parameter above torch's own step of the same kind."""
+    """Peak bytes per parameter above torch's own step of the same kind."""
     elements = sum(int(np.prod(s)) for s in SETS[set_name])
     if not Path("/proc/self/status").exists():
         print("left out: peak memory (needs Linux)")

@@ -4,15 +4,15 @@ Run ``python -m thermoopt.benchmarks.overhead.cuda`` on a machine with a CUDA de
 prints, in less than three minutes: time of the first compilation, every method on every set, launch shapes of
 the plan, memory, and whether 1,000 steps waited for the device. Exit status 2: no CUDA device, or no triton.
 
-Every method steps its own copy of the same parameters. In each round every method runs once, so that clocks
-and temperature drift for all alike; a run is several steps between two CUDA events, host time included when
-the host is slower than the device. Bytes are those a float32 step must move: parameter, gradient and two
-moments read, all but the gradient written, 28 bytes an element. The bandwidth they are compared with is that
-of ``copy_`` between two buffers of half a GiB, timed in the same rounds. A method holds 16 bytes an element:
+Every method steps its own copy of the same parameters. In each round every method runs once, so that drift of
+clocks and temperature affects all alike; a run is several steps between two CUDA events, host time included
+if the host is slower than the device. Bytes are those that a float32 step must move: parameter, gradient and
+two moments read, all but the gradient written, 28 bytes per element. They are compared with the bandwidth of
+``copy_`` between two buffers of half a GiB, timed in the same rounds. A method holds 16 bytes per element:
 28 GB for the fourteen at 124 M; methods that do not fit are left out, and at 350 M only four take part.
 
 ``TRITON_INTERPRET=1 python -m thermoopt.benchmarks.overhead.cuda --dry-run`` takes every method's steps on a
-CPU, of a few small tensors: it shows that the script runs, and measures nothing.
+CPU with a few small tensors: it shows that the script runs, and measures nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from thermoopt.benchmarks.overhead.shapes import BYTES_PER_ELEMENT, GPT_SETS, Sh
 from thermoopt.kernels import triton as kernels
 
 COPY_BYTES = 1 << 30
-"""Bytes a copy reads and writes together: larger than any cache, small beside any GPU's memory."""
+"""Bytes that a copy reads and writes in total: larger than any cache, small against any GPU's memory."""
 
 
 SETS: dict[str, Shapes] = {
@@ -51,12 +51,12 @@ NAMES = list(SETS)
 SETS[DRY] = [(7, 5), (3,), (300,)]
 
 LARGE = 200_000_000
-"""Elements from which on only the methods of :data:`FEW` take part: eleven copies would not fit."""
+"""Number of elements above which only the methods of :data:`FEW` run: eleven copies would not fit."""
 
 
 @dataclass
 class Row:
-    """Milliseconds a step of one method on one set, one number a round."""
+    """Milliseconds per step of one method on one set, one number per round."""
 
     name: str
     method: str
@@ -69,10 +69,10 @@ def table(rows: Sequence[Row], copy_gb_per_s: float) -> str:
 
     Args:
         rows: timings, at least one round each.
-        copy_gb_per_s: bytes read and written a second by a copy, in units of 1e9.
+        copy_gb_per_s: bytes read and written per second by a copy, in units of 1e9.
 
     Returns:
-        One line a row: median, quartiles, ratio of medians, GB/s, share of the copy's bandwidth.
+        One line per row: median, quartiles, ratio of medians, GB/s, share of the copy's bandwidth.
     """
     lines = [
         "| parameters | method | ms (median) | quartiles | ratio to torch fused | GB/s | of copy |",
@@ -152,7 +152,7 @@ def measure_set(
         except torch.OutOfMemoryError:
             print(f"{name}: no memory left for {method!r}, left out", file=sys.stderr)
             continue
-        except Exception as error:  # one method that fails must not cost the table of all others
+        except Exception as error:  # a method that fails must not lose the table of all others
             print(
                 f"{name}: {method!r} failed and is left out: {type(error).__name__}: {error}", file=sys.stderr
             )
@@ -162,7 +162,7 @@ def measure_set(
     copies = []
     milliseconds(lambda: other.copy_(half), warm_up)
     for k in range(rounds):
-        # another first method every round
+        # each round starts with another method
         order = [*runs][k % len(runs) :] + [*runs][: k % len(runs)]
         for method in order:
             rows[method].times.append(milliseconds(runs[method], steps))
@@ -171,7 +171,7 @@ def measure_set(
 
 
 def memory(name: str, methods: Sequence[str]) -> list[str]:
-    """Return how many bytes a parameter each method holds more at its peak than torch's fused step."""
+    """Return the bytes per parameter by which each method's peak exceeds that of torch's fused step."""
     shapes = SETS[name]
     elements = sum(math.prod(shape) for shape in shapes)
     peaks = {}
@@ -191,7 +191,7 @@ def memory(name: str, methods: Sequence[str]) -> list[str]:
 
 
 def waits(name: str, method: str, steps: int = 1000) -> str:
-    """Return whether a method's steps wait for the device, as torch's own check sees it."""
+    """Return whether a method's steps wait for the device, by torch's own check."""
     run = METHODS[method](SETS[name], torch.float32)
     milliseconds(run, 25)
     torch.cuda.set_sync_debug_mode("error")

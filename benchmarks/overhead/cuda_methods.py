@@ -1,7 +1,7 @@
-"""What is timed on a CUDA device: each method makes a step of parameters of given shapes.
+"""The methods timed on a CUDA device: each makes a step of parameters of given shapes.
 
-On a machine without one, under Triton's interpreter, :func:`stand_in` lets the same code run on CPU: slowly,
-and for what it says about its own mistakes only.
+Without a device, :func:`stand_in` runs the same code on CPU under Triton's interpreter: slowly, and only to
+find mistakes in it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Maker = Callable[[Shapes, torch.dtype], Step]
 
 
 def device() -> torch.device:
-    """Return where steps are taken: the CUDA device, or the CPU under Triton's interpreter."""
+    """Return the device of the steps: the CUDA device, or the CPU under Triton's interpreter."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -78,7 +78,7 @@ def torch_method(*, fused: bool, observed: bool = False, triton: bool = True) ->
 
 @contextmanager
 def without(triton: bool) -> Iterator[None]:
-    """Create optimizers as if there were no Triton, unless ``triton``."""
+    """Create optimizers as if Triton were missing, unless ``triton`` is set."""
     if triton:
         yield
         return

@@ -1,9 +1,9 @@
-"""Host time of a step: what Python does around the kernel, whose call is replaced by nothing.
+"""Host time of a step: what Python does around the kernel, whose call is replaced by a no-op.
 
-``python -m thermoopt.benchmarks.overhead.host`` prints milliseconds a step for 10, 148 and 1,000 tensors: not
-measuring, measuring every step, and with ``autotune``; beside them torch's fused step of the same tensors, of
-64 elements each, kernel included. Times are CPU time of one thread, methods take turns in each round, and a
-row is the median over rounds with its quartiles. Nothing is trained: gradients stay what they are.
+``python -m thermoopt.benchmarks.overhead.host`` prints milliseconds per step for 10, 148 and 1,000 tensors:
+not measuring, measuring every step, and with ``autotune``; beside them torch's fused step of the same
+tensors, of 64 elements each, kernel included. Times are CPU time of one thread, methods take turns in each
+round, and a row is the median over rounds with its quartiles. Nothing is trained: gradients do not change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ COUNTS = (10, 148, 1000)
 """Tensors; 148 are those of a GPT-2."""
 
 ELEMENTS = 64
-"""Of each tensor: so few that torch's fused step is host time too."""
+"""Elements of each tensor: so few that torch's fused step is host time as well."""
 
 
 def parameters(count: int) -> list[torch.nn.Parameter]:
@@ -68,12 +68,12 @@ def methods(count: int) -> dict[str, tuple[Callable[[], object], bool]]:
 
 
 def measure(count: int, rounds: int, seconds: float = 0.02) -> dict[str, list[float]]:
-    """Return milliseconds a step of each method, one number a round.
+    """Return milliseconds per step of each method, one number per round.
 
     Args:
         count: tensors.
         rounds: interleaved rounds.
-        seconds: about what a method runs in each round.
+        seconds: approximate time of a method in each round.
     """
     steps = methods(count)
     out: dict[str, list[float]] = {name: [] for name in steps}

@@ -1,4 +1,4 @@
-"""What a kill leaves of a record: a run is killed at random moments and goes on from its last checkpoint."""
+"""What a kill leaves of a record: a run is killed at random moments and resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHECKPOINT = 50
 
 
 def train(place: Path, log: Path) -> None:
-    """Train without end from the last checkpoint, saying each step; the sink is that of a user."""
+    """Train endlessly from the last checkpoint and print each step; the sink is the one that users have."""
     out = log.open("w", buffering=1)
     rng = torch.Generator().manual_seed(0)
     params = [torch.nn.Parameter(torch.randn(32, 8, generator=rng)) for _ in range(24)]
@@ -59,7 +59,7 @@ def _started(place: Path, log: Path) -> int:
 
 
 def killed(place: Path, times: int) -> list[str]:
-    """Kill a run at random moments, go on from its checkpoint, and look at what is on file each time."""
+    """Kill a run at random moments, resume it from its checkpoint, and check the file each time."""
     folder = place / "killed"
     folder.mkdir()
     path, log = folder / "run.jsonl.gz", folder / "steps.txt"
@@ -80,7 +80,7 @@ def killed(place: Path, times: int) -> list[str]:
         reached, saves = max(reached, done), saves + (saved > 0)
         try:
             got = SavedRun.read(path).history.steps
-        except ValueError:  # not one reading yet
+        except ValueError:  # no reading yet
             got = np.zeros(0, np.int64)
         newest = int(got[-1]) if len(got) else 0
         if not np.array_equal(got, np.arange(1, len(got) + 1)):

@@ -1,4 +1,4 @@
-"""Parameter sets shaped as those of GPT-2, and the bytes that a step over them must move."""
+"""Parameter sets with the shapes of GPT-2, and the bytes that a step over them must move."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ BYTES_PER_ELEMENT = 28
 
 
 def gpt_shapes(width: int, depth: int, vocabulary: int, context: int) -> Shapes:
-    """Shapes of a GPT-2 with tied embeddings, biases and two norms a block."""
+    """Shapes of a GPT-2 with tied embeddings, biases and two norms per block."""
     block: Shapes = [(width,)] * 4 + [(3 * width, width), (3 * width,), (width, width), (width,)]
     block += [(4 * width, width), (4 * width,), (width, 4 * width), (width,)]
     return [(vocabulary, width), (context, width), *block * depth, (width,), (width,)]

@@ -1,9 +1,10 @@
-"""What a reading costs the training thread at a tracker: TensorBoard, W&B (offline), MLflow (files), trackio.
+"""Training-thread cost of a reading with a tracker: TensorBoard, W&B (offline), MLflow (files), trackio.
 
     python benchmarks/overhead/trackers.py      # those that are installed; nothing leaves the machine
 
-Each reading is handed over alone, after which the tracker has some milliseconds for its own threads. Of wall
-time the least counts, of the training thread's CPU time the median: on a busy machine they bracket the cost.
+Readings are handed over one at a time, with some milliseconds between them for the tracker's own threads. The
+table has the minimum of wall time and the median of the training thread's CPU time: on a busy machine they
+bracket the cost.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ SIZES = {
     "10 groups": (10, None),
     "2 groups, 148 layers": (2, "*"),
 }
-"""Groups of a row, and the pattern of layers that is asked for."""
+"""Groups of a row, and the pattern of the layers that are sent."""
 
 LAYERS, READINGS, PAUSE = 148, 24, 0.02
 
 
 def readings(groups: int) -> list[Any]:
-    """Readings of some parameter groups and 148 layers; what only an Observer tracks is undefined."""
+    """Readings of some groups and 148 layers; quantities that only an Observer tracks are undefined."""
     torch.manual_seed(0)
     params = [(f"blocks.{i}.weight", torch.nn.Parameter(torch.randn(8, 8))) for i in range(LAYERS)]
     given = [{"params": params[i::groups], "name": f"group {i}"} for i in range(groups)]

@@ -1,8 +1,8 @@
-"""What a change costs: optimizer steps of two installed versions, as ratios within one run.
+"""Cost of a change: optimizer steps of two installed versions, as ratios within one run.
 
 Each version runs in a process of its own Python. The two take turns, block by block, on the same shapes with
-gradients that stay, and in every second round in the other order. A ratio is taken round by round of the
-processor time of a block, which other load on the machine disturbs less than the clock; the table shows the
+fixed gradients, in reverse order in every second round. Ratios of a block's processor time, which other load
+on the machine disturbs less than wall time, are taken round by round; the table shows the
 median and its 95 % interval by the order statistics of the median (exact for any distribution).
 
     python -m thermoopt.benchmarks.overhead.versions --before OLD/bin/python --after NEW/bin/python
@@ -32,10 +32,10 @@ METHODS = (
     "every step, autotune",
     "Observer on AdamW",
 )
-"""Of which ``autotune`` is whatever law the version has for it; ``diffusion`` is the same in both."""
+"""Methods; ``autotune`` is the law of the respective version, ``diffusion`` is the same in both."""
 
 SECONDS = 0.15
-"""Of a block, about: long against the clock's resolution, short against the drift of the machine."""
+"""Approximate length of a block: long against the clock's resolution, short against drift of the machine."""
 
 WORKER = """
 import json, sys, time, torch
@@ -88,7 +88,7 @@ class Version:
         )
 
     def seconds(self, count: int, size: int, method: str, steps: int) -> float:
-        """Take some steps; processor time of one, in seconds."""
+        """Take some steps; return the processor time of one in seconds."""
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None

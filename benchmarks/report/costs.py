@@ -1,4 +1,4 @@
-"""Tables of what a method costs: time to a target, search, sensitivity, failures, step time, memory."""
+"""Tables of a method's cost: time to a target, search, sensitivity, failures, step time, memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 EDGE = 0.1
-"""Outer share of a range, on its log scale, that counts as its edge: by chance a fifth of optima lie so."""
+"""Outer share of a range, on its log scale, that counts as its edge: by chance it has a fifth of optima."""
 
 
 def _scores(outcomes: Outcomes, searching: bool) -> list[tuple[str, float, dict[Cell, float]]]:
@@ -211,7 +211,7 @@ def overhead_table(outcomes: Outcomes) -> Table:
 
 
 def missing_table(outcomes: Outcomes) -> Table:
-    """Searches of which no trial has finished."""
+    """Searches without a finished trial."""
     seeds: dict[tuple[str, Cell], list[int]] = {}
     for workload, steps, method, seed in outcomes.missing:
         seeds.setdefault((method, (workload, steps)), []).append(seed)

@@ -39,7 +39,7 @@ __all__ = ["draw"]
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY)
 DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3
-"""Panels in a row."""
+"""Panels per row."""
 
 FOLD = 2.0
 """Largest ratio that the colours of the map of ratios resolve; most differences are of some per cent."""
@@ -96,7 +96,7 @@ def draw(outcomes: Outcomes, folder: Path) -> dict[str, Picture]:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """Write PNG and SVG without what changes from run to run: date, random ids."""
+    """Write PNG and SVG without dates and random ids, which change from run to run."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": path.stem}):
@@ -135,7 +135,7 @@ def _key(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def _panels(outcomes: Outcomes, cells: Sequence[Cell]) -> tuple[Figure, list[Axes]]:
-    """A panel a cell, and room for the legend."""
+    """One panel per cell, and room for the legend."""
     lines = max(1, math.ceil(len(cells) / COLUMNS))
     figure = blank(4.2 * lines + 0.3 * math.ceil(len(outcomes.methods) / 5))
     return figure, [figure.add_subplot(lines, COLUMNS, i + 1) for i in range(len(cells))]

@@ -20,11 +20,12 @@ Cell = tuple[str, int]  # workload, steps
 Study = tuple[str, int, str, int]  # workload, steps, method, seed
 
 REFERENCE = "adamw linear"
-"""What everything is compared with: AdamW with linear-to-zero at the best point of its search."""
+"""The reference of all comparisons: AdamW with linear-to-zero at the best point of its search."""
 
 RESOLUTION = 1e-6
-"""Losses below so much of the untrained model's are taken for equal to it. float32 resolves 1.2e-7 of a loss;
-a loss over a known optimum is a difference of two such numbers, each a sum of many: eight roundings."""
+"""Losses below this share of the untrained model's loss count as equal to that share. float32 resolves 1.2e-7
+of a loss; a loss over a known optimum is a difference of two such numbers, each a sum of many: eight
+roundings."""
 
 MARGIN = 0.02
 """Target above the reference's median final loss, as a share: what language-model losses move by chance alone
@@ -68,7 +69,7 @@ class Outcomes:
     Args:
         rows: one per finished trial, in any order.
         planned: the studies that the protocol has; None for every combination of the workloads, methods and
-            seeds that occur. What is planned and absent is in :attr:`missing`.
+            seeds that occur. Planned trials without a row are in :attr:`missing`.
 
     Attributes:
         rows: sorted, so that the order in which workers finished plays no part.
@@ -107,11 +108,11 @@ class Outcomes:
 
     @property
     def searches(self) -> int:
-        """Searches of which a trial has finished."""
+        """Searches with a finished trial."""
         return len(self._trials)
 
     def tunables(self, method: str) -> tuple[str, ...]:
-        """What the search of a method varies; none for one that has not run."""
+        """Tunables that the search of a method varies; none if it has not run."""
         return self._tunables.get(method, ())
 
     def metric(self, cell: Cell) -> str:
@@ -137,7 +138,7 @@ class Outcomes:
         return {cell: n for cell, n in most.items() if n > self.budgets[cell]}
 
     def all_trials(self, cell: Cell, method: str) -> list[Row]:
-        """Every row of a method in a cell, beyond the budget as well."""
+        """Every row of a method in a cell, including those beyond the budget."""
         return [row for seed in self.seeds for row in self._trials.get((*cell, method, seed), ())]
 
     def trials(self, cell: Cell, method: str, seed: int) -> list[Row]:
@@ -155,11 +156,11 @@ class Outcomes:
         return fmean(row["valid"] for row in best.values()) if best else math.nan
 
     def floor(self, cell: Cell) -> float:
-        """Loss below which a cell resolves nothing: :data:`RESOLUTION` of the untrained model's."""
+        """Loss below which a cell has no resolution: :data:`RESOLUTION` of the untrained model's."""
         return self._floors.get(cell, 0.0)
 
     def log(self, cell: Cell, loss: float) -> float:
-        """Logarithm of a loss, or of the floor where it lies below."""
+        """Logarithm of a loss, or of the floor if the loss is below it."""
         return math.log(max(loss, self.floor(cell)))
 
     def log_ratios(self, cell: Cell, method: str, against: str = REFERENCE) -> dict[int, float]:
@@ -191,7 +192,7 @@ class Outcomes:
         return {cell: logs for cell, logs in found.items() if logs}
 
     def target(self, cell: Cell) -> float | None:
-        """Loss to be reached: the median over seeds of the reference's best, and :data:`MARGIN` more."""
+        """Target loss: the median over seeds of the reference's best, plus :data:`MARGIN`."""
         best = self.best(cell, REFERENCE)
         if not best:
             return None

@@ -58,7 +58,7 @@ class Interval:
         return not math.isnan(self.low)
 
     def exp(self) -> Interval:
-        """Return the interval of a logarithm as one of what it is the logarithm of."""
+        """Return the exponential of an interval of logarithms."""
         return Interval(math.exp(self.value), math.exp(self.low), math.exp(self.high))
 
 
@@ -75,8 +75,8 @@ def interval(strata: Sequence[ArrayLike], statistic: Statistic = np.mean) -> Int
     """Stratified percentile bootstrap: every stratum is resampled by itself, then all are pooled.
 
     With one stratum it is the plain bootstrap. The draws are the same in every call, so the same sample gives
-    the same interval. It is NaN if any stratum has a single value: what that would vary by is unknown, and
-    leaving it out would make the interval too narrow.
+    the same interval. It is NaN if any stratum has a single value: its variation is unknown, and
+    ignoring it would make the interval too narrow.
 
     Args:
         strata: samples, ``[n_i]`` each; here the seeds of a workload.

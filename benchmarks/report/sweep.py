@@ -1,7 +1,7 @@
 """The report of a sweep: a pure function of the table of its results.
 
-The same table gives the same bytes, in whatever order its rows come: no clock takes part, nor chance but
-a bootstrap that always draws the same. A date stands in it only where ``environment`` holds one.
+The same table gives the same bytes, whatever the order of its rows: nothing depends on the time, and the
+bootstrap always draws the same samples. The only date is that of ``environment``, if it has one.
 """
 
 from __future__ import annotations

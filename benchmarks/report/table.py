@@ -36,13 +36,13 @@ FIELDS: dict[str, tuple[type, ...]] = {
     "diverged": (bool,),
     "curve": (list,),
 }
-"""What a row must hold to be taken for one."""
+"""Fields that a line must hold to count as a row."""
 
 Say = Callable[[str], None]
 
 
 def rows_file(out: Path) -> Path:
-    """Where a sweep's rows lie."""
+    """Return the path of a sweep's rows."""
     return out / "rows.jsonl"
 
 
@@ -52,7 +52,7 @@ def row_key(row: Row) -> tuple[Any, ...]:
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add a row as one line, whole or not at all, whoever else writes.
+    """Append a row as one line, completely or not at all, even while other processes write.
 
     Raises:
         DiskFull: if there is no room; the file is as before.
@@ -89,7 +89,7 @@ def read_rows(path: Path, say: Say) -> list[Row]:
         say: called about every line that is not a row, with its number; such lines are skipped.
 
     Returns:
-        The rows; of several about one trial the first.
+        The rows; of several rows of one trial the first.
     """
     if not path.exists():
         return []

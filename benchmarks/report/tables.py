@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MISSING = "missing"
-"""What stands where nothing has run."""
+"""Shown in cells where nothing has run."""
 
 BUDGETS = (1, 2, 4, 8, 16)
 """Values of k in the table of best of k, besides the largest."""
@@ -42,11 +42,11 @@ PARTS = (
     ("monitor native", REFERENCE, "measuring added, without acting, in the one-pass kernel"),
     ("scheduler adamw", REFERENCE, "the same schedule by ThermoScheduler"),
 )
-"""Ablations: a method, what it is compared with, and what tells it from that."""
+"""Ablations: a method, what it is compared with, and how the two differ."""
 
 
 def number(value: float | None) -> str:
-    """Write a ratio or loss with the digits that mean something."""
+    """Format a ratio or loss with its significant digits."""
     if value is None or math.isnan(value):
         return ""
     if math.isinf(value):
@@ -55,7 +55,7 @@ def number(value: float | None) -> str:
 
 
 def with_interval(found: Interval | None) -> str:
-    """Write an estimate with its interval, where it has one."""
+    """Format an estimate with its interval, if it has one."""
     if found is None:
         return MISSING
     if not found.known:

@@ -1,4 +1,4 @@
-"""How far a sweep is: counts of every study, for the status and the progress table."""
+"""Progress of a sweep: counts of every study, for the status and the progress table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Count", "Failure", "Tally", "duration"]
 
 @dataclass
 class Count:
-    """Points of a study by what became of them."""
+    """Points of a study by their state."""
 
     done: int = 0
     running: int = 0
@@ -34,8 +34,8 @@ class Failure:
     """A point that was given up.
 
     Attributes:
-        cell, k: which.
-        why: in a line.
+        cell, k: of the point.
+        why: the reason in one line.
     """
 
     cell: Cell
@@ -61,7 +61,7 @@ class Tally:
 
     @classmethod
     def of(cls, studies: Studies) -> Tally:
-        """Count what is in the storage; a study that was not made yet waits with all its points."""
+        """Count what is in the storage; all points of a study that does not exist yet are waiting."""
         tally = cls()
         made = studies.made()
         for order, cell in studies.cells.items():
@@ -88,7 +88,7 @@ class Tally:
         return tally
 
     def took(self, cell: Cell, seconds: float) -> None:
-        """Learn how long a trial lasts."""
+        """Record how long a trial took."""
         sums = self.lasted.setdefault((cell.workload, cell.steps), [0.0, 0])
         sums[0] += seconds
         sums[1] += 1
@@ -99,7 +99,7 @@ class Tally:
         return _sum(self.counts.values())
 
     def seconds_left(self, workers: int) -> float | None:
-        """Estimate from trials of the same workload, or of all, where there are none; None without any."""
+        """Estimate from trials of the same workload, or else of all; None without any."""
         if not self.lasted:
             return None
         means = {key: total / n for key, (total, n) in self.lasted.items()}
@@ -111,7 +111,7 @@ class Tally:
         return work / workers
 
     def table(self, title: str) -> Table:
-        """Methods down, workloads across."""
+        """Return the table, one row per method and one column per workload."""
         workloads = list(dict.fromkeys(cell.workload for cell in self.counts))
         methods = list(dict.fromkeys(cell.method for cell in self.counts))
         rows = [
@@ -149,7 +149,7 @@ def _cell(count: Count) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Words for a span of time."""
+    """Format a duration."""
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours} h {m:02} min" if hours else f"{m} min {s:02} s" if m else f"{s} s"

@@ -100,7 +100,7 @@ def work(
 def _sweep(
     folder: Folder, studies: Studies, workers: int, again: bool, heartbeat: int, grace: int, live: bool | None
 ) -> list[str]:
-    """Set up and run; return why workers had to stop."""
+    """Set up and run the sweep; return why workers had to stop."""
     record_environment(folder.out / "environment.json", workers)
     print(f"setting up {len(studies.cells)} studies in {masked(folder.storage)}", flush=True)
     studies.make(read_rows(rows_file(folder.out), print), again=again)

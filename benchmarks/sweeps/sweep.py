@@ -67,7 +67,7 @@ class Sweep:
     trouble: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Start with nobody."""
+        """Start without workers."""
         self._hands: dict[int, _Hand] = {}
         self._events: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         self._started = 0
@@ -128,7 +128,7 @@ class Sweep:
         listener = threading.Thread(target=self._listen, args=(number, process.stdout), daemon=True)
         self._hands[number] = _Hand(number, process, errors, listener)
         listener.start()
-        with contextlib.suppress(BrokenPipeError):  # it is dead: that is told by its exit
+        with contextlib.suppress(BrokenPipeError):  # it is dead: its exit status will say why
             process.stdin.write(orders.line())
             process.stdin.flush()  # and stays open: its end would tell the worker that nobody listens
 
@@ -172,7 +172,7 @@ class Sweep:
         del self._hands[hand.number]
         for stream in (hand.process.stdin, hand.process.stdout):
             assert stream is not None
-            with contextlib.suppress(OSError):  # what it was to read has nobody to read it
+            with contextlib.suppress(OSError):  # nobody is left to read its input
                 stream.close()
         if not hand.errors.stat().st_size:
             hand.errors.unlink()

@@ -1,7 +1,7 @@
 """A worker: one process with one torch thread, which runs one trial after another until none is left.
 
 The sweep starts it with its orders as the first line of its input; it reports events as lines of JSON. When
-its input ends, the sweep has gone: the worker re-queues its trial and exits.
+its input ends, the sweep is gone: the worker re-queues its trial and exits.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from thermoopt.benchmarks.workloads import WORKLOADS
 __all__ = ["BRANCHED", "branches", "intervene"]
 
 BRANCHED = ("gpt", "digits")
-"""A transformer and a convolution net."""
+"""Workloads: a transformer and a convolution net."""
 
 PULL = 0.03
 """Fraction of each weight that decay removes per step: half in ln 2 / 0.03 = 23 steps without gradients."""

@@ -77,7 +77,7 @@ class Watch:
 
 
 def _take(found: dict[str, tuple[str, int]], report: DiagnosticReport, step: int) -> None:
-    """Keep what a report is sure of, with the step at which it first was."""
+    """Keep the findings of high and medium confidence, with the step of the first."""
     for finding in report.findings:
         if finding.confidence == "HIGH" and found.get(finding.kind, ("",))[0] == "MEDIUM":
             found[finding.kind] = ("HIGH", found[finding.kind][1])

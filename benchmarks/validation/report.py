@@ -22,8 +22,8 @@ TIER2 = {
 TIER2_ON = ("gpt", "digits")
 
 SAME = ({"learning_rate_too_high", "learning_rate_runaway"},)
-"""Kinds that name one disease, here a rate far too high that must come down: the one counts as the other's
-finding."""
+"""Kinds that describe the same problem, here a rate that is far too high: one counts as the finding of the
+other."""
 
 
 def report(rows: Sequence[Row], held_out: Collection[str]) -> str:
@@ -65,7 +65,7 @@ def _peer_alarmed(row: Row, confidence: str) -> bool:
 
 
 def _commits(judged: Sequence[Row]) -> str:
-    """Which build the rows are of; those from before it was noted say nothing."""
+    """Return the commits that the rows come from; older rows do not record it."""
     counts = Counter(row["commit"] for row in judged if "commit" in row)
     words = ", ".join(f"{count} of {commit}" for commit, count in counts.most_common())
     return f"Rows by the commit that made them: {words}." if counts else ""

@@ -119,12 +119,12 @@ def _matrices(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def _detach(model: nn.Module) -> None:
-    """The first matrix gets no gradient: as if its output had been detached."""
+    """The first matrix gets no gradient, as if its output had been detached."""
     _matrices(model)[0][1].register_hook(torch.zeros_like)
 
 
 def _silence(model: nn.Module) -> None:
-    """The first matrix gets no gradient from half way on: as if what it feeds had died."""
+    """The first matrix gets no gradient from half way on, as if the units after it had died."""
     calls = 0
 
     def hook(grad: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _poison(model: nn.Module) -> None:
 
 
 def _drown(model: nn.Module) -> None:
-    """Every gradient gets noise of 30 times its own norm, as a privacy mechanism adds it."""
+    """Every gradient gets noise of 30 times its own norm, as from a privacy mechanism."""
     for _, p in model.named_parameters():
         p.register_hook(lambda g: g + 30 * g.norm() / math.sqrt(g.numel()) * torch.randn_like(g))
 
@@ -224,7 +224,7 @@ def train(
     """
     task = WORKLOADS[case.workload].build(case.seed, case.batch)
     lr = TUNED[case.workload] * case.lr
-    torch.manual_seed(case.seed)  # the defects' own noise
+    torch.manual_seed(case.seed)  # the noise of the defects
     if case.defect in _HOOKS:
         _HOOKS[case.defect](task.model)
     groups = _groups(task.model, case.defect, lr)

@@ -1,4 +1,4 @@
-"""Tables of vectors of which a batch moves few: skip-gram with negative samples, and matrix factorisation.
+"""Tables of vectors with sparse updates: skip-gram with negative samples, and matrix factorisation.
 
 References:
     Mikolov et al., "Distributed representations of words and phrases and their compositionality", 2013,

@@ -1,6 +1,6 @@
-r"""A normalizing flow on a generated ring of Gaussians, judged by what it misses of the true density.
+r"""A normalizing flow on a generated ring of Gaussians, judged by its divergence from the true density.
 
-Every layer moves one coordinate by what the other tells (real NVP, equations 7 to 9):
+Every layer transforms one coordinate as a function of the other (real NVP, equations 7 to 9):
 
 .. math:: z_1 = x_1,\quad z_2 = x_2\,e^{s(x_1)} + t(x_1),\quad \ln q(x) = \ln N(z; 0, 1) + \sum s
 

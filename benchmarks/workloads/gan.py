@@ -1,4 +1,4 @@
-"""A generative adversarial network on scikit-learn's digits; its losses say nothing, so a distance judges."""
+"""A generative adversarial network on scikit-learn's digits, judged by a distance: its losses say nothing."""
 
 from __future__ import annotations
 

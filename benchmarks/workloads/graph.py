@@ -1,4 +1,4 @@
-"""A graph convolution network on a generated block model: most of what a node is, its neighbours tell."""
+"""A graph convolution network on a generated block model: a node's neighbours tell most about it."""
 
 from __future__ import annotations
 

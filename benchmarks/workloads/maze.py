@@ -1,4 +1,4 @@
-"""Policy gradient in a maze; its loss says nothing, so the missing share of the best return judges."""
+"""Policy gradient in a maze, judged by the missing share of the best return, as its loss says nothing."""
 
 from __future__ import annotations
 

@@ -57,5 +57,5 @@ def encode(tokenizer: Any, texts: list[str]) -> Tensor:
 
 
 def piece_lengths(tokenizer: Any) -> Tensor:
-    """Return the UTF-8 bytes of each piece, int64: a piece is spelled with one letter a byte."""
+    """Return the number of UTF-8 bytes of each piece, int64: a piece has one letter per byte."""
     return torch.tensor([len(tokenizer.id_to_token(i)) for i in range(tokenizer.get_vocab_size())])

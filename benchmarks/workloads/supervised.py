@@ -1,4 +1,4 @@
-"""What supervised workloads share: mini-batches in random order, one loss to train and to judge by."""
+"""Common parts of supervised workloads: mini-batches in random order, one loss for all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a workload is: a name, two horizons, and a task built from a seed."""
+"""The definition of a workload: a name, two horizons, and a task built from a seed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Task:
 
     Attributes:
         model: freshly initialised.
-        loss: training loss of the next batch; every call draws one.
+        loss: returns the training loss of the next batch, which every call draws.
         evaluate: the metric, mostly the mean validation loss, under ``no_grad`` and in evaluation mode.
     """
 
@@ -45,14 +45,14 @@ class Workload:
     """A training problem that methods are compared on.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         about: data, split, model, metric, in words.
         horizons: optimizer steps of the short run, the default, and of the long one.
         build: makes a task.
         sha256: hash of training and validation data.
         metric: unit of :attr:`Task.evaluate`, for the heads of tables; lower is better, 0 or more.
-        family: kind of network and task: constants are chosen on the other families than they are judged on.
-        optional: PyPI package that it needs and that the development set-up may lack; None where none.
+        family: kind of network and task: constants are chosen and judged on different families.
+        optional: PyPI package that it needs and that the development set-up may lack; None if there is none.
     """
 
     name: str
@@ -75,7 +75,7 @@ def data_hash(*arrays: np.ndarray) -> str:
 
 
 def require(module: str, package: str, how: str | None = None) -> ModuleType:
-    """Import a module or say which package brings it.
+    """Import a module, or name the package that provides it.
 
     Args:
         module: to import.

@@ -1,4 +1,4 @@
-"""What language models on Python's own sources and documentation share: windows to train on and judge by."""
+"""Common parts of language models on Python's own sources and documentation: windows of text."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def language_task(
     Args:
         make: makes the model, ``[batch, length]`` symbols to logits, from torch's global generator.
         train, valid: symbols in the order of the text.
-        size: windows a training batch.
-        context: symbols a window.
-        judged: symbols to judge by, in windows at equal distances.
+        size: windows per training batch.
+        context: symbols per window.
+        judged: symbols for evaluation, in equally spaced windows.
         seed: of the weights and of the draw of the windows.
         lengths: bytes that each symbol stands for; None where symbols are bytes.
 
     Returns:
-        The task; it trains on nats a symbol and is judged by nats a byte.
+        The task; it trains on nats per symbol and is judged by nats per byte.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

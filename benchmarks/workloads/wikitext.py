@@ -54,8 +54,8 @@ class Shape:
         kind: ``model_type`` of transformers.
         sizes: arguments of that configuration but vocabulary and dropout.
         pieces: size of the vocabulary.
-        batch, context: windows a batch, pieces a window.
-        judged: validation pieces to judge by.
+        batch, context: windows per batch, pieces per window.
+        judged: validation pieces for evaluation.
         horizons: optimizer steps of the short and of the long run.
     """
 
@@ -87,7 +87,7 @@ _NO_DROPOUT = {
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "gpt_neox": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
 }
-"""An epoch is not seen to its end, and a seed decides everything."""
+"""No epoch is completed, and everything depends only on the seed."""
 
 
 def _source() -> str:

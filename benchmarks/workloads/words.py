@@ -1,4 +1,4 @@
-"""Words of Python's own text: vocabulary, and what models of words share."""
+"""Words of Python's own text: vocabulary and common parts of word models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def split_words(text: str) -> list[str]:
 
 
 def vocabulary(words: Iterable[str], size: int) -> dict[str, int]:
-    """Number the ``size`` most frequent words from 0; of equal counts the alphabet's first."""
+    """Number the ``size`` most frequent words from 0; ties are broken alphabetically."""
     counts = Counter(words)
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     return {word: i for i, word in enumerate(ranked[:size])}
