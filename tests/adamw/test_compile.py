@@ -15,7 +15,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),
 ]
 
-STEPS = 24
+STEPS = 12
 
 
 class Moving(Stateless):

@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,12 @@ from torch.optim.optimizer import (
 from thermoopt import ThermoAdamW
 
 pytest.importorskip("expecttest", reason="torch's optimizer database imports expecttest")
+# the database imports torch's tests of all operators, which takes four seconds, for the sake of one decorator
+OPERATORS = "torch.testing._internal.common_methods_invocations"
+sys.modules.setdefault(OPERATORS, SimpleNamespace(DecorateInfo=lambda *args, **kwargs: None))
 db = pytest.importorskip("torch.testing._internal.common_optimizers")
+if isinstance(sys.modules[OPERATORS], SimpleNamespace):
+    del sys.modules[OPERATORS]
 # the import forbids torch.backends flags to be set outside a context, in the whole process: allow it again
 setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
 

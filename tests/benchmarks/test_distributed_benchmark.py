@@ -156,7 +156,7 @@ def loss(output):
 
 @pytest.mark.dist
 def test_example_goes_on_with_another_number_of_ranks(tmp_path):
-    script, options = ROOT / "examples" / "fsdp_lm.py", ["--steps", 12, "--save", 6]
+    script, options = ROOT / "examples" / "fsdp_lm.py", ["--steps", 8, "--save", 4]
     ranks = [
         "--standalone",
         "--nproc-per-node",
@@ -165,16 +165,16 @@ def test_example_goes_on_with_another_number_of_ranks(tmp_path):
     launched = run_script("torch.distributed.run", *ranks, script, *options, "--out", tmp_path / "two")
     assert launched.code == 0, launched.errors
     two = launched.output
-    again = ["--resume", tmp_path / "two" / "step_6", "--out", tmp_path / "one"]
+    again = ["--resume", tmp_path / "two" / "step_4", "--out", tmp_path / "one"]
     alone = run_script(script, *options, *again, filters=["error"])
     assert (alone.code, alone.errors) == (0, "")
     one = alone.output
-    assert "2 rank(s) on cpu, steps 0 to 12." in two
-    assert "1 rank(s) on cpu, steps 6 to 12." in one
-    assert sorted(table(two)) == list(range(1, 13))
-    assert sorted(table(one)) == list(range(7, 13))
+    assert "2 rank(s) on cpu, steps 0 to 8." in two
+    assert "1 rank(s) on cpu, steps 4 to 8." in one
+    assert sorted(table(two)) == list(range(1, 9))
+    assert sorted(table(one)) == list(range(5, 9))
     for step, numbers in table(one).items():
         assert numbers == pytest.approx(table(two)[step], rel=0.02, abs=1e-3)
     assert loss(one) == pytest.approx(loss(two), abs=1e-3)
     assert 1.0 < loss(two) < math.log(256)
-    assert (tmp_path / "one" / "step_12" / ".metadata").exists()
+    assert (tmp_path / "one" / "step_8" / ".metadata").exists()

@@ -57,7 +57,7 @@ def test_a_seed_gives_the_same_task_and_judging_disturbs_nothing(name):
         ("bpe", 3e-3, 40, 0.95),
         ("logistic", 3e-2, 100, 0.2),
         ("ridge", 1e-2, 100, 0.2),
-        pytest.param("minilm", 3e-4, 25, 0.9, marks=[minilm_only, pytest.mark.slow]),
+        pytest.param("minilm", 3e-4, 16, 0.92, marks=[minilm_only, pytest.mark.slow]),
     ],
 )
 def test_a_short_run_lowers_the_metric(name, lr, steps, factor):

@@ -208,7 +208,7 @@ def test_what_is_wrong_needs_readings():
 
 @pytest.mark.slow
 def test_what_is_wrong_is_said():
-    good, hot, decayed = run("what_is_wrong").split("== ")[1:]
+    good, hot, decayed = run("what_is_wrong", "--steps", 130).split("== ")[1:]
     assert "lr 2e-3: healthy" in good
     assert "[HIGH] learning rate too high" in hot
     assert "weight decay collapse" in decayed
@@ -217,7 +217,7 @@ def test_what_is_wrong_is_said():
 
 @pytest.mark.slow
 def test_autotune_is_not_far_from_adamw():
-    adamw, auto = rows(run("replace_adamw", "--steps", 250, "--lr", 1e-3))
+    adamw, auto = rows(run("replace_adamw", "--steps", 120, "--lr", 1e-3))
     assert adamw[0] == "AdamW, cosine"
     assert adamw[1][:2] == [1e-3, 1e-3]
     assert auto[0] == "ThermoAdamW, autotune"
@@ -230,7 +230,7 @@ def test_autotune_is_not_far_from_adamw():
 
 @pytest.mark.slow
 def test_a_controller_finds_a_rate_for_sgd():
-    cosine, hotter, plain, thermostat, auto = rows(run("swap_the_scheduler", "--steps", 100))
+    cosine, hotter, plain, thermostat, auto = rows(run("swap_the_scheduler", "--steps", 60))
     assert plain[1] == cosine[1]  # ThermoScheduler alone is torch's schedule
     assert (cosine[1][0], hotter[1][0]) == (0.1, 1.0)
     for _, (given, largest, loss) in (cosine, hotter, plain, thermostat, auto):
@@ -243,7 +243,7 @@ def test_a_controller_finds_a_rate_for_sgd():
 
 @pytest.mark.slow
 def test_the_barostat_rescues():
-    good, collapsed, rescued = rows(run("weight_decay_rescued", "--steps", 250))
+    good, collapsed, rescued = rows(run("weight_decay_rescued", "--steps", 160, "--times", 60))
     assert collapsed[1][3] > good[1][3] + 0.2
     assert rescued[1][3] < collapsed[1][3] - 0.1
     assert rescued[1][1] < collapsed[1][1] / 2  # decay at the end

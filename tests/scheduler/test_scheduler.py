@@ -469,10 +469,10 @@ FOREIGN = {
 
 @pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
 def test_autotune_needs_no_lr_with_any_optimizer(make, request):
-    """From 1e-3 and 100 times that either way. Where the update's size is known the rates are the same."""
-    total = 300 if "lion" in request.node.name else 200
+    """From 1e-5 and 10,000 times that. Where the update's size is known the rates are the same."""
+    total = 250 if "lion" in request.node.name else 150
     ends, rates = [], []
-    for lr in (1e-3, 1e-5, 1e-1):
+    for lr in (1e-5, 1e-1):
         net = model(torch.float64)
         opt = make(net.parameters(), lr)
         before = float(noisy_loss(net, -1, 4096).detach())
@@ -482,11 +482,10 @@ def test_autotune_needs_no_lr_with_any_optimizer(make, request):
         assert ends[-1] < before / 10
         assert len(scheduler.controller.log) > 3  # the loop was closed
     if any(name in request.node.name for name in ("sgd", "lion")):  # their first step is taken as given
-        assert ends == pytest.approx([ends[0]] * 3, rel=0.1)
+        assert ends[1] == pytest.approx(ends[0], rel=0.1)
         return
-    for other in rates[1:]:
-        torch.testing.assert_close(other, rates[0], rtol=1e-8, atol=0.0)
-    assert ends == pytest.approx([ends[0]] * 3, rel=1e-8)
+    torch.testing.assert_close(rates[1], rates[0], rtol=1e-8, atol=0.0)
+    assert ends[1] == pytest.approx(ends[0], rel=1e-8)
 
 
 @pytest.mark.parametrize(("total", "steps"), [(60, 60), (300, 150), (2600, 300)])

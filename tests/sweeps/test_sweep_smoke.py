@@ -1,4 +1,4 @@
-"""The whole way on the command line, as CI runs it: the smoke tier, its status, its report twice."""
+"""The whole way on the command line, as CI runs it: the smoke tier, its status, its report."""
 
 import json
 
@@ -28,12 +28,10 @@ def test_smoke(tmp_path):
     assert len(points) == 2
     assert "8" in bench("status", "--out", out)
 
-    first, second = tmp_path / "a", tmp_path / "b"
-    for folder in (first, second):
-        bench("report", "--out", out, "--to", folder)
-    files = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
-    assert {"report.md", "report.html"} <= {str(path) for path in files}
-    assert all((first / path).read_bytes() == (second / path).read_bytes() for path in files)
+    # that the same table gives the same bytes: test_bench_report.py
+    bench("report", "--out", out, "--to", tmp_path / "report")
+    files = {path.name for path in (tmp_path / "report").rglob("*") if path.is_file()}
+    assert {"report.md", "report.html"} <= files
 
     # nothing is left to do
     bench("resume", *few, "--out", out)
