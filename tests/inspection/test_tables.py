@@ -76,6 +76,16 @@ def test_total_table_holds_last_halfway_and_first(run):
     assert cells["r"][4] == f"{saved.history.total('r')[0]:.2f}"
     assert all(len(row[2]) <= 24 for row in table.rows)
     assert not any("θ₀" in row[0] for row in table.rows)  # was not tracked
+    assert "loss" not in cells  # none was reported
+
+
+def test_total_table_begins_with_the_loss_and_where_one_begins_to_look(tmp_path):
+    def report(step, optimizer):
+        optimizer.report_loss(10.0 - 0.25 * step)
+
+    record(tmp_path / "run.jsonl", 24, each=report)
+    table = total_table(SavedRun.read(tmp_path / "run.jsonl", since=13))
+    assert [table.rows[0][i] for i in (0, 1, 3, 4)] == ["loss", "4.25", "5.75", "7"]
 
 
 def test_layer_table_holds_the_last_reading(run):

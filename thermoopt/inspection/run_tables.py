@@ -57,7 +57,8 @@ _NOT_ALWAYS = ("loss", "rho", "distance")
 def total_table(run: SavedRun) -> Table:
     """Loss, and quantities of all parameters together: first, halfway, last, and the course between."""
     history = run.history
-    middle = int(np.searchsorted(history.steps, run.steps / 2))
+    begun, last = history.steps[[0, -1]].tolist()  # those shown: a table may begin in mid-run
+    middle = int(np.searchsorted(history.steps, (begun - 1 + last) / 2))
     rows = []
     for name, words, form in (("loss", "loss", ".4g"), *_TOTALS):
         values = history.losses if name == "loss" else history.total(name)
