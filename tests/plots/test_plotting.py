@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from tests.support.pictures import FakeHistory, losses, png_size, titles
 from thermoopt.plots import dashboard as plotting
 from thermoopt.plots.dashboard import LossCurve, plot_dashboard
-from thermoopt.plots.panels import finish
+from thermoopt.plots.panels import blank, finish, frame, short_steps
 
 
 def test_writes_a_picture_with_all_panels(tmp_path):
@@ -54,6 +54,17 @@ def test_colours_are_centred_on_equilibrium():
     norm = heat.collections[0].norm
     assert norm(1.0) == pytest.approx(0.5)
     assert norm.vmin * norm.vmax == pytest.approx(1)
+
+
+def test_labels_of_long_runs_stand_apart():
+    assert [short_steps(s) for s in (0, 0.2, 8000, 10_000, 12_500, 980_000, 1_000_000, 1_500_000)] == [
+        "0", "0.2", "8000", "10k", "12.5k", "980k", "1M", "1.5M",
+    ]  # fmt: skip
+    ax = blank(4).subplots()
+    frame(ax, "")
+    ax.plot([0, 20_000], [0, 1])
+    ax.figure.canvas.draw()
+    assert {"0", "5000", "10k", "20k"} <= {label.get_text() for label in ax.get_xticklabels()}
 
 
 def test_nan_leaves_gaps():

@@ -111,14 +111,23 @@ def gaps(values: NDArray[Any]) -> Array:
 
 
 def frame(ax: Axes, title: str, grid: bool = True) -> None:
-    """Set a panel's title and the common style."""
+    """Set a panel's title and the common style; long numbers of steps are short, so that they stand apart."""
     ax.set_title(title, loc="left", fontsize=13, fontweight="bold")
     ax.set_xlabel("step", fontsize=11)
+    ax.xaxis.set_major_formatter(short_steps)
     ax.tick_params(labelsize=11)
     ax.spines[["top", "right"]].set_visible(False)
     ax.margins(x=0.01)
     if grid:
         ax.grid(alpha=0.25, lw=0.6)
+
+
+def short_steps(step: float, place: object = None) -> str:
+    """Label a step: ``8000``, ``12k``, ``1.5M``."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(step) >= max(size, 1e4):
+            return f"{step / size:g}{unit}"
+    return f"{step:g}"
 
 
 def legend(ax: Axes, **options: Any) -> None:
