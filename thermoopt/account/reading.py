@@ -123,9 +123,10 @@ class Reading:
     @cached_property
     def group_terms(self) -> Array:
         """Terms added over the layers of each group, ``[len(Term), n_groups]``."""
-        out = np.zeros((len(Term), len(self.group_names)))
-        np.add.at(out.T, self.group_of, self.terms.T)
-        return out
+        n = len(self.group_names)
+        place = np.arange(len(Term))[:, None] * n + self.group_of  # bins, filled in the order of the layers
+        sums: Array = np.bincount(place.ravel(), self.terms.ravel(), len(Term) * n).astype(np.float64)
+        return sums.reshape(len(Term), n)
 
     @cached_property
     def layers(self) -> Mapping[str, Quantities]:

@@ -210,12 +210,13 @@ def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, 
     References:
         sigma: force times flux; phi: arXiv 2605.21933; split, norm balance: derived for this project.
     """
-    alpha = 1 - lr * wd
-    self_, a = mean[Linear.SELF], mean[Sum.A]
-    noise = np.clip(mean[Linear.NOISE], 0.0, np.maximum(self_, 0.0))
-    memory = a - self_
-    source = lr**2 * mean[Sum.UU] - 2 * alpha * lr * mean[Sum.TU]
-    decay = lr * wd * mean[Sum.GT]
+    decayed = lr * wd
+    alpha = 1 - decayed
+    self_, a, uu, tt = mean[Linear.SELF], mean[Sum.A], mean[Sum.UU], mean[Sum.TT]
+    noise = np.minimum(np.maximum(mean[Linear.NOISE], 0.0), np.maximum(self_, 0.0))
+    memory, lr2, quarter = a - self_, lr**2, lr / 4
+    source = lr2 * uu - 2 * alpha * lr * mean[Sum.TU]
+    decay = decayed * mean[Sum.GT]
     out = np.empty((len(Term), mean.shape[1]))
     out[Term.SIGMA] = lr * a
     out[Term.SIGMA_SGD] = lr * mean[Sum.GG]
@@ -225,28 +226,28 @@ def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, 
     out[Term.WD] = decay
     out[Term.WD_ABS] = np.abs(decay)
     variance = np.maximum(mean[Linear.WORK2] - (a - mean[Linear.NOISE]) ** 2, 0.0)
-    out[Term.WORK_VAR] = lr**2 * variance * error2
-    out[Term.PHI] = lr / 4 * mean[Sum.UU]
-    out[Term.PHI_STAR] = lr / 4 * mean[Linear.NULL]
-    out[Term.THERMAL] = lr / 4 * mean[Sum.B]
-    out[Term.UU] = mean[Sum.UU]
+    out[Term.WORK_VAR] = lr2 * variance * error2
+    out[Term.PHI] = quarter * uu
+    out[Term.PHI_STAR] = quarter * mean[Linear.NULL]
+    out[Term.THERMAL] = quarter * mean[Sum.B]
+    out[Term.UU] = uu
     out[Term.NULL] = mean[Linear.NULL]
     out[Term.CNULL] = mean[Linear.CNULL]
     out[Term.N1] = mean[Sum.N1]
     out[Term.D] = mean[Sum.D]
     out[Term.GG] = mean[Sum.GG]
-    out[Term.TT] = mean[Sum.TT]
-    out[Term.STEP2] = lr**2 * mean[Sum.UU]
+    out[Term.TT] = tt
+    out[Term.STEP2] = lr2 * uu
     out[Term.SOURCE] = source
-    out[Term.PULL] = 2 * lr * wd * mean[Sum.TT]
-    out[Term.FORECAST] = norm_forecast(mean[Sum.TT], source, alpha, 1 / (1 - beta2))
+    out[Term.PULL] = 2 * lr * wd * tt
+    out[Term.FORECAST] = _forecast(tt, source, alpha, 1 / (1 - beta2))
     out[Term.NUMEL] = numel
     out[Term.LR_NUMEL] = lr * numel
     out[Term.WD_NUMEL] = wd * numel
     out[Term.B] = mean[Sum.B]
     out[Term.GM] = mean[Linear.GM]
     out[Term.MM] = mean[Linear.MM]
-    out[list(TRACKED)] = np.nan
+    out[TRACKED[0] : TRACKED[-1] + 1] = np.nan
     return out
 
 
@@ -273,11 +274,12 @@ def norm_forecast(norm2: ArrayLike, source: ArrayLike, alpha: ArrayLike, horizon
     References:
         derived for this project from the norm balance; equilibrium as in Kosson et al., arXiv 2305.17212.
     """
-    norm2, source, alpha, horizon = np.broadcast_arrays(
-        *(np.asarray(x, dtype=np.float64) for x in (norm2, source, alpha, horizon))
-    )
-    shrink = np.power(alpha**2, horizon)
-    loss = 1 - alpha**2
+    return _forecast(*(np.asarray(x, dtype=np.float64) for x in (norm2, source, alpha, horizon)))
+
+
+def _forecast(norm2: Array, source: Array, alpha: Array, horizon: Array) -> Array:
+    alpha2 = alpha**2
+    shrink, loss = np.power(alpha2, horizon), 1 - alpha2
     # (1 - alpha**(2n)) / (1 - alpha**2): the number of steps whose source survives
-    steps = np.divide(1 - shrink, loss, out=np.array(horizon, dtype=np.float64), where=loss != 0)
+    steps = np.where(loss != 0, (1 - shrink) / loss, horizon)
     return np.maximum(norm2 * shrink + source * steps, 0.0)
