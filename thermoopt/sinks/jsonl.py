@@ -283,7 +283,7 @@ class JSONLSink(FileSink):
     their number is bounded for a run of any length. Readings with an event (a spike of the loss or the
     gradient, a skipped step, a controller's action, a note by :meth:`mark`) keep their layers in up to
     ``max_events`` separate rows. :class:`thermoopt.SavedRun` and ``thermoopt inspect`` read both; the form is
-    that of :mod:`thermoopt.record_format`.
+    that of :mod:`thermoopt.record.form`.
 
     A thread encodes and writes every 32 readings or 2 seconds. A crash loses at most 64 readings or 5
     seconds; everything recorded before a ``state_dict()`` is on file. A resumed run appends to the same file;
