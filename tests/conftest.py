@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import tempfile
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.kept_signals import FOLDER, keep_signals
+
 ON_KERNELS = "test_triton"
 """Begins the names of the files whose tests run Triton's kernels: on a CUDA device where there is one."""
+
+
+def pytest_configure(config: Any) -> None:
+    """Make the folder of what all processes of the run share."""
+    if FOLDER not in os.environ:
+        os.environ[FOLDER] = config.kept_signals = tempfile.mkdtemp()
+
+
+def pytest_unconfigure(config: Any) -> None:
+    """Remove it, in the process that made it."""
+    if hasattr(config, "kept_signals"):
+        shutil.rmtree(config.kept_signals, ignore_errors=True)
+        del os.environ[FOLDER]
 
 
 def pytest_collection_modifyitems(items: list[Any]) -> None:
@@ -27,6 +44,7 @@ def pytest_collection_finish() -> None:
     It is a million objects, which one takes half a second to look through; a transformers.Trainer starts one
     at the end of every training.
     """
+    keep_signals()
     gc.collect()
     gc.freeze()
 

@@ -2,5 +2,8 @@
 
 import gc
 
+from tests.support.kept_signals import keep_signals
+
+keep_signals()
 gc.collect()
 gc.freeze()
