@@ -26,11 +26,9 @@ def keep_signals():
             np.random.seed(args.seed)  # noqa: NPY002 - as the true one does, which its callers must undo
             return pickle.loads(path.read_bytes())
         made = true(args)
-        with (
-            contextlib.suppress(FileNotFoundError),
-            tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file,
-        ):
-            pickle.dump(made, file)
+        with contextlib.suppress(FileNotFoundError):  # the run has ended
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                pickle.dump(made, file)
             os.replace(file.name, path)
         return made
 
