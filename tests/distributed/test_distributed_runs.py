@@ -523,7 +523,7 @@ def failing(ranks, how, kind):
                 os._exit(3)
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(8 if how == "hangs" else 0)
+            time.sleep(5 if how == "hangs" else 0)
         begun = time.monotonic()
         try:
             optimizer.step()

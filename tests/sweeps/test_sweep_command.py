@@ -30,7 +30,7 @@ from thermoopt.benchmarks.sweeps.studies import Studies
 from thermoopt.benchmarks.sweeps.sweep import Sweep
 
 FEW = {"workloads": {"linear": [0]}, "seeds": [0, 1], "budget": 2, "design": 2}
-PAIR = changed(**FEW, methods=["adamw linear", "autotune"])
+PAIR = changed(**FEW, methods=["adamw linear", "adamw cosine"])
 
 
 def bench(*arguments) -> int:
