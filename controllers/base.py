@@ -169,12 +169,14 @@ class Controller(ABC):
     def attach(self, start: Start) -> None:  # noqa: B027 - most controllers have no use for it
         """Receive the parameters; called before the first update and again whenever a group was added."""
 
+    told_of_schedule = False
+    """Whether a warning has told the user of an outside schedule; one is enough for a chain."""
+
     def see_lr(self, lr: Sequence[float]) -> None:  # noqa: B027 - most controllers have no use for it
         """Receive each group's present ``group["lr"]`` before an update; NaN if it is on a device.
 
         Called only where others may write it: by :class:`thermoopt.ThermoAdamW`, but not by a
-            ThermoScheduler,
-        which owns it.
+        ThermoScheduler, which owns it.
         """
 
     @abstractmethod

@@ -141,7 +141,7 @@ class Cooling(Controller):
         }
         self._lr: tuple[float, ...] = ()
         self._step = self._quench_from = self._quench_steps = 0
-        self._outside = False
+        self.told_of_schedule = False
 
     @property
     def begun(self) -> bool:
@@ -154,14 +154,14 @@ class Cooling(Controller):
 
     def see_lr(self, lr: Sequence[float]) -> None:
         """Warn, once per run, if an outside schedule changes the lr: the two multiply."""
-        if self._fixed["shape"] == "constant" or self._outside or len(lr) != len(self._lr):
+        if self._fixed["shape"] == "constant" or self.told_of_schedule or len(lr) != len(self._lr):
             return
         for now, base in zip(lr, self._lr, strict=True):
             if math.isfinite(now) and abs(now - base) > OUTSIDE * base:
-                self._outside = True
+                self.told_of_schedule = True
                 warnings.warn(
-                    f"group['lr'] went from {base:g} to {now:g}: a schedule outside of the controller and "
-                    f"its cooling ({self._fixed['shape']!r}) multiply. Leave the scheduler out, or give the "
+                    f"group['lr'] went from {base:g} to {now:g}: an outside schedule multiplies with the "
+                    f"controller's cooling ({self._fixed['shape']!r}). Leave the scheduler out, or give the "
                     "controller shape='constant'",
                     UserWarning,
                     stacklevel=2,
@@ -210,4 +210,4 @@ class Cooling(Controller):
     def reset(self) -> None:
         """Forget the run."""
         self._step = self._quench_from = self._quench_steps = 0
-        self._outside = False
+        self.told_of_schedule = False

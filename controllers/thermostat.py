@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -123,6 +124,7 @@ class Thermostat(Controller):
         self._forget()
 
     def _forget(self) -> None:
+        self.told_of_schedule = False
         self._begun = 0
         self._readings = 0
         self._known: dict[str, tuple[float, int]] = {}  # unit and elements of each layer
@@ -199,8 +201,11 @@ class Thermostat(Controller):
         return self._start.group_names[group] if self._per == "group" else "all"
 
     def see_lr(self, lr: Sequence[float]) -> None:
-        """Receive each group's lr as set by an outside schedule."""
-        self._rates.see_lr(lr)
+        """Receive each group's lr as set by an outside schedule; warn once if that raises one."""
+        said = self._rates.see_lr(lr)
+        if said and not self.told_of_schedule:
+            self.told_of_schedule = True
+            warnings.warn(said, UserWarning, stacklevel=2)
 
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the scales of the next step, after processing the reading if there is one."""

@@ -9,7 +9,6 @@ far a layer has to move.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -187,22 +186,26 @@ class GroupRates:
                 if math.isfinite(size) and size > 0:
                     self.sizes[self._start.group_names[group]] = size
 
-    def see_lr(self, lr: Sequence[float]) -> None:
-        """Record the largest factor by which an outside schedule has raised each group's lr."""
+    def see_lr(self, lr: Sequence[float]) -> str | None:
+        """Record the largest factor by which an outside schedule has raised each group's lr.
+
+        Returns:
+            What is to be said of a group whose lr rose above its initial value for the first time, or None.
+        """
         if self._start is None or self._metric != "rms":
-            return
+            return None
+        said = None
         for name, now, base in zip(self._start.group_names, lr, self._start.lr, strict=True):
             factor = now / base
             if math.isfinite(factor) and factor > self.peaks.get(name, 1.0):
                 if name not in self.peaks:
-                    warnings.warn(
+                    said = said or (
                         f"lr of group {name!r} rose from {base:g} to {now:g} beside a controller that sets "
                         "absolute rates: an outside schedule multiplies with it, relative to its own peak; "
-                        "leave the schedule out, or the controller's cooling (shape='constant')",
-                        UserWarning,
-                        stacklevel=2,
+                        "leave the schedule out, or the controller's cooling (shape='constant')"
                     )
                 self.peaks[name] = factor
+        return said
 
     def state(self) -> tuple[float, ...]:
         """Return everything besides a rate that scales depend on."""

@@ -52,6 +52,7 @@ class Chain(Controller):
         self._forget()
 
     def _forget(self) -> None:
+        self.told_of_schedule = False
         self._kept: list[dict[str, float]] = [{} for _ in self.controllers]
         self._named: list[Mapping[str, float]] = [{} for _ in self.controllers]
         self._layers: dict[str, float] = {}
@@ -83,9 +84,11 @@ class Chain(Controller):
             controller.attach(start)
 
     def see_lr(self, lr: Sequence[float]) -> None:
-        """Tell all of them."""
+        """Tell all of them; the first that warns of an outside schedule warns for all."""
         for controller in self.controllers:
+            controller.told_of_schedule |= self.told_of_schedule
             controller.see_lr(lr)
+            self.told_of_schedule |= controller.told_of_schedule
 
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the product of their scales, with the weights of the controller that gives any.
@@ -216,7 +219,9 @@ class Wrapper(Controller):
 
     def see_lr(self, lr: Sequence[float]) -> None:
         """Tell the controller."""
+        self.controller.told_of_schedule |= self.told_of_schedule
         self.controller.see_lr(lr)
+        self.told_of_schedule |= self.controller.told_of_schedule
 
     @property
     def log(self) -> list[Action]:
@@ -245,6 +250,7 @@ class Wrapper(Controller):
 
     def reset(self) -> None:
         """Reset the controller."""
+        self.told_of_schedule = False
         self.controller.reset()
 
 

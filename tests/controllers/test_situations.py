@@ -141,6 +141,24 @@ def test_idle_rows_do_not_dilute_the_distance():
     assert found[400][-1] == pytest.approx(found[1][-1], rel=0.3)
 
 
+@pytest.mark.parametrize("schedule", [lambda t: 1 + t / 10, lambda t: 0.04 + min(t, 9) / 3, lambda t: 0.9**t])
+def test_an_outside_schedule_beside_autotune_is_warned_of_once(schedule):
+    torch.manual_seed(0)
+    x, y = product()
+    net = mlp(10, 32, 1)
+    groups = [{"params": [p], "param_names": [n]} for n, p in net.named_parameters()]
+    opt = ThermoAdamW(groups, controller=autotune(20))
+    outside = torch.optim.lr_scheduler.LambdaLR(opt, schedule)
+    for again in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for t in range(10):
+                fit(net, opt, 1, x, y, start=t)
+                outside.step()
+        told = [str(w.message) for w in caught if "outside" in str(w.message)]
+        assert len(told) == (0 if again else 1)
+
+
 @pytest.mark.parametrize("top", [0.1, 10.0])
 def test_an_outside_schedule_lowers_but_does_not_overheat(top):
     torch.manual_seed(0)
