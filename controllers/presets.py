@@ -26,7 +26,7 @@ RESPECT = 4.0
 """Factor by which ``respect_lr`` may move up or down from the user's lr: the error of a hand-tuned one."""
 
 
-def autotune(total_steps: int | None = None, preset: str = "default", *, shape: str = "linear") -> Chain:
+def autotune(total_steps: int | None = None, preset: str = "default", *, shape: str | None = None) -> Chain:
     """Return the controllers that replace a tuned learning rate and a schedule.
 
     A chain of :class:`Thermostat` (the amplitude), :class:`Barostat` (weight decay) and :class:`Cooling`
@@ -39,7 +39,9 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
         preset: ``"default"`` finds the rate from scratch; ``"finetune"`` starts from a small displacement
             budget; ``"respect_lr"`` stays within a factor of 4 of the optimizer's lr, with the same factor
             for all layers of a group, unless that lr moves a layer by more than a quarter of its size a step.
-        shape: shape of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`).
+        shape: shape of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`); None is the preset's:
+            ``"trapezoid"`` for ``"default"``, which starts low and is still finding its rate while a linear
+            shape already falls, and ``"linear"`` for the others.
 
     Raises:
         TypeError, ValueError: for values out of range; the message names the argument.
@@ -54,6 +56,8 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
         thermostat = Thermostat("bounded_diffusion", total_steps=total_steps, layers=False, lr_scale=bounds)
     else:
         thermostat = Thermostat(total_steps=total_steps)
+    if shape is None:
+        shape = "trapezoid" if preset == "default" else "linear"
     cooling = Cooling(
         total_steps, "constant" if total_steps is None else shape, None if total_steps is None else WARMUP
     )

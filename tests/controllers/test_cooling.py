@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.small_net import assert_same_bits, model, train
-from thermoopt import ThermoAdamW
+from thermoopt import ThermoAdamW, autotune
 from thermoopt.controllers import Cooling
 
 
@@ -54,6 +54,23 @@ def test_warmup_is_linear_and_meets_the_shape():
     assert values == pytest.approx(factors(Cooling(100, "linear", 10), 100))
 
 
+def test_trapezoid_stays_for_half_of_the_run_and_falls_on_a_line():
+    values = factors(Cooling(100, "trapezoid", 0), 101)
+    assert set(values[:51]) == {1.0}
+    assert values[51:] == pytest.approx([1 - k / 50 for k in range(1, 51)])
+
+
+def test_the_default_preset_holds_and_the_others_are_linear():
+    shapes = {
+        name: factors(autotune(100, name).controllers[-1], 100)
+        for name in ("default", "finetune", "respect_lr")
+    }
+    for name, values in shapes.items():
+        shape = "trapezoid" if name == "default" else "linear"
+        assert values == factors(Cooling(100, shape, 0.1), 100)
+    assert factors(autotune(100, shape="linear").controllers[-1], 100) == shapes["finetune"]
+
+
 def test_wsd_stays_and_falls_like_one_minus_root():
     values = factors(Cooling(100, "wsd", 0), 100)
     assert set(values[:81]) == {1.0}
@@ -73,7 +90,7 @@ def test_default_warmup_is_a_twentieth():
     assert factors(Cooling(None), 3) == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("shape", ["linear", "cosine", "wsd"])
+@pytest.mark.parametrize("shape", ["linear", "cosine", "trapezoid", "wsd"])
 def test_a_finished_schedule_stays_at_its_end(shape):
     with pytest.warns(UserWarning, match="step 21 lay beyond total_steps = 20") as warned:
         values = factors(Cooling(20, shape, 0, floor=0.25), 60)

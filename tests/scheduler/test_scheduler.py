@@ -90,7 +90,7 @@ SCHEDULES = [
 
 
 @pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR of torch 2.6 warns of its own call
-@pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "wsd", "inverse_time"])
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine", "trapezoid", "wsd", "inverse_time"])
 @pytest.mark.parametrize(("total", "warmup", "lr", "eta_min"), SCHEDULES)
 def test_without_a_controller_it_is_torchs_schedule_to_the_last_bit(shape, total, warmup, eta_min, lr):
     if not torch_takes(lr):
@@ -123,7 +123,7 @@ def test_shapes_are_the_shapes():
 def test_groups_have_their_own_floor_and_small_ones_keep_their_lr():
     params = [torch.nn.Parameter(torch.ones(1)) for _ in range(4)]
     lrs = [1.0, 0.5, 0.01, 0.0]
-    for shape in ("linear", "cosine", "wsd"):
+    for shape in ("linear", "cosine", "trapezoid", "wsd"):
         opt = torch.optim.SGD([{"params": [p], "lr": lr} for p, lr in zip(params, lrs, strict=True)])
         scheduler = ThermoScheduler(opt, 10, shape=shape, eta_min=0.1)
         run(scheduler, 10)

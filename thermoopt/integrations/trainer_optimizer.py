@@ -72,9 +72,9 @@ def thermo_adamw(
         model: the model passed to the Trainer.
         args: the arguments passed to the Trainer.
         preset: a preset of :func:`thermoopt.autotune`. The shape of the learning rate is then the Trainer's
-            schedule (``lr_scheduler_type="linear"`` is its default), or the preset's, linear to zero, with a
+            schedule (``lr_scheduler_type="linear"`` is its default), or the preset's, down to zero, with a
             schedule without a shape (``"constant"``, ``"constant_with_warmup"``). The preset's warm-up over
-            5 % of the run multiplies either. None only measures.
+            10 % of the run multiplies either. None only measures.
         controller: a custom controller instead of a preset, for one run.
         total_steps: length of the run for the preset; None takes ``args.max_steps``, or the number that
             ``examples`` amount to.
@@ -202,7 +202,7 @@ def _preset(
             f"total_steps must be the {known} steps that the Trainer will take, got {total_steps!r}"
         )
     shapeless = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type) in SHAPELESS
-    return autotune(total_steps, preset, shape="linear" if shapeless else "constant")
+    return autotune(total_steps, preset, shape=None if shapeless else "constant")
 
 
 def _groups(model: nn.Module, weight_decay: float, by: str) -> list[dict[str, Any]]:

@@ -55,11 +55,11 @@ class ThermoScheduler(LRScheduler):
         \eta = \eta_{base}\, s(n)\, \mathrm{lr\_scale},\qquad \lambda = \lambda_{base}\, \mathrm{wd\_scale}
 
     *Shape.* During warm-up s rises from 1/w to 1 in w steps. It is then ``"constant"``, ``"linear"``,
-    ``"cosine"`` or ``"wsd"`` (constant, then 1 - sqrt over the last fifth), each down to ``eta_min``, or
-    ``"inverse_time"``, 1/(1 + rate t) with t = n - w, towards it
-    (:func:`thermoopt.controllers.cooling.cooling_factor`). Without a controller the values equal torch's own
-    bit for bit: LinearLR, CosineAnnealingLR, LambdaLR, joined by SequentialLR. After ``total_steps`` the lr
-    keeps its final value. A group whose lr is not above ``eta_min`` keeps its lr.
+    ``"cosine"``, ``"trapezoid"`` (constant, linear over the second half) or ``"wsd"`` (constant, then
+    1 - sqrt over the last fifth), each down to ``eta_min``, or ``"inverse_time"``, 1/(1 + rate t) with
+    t = n - w, towards it (:func:`thermoopt.controllers.cooling.cooling_factor`). Without a controller the
+    values equal torch's own bit for bit: LinearLR, CosineAnnealingLR, LambdaLR, joined by SequentialLR. After
+    ``total_steps`` the lr keeps its final value. A group whose lr is not above ``eta_min`` keeps its lr.
 
     *Time* is the optimizer's: extra calls to :meth:`step` between optimizer steps do nothing; missed calls
     are caught up. A step that a GradScaler skips does not count, unless the optimizer is fused (torch then
