@@ -97,7 +97,8 @@ OURS = [
     ),
     Method(
         "autotune",
-        "ThermoAdamW with autotune: no lr, its own warm-up over 10 %, linear to zero; decay 0.01",
+        "ThermoAdamW with autotune: no lr, its own warm-up over 10 %, held for half of the rest, then linear "
+        "to zero; decay 0.01",
         _with(lambda job: autotune(job.steps)),
         FREE,
     ),
