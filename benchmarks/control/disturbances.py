@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from thermoopt import ThermoAdamW, autotune
 from thermoopt.benchmarks.control.scenes import SCENES, STEPS, Scene, Stage, undisturbed
 from thermoopt.benchmarks.harness.rows import read_rows
-from thermoopt.controllers import Barostat, Chain, Controller, Cooling, Recorder, Replay, Thermostat
+from thermoopt.controllers import Chain, Controller, Recorder, Replay, Thermostat
 
 __all__ = ["GRID", "METHODS", "main", "run", "table"]
 
@@ -52,7 +52,8 @@ METHODS = ("adamw", "prodigy", "autotune", "no gear", "loss reported", "replay")
 
 def _without_gear(steps: int) -> Controller:
     """Make autotune without its reverse gear."""
-    return Chain(Thermostat(total_steps=steps, reverse=False), Barostat(), Cooling(steps, "linear", 0.1))
+    _, barostat, cooling = autotune(steps).controllers
+    return Chain(Thermostat(total_steps=steps, reverse=False), barostat, cooling)
 
 
 CONTROLLERS: dict[str, Callable[[int], Controller]] = {
