@@ -470,7 +470,7 @@ FOREIGN = {
 @pytest.mark.parametrize("make", FOREIGN.values(), ids=FOREIGN)
 def test_autotune_needs_no_lr_with_any_optimizer(make, request):
     """From 1e-5 and 10,000 times that. Where the update's size is known the rates are the same."""
-    total = 250 if "lion" in request.node.name else 150
+    total = 600 if "lion" in request.node.name else 150  # signs rattle until the rate is small
     ends, rates = [], []
     for lr in (1e-5, 1e-1):
         net = model(torch.float64)
