@@ -40,8 +40,8 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "wsd": _wsd,
 }
 """Shapes as functions of u, the completed fraction of the run after warm-up, starting from 1 at u = 0.
-``linear`` falls to zero (arXiv 2502.15938); ``trapezoid`` is constant up to u = 0.5 and linear from there;
-``wsd`` is constant and ends with 1 - sqrt (arXiv 2405.18392)."""
+``linear`` falls to zero (arXiv 2502.15938); ``trapezoid`` is min(1, 2 (1 - u)); ``wsd`` is constant and ends
+with 1 - sqrt (arXiv 2405.18392)."""
 
 
 def cooling_factor(

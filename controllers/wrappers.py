@@ -30,6 +30,13 @@ def _product(a: float | Sequence[float], b: float | Sequence[float]) -> float | 
     return [a * y for y in b] if is_several(b) else a * b  # type: ignore[operator]  # likewise
 
 
+def _show_lr(outer: Controller, inner: Controller, lr: Sequence[float]) -> None:
+    """Pass lr on; what one of the two has told the user of a schedule, the other need not tell again."""
+    inner.told_of_schedule |= outer.told_of_schedule
+    inner.see_lr(lr)
+    outer.told_of_schedule |= inner.told_of_schedule
+
+
 class Chain(Controller):
     """Passes each reading to several controllers and multiplies their scales.
 
@@ -86,9 +93,7 @@ class Chain(Controller):
     def see_lr(self, lr: Sequence[float]) -> None:
         """Tell all of them; the first that warns of an outside schedule warns for all."""
         for controller in self.controllers:
-            controller.told_of_schedule |= self.told_of_schedule
-            controller.see_lr(lr)
-            self.told_of_schedule |= controller.told_of_schedule
+            _show_lr(self, controller, lr)
 
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the product of their scales, with the weights of the controller that gives any.
@@ -219,9 +224,7 @@ class Wrapper(Controller):
 
     def see_lr(self, lr: Sequence[float]) -> None:
         """Tell the controller."""
-        self.controller.told_of_schedule |= self.told_of_schedule
-        self.controller.see_lr(lr)
-        self.told_of_schedule |= self.controller.told_of_schedule
+        _show_lr(self, self.controller, lr)
 
     @property
     def log(self) -> list[Action]:

@@ -31,7 +31,7 @@ def _with(controller: Callable[[Job], Controller]) -> Callable[[Job], Setup]:
 
 
 def _law(name: str) -> Callable[[Job], Controller]:
-    """A law alone with warm-up and linear cooling, that is, autotune without its barostat."""
+    """A law alone with warm-up and linear cooling."""
     return lambda job: Chain(Thermostat(name, total_steps=job.steps), Cooling(job.steps, "linear"))
 
 

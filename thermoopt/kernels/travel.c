@@ -8,8 +8,8 @@
  * in float32 element by element. The work of a part of a layer is added up in 16 float64 lanes, and the parts in
  * order: no result depends on the number of threads, nor on whether a step of native.c, whose chunks are such
  * parts, forms the sums on its way or a pass of its own does. Samples lie so far apart that a pass of its own waits
- * for memory; a step copies them when it has them in its cache. At 5 M parameters the pass took half of a measured
- * step's time, and 12 % with copies first, so that reads do not wait for arithmetic; on the way it is 4 %.
+ * for memory; a step copies them just before it reads what lies around them. At 5 M parameters a pass that copied
+ * nothing took half of a measured step's time.
  */
 #include "travel.h"
 #ifdef _OPENMP

@@ -1,4 +1,4 @@
-/* Sampled coordinates of layers, for travel.c, and for native.c to copy them while it has them in its cache. */
+/* Sampled coordinates of layers, for travel.c, and for native.c to copy them on its way through a layer. */
 #ifndef THERMOOPT_TRAVEL_H
 #define THERMOOPT_TRAVEL_H
 
