@@ -101,3 +101,15 @@ def test_a_table_that_does_not_fit():
         plan.average_into(np.zeros((STATE_ROWS, 4)), np.array([0, 1, 2, 2]), 0.9)
     with pytest.raises(ValueError, match="4 different columns"):
         plan.average_into(np.zeros((STATE_ROWS, 3)), np.arange(4), 0.9)
+
+
+def test_measuring_without_a_place_for_the_sums_moves_nothing():
+    """The library as another program would call it."""
+    params, grads, moments, steps = world()
+    plan = native.Plan(params, *moments, [None] * len(SIZES), steps)
+    hyper = {"lr": 1e-3, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    plan.step(grads, **hyper)
+    before = [t.clone() for t in (*params, *moments[0], *moments[1], *steps)]
+    assert plan._call.out is None
+    assert native.LIBRARY.thermoopt_step(plan._pointer) == 4  # NO_OUT
+    assert all(map(torch.equal, before, (*params, *moments[0], *moments[1], *steps)))

@@ -17,8 +17,8 @@ With u = 2**-24, one float32 step from the same state then differs by at most
 which share no sign over many elements, a float32 lane takes 32 additions before it is emptied into float64
 (where all terms are equal and nothing cancels this is what remains, tested below 1e-6), and everything after
 is float64. Squares below float32's 1e-38 count as zero, so gradients below 1e-19 do not show in GG, B, C, V.
-Sums do not depend on the number of threads. AVX2, AVX-512 and the portable code agree to the same 1e-6: they
-divide differently.
+Sums do not depend on the number of threads. AVX2 (on processors of different makes too), AVX-512 and the
+portable code agree to the same 1e-6: they divide differently.
 """
 
 from __future__ import annotations
