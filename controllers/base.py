@@ -273,10 +273,10 @@ def restore(controller: Controller, state: Mapping[str, Any]) -> None:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         controller.load_state_dict(before)
         raise ValueError(
-            f"the saved state does not fit this {type(controller).__name__} ({error!r}): another version "
-            "wrote it. Load it with that version, or go on without it: delete 'controller' from the "
-            "optimizer's state['param_groups'][0]['thermo'], or set the scheduler's state['controller'] to "
-            "None"
+            f"the saved state does not fit this {type(controller).__name__} ({error!r}): another kind of "
+            "controller or another version wrote it. Load it with that, or go on without it: delete "
+            "'controller' from the optimizer's state['param_groups'][0]['thermo'], or set the scheduler's "
+            "state['controller'] to None"
         ) from error
 
 

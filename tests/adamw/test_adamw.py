@@ -278,6 +278,36 @@ def test_a_controller_acts_on_the_next_step_and_resumes():
     assert resumed.param_groups[0]["thermo"]["lr_scale"] == 0.5**4
 
 
+def test_scales_of_a_controller_without_one_are_told_of():
+    net = model()
+    opt = ThermoAdamW(net.named_parameters(), lr=1e-2, controller=Halving())
+    train(net, opt, 6)
+    state = opt.state_dict()
+    alone = ThermoAdamW(net.named_parameters(), lr=1e-2)
+    with pytest.warns(RuntimeWarning, match=r"no.* goes on at the last scales .*lr_scale of its groups 0\.5\)"):
+        alone.load_state_dict(state)
+    plain = ThermoAdamW(net.named_parameters(), lr=1e-2)
+    for group in state["param_groups"]:
+        del group["thermo"]
+    plain.load_state_dict(state)  # as the warning says, and none now
+    assert plain.param_groups[0]["thermo"]["lr_scale"] == 1.0
+
+
+def test_what_a_closure_returns_need_be_no_loss():
+    """As in torch, where anything is handed through: losses of each sample, counts."""
+    for returned in (torch.ones(3), torch.ones(1, dtype=torch.int64), {"loss": 1.0}, None):
+        net = model()
+        opt = ThermoAdamW(net.named_parameters(), lr=1e-2, controller=Halving())
+
+        def closure(net=net, returned=returned):
+            for p in net.parameters():
+                p.grad = torch.ones_like(p)
+            return returned
+
+        assert opt.step(closure) is returned
+        assert opt.reading.step == 1
+
+
 def test_scales_for_another_number_of_groups_are_refused():
     class Wrong(Halving):
         def update(self, reading, step):

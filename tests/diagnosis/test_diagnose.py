@@ -337,8 +337,10 @@ def test_a_report_without_readings_says_what_to_do():
 
 
 def test_something_that_is_no_run_is_an_error():
-    with pytest.raises(TypeError, match="observer must be an Observer or a SavedRun, got 3"):
+    with pytest.raises(TypeError, match="observer must be an Observer or a SavedRun, got a int"):
         diagnose(3)
+    with pytest.raises(TypeError, match=r"got a SGD without \w+; Observer\(model, optimizer\) makes one"):
+        diagnose(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]))
 
 
 # ---------------------------------------------------------------- real runs

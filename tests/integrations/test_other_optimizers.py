@@ -3,12 +3,13 @@
 ``python -m tests.integrations.test_other_optimizers`` writes the table of docs/optimizers.md anew.
 """
 
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
-from thermoopt import Observer
+from thermoopt import Observer, diagnose
 from thermoopt.benchmarks.others.catalogue import cases
 from thermoopt.benchmarks.others.checks import check
 from thermoopt.benchmarks.others.table import BEGIN, END, put, table
@@ -55,22 +56,27 @@ def test_every_optimizer_of_torch_is_here():
 
 
 def test_sparse_gradients_are_left_out():
-    torch.manual_seed(0)
     runs = []
     for watched in (False, True):
         torch.manual_seed(0)
         table = torch.nn.Embedding(10, 4, sparse=True)
         optimizer = torch.optim.SparseAdam(table.parameters(), lr=0.1)
         observer = Observer(table, optimizer, log_every=1) if watched else None
-        for t in range(5):
-            optimizer.zero_grad()
-            table(torch.tensor([t, t + 1])).square().sum().backward()
-            optimizer.step()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            for t in range(5):
+                optimizer.zero_grad()
+                table(torch.tensor([t, t + 1])).square().sum().backward()
+                optimizer.step()
         runs.append(table.weight)
         if observer is not None:
             assert observer.steps == 5
             assert observer.skipped["no_gradients"] == 5
             assert observer.reading is None
+            assert "sparse gradients are not measured" in str(diagnose(observer))
+            ours = [str(w.message) for w in told if "not measured" in str(w.message)]
+            assert len(ours) == 1
+            assert ours[0].endswith("of the others: weight")
     assert torch.equal(*runs)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -243,11 +244,28 @@ def import_groups(
     if ledger.run.step == 0:
         counts = [own["step"] for own in state.values() if isinstance(own, dict) and "step" in own]
         ledger.run.step = int(max((float(count) for count in counts), default=0))
+    controller = next((group[_CONTROLLER] for group in reversed(saved) if _CONTROLLER in group), None)
     if loop is not None:
-        controller = next((group[_CONTROLLER] for group in reversed(saved) if _CONTROLLER in group), None)
         if controller is not None:
             restore(loop.controller, with_plain_names(from_leaf(controller)))
         loop.import_groups(saved, ledger.meter, params)
+    elif controller is not None:
+        _tell_of_scales(saved)
+
+
+def _tell_of_scales(saved: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of scales that a controller left in a checkpoint and that no controller will move."""
+    scales = [float(group.get(key, 1.0)) for key in ("lr_scale", "wd_scale") for group in saved]
+    factors = any((torch.as_tensor(group.get("layer_factors", 1.0)) != 1).any() for group in saved)
+    if factors or any(scale != 1 for scale in scales):
+        listed = ", ".join(f"{scale:.3g}" for scale in scales[: len(saved)])
+        warnings.warn(
+            "the checkpoint is of an optimizer with a controller, this one has none: it goes on at the last "
+            f"scales for good (lr_scale of its groups {listed}). Make it with the controller, or delete 'thermo' "
+            "from the groups of the state, to step at lr",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def apply_scales(groups: Sequence[Mapping[str, Any]], scales: Scales) -> None:
@@ -321,11 +339,11 @@ class RunStart:
     @uncompiled
     def take_loss(self, loss: Any, loop: LossTaker | None) -> None:
         """Pass on to the control loop and to records what a closure returned, if it is a loss."""
-        if not isinstance(loss, (Tensor, float)):
-            return
-        if loop is not None:
-            loop.report_loss(loss)
-        if isinstance(loss, float) or (loss.numel() == 1 and loss.is_floating_point()):
+        if isinstance(loss, float) or (
+            isinstance(loss, Tensor) and loss.numel() == 1 and loss.is_floating_point()
+        ):
+            if loop is not None:
+                loop.report_loss(loss)
             self._sinks.report_loss(self._ledger.run.step + 1, loss)
 
     def facts(self, settled: bool) -> dict[str, Any]:

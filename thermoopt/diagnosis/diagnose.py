@@ -118,7 +118,11 @@ def diagnose(
     """
     missing = missing_members(observer)
     if missing:
-        raise TypeError(f"observer must be an Observer or a SavedRun, got {observer!r} without {missing[0]}")
+        hint = "; Observer(model, optimizer) makes one" if hasattr(observer, "param_groups") else ""
+        raise TypeError(
+            f"observer must be an Observer or a SavedRun, got a {type(observer).__name__} without "
+            f"{missing[0]}{hint}"
+        )
     run = Evidence(observer)
     found = [finding for kind in KINDS.values() if (finding := kind(run)) is not None]
     sections = {}
@@ -163,7 +167,10 @@ def _facts(run: Evidence, observer: Run) -> dict[str, Any]:
 
 def _why_none(run: Evidence) -> str:
     if run.skipped.get("no_gradients"):
-        return "no parameter had a gradient: call loss.backward() before optimizer.step()"
+        return (
+            "no parameter had a dense gradient: call loss.backward() before optimizer.step(); sparse gradients "
+            "are not measured"
+        )
     if run.skipped.get("closure"):
         return (
             "every measured step evaluated its closure several times, or at weights that the optimizer had "

@@ -60,16 +60,23 @@ class Displacement:
         optimizer: about to step.
         rates: its groups' effective lr and decoupled weight decay. Groups with lr 0 are left out: their step
             does not reveal U.
+
+    Attributes:
+        sparse: indices of layers whose gradient is sparse; they are left out.
     """
 
     @torch.no_grad()
     def __init__(self, optimizer: Optimizer, rates: Sequence[Rates]) -> None:
         self._kept: dict[int, _Sampled] = {}
+        self.sparse: list[int] = []
         i = -1
         for k, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
             for p in group["params"]:
                 i += 1
-                if p.grad is None or p.grad.is_sparse or p.is_meta or rate.maybe_zero:
+                if p.grad is not None and p.grad.is_sparse:
+                    self.sparse.append(i)
+                    continue
+                if p.grad is None or p.is_meta or rate.maybe_zero:
                     continue
                 self._kept[i] = _Sampled(
                     param=p,

@@ -71,6 +71,7 @@ class StepHooks(LedgerView):
         self._measure_every = measure_every
         self._sinks = sinks
         self._begun: Done | Displacement = None
+        self._told: set[str] = set()  # layers that were warned of
         self._by_moments = steps_by_moments(optimizer)
         self._ledger = Ledger(ema_steps, sinks, complete=complete, unavailable=self._unavailable())
         self._begin()
@@ -125,9 +126,22 @@ class StepHooks(LedgerView):
             half = turn if ledger.ema_steps >= HALVE_FROM * every else None
             return self._pass.sums(self._optimizer, rates, ledger, half, average=final)
         kept = Displacement(self._optimizer, rates)
+        self._tell_of_sparse(kept.sparse)
         if len(kept) or (ledger.sharding and not all(rate.maybe_zero for rate in rates)):
             return kept  # even if empty: other ranks may add theirs
         return LR_ZERO if any(rate.maybe_zero for rate in rates) else "no_gradients"
+
+    def _tell_of_sparse(self, layers: Sequence[int]) -> None:
+        """Warn once of layers whose gradients are sparse."""
+        names = [name for name in (self._ledger.meter.names[i] for i in layers) if name not in self._told]
+        if names:
+            self._told.update(names)
+            warnings.warn(
+                f"layers with sparse gradients are not measured, readings and totals are of the others: "
+                f"{', '.join(names)}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _after(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         begun, self._begun = self._begun, None
