@@ -261,8 +261,8 @@ def _tell_of_scales(saved: Sequence[Mapping[str, Any]]) -> None:
         listed = ", ".join(f"{scale:.3g}" for scale in scales[: len(saved)])
         warnings.warn(
             "the checkpoint is of an optimizer with a controller, this one has none: it goes on at the last "
-            f"scales for good (lr_scale of its groups {listed}). Make it with the controller, or delete 'thermo' "
-            "from the groups of the state, to step at lr",
+            f"scales for good (lr_scale of its groups {listed}). Make it with the controller, or delete "
+            "'thermo' from the groups of the state, to step at lr",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -168,8 +168,8 @@ def _facts(run: Evidence, observer: Run) -> dict[str, Any]:
 def _why_none(run: Evidence) -> str:
     if run.skipped.get("no_gradients"):
         return (
-            "no parameter had a dense gradient: call loss.backward() before optimizer.step(); sparse gradients "
-            "are not measured"
+            "no parameter had a dense gradient: call loss.backward() before optimizer.step(); sparse "
+            "gradients are not measured"
         )
     if run.skipped.get("closure"):
         return (
