@@ -155,6 +155,16 @@ SICK = [
         record(layers={"grad_norm": np.geomspace(1, 1e5, N)[:, None] * one(0, 1, 0) + one(0, 0, 0.1)}),
     ),
     ("layers_out_of_step", "MEDIUM", record(layers={"angular_step": one(3, 5e-5, 5e-3)})),
+    (
+        "gradients_below_eps",
+        "HIGH",
+        record({"energy_ratio": 1e-6}, losses=losses(np.full(40, 2.0))),
+    ),
+    (
+        "gradients_below_eps",
+        "MEDIUM",
+        record({"energy_ratio": 1e-6}, losses=losses([])),
+    ),
     ("gradient_noise", "MEDIUM", record({"rho_momentum": np.linspace(-0.01, 0.01, N)})),
     ("non_finite_steps", "HIGH", record(skipped={"nonfinite": 7})),
     ("non_finite_steps", "HIGH", record(bad_losses=3)),
@@ -217,6 +227,10 @@ NOT_SICK = {
     "a frozen layer": record(layers={"grad_norm": one(2, math.nan, 0.1)}, frozen=("c.weight",)),
     "all layers grow alike": record(layers={"param_norm": 50.0}),
     "one decade apart": record(layers={"angular_step": one(3, 5e-4, 5e-3)}),
+    "gradients vanish in a run that learned": record({"energy_ratio": 1e-6}),
+    "gradients vanish late": record(
+        {"energy_ratio": np.where(np.arange(N) < 10, 0.5, 1e-6)}, losses=losses(np.full(40, 2.0))
+    ),
     "drift at first, noise later": record({"rho_momentum": np.where(np.arange(N) < 3, 0.3, 0.0)}),
     "noise in a run watched late": record({"rho_momentum": 0.0}, steps_read=STEPS + 9_600, steps=10_000),
     "a scaler that starts too high": record(skipped={"found_inf": 3}),
@@ -344,6 +358,32 @@ def test_something_that_is_no_run_is_an_error():
 
 
 # ---------------------------------------------------------------- real runs
+
+
+def test_a_loss_that_is_too_small_for_eps_and_what_the_advice_makes_of_it():
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+    def run(scale):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        observer = Observer(model, optimizer)
+        for _ in range(150):
+            optimizer.zero_grad()
+            loss = scale * (model(x) - x[:, :1]).square().mean()
+            loss.backward()
+            optimizer.step()
+            observer.step(loss=loss)
+        return loss.item() / scale, {f.kind: f for f in diagnose(observer).findings}
+
+    learned, clean = run(1.0)
+    stayed, found = run(1e-12)
+    assert "gradients_below_eps" not in clean
+    assert stayed > 10 * learned
+    assert found["gradients_below_eps"].confidence == "HIGH"
+    factor = float(found["gradients_below_eps"].advice.split()[4])
+    followed, _ = run(1e-12 * factor)
+    assert followed < 2 * learned
 
 
 def _gpt():

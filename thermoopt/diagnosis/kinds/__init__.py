@@ -18,7 +18,7 @@ from thermoopt.diagnosis.kinds.rates import (
     momentum_overdamped,
     oscillation,
 )
-from thermoopt.diagnosis.kinds.steps import gradient_noise, non_finite_steps
+from thermoopt.diagnosis.kinds.steps import gradient_noise, gradients_below_eps, non_finite_steps
 from thermoopt.diagnosis.kinds.weights import weight_decay_collapse, weight_decay_irrelevant
 
 __all__ = ["FOLLOWS", "KINDS"]
@@ -29,6 +29,7 @@ KINDS: dict[str, Callable[[Evidence], Finding | None]] = {
         learning_rate_runaway,
         non_finite_steps,
         learning_rate_zero,
+        gradients_below_eps,
         learning_rate_too_high,
         exploding_layer,
         weight_decay_collapse,
@@ -56,6 +57,7 @@ FOLLOWS = {
         "gradient_noise",
     },
     "learning_rate_zero": {"learning_rate_too_low", "oscillation", "layers_out_of_step", "gradient_noise"},
+    "gradients_below_eps": {"learning_rate_too_low", "layers_out_of_step", "oscillation", "gradient_noise"},
     "non_finite_steps": {
         "learning_rate_too_high",
         "exploding_layer",

@@ -6,10 +6,20 @@ import math
 
 import numpy as np
 
-from thermoopt.diagnosis.evidence import Evidence
+from thermoopt.diagnosis.evidence import Evidence, median
 from thermoopt.diagnosis.finding import Finding, two_digits
+from thermoopt.diagnosis.kinds.rates import OVERSIZED, UNLEARNED
 
-__all__ = ["gradient_noise", "non_finite_steps"]
+__all__ = ["gradient_noise", "gradients_below_eps", "non_finite_steps"]
+
+SWALLOWED = 0.01
+r"""Energy :math:`g^2/(\sqrt{\hat v}+\epsilon)^2` below which eps or an old burst sets the size of steps. 1
+while gradients last; never below the square of gaussianity (Jensen), at least 0.15 in healthy runs
+(:data:`~thermoopt.diagnosis.kinds.rates.INTERMITTENT`): 0.02."""
+
+ABOVE = 100.0
+"""Size of gradients over eps that the advice aims for, since they fall in the course of a run: a small
+network ends at twice the loss at 10, and at the loss of a larger factor at 100."""
 
 SILENT = 0.025
 """Magnitude of the cosine of gradient and moment that no reading of a run drowned in noise exceeds. Measured,
@@ -60,6 +70,43 @@ def gradient_noise(run: Evidence) -> Finding | None:
         null=0.0,
         interval=(float(cosine.min()), float(cosine.max())),
         readings=len(cosine),
+    )
+
+
+def gradients_below_eps(run: Evidence) -> Finding | None:
+    r"""Gradients so small that eps sets the size of a step in the place of v, and nothing is learned.
+
+    Null: the energy :math:`g^2/(\sqrt{\hat v}+\epsilon)^2` is 1 on average while gradients last. It also
+    falls when gradients do, as in a run that converges. Therefore nine of ten readings, from the start on,
+    must lie below :data:`SWALLOWED`, the loss must have stayed
+    (:data:`~thermoopt.diagnosis.kinds.rates.UNLEARNED`), and the rate must not overheat. HIGH, but MEDIUM if
+    no loss was reported. For gradients well below eps the energy is :math:`(g/\epsilon)^2`, from which the
+    advice follows.
+    """
+    if not run.enough or run.steps[0] > EARLY * run.taken:
+        return None
+    energy = run.total("energy_ratio")
+    energy = energy[np.isfinite(energy)]
+    left = run.loss_ratios()[1]
+    if len(energy) < run.n // 2 or not np.quantile(energy, 0.9) < SWALLOWED or not energy.max() > 0:
+        return None
+    if left <= UNLEARNED or run.relative_rate() >= OVERSIZED / 3:
+        return None
+    share = math.sqrt(float(np.median(energy)))
+    rms = median(run.total("grad_norm") / np.sqrt(run.total("numel")))
+    loss = "" if math.isnan(left) else f", and the loss is at {left:.2g} of its first value"
+    return Finding(
+        "gradients_below_eps",
+        "MEDIUM" if math.isnan(left) else "HIGH",
+        f"steps are {share:.1e} of what Adam makes of such gradients (rms {rms:.1e}): these lie below eps, "
+        f"or far below earlier ones that v remembers{loss}.",
+        f"Multiply the loss by {two_digits(ABOVE / max(share, 1e-300))} or divide eps by as much; if the "
+        "first gradients were far larger, clip them or lower beta2.",
+        measure="energy_ratio",
+        effect=share**2,
+        null=1.0,
+        interval=run.late_interval("energy_ratio"),
+        readings=len(energy),
     )
 
 
