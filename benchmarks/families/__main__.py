@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     one.set_defaults(act=_law)
 
     choose = actions.add_parser("choose", parents=[where], help="choose among laws, leaving each family out")
-    choose.add_argument("names", nargs="+", help="of laws that were run")
+    choose.add_argument("names", nargs="+", help="of laws that were run, or of methods with rows")
     choose.add_argument("--told", choices=("no", "yes"), default="no")
     choose.set_defaults(act=_choose)
 
@@ -177,13 +177,13 @@ def _law(args: argparse.Namespace) -> None:
 
 def _choose(args: argparse.Namespace) -> None:
     """Choose by the first seed, report all seeds that were run."""
-    reference = reference_rows(list(read_rows(args.out / "rows.jsonl")))
+    known = list(read_rows(args.out / "rows.jsonl"))
+    reference, told = reference_rows(known), args.told == "yes"
     first, all_seeds = {}, {}
     for name in args.names:
-        rows = list(read_rows(args.laws / f"{name}.jsonl"))
+        rows = known if name in METHODS else list(read_rows(args.laws / f"{name}.jsonl"))
         if not rows:
             sys.exit(f"{args.laws / name}.jsonl has no rows: run `law {name}` first")
-        told = args.told == "yes"
         first[name] = ratios(reported(rows, name, told, SEEDS[:1]), reference)
         all_seeds[name] = ratios(reported(rows, name, told), reference)
     print(choice_table(first, all_seeds))

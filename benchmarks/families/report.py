@@ -52,8 +52,8 @@ def choice_table(variants: Mapping[str, Ratios], judged_by: Mapping[str, Ratios]
     """Return the variant that the other families choose for each family, and its ratio there.
 
     Args:
-        variants: ratios to choose by.
-        judged_by: ratios that are reported; None is ``variants``.
+        variants: ratios to choose by; the tables of the variants and of the workloads are of these.
+        judged_by: ratios that are reported for the families left out; None is ``variants``.
     """
     chosen, judged = leave_family_out(variants, judged_by)
     lines = _head(["family left out", "chosen on the others"], ["geometric mean", "worst"])
@@ -66,9 +66,12 @@ def choice_table(variants: Mapping[str, Ratios], judged_by: Mapping[str, Ratios]
         "",
         *_head(["variant"], ["geometric mean", "worst"]),
     ]
-    for variant, values in (judged_by or variants).items():
+    for variant, values in variants.items():
         short = summary({cell: values[cell] for cell in judged})
         lines.append(_line([variant], [short.mean, short.worst]))
+    lines += ["", *_head(["family", "workload"], list(variants))]
+    for cell in judged:
+        lines.append(_line([family(cell[0]), _named(cell)], [own[cell] for own in variants.values()]))
     return "\n".join(lines)
 
 

@@ -85,6 +85,8 @@ def test_the_variant_that_a_family_gets_is_chosen_on_the_others():
     table = choice_table(variants)
     assert f"| small tables | b | {math.sqrt(6):.3f} | 3.000 |" in table
     assert f"| **all** |  | {(2 * 3 * 1.5**2) ** 0.25:.3f} | 3.000 |" in table
+    assert f"| b | {6**0.25:.3f} | 3.000 |" in table
+    assert "| small tables | cancer | 0.100 | 3.000 |" in table
     later = {name: {cell: 10 * x for cell, x in own.items()} for name, own in variants.items()}
     again, reported_later = leave_family_out(variants, later)
     assert again == chosen
@@ -93,6 +95,22 @@ def test_the_variant_that_a_family_gets_is_chosen_on_the_others():
         leave_family_out({"a": {wine: 1.0, cancer: 1.0}})
     with pytest.raises(ValueError, match="at least 2 families, got 0"):
         leave_family_out({})
+
+
+def test_methods_and_laws_are_chosen_among_by_the_first_seed_and_reported_with_all(tmp_path, capsys):
+    names, methods, law_rows = ("wine", "mlp", "gru"), [], []
+    for name in names:
+        methods += grid(name, "adamw linear", 100, 1e-2)
+        methods += [row(name, "adamw linear", 1e-2, seed, 0.98) for seed in SEEDS]
+        methods += [row(name, "autotune", None, seed, 1.0 + 2 * seed, told=False) for seed in SEEDS]
+        law_rows += [row(name, "mine", None, 0, 1.98, told=False)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in methods))
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(r) + "\n" for r in law_rows))
+    main(["choose", "mine", "autotune", "--out", str(tmp_path), "--laws", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "| **all** |  | 3.020 | 3.020 |" in said  # mean of three seeds of the one that the first chose
+    assert "| autotune | 1.020 | 1.020 |" in said
+    assert "| mine | 2.000 | 2.000 |" in said
 
 
 def test_tables_hold_what_the_rows_say():

@@ -60,15 +60,15 @@ def test_trapezoid_stays_for_half_of_the_run_and_falls_on_a_line():
     assert values[51:] == pytest.approx([1 - k / 50 for k in range(1, 51)])
 
 
-def test_the_default_preset_holds_and_the_others_are_linear():
+def test_presets_that_start_low_hold_and_the_one_that_respects_lr_is_linear():
     shapes = {
         name: factors(autotune(100, name).controllers[-1], 100)
         for name in ("default", "finetune", "respect_lr")
     }
     for name, values in shapes.items():
-        shape = "trapezoid" if name == "default" else "linear"
+        shape = "linear" if name == "respect_lr" else "trapezoid"
         assert values == factors(Cooling(100, shape, 0.1), 100)
-    assert factors(autotune(100, shape="linear").controllers[-1], 100) == shapes["finetune"]
+    assert factors(autotune(100, shape="linear").controllers[-1], 100) == shapes["respect_lr"]
 
 
 def test_wsd_stays_and_falls_like_one_minus_root():

@@ -1,7 +1,9 @@
-"""Frozen matrices that the groups hold leave autotune's run of the others as it is without them."""
+"""Frozen matrices change nothing in autotune's run of the others; adapters beside them count as new."""
 
 import copy
+import math
 
+import pytest
 import torch
 
 from thermoopt import ThermoAdamW, autotune
@@ -34,9 +36,9 @@ def train(net, optimizer, steps):
         optimizer.step()
 
 
-def optimizer_of(net, held):
+def optimizer_of(net, held, preset="default"):
     named = [(name, p) for name, p in net.named_parameters() if held or p.requires_grad]
-    return ThermoAdamW(named, controller=autotune(100), backend="torch", foreach=False)
+    return ThermoAdamW(named, controller=autotune(100, preset), backend="torch", foreach=False)
 
 
 def test_the_run_is_the_same_with_and_without_the_frozen_matrices():
@@ -70,3 +72,45 @@ def test_an_unfrozen_layer_changes_no_units_when_a_run_resumes():
     train(again, resumed, 10)
     for p, q in zip(net.parameters(), again.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def rate(optimizer):
+    return optimizer.controller.controllers[0].state_dict()["cohorts"]["all"]["lever"]["value"]
+
+
+@pytest.mark.parametrize("frozen_too", [True, False])
+def test_finetune_starts_adapters_like_a_new_network_and_pretrained_weights_low(frozen_too):
+    net = LoRA()
+    adapters = optimizer_of(net, frozen_too, "finetune")
+    train(net, adapters, 1)
+    assert rate(adapters) == pytest.approx(math.sqrt(3 / 100))
+    trained = LoRA()
+    trained.B.data.normal_(generator=torch.Generator().manual_seed(0))  # as if it had been trained before
+    low = optimizer_of(trained, frozen_too, "finetune")
+    train(trained, low, 1)
+    assert rate(low) == pytest.approx(0.05 * math.sqrt(3 / 100))
+    head = torch.nn.Sequential(*(torch.nn.Linear(16, 16) for _ in range(4)), torch.nn.Linear(16, 1))
+    torch.nn.init.zeros_(head[-1].weight)  # one new layer on a network that is fine-tuned in full
+    full = optimizer_of(head, frozen_too, "finetune")
+    train(head, full, 1)
+    assert rate(full) == pytest.approx(0.05 * math.sqrt(3 / 100))
+
+
+def test_adapters_go_on_as_adapters_after_a_resume_and_after_a_reset():
+    net = LoRA()
+    optimizer = optimizer_of(net, True, "finetune")
+    train(net, optimizer, 20)
+    saved, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(net.state_dict())
+    train(net, optimizer, 60)
+    again = LoRA()
+    again.load_state_dict(weights)
+    resumed = optimizer_of(again, True, "finetune")  # B is not 0 any more
+    resumed.load_state_dict(saved)
+    train(again, resumed, 60)
+    for p, q in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(p, q)
+    thermostat = optimizer.controller.controllers[0]
+    assert rate(optimizer) >= math.sqrt(3 / 100)
+    thermostat.reset()
+    assert thermostat.state_dict()["kappa"] == 1.0
+    assert rate(optimizer) == pytest.approx(math.sqrt(3 / 100))

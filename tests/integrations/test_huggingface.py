@@ -499,7 +499,8 @@ def test_the_shape_of_the_run_is_given_once(tmp_path, kind):
     for log in run.state.log_history[4:40]:  # after the preset's warm-up, a tenth of the run
         # the preset's shape begins where its warm-up ends
         done = (log["step"] - 5) / 36 if kind == "constant" else (log["step"] - 1) / 40
-        wanted = (1 + math.cos(math.pi * done)) / 2 if kind == "cosine" else 1 - done
+        shapes = {"constant": min(1, 2 - 2 * done), "cosine": (1 + math.cos(math.pi * done)) / 2}
+        wanted = shapes.get(kind, 1 - done)
         assert log["learning_rate"] / 1e-3 * cooling.update(None, log["step"]).lr == pytest.approx(
             wanted, abs=0.06
         )
