@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from thermoopt.controllers.barostat import Barostat
 from thermoopt.controllers.base import Start
 from thermoopt.controllers.cooling import Cooling, check_total_steps
+from thermoopt.controllers.lever import Lever
 from thermoopt.controllers.setpoints import START
 from thermoopt.controllers.thermostat import Thermostat
 from thermoopt.controllers.wrappers import Chain
@@ -28,6 +26,10 @@ ADAPTERS = 0.25
 """Share of the trained matrices that start at 0 from which on they count as adapters: LoRA has half of them,
 beside it a few layers may be trained in full; a network fine-tuned in full has at most a new head."""
 
+BESIDE = 0.01
+"""Share of all elements below which what is trained beside a frozen body counts as new: a head is 0.1 to
+0.5 % of a BERT, its last layer 6 %."""
+
 WARMUP = 0.1
 """Share of the run that warms up. Measured by this project: 5 % leaves transformers 3 to 10 % worse at 300
 to 1200 steps, and a start that is too high is forgiven while its rate is low."""
@@ -36,15 +38,18 @@ RESPECT = 4.0
 """Factor by which ``respect_lr`` may move up or down from the user's lr: the error of a hand-tuned one."""
 
 
-def _adapted(start: Start) -> bool:
-    """Whether what is trained are adapters, as LoRA's A and B, which are new and not pre-trained."""
+def _new(start: Start) -> bool:
+    """Whether what is trained is new and not pre-trained: adapters, as LoRA's A and B, or a head alone."""
     moves = start.trainable or (True,) * len(start.names)
-    matrices = [rms for rms, ndim, own in zip(start.rms, start.ndim, moves, strict=True) if own and ndim >= 2]
-    return bool(matrices) and matrices.count(0.0) >= ADAPTERS * len(matrices)
+    layers = list(zip(start.rms, start.ndim, start.numel, moves, strict=True))
+    matrices = [rms for rms, ndim, _, own in layers if own and ndim >= 2]
+    trained = sum(numel for *_, numel, own in layers if own)
+    adapters = bool(matrices) and matrices.count(0.0) >= ADAPTERS * len(matrices)
+    return adapters or 0 < trained < BESIDE * sum(start.numel)
 
 
 class _FineTuning(Thermostat):
-    """Starts at :data:`FINETUNE_KAPPA`, and like a new network where adapters are trained.
+    """Starts at :data:`FINETUNE_KAPPA`, and like a new network what is new; what joins later starts low.
 
     Adapters want about ten times the rate of full fine-tuning, whatever their rank (Schulman and Thinking
     Machines Lab, "LoRA without regret", 2025), here the rate of a network that starts anew.
@@ -53,24 +58,13 @@ class _FineTuning(Thermostat):
     def __init__(self, total_steps: int | None) -> None:
         super().__init__("bounded_diffusion", total_steps=total_steps, kappa=FINETUNE_KAPPA)
 
-    def _begin_at(self, kappa: float) -> None:
-        self._options = {"kappa": kappa}
-        self._floor = self._law.start(self._total_steps, kappa=kappa)
-
     def attach(self, start: Start) -> None:
-        """Receive the layers; the first time, see whether they are adapters."""
-        if not self._cohorts:
-            self._begin_at(START if _adapted(start) else FINETUNE_KAPPA)
+        """Receive the layers; the first time, see whether they are new."""
+        first = not self._cohorts
         super().attach(start)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the thermostat's state and where it started."""
-        return {**super().state_dict(), "kappa": self._options["kappa"]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load both, so that adapters that have moved from 0 go on as adapters."""
-        super().load_state_dict(state)
-        self._begin_at(float(state.get("kappa", FINETUNE_KAPPA)))
+        if first and _new(start):
+            for cohort in self._cohorts.values():
+                cohort.lever = Lever(self._bounds, self._law.start(self._total_steps, kappa=START))
 
 
 def autotune(total_steps: int | None = None, preset: str = "default", *, shape: str | None = None) -> Chain:
@@ -84,10 +78,11 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
         total_steps: length of the run in optimizer steps, at least 1. None for a run without a fixed end: the
             amplitude is held until ``chain.cool_now(steps)`` starts the quench.
         preset: ``"default"`` finds the rate from scratch; ``"finetune"`` starts from a small displacement
-            budget, except for adapters (a quarter or more of the trained matrices are 0 before the first
-            step, as with LoRA), which are new and start at twenty times it; ``"respect_lr"`` stays within a
-            factor of 4 of the optimizer's lr, with the same factor for all layers of a group, unless that lr
-            moves a layer by more than a quarter of its size a step.
+            budget, and at twenty times it what is new: adapters (a quarter or more of the trained matrices
+            are 0 before the first step, as with LoRA) or a head trained alone (less than a hundredth of the
+            elements held, the others frozen); ``"respect_lr"`` stays within a factor of 4 of the optimizer's
+            lr, with the same factor for all layers of a group, unless that lr moves a layer by more than a
+            quarter of its size a step.
         shape: shape of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`); None is the preset's:
             ``"linear"`` for ``"respect_lr"``, and ``"trapezoid"`` for the others, which start low and are
             still finding their rate while a linear shape already falls.
