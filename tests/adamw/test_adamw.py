@@ -1,12 +1,14 @@
 """ThermoAdamW next to torch.optim.AdamW: the same bits with controllers off, and exact scales."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 
 from tests.support.small_net import assert_same_bits, model, train
-from thermoopt import ThermoAdamW
+from thermoopt import ThermoAdamW, autotune
 from thermoopt.account import MAX_PENDING
 from thermoopt.controllers import Controller, Scales
 from thermoopt.tensors import Fetch
@@ -276,6 +278,25 @@ def test_a_controller_acts_on_the_next_step_and_resumes():
     assert opt.controller.readings == resumed.controller.readings == [1, 3, 5, 7]
     assert opt.controller.steps == resumed.controller.steps == list(range(1, 10))
     assert resumed.param_groups[0]["thermo"]["lr_scale"] == 0.5**4
+
+
+@pytest.mark.parametrize("controller", [None, Halving, lambda: autotune(20)], ids=["none", "own", "autotune"])
+def test_a_dropped_optimizer_frees_its_model_at_once(controller):
+    """As torch's does: a cell that is run again must not wait for the garbage collector."""
+    train(
+        net := model(), ThermoAdamW(net.parameters()), 1
+    )  # torch's first import of its compiler keeps frames
+    gc.collect()
+    gc.disable()
+    try:
+        net = model()
+        opt = ThermoAdamW(net.named_parameters(), controller=controller and controller())
+        train(net, opt, 15)
+        weight = weakref.ref(net[0].weight)
+        del net, opt
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 def test_scales_of_a_controller_without_one_are_told_of():

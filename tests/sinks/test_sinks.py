@@ -212,8 +212,23 @@ def test_two_optimizers_that_share_a_file_are_told_and_both_are_in_it(tmp_path: 
                 optimizer.sinks.flush()
     assert len(caught) == 2
     for warning in caught:
-        assert f"another process writes to {path}: steps will occur twice in it" in str(warning.message)
+        assert f"another process or sink writes to {path}: steps will occur twice in it" in str(
+            warning.message
+        )
     assert steps_in(path) == [1, 1, 2, 2, 3, 3]
+
+
+def test_one_sink_of_two_optimizers_is_told_of(tmp_path: Path) -> None:
+    sink = JSONLSink(tmp_path / "run.jsonl")
+    one = make_optimizer(sink)
+    train(one, 2)
+    two = make_optimizer(sink)
+    train(two, 2)  # one after another: a cell that is run again
+    with pytest.warns(RuntimeWarning, match="JSONLSink receives readings of two optimizers by turns") as told:
+        for t in range(3, 6):
+            for optimizer in (one, two):
+                train(optimizer, 1, t)
+    assert len(told) == 1
 
 
 # -------------------------------------------------------------------- CSV
@@ -317,7 +332,9 @@ def test_two_that_share_a_table_are_told_and_lose_nothing(tmp_path: Path) -> Non
     train(one, 2)
     one.sinks.flush()
     train(two, 2)
-    with pytest.warns(RuntimeWarning, match="another process writes to .*: steps will occur twice in it"):
+    with pytest.warns(
+        RuntimeWarning, match="another process or sink writes to .*: steps will occur twice in it"
+    ):
         two.sinks.flush()
     with path.open(newline="") as file:
         assert [row["step"] for row in csv.DictReader(file) if row["scope"] == "total"] == ["1", "2"] * 2

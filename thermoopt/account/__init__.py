@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thermoopt.account.json_state import from_leaf as from_leaf
     from thermoopt.account.ledger import Ledger as Ledger
     from thermoopt.account.ledger_view import LedgerView as LedgerView
+    from thermoopt.account.ledger_view import weakly as weakly
     from thermoopt.account.losses import Losses as Losses
     from thermoopt.account.losses import as_loss as as_loss
     from thermoopt.account.meter import Meter as Meter
@@ -64,7 +65,7 @@ __getattr__, __dir__ = lazy_face(
             "with_plain_names",
         ),
         "thermoopt.account.ledger": ("Ledger",),
-        "thermoopt.account.ledger_view": ("LedgerView",),
+        "thermoopt.account.ledger_view": ("LedgerView", "weakly"),
         "thermoopt.account.losses": (
             "Losses",
             "as_loss",

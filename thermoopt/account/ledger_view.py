@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
+from weakref import WeakMethod
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from thermoopt.account.ledger import Ledger
 from thermoopt.account.reading import Reading
 from thermoopt.physics import Standing
 
-__all__ = ["LedgerView"]
+__all__ = ["LedgerView", "weakly"]
 
 
 class _Records(Protocol):
@@ -81,3 +82,22 @@ class LedgerView:
         """
         self._ledger.put_standings(standings)
         self._sinks.stand(step, standings, actions)
+
+
+def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls a bound method as long as its object lives, and then does nothing.
+
+    A part that held the method itself would make a circle. A dropped optimizer would then keep its model's
+    memory until the garbage collector runs, where torch's frees it at once.
+
+    Args:
+        method: a bound method that returns nothing.
+    """
+    ref = WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        bound = ref()
+        if bound is not None:
+            bound(*args)
+
+    return call

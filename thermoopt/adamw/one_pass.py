@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -46,7 +47,9 @@ class OnePassBackend:
         self._on_device: bool = kernel.ON_DEVICE
         self._cold = WARM_STEPS
         overlap = "warn" if requested == "auto" else "raise"
-        self._plans = PlanCache(kernel, self._takes, dry=False, on_overlap=overlap)
+        # no method of its own: a circle would keep the tensors until the garbage collector runs
+        takes = partial(_takes, requested, self._on_device)
+        self._plans = PlanCache(kernel, takes, dry=False, on_overlap=overlap)
 
     def reset(self) -> None:
         """Forget the plans after groups or state were replaced; tensors are then examined again."""
@@ -123,11 +126,12 @@ class OnePassBackend:
         """Make captured graphs take their next step at these rates."""
         self._plans.put_rates(rates)
 
-    def _takes(self, group: dict[str, Any]) -> bool:
-        """Whether the group's flags leave its step to the kernel."""
-        if group["differentiable"] or (group["capturable"] and not self._on_device):
-            return False
-        return self.requested != "auto" or (group["fused"] is None and group["foreach"] is None)
+
+def _takes(requested: str, on_device: bool, group: dict[str, Any]) -> bool:
+    """Whether a group's flags leave its step to the kernel."""
+    if group["differentiable"] or (group["capturable"] and not on_device):
+        return False
+    return requested != "auto" or (group["fused"] is None and group["foreach"] is None)
 
 
 def _check_captured_parts(optimizer: torch.optim.AdamW, tensors: Sorted, ledger: Ledger) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thermoopt.account import History, Ledger
+from thermoopt.account import History, Ledger, weakly
 from thermoopt.adamw.arguments import (
     averaging_steps,
     check_arguments,
@@ -81,8 +81,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             ``log_metrics(dict, step)``. Copies and pickles of the optimizer have none.
         process_group: a ``torch.distributed`` group whose ranks must take the same decisions: all get the
             readings of its first rank. DDP ranks hold the same gradients and decide alike without it as long
-            as their arithmetic is the same; a law that uses a reported loss needs it. Copies and pickles
-            have none.
+            as their arithmetic is the same; a law that uses a reported loss needs it. Copies have none.
 
     Raises:
         TypeError, ValueError: torch's own for its arguments, then for those above: the message names the
@@ -149,7 +148,8 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         process_group: Any = None,
         sinks: Iterable[Any] = (),
     ) -> None:
-        self._loop = None if controller is None else ControlLoop(controller, self.stand, process_group)
+        stand = weakly(self.stand)
+        self._loop = None if controller is None else ControlLoop(controller, stand, process_group)
         self._measure_every, self._backend = measure_every, backend
         self._sinks = SinkQueue(sinks)
         self._ledger = Ledger(
@@ -157,8 +157,8 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             self._sinks,
             record_every=None if controller is None else controller.every,
             history=history,
-            on_record=None if self._loop is None else self._offer,
-            on_unbegun=None if self._loop is None else self._unbegin,
+            on_record=None if self._loop is None else weakly(self._offer),
+            on_unbegun=None if self._loop is None else weakly(self._unbegin),
             on_missed=None if self._loop is None else self._loop.missed,
         )
         self._factors = FactorCache()

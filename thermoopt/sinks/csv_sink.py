@@ -89,7 +89,9 @@ class _Table:
         self._file.look()
         if not self._file.alone:
             if was_alone:
-                self.news.append(f"another process writes to {self._path}: steps will occur twice in it")
+                self.news.append(
+                    f"another process or sink writes to {self._path}: steps will occur twice in it"
+                )
             return
         self._file.settle()
         if self._path.suffix == ".gz":

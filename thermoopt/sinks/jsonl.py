@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import uuid
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -137,8 +138,8 @@ class RecordWriter:
 
     def _tell_of_others(self) -> None:
         self.news.append(
-            f"another process writes to {self._file.path}: steps will occur twice in it; give each run a "
-            "file of its own (on one rank only, where there are several)"
+            f"another process or sink writes to {self._file.path}: steps will occur twice in it; give each "
+            "run a file of its own (on one rank only, where there are several)"
         )
 
 
@@ -174,6 +175,8 @@ class FileSink:
 
     _arguments: Mapping[str, Any]
     _opened: tuple[Pipe, Schedule] | None = None
+    _offering: tuple[weakref.ref[Any] | None, weakref.ref[Any] | None] = (None, None)
+    _shared = False
 
     def _open(self) -> tuple[Pipe, Schedule]:
         raise NotImplementedError
@@ -199,6 +202,25 @@ class FileSink:
     def write(self, reading: Reading) -> None:
         """Queue one reading; it is on file after 2 seconds, 32 readings or :meth:`flush`."""
         self._pipe.put(self._schedule.item(reading))
+
+    def offered_by(self, queue: Any) -> None:
+        """Warn once of two queues that write by turns: steps of two optimizers that nobody can tell apart.
+
+        Args:
+            queue: of the coming reading. One after another, as when a cell is run again, is no fault.
+        """
+        before, last = self._offering
+        if last is not None and last() is queue:
+            return
+        if before is not None and before() is queue and not self._shared:
+            self._shared = True
+            warnings.warn(
+                f"one {type(self).__name__} receives readings of two optimizers by turns, which cannot be "
+                "told apart in its file: give each a sink with a file of its own",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self._offering = last, weakref.ref(queue)
 
     def mark(self, kind: str, /, **fields: Any) -> None:
         """Add a note to the record; the next reading keeps its layers.

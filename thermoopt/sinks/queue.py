@@ -123,6 +123,8 @@ class SinkQueue:
         """Offer one reading to every sink, after those that wait."""
         if reading.loss is None and self.losses.last is not None:
             reading = replace(reading, loss=self.losses.last)
+        for sink in self._files:
+            sink.offered_by(self)
         for queue in self._waiting:
             queue.append(reading)
         self._offer()
