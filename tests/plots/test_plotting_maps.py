@@ -51,6 +51,14 @@ def test_every_cell_is_the_value_of_its_layer_and_step():
         assert mesh.norm(1.0) == pytest.approx(0.5)
 
 
+def test_long_names_leave_room_for_the_map(tmp_path):
+    names = ["a" * 200 + f".{i}.weight" for i in range(3)]
+    figure = plot_layer_maps(FakeHistory(40, names), path=tmp_path / "maps.png")  # without a warning
+    ax, _ = mesh_of(figure, "r of each layer")
+    assert ax.get_position().width > 0.5
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["…" + "a" * 37 + f".{i}" for i in range(3)]
+
+
 def test_infinite_is_off_the_scale_and_undefined_is_grey():
     balance = np.full((10, 3), 0.5)
     balance[:, 1] = np.inf

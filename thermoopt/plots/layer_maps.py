@@ -27,6 +27,8 @@ WIDE_FOLD = 100.0
 
 # More rows than this and an axis names blocks of layers instead of layers.
 _MAX_LABELS = 32
+# Characters of a label: at 200 of them, panels had no room left at all.
+_MAX_LABEL = 40
 # Beyond any scale: an infinite balance gets the colour of values off the scale.
 _OFF_SCALE = 1e30
 # Colours span at least 1/1.5 to 1.5, or the map of a run at balance would show its noise.
@@ -159,13 +161,19 @@ def label_depth(ax: Axes, names: Sequence[str]) -> None:
     if borders:
         ax.hlines(borders, 0, 1, colors="black", lw=0.8, transform=ax.get_yaxis_transform())
     if len(names) <= _MAX_LABELS:
-        ax.set_yticks(np.arange(len(names)) + 0.5, [name.removesuffix(".weight") for name in names])
+        ax.set_yticks(np.arange(len(names)) + 0.5, [_label(name) for name in names])
         ax.tick_params(axis="y", labelsize=10, length=0)
         return
     every = math.ceil(len(starts) / _MAX_LABELS)
     spans = list(zip(starts, ends, strict=True))[::every]
-    ax.set_yticks([(a + b) / 2 for a, b in spans], [blocks[a].removesuffix(".weight") for a, _ in spans])
+    ax.set_yticks([(a + b) / 2 for a, b in spans], [_label(blocks[a]) for a, _ in spans])
     ax.tick_params(axis="y", labelsize=10, length=0)
+
+
+def _label(name: str) -> str:
+    """Shorten a layer's name to what fits beside a panel: its end, which tells layers apart."""
+    name = name.removesuffix(".weight")
+    return name if len(name) <= _MAX_LABEL else f"…{name[1 - _MAX_LABEL :]}"
 
 
 def _block(name: str) -> str:
