@@ -82,6 +82,11 @@ def test_reasons_are_numbered_in_the_order_of_the_run():
     assert panel(figure, "Why").get_title(loc="left") == "Why: all of them"
 
 
+def test_a_long_name_leaves_room_for_the_panels(tmp_path):
+    figure = plot_actions([move(10, 1.0, 2.0, "a" * 250)], path=tmp_path / "a.png")  # without a warning
+    assert panel(figure, "Learning-rate scale").get_position().width > 0.8
+
+
 def test_of_many_moves_the_largest_are_told():
     sizes = np.random.default_rng(0).permutation(np.linspace(1.01, 3.0, 40))
     actions = [move(10 * i + 10, 1.0, float(f)) for i, f in enumerate(sizes)]

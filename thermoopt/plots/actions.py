@@ -190,4 +190,5 @@ def _reasons(ax: Axes, told: Sequence[Action], count: int) -> None:
     which = "all of them" if len(told) == count else f"the {len(told)} largest of {count}"
     ax.set_title(f"Why: {which}", loc="left", fontsize=13, fontweight="bold")
     lines = [f"{i:>2}   {caption(action)}" for i, action in enumerate(told, 1)]
-    ax.text(0, 1, "\n".join(lines), va="top", fontsize=11, linespacing=1.5, transform=ax.transAxes)
+    text = ax.text(0, 1, "\n".join(lines), va="top", fontsize=11, linespacing=1.5, transform=ax.transAxes)
+    text.set_in_layout(False)  # a long name in a reason must not squeeze the panels
