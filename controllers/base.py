@@ -179,6 +179,14 @@ class Controller(ABC):
         ThermoScheduler, which owns it.
         """
 
+    @property
+    def left(self) -> float:
+        """Share of the amplitude that its shape has left, the warm-up excepted; 1 for one without a shape."""
+        return 1.0
+
+    def see_left(self, left: float) -> None:  # noqa: B027 - likewise
+        """Receive the share of its rate that a chain's shapes have left, before an update with a reading."""
+
     @abstractmethod
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the scales of the step that is about to be taken.

@@ -191,11 +191,19 @@ class Cooling(Controller):
                 UserWarning,
                 stacklevel=2,
             )
-        factor = cooling_factor(step, **self._fixed)
-        if self._quench_steps:
-            done = min(1.0, (step - self._quench_from) / self._quench_steps)
+        return Scales(lr=self._factor())
+
+    def _factor(self) -> float:
+        factor = cooling_factor(self._step, **self._fixed)
+        if self._quench_steps and self._step >= self._quench_from:
+            done = min(1.0, (self._step - self._quench_from) / self._quench_steps)
             factor *= self._fixed["floor"] + (1 - self._fixed["floor"]) * (1 - math.sqrt(done))
-        return Scales(lr=factor)
+        return factor
+
+    @property
+    def left(self) -> float:
+        """The factor of the last step, or 1 in the warm-up."""
+        return self._factor() if self._step > self._fixed["warmup_steps"] else 1.0
 
     def cool_now(self, steps: int) -> None:
         """Start the quench with the next step: 1 - sqrt, down to the floor in ``steps`` steps.

@@ -92,14 +92,11 @@ class Thermostat(Controller):
         reverse: bool = True,
         **options: float,
     ) -> None:
-        if isinstance(setpoint, str) and setpoint not in LAWS:
-            raise ValueError(
-                f"setpoint must be one of {', '.join(map(repr, LAWS))} or a function, got {setpoint!r}"
-            )
-        if not (isinstance(setpoint, str) or callable(setpoint)):
-            raise TypeError(
-                f"setpoint must be one of {', '.join(map(repr, LAWS))} or a function, got {setpoint!r}"
-            )
+        known = setpoint in LAWS if isinstance(setpoint, str) else callable(setpoint)
+        if not known:
+            allowed = f"one of {', '.join(map(repr, LAWS))} or a function"
+            error = ValueError if isinstance(setpoint, str) else TypeError
+            raise error(f"setpoint must be {allowed}, got {setpoint!r}")
         check_total_steps(total_steps)
         if per not in ("run", "group"):
             raise ValueError(f"per must be 'run' or 'group', got {per!r}")
@@ -127,6 +124,7 @@ class Thermostat(Controller):
         self.told_of_schedule = False
         self._begun = 0
         self._readings = 0
+        self._left = 1.0
         self._known: dict[str, tuple[float, int]] = {}  # unit and elements of each layer
         self._frozen: set[str] = set()  # of them those that were frozen when first seen
         self._cohorts: dict[str, Cohort] = {}
@@ -207,6 +205,10 @@ class Thermostat(Controller):
             self.told_of_schedule = True
             warnings.warn(said, UserWarning, stacklevel=2)
 
+    def see_left(self, left: float) -> None:
+        """Receive what a chain's shapes have left of the rate; under half it is not raised any more."""
+        self._left = left
+
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the scales of the next step, after processing the reading if there is one."""
         if self._start is None:
@@ -256,6 +258,8 @@ class Thermostat(Controller):
         wanted = self._law.want(signals, **self._options)
         asked = math.nan if wanted is None else wanted.rate * cohort.gear.cut
         turned = (0.0, "")
+        if self._law.metric == "rms":
+            wanted = cohort.unheated(wanted, self._left)
         if self._reverse:
             wanted = lowered(cohort, wanted, signals, step, self._total_steps or ANYTIME_STEPS)
             free = mask & ~np.isin(reading.group_of, self._rates.held_up(lever.value))
@@ -295,11 +299,7 @@ class Thermostat(Controller):
         assert self._start is not None
         warmup = self._late_warmup
         rates = {n: c.lever.value * c.warmth(step, warmup) for n, c in self._cohorts.items()}
-        state = (
-            *rates.values(),
-            *self._rates.state(),
-            len(self._waiting),
-        )
+        state = (*rates.values(), *self._rates.state(), len(self._waiting))
         if state != self._asked:  # else nothing moved: most steps of a long run
             self._asked, self._answer = state, self._fresh_scales(rates, self._floor / max(1.0, warmup))
         if "impulse" not in self.needs:

@@ -63,6 +63,7 @@ class Chain(Controller):
         self._kept: list[dict[str, float]] = [{} for _ in self.controllers]
         self._named: list[Mapping[str, float]] = [{} for _ in self.controllers]
         self._layers: dict[str, float] = {}
+        self._told_left = 1.0
         self._last = [Scales() for _ in self.controllers]
 
     @property
@@ -95,6 +96,15 @@ class Chain(Controller):
         for controller in self.controllers:
             _show_lr(self, controller, lr)
 
+    @property
+    def left(self) -> float:
+        """What all shapes together have left."""
+        return math.prod(c.left for c in self.controllers)
+
+    def see_left(self, left: float) -> None:
+        """Keep what all shapes around it have left, its own among them, for its members."""
+        self._told_left = left
+
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the product of their scales, with the weights of the controller that gives any.
 
@@ -105,6 +115,10 @@ class Chain(Controller):
         wd: float | Sequence[float] = 1.0
         weights = None
         changed = False
+        if reading is not None:
+            left = min(self._told_left, self.left)
+            for controller in self.controllers:
+                controller.see_left(left)
         for i, controller in enumerate(self.controllers):
             scales = self._last[i] = controller.update(reading, step)
             lr = lr if scales.lr == 1.0 else _product(lr, scales.lr)  # most leave one of the two alone
@@ -227,6 +241,15 @@ class Wrapper(Controller):
         _show_lr(self, self.controller, lr)
 
     @property
+    def left(self) -> float:
+        """What the controller's shapes have left."""
+        return self.controller.left
+
+    def see_left(self, left: float) -> None:
+        """Tell the controller."""
+        self.controller.see_left(left)
+
+    @property
     def log(self) -> list[Action]:
         """The controller's actions."""
         return self.controller.log
@@ -272,6 +295,11 @@ class DryRun(Wrapper):
     def __init__(self, controller: Controller) -> None:
         super().__init__(controller)
         self._would = Scales()
+
+    @property
+    def left(self) -> float:
+        """All of it: nothing is applied."""
+        return 1.0
 
     @property
     def would(self) -> Scales:

@@ -108,6 +108,22 @@ def test_anytime_is_constant_until_the_quench():
         cooling.cool_now(3)
 
 
+def test_what_a_shape_has_left_is_its_last_factor_without_the_warm_up():
+    cooling = Cooling(20, "linear", 5)
+    seen = []
+    for step in range(1, 21):
+        cooling.update(None, step)
+        seen.append(cooling.left)
+    assert seen == pytest.approx([1.0] * 5 + [1 - t / 15 for t in range(15)])
+    open_end = Cooling(None)
+    factors(open_end, 9)
+    open_end.cool_now(4)
+    assert open_end.left == 1.0
+    open_end.update(None, 10)
+    open_end.update(None, 11)
+    assert open_end.left == pytest.approx(0.5)
+
+
 def test_inside_the_optimizer_it_is_a_schedule():
     ours, theirs = model(), model()
     opt = ThermoAdamW(ours.parameters(), lr=1e-2, controller=Cooling(12, "cosine", 0), backend="torch")

@@ -14,9 +14,11 @@ from tests.support.small_net import assert_same_bits, model
 from thermoopt import ThermoAdamW
 from thermoopt.controllers.base import Action, Start
 from thermoopt.controllers.cohorts import Cohort
+from thermoopt.controllers.cooling import Cooling
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import SMALLEST, Wanted
 from thermoopt.controllers.thermostat import Thermostat
+from thermoopt.controllers.wrappers import Chain
 
 FAST = Bounds(slew_up=1.5, slew_down=1.5)
 
@@ -372,6 +374,38 @@ def test_an_absolute_law_does_not_wind_up_behind_the_bounds_of_lr_scale():
 
 
 # ------------------------------------------------------------------ log
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_rate_is_not_raised_once_the_shape_has_left_less_than_half(late):
+    """The same law at the same weights: held below half, free above; newcomers are on their way."""
+    lever = Lever(FAST, 0.1)
+    cohort = Cohort(lever, "all", late=late)
+    cohort.gear.cut = 0.5  # the law counts in rates before the gear lowered them
+    higher, lower = Wanted(0.3, {}, "raised"), Wanted(0.1, {}, "lowered")
+    assert cohort.unheated(higher, 0.5) is higher
+    assert cohort.unheated(lower, 0.1) is lower
+    assert cohort.unheated(None, 0.1) is None
+    held = cohort.unheated(higher, 0.49)
+    assert held.rate == (0.3 if late else 0.2)
+    assert late or ("the cooling has left 0.49" in held.reason and held.evidence["amplitude_left"][0] == 0.49)
+
+
+def test_a_quench_ends_all_raising():
+    def raised(cool):
+        net = model(torch.float64)
+        chain = Chain(Thermostat("diffusion", total_steps=200, kappa=0.1), Cooling(None))
+        opt = ThermoAdamW(net.named_parameters(), controller=chain, measure_every=1, backend="torch")
+        train(net, opt, 15)
+        if cool:
+            chain.cool_now(20)
+        train(net, opt, 45, start=15)
+        return [a.step for a in opt.controller.log if a.kind == "lr" and a.new > a.old]
+
+    free, cooled = raised(False), raised(True)
+    assert max(free) > 35
+    assert [s for s in cooled if s <= 15] == [s for s in free if s <= 15]
+    assert max(cooled) <= 22  # from 1 - sqrt(5 / 20) = 1/2 on
 
 
 def test_log_entries_are_complete_and_survive_json():

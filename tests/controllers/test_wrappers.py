@@ -160,6 +160,25 @@ def test_a_state_of_other_controllers_is_refused(saved):
     assert chain.controllers[0].count == 0
 
 
+class Told(Script):
+    """Remembers what it is told that the shapes have left."""
+
+    left_told = ()
+
+    def see_left(self, left):
+        self.left_told += (round(left, 9),)
+
+
+def test_members_hear_what_all_shapes_together_have_left():
+    inner, outer, dry = Told({}), Told({}), DryRun(Cooling(20, "linear", 0))
+    first = Cooling(10, "linear", 0)
+    chain = Chain(outer, Chain(inner, Cooling(20, "linear", 0)), first, dry)
+    for step in range(1, 5):
+        chain.update(object() if step % 2 else None, step)
+    # with the readings of steps 1 and 3: before any step, and after two
+    assert outer.left_told == inner.left_told == (1.0, round(0.9 * 0.95, 9))
+
+
 def test_cool_now_reaches_the_cooling_wherever_it_is():
     inner = Cooling(None, warmup=0)
     chain = Chain(Script({"lr": 2.0}), Recorder(Chain(inner)))
