@@ -179,4 +179,6 @@ def test_of_a_chain_the_first_member_counts_and_the_others_shape_it():
     assert standing(1, wanted=math.nan).state == "no signal"
     assert standing(1, wanted=0.2).state == "on its way"
     assert standing(1, why="drift; bound: lr_scale allows at most 1").state == "bound"
+    cooled = "not raised: the cooling has left 0.3 of the rate"
+    assert standing(1, wanted=0.2, why=cooled).state == "cooling"
     assert Standing.from_dict(standing(3).to_dict()) == standing(3)

@@ -400,9 +400,11 @@ def test_a_quench_ends_all_raising():
         if cool:
             chain.cool_now(20)
         train(net, opt, 45, start=15)
-        return [a.step for a in opt.controller.log if a.kind == "lr" and a.new > a.old]
+        states = {s.state for s in opt.history.standings}
+        return [a.step for a in opt.controller.log if a.kind == "lr" and a.new > a.old], states
 
-    free, cooled = raised(False), raised(True)
+    (free, shown), (cooled, told) = raised(False), raised(True)
+    assert "cooling" in told - shown
     assert max(free) > 35
     assert [s for s in cooled if s <= 15] == [s for s in free if s <= 15]
     assert max(cooled) <= 22  # from 1 - sqrt(5 / 20) = 1/2 on

@@ -14,6 +14,9 @@ SAME = 0.011
 """Relative difference up to which two rates count as the same: a thermostat leaves 1 % alone, and records
 round."""
 
+SIGNS = {"bound": "bound: ", "lowered": "rate lowered", "cooling": "the cooling has left", "waits": "waits: "}
+"""States by the words that a thermostat gives as the reason."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -47,11 +50,12 @@ class Standing:
     def state(self) -> str:
         """``"follows"``, or why not.
 
-        That is ``"no signal"``, ``"bound"``, ``"lowered"`` (reverse gear), ``"waits"`` or ``"on its way"``.
+        That is ``"no signal"``, ``"bound"``, ``"lowered"`` (reverse gear), ``"cooling"``, ``"waits"`` or
+        ``"on its way"``.
         """
         if not math.isfinite(self.wanted):
             return "no signal"
-        for word, sign in (("bound", "bound: "), ("lowered", "rate lowered"), ("waits", "waits: ")):
+        for word, sign in SIGNS.items():
             if sign in self.why:
                 return word
         return "follows" if abs(self.wanted - self.held) <= SAME * self.held else "on its way"

@@ -42,6 +42,7 @@ _STATES = {
     "on its way": GREEN,
     "bound": RED,
     "lowered": ORANGE,
+    "cooling": BLUE,
     "waits": PURPLE,
     "no signal": GREY,
 }
