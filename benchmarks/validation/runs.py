@@ -153,6 +153,12 @@ def _drown(model: nn.Module) -> None:
         p.register_hook(lambda g: g + 30 * g.norm() / math.sqrt(g.numel()) * torch.randn_like(g))
 
 
+def _shrink(model: nn.Module) -> None:
+    """Every gradient is far below Adam's eps, as of a loss in units that make it tiny."""
+    for _, p in model.named_parameters():
+        p.register_hook(lambda g: 1e-13 * g)
+
+
 DEFECTS = {
     "first matrix detached": "dead_layer",
     "first matrix detached half way": "dead_layer",
@@ -160,6 +166,7 @@ DEFECTS = {
     "every second matrix at a thousandth of the rate": "layers_out_of_step",
     "one gradient not a number": "non_finite_steps",
     "gradients drowned in noise": "gradient_noise",
+    "gradients times 1e-13": "gradients_below_eps",
 }
 """The defects of a run, and the finding that each should have."""
 
@@ -171,6 +178,7 @@ _HOOKS: dict[str, Callable[[nn.Module], None]] = {
     "first matrix detached half way": _silence,
     "one gradient not a number": _poison,
     "gradients drowned in noise": _drown,
+    "gradients times 1e-13": _shrink,
 }
 
 

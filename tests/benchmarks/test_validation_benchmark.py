@@ -61,6 +61,7 @@ def test_a_healthy_run_is_judged_as_it_would_be_trained():
         ("layers_out_of_step", {"defect": "every second matrix at a thousandth of the rate"}),
         ("exploding_layer", {"defect": "last matrix at 300 times the rate"}),
         ("gradient_noise", {"defect": "gradients drowned in noise"}),
+        ("gradients_below_eps", {"defect": "gradients times 1e-13"}),
         ("non_finite_steps", {"defect": "one gradient not a number"}),
         ("learning_rate_zero", {"schedule": "short"}),
         ("learning_rate_runaway", {"schedule": "runaway"}),

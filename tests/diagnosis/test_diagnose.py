@@ -226,6 +226,9 @@ NOT_SICK = {
     "gradients that fade as fast": record(layers={"grad_norm": only(2, FORGETS**0.9)}, ema_steps=50),
     "a frozen layer": record(layers={"grad_norm": one(2, math.nan, 0.1)}, frozen=("c.weight",)),
     "all layers grow alike": record(layers={"param_norm": 50.0}),
+    "a gradient that a gate held back": record(
+        layers={"grad_norm": np.geomspace(1e-5, 0.2, N)[:, None] * one(0, 1, 0) + one(0, 0, 0.1)}
+    ),
     "one decade apart": record(layers={"angular_step": one(3, 5e-4, 5e-3)}),
     "gradients vanish in a run that learned": record({"energy_ratio": 1e-6}),
     "gradients vanish late": record(

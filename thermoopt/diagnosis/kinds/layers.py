@@ -115,7 +115,8 @@ def exploding_layer(run: Evidence) -> Finding | None:
 
     Null: 1, neither grows. HIGH if the norm has grown :data:`GROWN` times since the start and :data:`APART`
     times more than the median layer's, or if the gradient has grown :data:`STEEPENED` times since the first
-    readings and is as far from the median.
+    readings and is as far from the median, in growth and in size: behind a gate that begins near 0 (layer
+    scale, B = 0 in LoRA) a gradient grows from nothing to what others have.
     """
     if not run.enough or run.matrix.sum() < PEERS:
         return None
@@ -127,9 +128,13 @@ def exploding_layer(run: Evidence) -> Finding | None:
         early = np.array([median(column[:MIN_READINGS]) for column in gradients.T])
         late = np.array([median(column[-MIN_READINGS // 2 :]) for column in gradients.T])
         grad = late / early
-    for measure, growth, bound in (("param_norm", norm, GROWN), ("grad_norm", grad, STEEPENED)):
+    steep = late > APART * median(late)
+    for measure, growth, bound, large in (
+        ("param_norm", norm, GROWN, np.ones_like(steep)),
+        ("grad_norm", grad, STEEPENED, steep),
+    ):
         usual = median(growth)
-        wild = (growth > bound) & (growth > APART * usual)
+        wild = (growth > bound) & (growth > APART * usual) & large
         if wild.any():
             worst = int(np.nanargmax(np.where(wild, growth, np.nan)))
             layers = tuple(names[wild])
