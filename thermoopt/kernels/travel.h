@@ -54,6 +54,10 @@ static inline void take_row(struct sample *x, const char *param, const char *gra
     }
     x->n += n;
     x->next = --x->left > 0 ? x->next + x->stride : NONE_LEFT;
+    if (x->left < 2) return;
+    const int64_t ahead = (x->next + x->stride) * size; /* the next row but one, or its copy would wait for memory */
+    __builtin_prefetch(param + ahead, 0, 3);
+    __builtin_prefetch(grad + ahead, 0, 3);
 }
 
 /* Begin with elements [from, to) of a layer; what is one stretch is taken at once. `param` and `grad` are those of
