@@ -37,6 +37,20 @@ MAX_LAYER_READINGS = 256
 """Readings of all layers to keep, evenly spaced over the run: more than a heat map has pixels for."""
 
 
+TOGETHER = 16
+"""Readings that nobody waits for are formed so many in one go: one by one between steps, each would find
+numpy's code out of the processor's caches and take several times as long. Until then they hold 3.5 KB a
+layer."""
+
+
+class Unformed(Protocol):
+    """A reading that was not formed yet."""
+
+    @property
+    def reading(self) -> Reading | None:
+        """Form it."""
+
+
 @dataclass(frozen=True)
 class _Row:
     step: int
@@ -102,33 +116,68 @@ class History:
             raise ValueError(f"max_layer_readings must be >= 2, got {max_layer_readings}")
         self._max_readings = max_readings
         self._max_layers = max_layer_readings
-        self._groups: deque[_Row] = deque()
-        self._layers: list[_Row] = []
+        self._group_rows: deque[_Row] = deque()
+        self._layer_rows: list[_Row] = []
+        self._later: list[Unformed] = []
         self._stride = 1
         self._count = 0
 
     def __len__(self) -> int:
         return len(self._groups)
 
-    @np.errstate(over="ignore")  # a diverging run: infinite in float32
     def append(self, reading: Reading) -> None:
         """Add a reading."""
-        self._groups.append(_Row(reading.step, reading.group_names, reading.group_terms, reading.loss))
+        self._form()
+        self._add(reading)
+
+    def append_later(self, unformed: Unformed) -> None:
+        """Add a reading that is formed with others, or when the history is looked at."""
+        self._later.append(unformed)
+        if len(self._later) >= TOGETHER:
+            self._form()
+
+    def _form(self) -> None:
+        """Add the readings that were not formed yet."""
+        later, self._later = self._later, []
+        for unformed in later:
+            reading = unformed.reading
+            assert reading is not None
+            self._add(reading)
+
+    @np.errstate(over="ignore")  # a diverging run: infinite in float32
+    def _add(self, reading: Reading) -> None:
+        rows = self._group_rows
+        rows.append(_Row(reading.step, reading.group_names, reading.group_terms, reading.loss))
         room = min(self._max_readings, max(1, MAX_BYTES // reading.group_terms.nbytes))
-        while len(self._groups) > room:
-            self._groups.popleft()
+        while len(rows) > room:
+            rows.popleft()
         if self._count % self._stride == 0:
             terms = np.where(reading.seen, reading.terms, np.nan).astype(np.float32)
-            self._layers.append(_Row(reading.step, reading.names, terms))
-            if len(self._layers) >= self._max_layers:
-                self._layers = self._layers[::2]
+            self._layer_rows.append(_Row(reading.step, reading.names, terms))
+            if len(self._layer_rows) >= self._max_layers:
+                self._layer_rows = self._layer_rows[::2]
                 self._stride *= 2
         self._count += 1
+
+    @property
+    def _groups(self) -> deque[_Row]:
+        self._form()
+        return self._group_rows
+
+    @property
+    def _layers(self) -> list[_Row]:
+        self._form()
+        return self._layer_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles keep: formed readings."""
+        self._form()
+        return {**self.__dict__, "_later": []}
 
     def renamed(self, names: Mapping[str, str]) -> History:
         """Return a view with other layer names; layers not in ``names`` keep theirs."""
         out = copy(self)
-        out._layers = [
+        out._layer_rows = [
             replace(row, names=tuple(names.get(name, name) for name in row.names)) for row in self._layers
         ]
         return out
@@ -175,8 +224,8 @@ class History:
     def rewind(self, step: int) -> None:
         """Forget readings after ``step``: a checkpoint was loaded and the run goes on from there."""
         self._count -= sum(row.step > step for row in self._groups)
-        self._groups = deque(row for row in self._groups if row.step <= step)
-        self._layers = [row for row in self._layers if row.step <= step]
+        self._group_rows = deque(row for row in self._groups if row.step <= step)
+        self._layer_rows = [row for row in self._layers if row.step <= step]
 
     @property
     def losses(self) -> Array:

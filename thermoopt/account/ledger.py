@@ -315,19 +315,21 @@ class Ledger:
         self._asked = max([run.recorded, *(other.step for other in later if other.record)])
 
     def _record(self, step: int, travel: PendingTravel | None) -> None:
+        self.meter.run.recorded, self.meter.run.unseen = step, 1
+        if not (self._complete or self._on_record or self._sinks):  # nobody waits for it
+            unformed = self.meter.snapshot()
+            self._last.add(step, lambda: unformed.reading)
+            return self._history.append_later(unformed)
         reading = self.meter.reading
         assert reading is not None
         if self._complete is not None:
             reading = self._complete(reading)
-        self.meter.run.recorded, self.meter.run.unseen = step, 1
-        self._last.add(reading)
+        self._last.add(step, lambda: reading)
         self._history.append(reading)
         if self._on_record is not None:
             self._on_record(reading, travel)
         if self._sinks is not None:
             self._sinks.write(reading)
-
-    # ---------------------------------------------------------------- what is read
 
     @property
     def reading(self) -> Reading | None:
@@ -371,8 +373,6 @@ class Ledger:
         """Measured steps that moved nothing, by cause."""
         self.settle()
         return dict(self.meter.run.skipped)
-
-    # ---------------------------------------------------------------- state
 
     def restart(self, unavailable: Collection[Sum] = ()) -> None:
         """Start averages over without layers; the run's counters go on."""

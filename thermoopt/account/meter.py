@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,12 @@ class Meter:
                 skipped=dict(self.run.skipped),
             )
         return self._latest
+
+    def snapshot(self) -> Meter:
+        """Return a copy that later steps do not change."""
+        out = copy(self)
+        out._state, out.run = self._state.copy(), replace(self.run, skipped=dict(self.run.skipped))
+        return out
 
     def took(self) -> None:
         """Count a step that a kernel averaged into :attr:`state` by itself."""

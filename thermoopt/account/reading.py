@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -189,22 +189,22 @@ class LastReadings:
     """
 
     def __init__(self, limit: int) -> None:
-        self._recorded: deque[Reading] = deque(maxlen=limit)
-        self._unseen: deque[Reading] = deque(maxlen=limit)
+        self._recorded: deque[tuple[int, Callable[[], Reading | None]]] = deque(maxlen=limit)
+        self._unseen: deque[tuple[int, Callable[[], Reading | None]]] = deque(maxlen=limit)
 
     @property
     def unseen(self) -> bool:
         """Whether there is one that :meth:`fresh` did not return yet."""
         return bool(self._unseen)
 
-    def add(self, reading: Reading) -> None:
-        """Keep one more."""
-        self._recorded.append(reading)
-        self._unseen.append(reading)
+    def add(self, step: int, form: Callable[[], Reading | None]) -> None:
+        """Keep one more, which ``form`` returns when it is asked for."""
+        self._recorded.append((step, form))
+        self._unseen.append((step, form))
 
     def resume(self, reading: Reading) -> None:
         """Keep the reading of a checkpoint that the controller had not seen."""
-        self._unseen.append(reading)
+        self._unseen.append((reading.step, lambda: reading))
 
     def clear(self) -> None:
         """Forget them."""
@@ -213,11 +213,11 @@ class LastReadings:
 
     def late(self, steps: int, lag: int) -> Reading | None:
         """Return the last one that is ``lag`` steps old or older after so many steps."""
-        return next((r for r in reversed(self._recorded) if r.step + lag <= steps), None)
+        return next((form() for step, form in reversed(self._recorded) if step + lag <= steps), None)
 
     def fresh(self, steps: int, lag: int) -> Reading | None:
         """Return the last unseen one that is as old; it and those before count as seen."""
-        reading = None
-        while self._unseen and self._unseen[0].step + lag <= steps:
-            reading = self._unseen.popleft()
-        return reading
+        form = None
+        while self._unseen and self._unseen[0][0] + lag <= steps:
+            _, form = self._unseen.popleft()
+        return None if form is None else form()

@@ -10,15 +10,15 @@ from thermoopt.adamw.arguments import (
 from thermoopt.adamw.backends import dry_kernel
 from thermoopt.adamw.control_loop import start_of
 from thermoopt.adamw.optimizer import ThermoAdamW
-from thermoopt.adamw.rates import FactorCache, Rates, group_rates
+from thermoopt.adamw.rates import Rates, RatesCache, group_rates
 from thermoopt.adamw.torch_backend import MeasuringPass
 from thermoopt.adamw.torch_sums import fill
 
 __all__ = [
     "EMA_STEPS",
-    "FactorCache",
     "MeasuringPass",
     "Rates",
+    "RatesCache",
     "ThermoAdamW",
     "check_count",
     "check_hookable",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from thermoopt.account import LedgerView, Meter, as_loss
 from thermoopt.account.reading import Reading
-from thermoopt.adamw.rates import FactorCache, Rates, Rows, group_rates, layer_rates
+from thermoopt.adamw.rates import Rates, RatesCache, Rows, group_rates, layer_rates
 from thermoopt.adamw.state import GroupState
 from thermoopt.adamw.torch_backend import Backend
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
@@ -330,7 +330,7 @@ class LoopView(LedgerView):
     _backend: Backend
     _measure_every: int | None
     _sinks: SinkQueue
-    _factors: FactorCache
+    _factors: RatesCache
     param_groups: list[dict[str, Any]]
 
     @property

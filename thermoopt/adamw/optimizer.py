@@ -26,7 +26,7 @@ from thermoopt.adamw.compiled import (
     traced_step,
 )
 from thermoopt.adamw.control_loop import ControlLoop, LoopView, start_of
-from thermoopt.adamw.rates import FactorCache
+from thermoopt.adamw.rates import RatesCache
 from thermoopt.adamw.state import (
     KEY,
     GroupState,
@@ -161,7 +161,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             on_unbegun=None if self._loop is None else weakly(self._unbegin),
             on_missed=None if self._loop is None else self._loop.missed,
         )
-        self._factors = FactorCache()
+        self._factors = RatesCache()
         self._factors_set: Mapping[str, float] | None = None
 
     def set_layer_factors(self, factors: Mapping[str, float]) -> None:
@@ -204,7 +204,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         Returns:
             With ``traced``, what is left to be stepped where the compiler can see it.
         """
-        self.follow_groups()
+        self._follow_groups()
         captured = capturing()
         if captured:
             check_capturable(self)
@@ -292,11 +292,14 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
     @uncompiled
     def follow_groups(self) -> None:
         """Follow edits of ``param_groups`` made by hand, as every step does; warn of what changed."""
+        self._follow_groups()
+
+    def _follow_groups(self) -> None:
         edit = self._layout.follow(self.param_groups, self._ledger)
         if edit is None:
             return
         self._backend.reset()
-        self._factors, self._factors_set = FactorCache(), None
+        self._factors, self._factors_set = RatesCache(), None
         if self._loop is not None:
             self._loop.follow(drop=edit != "exchange")
 

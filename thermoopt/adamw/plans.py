@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.account import Ledger, PendingSums, layer_names
-from thermoopt.adamw.rates import Rates, Rows, kernel_rates, spread
+from thermoopt.adamw.rates import Rates, Rows, kernel_rates, same_objects, spread
 from thermoopt.adamw.sorting import Columns, Place, Sorted, Sorting
 from thermoopt.adamw.torch_sums import torch_sums
 from thermoopt.tensors import WARM_UP, Fetch, capturing, is_distributed, local
@@ -30,7 +30,8 @@ class Batch:
 
     Attributes:
         into: the table of a ledger that the plan averages its sums into.
-        rates: rates of the last step, each a number or ``[n]``.
+        rates, fixed: arguments of the last step, each a number or ``[n]``.
+        given: what they were formed from; they are the same as long as these objects are.
     """
 
     plan: Any
@@ -39,6 +40,8 @@ class Batch:
     rows: Rows
     into: Any = None
     rates: dict[str, Any] = field(default_factory=dict)
+    fixed: dict[str, Any] = field(default_factory=dict)
+    given: list[Any] = field(default_factory=list)
 
 
 class PlanCache:
@@ -201,18 +204,21 @@ class PlanCache:
     ) -> dict[str, Any]:
         """Return the arguments of a plan's step, except gradients."""
         groups, group = optimizer.param_groups, batch.rows.group
-        batch.rates = {
-            **kernel_rates(rates, batch.rows),
-            "beta1": spread([g["betas"][0] for g in groups], group),
-            "beta2": spread([g["betas"][1] for g in groups], group),
-        }
-        out = {
-            **batch.rates,
-            "eps": spread([g["eps"] for g in groups], group),
-            "maximize": spread([g["maximize"] for g in groups], group),
-            "grad_scale": getattr(optimizer, "grad_scale", None),
-            "found_inf": getattr(optimizer, "found_inf", None),
-        }
+        given = [*rates, *(x for g in groups for x in (*g["betas"], g["eps"], g["maximize"]))]
+        if not same_objects(given, batch.given):
+            batch.rates = {
+                **kernel_rates(rates, batch.rows),
+                "beta1": spread([g["betas"][0] for g in groups], group),
+                "beta2": spread([g["betas"][1] for g in groups], group),
+            }
+            batch.fixed = {
+                "eps": spread([g["eps"] for g in groups], group),
+                "maximize": spread([g["maximize"] for g in groups], group),
+            }
+            # a tensor may change and stay the same object
+            batch.given = [] if any(isinstance(x, Tensor) for x in given) else given
+        scaler = {key: getattr(optimizer, key, None) for key in ("grad_scale", "found_inf")}
+        out = {**batch.rates, **batch.fixed, **scaler}
         if half is not None:
             out["half"] = half
         return out

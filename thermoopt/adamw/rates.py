@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -16,12 +16,13 @@ from thermoopt.adamw.state import GroupState
 from thermoopt.tensors import widest
 
 __all__ = [
-    "FactorCache",
     "Rates",
+    "RatesCache",
     "Rows",
     "group_rates",
     "kernel_rates",
     "layer_rates",
+    "same_objects",
     "scaled_groups",
     "spread",
 ]
@@ -58,11 +59,12 @@ class Rates:
         return self.lr if self.factors is None else self.lr * self.factors[j]
 
 
-class FactorCache:
-    """Layer factors as floats, converted again only when their tensor was written to."""
+class RatesCache:
+    """Rates of groups and layer factors as floats, formed again only when what they depend on has changed."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, int, list[float] | None]] = {}
+        self._rates: dict[int, tuple[tuple[Any, ...], Rates]] = {}
 
     def floats(self, group: int, factors: Tensor) -> list[float] | None:
         """Return the factors of a group, or None if all are 1."""
@@ -73,13 +75,27 @@ class FactorCache:
             self._known[group] = known
         return known[2]
 
+    def rates(self, group: int, given: tuple[Any, ...]) -> Rates:
+        """Return the rates formed of these numbers: the same object as long as they are the same objects."""
+        known = self._rates.get(group)
+        if known is None or not same_objects(given, known[0]):
+            known = self._rates[group] = given, _rates(*given)
+        return known[1]
 
-def group_rates(index: int, group: dict[str, Any], cache: FactorCache) -> Rates:
+
+def group_rates(index: int, group: dict[str, Any], cache: RatesCache) -> Rates:
     """Read the effective rates of one group."""
     thermo = GroupState(group)
-    lr_scale, wd_scale = thermo.lr_scale, thermo.wd_scale
     factors = cache.floats(index, thermo.factors)
-    lr, wd = group["lr"], group["weight_decay"]
+    given = group["lr"], group["weight_decay"], thermo.lr_scale, thermo.wd_scale, factors
+    # a tensor may change and stay the same object
+    is_fixed = type(given[0]) is float and type(given[1]) is float
+    return cache.rates(index, given) if is_fixed else _rates(*given)
+
+
+def _rates(
+    lr: float | Tensor, wd: float, lr_scale: float, wd_scale: float, factors: list[float] | None
+) -> Rates:
     return Rates(
         lr=lr if lr_scale == 1.0 else lr * lr_scale,
         wd=wd if wd_scale == 1.0 else wd * wd_scale,
@@ -88,6 +104,11 @@ def group_rates(index: int, group: dict[str, Any], cache: FactorCache) -> Rates:
         base=lr,
         scale=lr_scale,
     )
+
+
+def same_objects(now: Collection[Any], then: Collection[Any]) -> bool:
+    """Whether two collections hold the very same objects in the same order."""
+    return len(now) == len(then) and all(map(operator.is_, now, then))
 
 
 def spread(values: Sequence[Any], group: NDArray[np.int64]) -> Any:

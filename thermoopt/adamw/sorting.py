@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from thermoopt.adamw.rates import same_objects
 from thermoopt.tensors import local
 
 __all__ = ["Columns", "Place", "Sorted", "Sorting"]
@@ -83,8 +83,11 @@ class Sorting:
             not self.fresh
             and self.flags == flags
             and self.missing == [g is None for g in grads]
-            and all(_same(group["params"], params) for group, params in zip(groups, self.params, strict=True))
-            and _same(optimizer.state.values(), self.states)
+            and all(
+                same_objects(group["params"], params)
+                for group, params in zip(groups, self.params, strict=True)
+            )
+            and same_objects(optimizer.state.values(), self.states)
         )
 
     def now(self, grads: list[Tensor | None]) -> Sorted:
@@ -113,7 +116,3 @@ class Sorting:
                     setattr(c, name, [None if x is None else local(x) for x in getattr(c, name)])
             out.columns[device] = c
         return out
-
-
-def _same(now: Collection[Any], then: list[Any]) -> bool:
-    return len(now) == len(then) and all(map(operator.is_, now, then))

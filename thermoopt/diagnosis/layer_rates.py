@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from thermoopt.account.reading import Reading
-from thermoopt.adamw import FactorCache, ThermoAdamW, group_rates
+from thermoopt.adamw import RatesCache, ThermoAdamW, group_rates
 from thermoopt.physics import AVERAGE, Term, sgd_shrink, swing_rest
 from thermoopt.traits import (
     COUPLED,
@@ -65,7 +65,7 @@ class LayerRates:
             found = found_factor(optimizer, group)
             lr *= 1.0 if found is None else float(found)
             if isinstance(optimizer, ThermoAdamW):
-                rate = group_rates(i, group, FactorCache())
+                rate = group_rates(i, group, RatesCache())
                 lr, wd, factors = float(rate.lr), rate.wd, rate.factors
             beta2 = float(group["betas"][1]) if adam else 0.0
             memory = 1 / (1 - beta2) if beta2 > 0 else float(AVERAGE)
