@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.account import Ledger, PendingSums, layer_names
-from thermoopt.adamw.rates import Rates, Rows, kernel_rates, same_objects, spread
+from thermoopt.adamw.rates import Rates, Rows, kernel_rates, spread
 from thermoopt.adamw.sorting import Columns, Place, Sorted, Sorting
 from thermoopt.adamw.torch_sums import torch_sums
-from thermoopt.tensors import WARM_UP, Fetch, capturing, is_distributed, local
+from thermoopt.tensors import WARM_UP, Fetch, capturing, is_distributed, local, same_objects
 
 __all__ = ["Batch", "PlanCache", "account"]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.adamw.state import GroupState
-from thermoopt.tensors import widest
+from thermoopt.tensors import same_objects, widest
 
 __all__ = [
     "Rates",
@@ -22,7 +21,6 @@ __all__ = [
     "group_rates",
     "kernel_rates",
     "layer_rates",
-    "same_objects",
     "scaled_groups",
     "spread",
 ]
@@ -106,11 +104,6 @@ def _rates(
     )
 
 
-def same_objects(now: Collection[Any], then: Collection[Any]) -> bool:
-    """Whether two collections hold the very same objects in the same order."""
-    return len(now) == len(then) and all(map(operator.is_, now, then))
-
-
 def spread(values: Sequence[Any], group: NDArray[np.int64]) -> Any:
     """Return one number if all groups agree, else one per tensor, ``[n]``.
 
@@ -140,7 +133,7 @@ class Rows:
         own = [rate.factors for rate in rates]
         if all(f is None for f in own):
             return None
-        if self._known is None or not all(map(operator.is_, own, self._known[0])):
+        if self._known is None or not same_objects(own, self._known[0]):
             pairs = zip(self.group.tolist(), self.position.tolist(), strict=True)
             self._known = own, np.array([1.0 if (f := own[i]) is None else f[j] for i, j in pairs])
         return self._known[1]

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.adamw.rates import same_objects
-from thermoopt.tensors import local
+from thermoopt.tensors import local, same_members, same_objects
 
 __all__ = ["Columns", "Place", "Sorted", "Sorting"]
 
@@ -83,10 +82,7 @@ class Sorting:
             not self.fresh
             and self.flags == flags
             and self.missing == [g is None for g in grads]
-            and all(
-                same_objects(group["params"], params)
-                for group, params in zip(groups, self.params, strict=True)
-            )
+            and same_members([group["params"] for group in groups], self.params)
             and same_objects(optimizer.state.values(), self.states)
         )
 

@@ -1,6 +1,6 @@
 """From tensors, on any device and any number of ranks, to numbers on the host."""
 
-from thermoopt.tensors.layout import follow_groups, follow_layers, same_members
+from thermoopt.tensors.layout import follow_groups, follow_layers, same_members, same_objects
 from thermoopt.tensors.norms import root_mean_squares
 from thermoopt.tensors.precision import widest
 from thermoopt.tensors.sampling import sample_pages
@@ -23,6 +23,7 @@ __all__ = [
     "place",
     "root_mean_squares",
     "same_members",
+    "same_objects",
     "sample_pages",
     "send",
     "widest",

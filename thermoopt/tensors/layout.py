@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import Tensor
 
-__all__ = ["follow_groups", "follow_layers", "same_members"]
+__all__ = ["follow_groups", "follow_layers", "same_members", "same_objects"]
 
 Groups = Sequence[Sequence[Tensor]]
 
 
+def same_objects(now: Collection[Any], before: Collection[Any]) -> bool:
+    """Whether two collections hold the very same objects in the same order."""
+    return len(now) == len(before) and all(map(operator.is_, now, before))
+
+
 def same_members(now: Groups, before: Groups) -> bool:
     """Whether groups hold the very same tensors in the same order."""
-    return len(now) == len(before) and all(
-        len(a) == len(b) and all(map(operator.is_, a, b)) for a, b in zip(now, before, strict=True)
-    )
+    return len(now) == len(before) and all(map(same_objects, now, before))
 
 
 def follow_groups(before: Groups, now: Groups) -> list[int | None]:
