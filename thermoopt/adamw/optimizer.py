@@ -204,7 +204,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         Returns:
             With ``traced``, what is left to be stepped where the compiler can see it.
         """
-        self._follow_groups()
+        self.follow_groups()
         captured = capturing()
         if captured:
             check_capturable(self)
@@ -292,9 +292,6 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
     @uncompiled
     def follow_groups(self) -> None:
         """Follow edits of ``param_groups`` made by hand, as every step does; warn of what changed."""
-        self._follow_groups()
-
-    def _follow_groups(self) -> None:
         edit = self._layout.follow(self.param_groups, self._ledger)
         if edit is None:
             return
