@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -199,3 +201,14 @@ def test_the_command_runs_a_law_and_prints_its_ratios(tmp_path, capsys):
     main(["report", *where])
     assert "| small tables | wine |" in (tmp_path / "families.md").read_text()
     assert set(SEEDS) == {0, 1, 2}
+
+
+def test_the_committed_rows_can_be_resumed(tmp_path):
+    """Every file of rows says of each run which law it was of, and holds no run twice."""
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "families"
+    files = [results / "rows.jsonl", *sorted((results / "laws").glob("*.jsonl"))]
+    assert len(files) > 1
+    for file in files:
+        rows = run_all(Path(shutil.copy(file, tmp_path)), [], 1)
+        cases = [(case_of(row), row["source"]) for row in rows]
+        assert len(set(cases)) == len(cases) > 0, file.name
