@@ -199,7 +199,7 @@ def _pace(ax: Axes, history: HistoryLike) -> None:
     ax.set_yscale("log")
     headroom(ax, _LEGEND)
     decades(ax)
-    legend(ax, loc="upper right", ncols=2)
+    legend(ax, loc="upper right")
 
 
 def _empty(ax: Axes, why: str) -> None:
