@@ -59,6 +59,11 @@ class Cohort:
     r_last: float = math.nan
     r_square: float = 0.0
 
+    @property
+    def rate(self) -> float:
+        """What an absolute law counts from: the rate before the gear lowered it, down if on its way down."""
+        return self.lever.down / self.gear.cut
+
     def unheated(self, wanted: Wanted | None, left: float) -> Wanted | None:
         """Keep the rate from being raised once the run's shape has left less than :data:`QUENCHED` of it.
 
@@ -66,11 +71,10 @@ class Cohort:
             wanted: the law's answer, which knows nothing of the reverse gear.
             left: share of the amplitude that the shape has left. Newcomers are still on their way.
         """
-        held = min(self.lever.value, self.lever.target) / self.gear.cut
-        if wanted is None or self.late or left >= QUENCHED or not wanted.rate > held:
+        if wanted is None or self.late or left >= QUENCHED or not wanted.rate > self.rate:
             return wanted
         evidence = {**wanted.evidence, "amplitude_left": (left, 0.0)}
-        return Wanted(held, evidence, f"not raised: the cooling has left {left:.2g} of the rate")
+        return Wanted(self.rate, evidence, f"not raised: the cooling has left {left:.2g} of the rate")
 
     def warmth(self, step: int, warmup: float) -> float:
         """Factor of its own warm-up, linear over ``warmup`` steps; 1 for those there from the start."""
@@ -187,9 +191,8 @@ def cohort_signals(
         extra["distance"] = min(far, SLACK * cohort.way) if cohort.way > 0 else far
         extra["work"] = float((reading.travel.work[mask] / units).sum())
         extra["impulse"] = float(reading.travel.impulse[mask].sum())
-    lever = cohort.lever
-    # a rate on its way down is down for a law that only raises; one that scales it needs what was measured
-    rate = (min(lever.value, lever.target) if absolute else lever.value) / cohort.gear.cut
+    # a law that scales the rate needs that which was measured
+    rate = cohort.rate if absolute else cohort.lever.value / cohort.gear.cut
     return Signals(
         t=step - cohort.begun + 1,
         total_steps=total_steps,
@@ -220,7 +223,7 @@ def lowered(
     gear, lever = cohort.gear, cohort.lever
     shift = gear.look(step, signals.t, total_steps, signals.energy_ratio, signals.coherence, signals.loss)
     if shift is not None:
-        return Wanted(min(lever.value, lever.target) * shift.factor, shift.evidence, shift.reason)
+        return Wanted(lever.down * shift.factor, shift.evidence, shift.reason)
     return None if wanted is None else wanted._replace(rate=wanted.rate * gear.cut)
 
 

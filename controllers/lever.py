@@ -63,6 +63,11 @@ class Lever:
         self.acted = 0
         self.readings = 0
 
+    @property
+    def down(self) -> float:
+        """The value, or its target where that is lower: what is on its way down counts as down."""
+        return min(self.value, self.target)
+
     def ready(self, step: int) -> bool:
         """Whether it may act: enough readings have been seen, and the hold-off is over."""
         held = self.acted > 0 and step - self.acted < self.bounds.hold_off
