@@ -186,26 +186,37 @@ def test_a_step_forms_the_same_sums_on_its_way_as_a_pass_of_its_own(dtype, shape
         params[0].data = params[0].data.t()  # as it lies in memory
         groups = [{"params": params[:2]}, {"params": params[2:], "maximize": True}]
         opt = ThermoAdamW(groups, controller=autotune(400), backend="native")
+        told = []
         with monkeypatch.context() as patch:
             if not carried:
-                patch.setattr(TravelProbe, "carry", lambda *_: False)
+                patch.setattr(TravelProbe, "is_carried", lambda *_: False)
+            true = type(opt.controller).update
+            patch.setattr(
+                type(opt.controller),
+                "update",
+                lambda self, reading, step: (told.append(reading), true(self, reading, step))[1],
+            )
             for step in range(1, 8):
                 put_grads(params, rng, dtype)
-                if step in (4, 5):
+                if step in (3, 4, 5):
                     params[1].grad = None
                 if step > 4:  # step 5 is skipped
                     opt.grad_scale, opt.found_inf = torch.tensor(4.0), torch.tensor(float(step == 5))
                 opt.step()
         out = opt.state_dict()["param_groups"]
-        return [group["thermo"] for group in out], params, opt.controller
+        return [group["thermo"] for group in out], params, [r.travel for r in told if r is not None]
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        (one, mine, law), (other, theirs, _) = run(True), run(False)
+        (one, mine, told), (other, theirs, same) = run(True), run(False)
     finally:
         torch.set_num_threads(before)
-    assert law.every == 2  # steps 2, 4, ... are measured, and form their sums before they move
+    # of steps 1, 3, 6 (5 is skipped), before they move and with their forces; the first is torch's
+    assert [bool(travel.distance2.any()) for travel in told] == [False, True, True]
+    for travel, way in zip(told, same, strict=True):
+        for name in ("distance2", "impulse", "work"):
+            np.testing.assert_array_equal(getattr(travel, name), getattr(way, name))
     for a, b in zip(one, other, strict=True):
         for key in ("travel_impulse", "travel_work"):
             assert torch.equal(a[key], b[key])

@@ -140,8 +140,8 @@ class ControlLoop:
         if capturing() and not self._attached:
             raise RuntimeError(WARM_UP)
         weights = self._scales.weights
-        if weights is not None and not due and at is not None and self.probe.carry(weights, at):
-            return None
+        if weights is not None and at is not None and self.probe.is_carried(at):
+            return self.probe.carry(weights, at, due)
         if "impulse" in self.probe.needs and (weights is not None or capturing()):
             lrs, base = layer_rates(groups, rates, self._rows)
             scaler = {key: getattr(optimizer, key, None) for key in ("grad_scale", "found_inf")}

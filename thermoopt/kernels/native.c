@@ -81,6 +81,7 @@ struct call {
     struct travel **travel;      /* [n_tensors] what takes in each tensor's forces, or NULL; NULL for none at all */
     const int64_t *travel_layer; /* [n_tensors] which layer of it the tensor is */
     double *forces;              /* [n_chunks] their work */
+    double *standing;            /* [n_chunks, 2] squared displacement and absolute impulse, where they are due */
     double keep, number;         /* 1 - 1 / length of the average; number of this step */
     int64_t n_tensors, n_chunks, chunk_size, n_layers;
     int32_t num_threads, isa, batch, torch_width;
@@ -274,6 +275,12 @@ static void on(int isa, const struct work *w, int dtype, int flags, double *part
     chunk_portable(w, dtype, flags, partial);
 }
 
+/* Add the forces of a chunk's sample, and form its sums if they are due. */
+static void force(const struct call *k, int64_t j, const struct travel *travel, const struct sample *x, float rate) {
+    k->forces[j] = thermoopt_forces(travel, x, rate, k->grad_scale);
+    if (travel->sums) thermoopt_standing(travel, x, k->standing + 2 * j);
+}
+
 static void chunk(const struct call *k, int64_t j) {
     const int64_t i = k->chunk_tensor[j], start = k->chunk_start[j], n = k->numel[i];
     const int dtype = k->dtype[i], flags = k->flags[i];
@@ -301,13 +308,13 @@ static void chunk(const struct call *k, int64_t j) {
     const float rate = (flags & MAXIMIZE) ? -(float)k->lr[i] : (float)k->lr[i];
     thermoopt_sample(&sample, travel, k->travel_layer[i], w.param, w.grad, start, start + w.count);
     if (sample.next == NONE_LEFT) { /* one stretch: before anything moves */
-        k->forces[j] = thermoopt_forces(travel, &sample, rate, k->grad_scale);
+        force(k, j, travel, &sample, rate);
         on(k->isa, &w, dtype, flags, partial);
         return;
     }
     w.sample = &sample;
     on(k->isa, &w, dtype, flags, partial);
-    k->forces[j] = thermoopt_forces(travel, &sample, rate, k->grad_scale);
+    force(k, j, travel, &sample, rate);
 }
 
 /* Take batches of chunks until none is left. */
@@ -324,13 +331,15 @@ static void worker(const struct call *k, int64_t *next) {
 static void finish(const struct call *k) {
     int64_t j = 0;
     for (int64_t i = 0; i < k->n_tensors; i++) {
-        double s[SUMS] = {0}, work = 0;
-        const int forces = k->travel && k->travel[i];
+        double s[SUMS] = {0}, work = 0, standing[2] = {0};
+        const struct travel *travel = k->travel ? k->travel[i] : NULL;
         for (; j < k->n_chunks && k->chunk_tensor[j] == i; j++) {
             for (int q = 0; q < SUMS; q++) s[q] += k->partial[j * SUMS + q];
-            if (forces) work += k->forces[j];
+            if (travel) work += k->forces[j];
+            for (int q = 0; travel && travel->sums && q < 2; q++) standing[q] += k->standing[2 * j + q];
         }
-        if (forces) thermoopt_worked(k->travel[i], k->travel_layer[i], work);
+        if (travel) thermoopt_worked(travel, k->travel_layer[i], work);
+        if (travel && travel->sums) thermoopt_stood(travel, k->travel_layer[i], standing);
         if (!(k->flags[i] & MEASURE)) continue;
         const double r1 = 1 / k->coef[i].bias1, b2 = k->coef[i].bias2;
         double *out = k->out + i * SUMS;

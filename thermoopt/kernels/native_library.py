@@ -14,7 +14,7 @@ __all__ = ["COEFFICIENTS", "ISA", "ISAS", "LIBRARY", "REASON", "TORCH_WIDTH", "C
 _POINTERS = (
     "param grad exp_avg exp_avg_sq max_exp_avg_sq step numel dtype flags lr weight_decay beta1 beta2 eps "
     "chunk_tensor chunk_start partial coef out grad_scale found_inf t scale table layer "
-    "travel travel_layer forces"
+    "travel travel_layer forces standing"
 ).split()
 COEFFICIENTS = 72
 """Bytes of ``struct coefficients``."""

@@ -21,7 +21,9 @@ class Riders:
     def __init__(self, call: Call, n: int, chunks: int) -> None:
         self._call, self._in_order = call, np.arange(n)
         self._travel, self._layer, self._work = np.zeros(n, np.int64), self._in_order.copy(), np.zeros(chunks)
+        self._standing = np.zeros((chunks, 2))
         call.travel_layer, call.forces = self._layer.ctypes.data, self._work.ctypes.data
+        call.standing = self._standing.ctypes.data
 
     @property
     def found_inf_at(self) -> int | None:

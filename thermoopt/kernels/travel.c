@@ -73,6 +73,16 @@ static inline __attribute__((always_inline)) void elements(const float *restrict
     for (int64_t j = 0; j < n; j++) lanes[j] += (double)work[j];
 }
 
+static inline __attribute__((always_inline)) void stands(const float *restrict p, const float *restrict x0,
+                                                         const float *restrict s, int64_t n, double *restrict away,
+                                                         double *restrict size) {
+    for (int64_t j = 0; j < n; j++) {
+        const float d = p[j] - x0[j];
+        away[j] += (double)(d * d);
+        size[j] += (double)(s[j] < 0 ? -s[j] : s[j]);
+    }
+}
+
 static inline __attribute__((always_inline)) const float *numbers(const void *from, int64_t at, int64_t n, int dtype,
                                                                   float *into) {
     if (dtype == FLOAT32) return (const float *)from + at;
@@ -162,56 +172,72 @@ void thermoopt_worked(const struct travel *k, int64_t i, double sum) {
     k->done[i] = k->done[i] * k->keep - k->work * sum;
 }
 
-/* Add squared displacement and absolute impulse of a part to two sums. */
-static void standing(const struct travel *k, const struct sample *x, double *sums) {
+/* Write a layer's sums: those of its parts, and its work. */
+void thermoopt_stood(const struct travel *k, int64_t i, const double *parts) {
+    double *sums = k->sums + i * TRAVEL_SUMS;
+    sums[DISTANCE2] = parts[DISTANCE2];
+    sums[IMPULSE] = parts[IMPULSE];
+    sums[WORK] = k->done[i];
+}
+
+/* Squared displacement and absolute impulse of a part. */
+static inline __attribute__((always_inline)) void standing(const struct travel *k, const struct sample *x, int dtype,
+                                                           double *sums) {
     double away[LANES] = {0}, size[LANES] = {0};
     float own_p[LANES], own_x[LANES];
     for (int64_t j = 0; j < x->n; j += LANES) {
         const int64_t n = x->n - j < LANES ? x->n - j : LANES;
-        const float *p = numbers(x->param, j, n, k->dtype, own_p);
-        const float *x0 = numbers(k->start, x->flat + j, n, k->dtype, own_x), *s = k->impulse + x->flat + j;
-        for (int64_t l = 0; l < n; l++) {
-            const float d = p[l] - x0[l];
-            away[l] += (double)(d * d);
-            size[l] += (double)(s[l] < 0 ? -s[l] : s[l]);
-        }
+        const float *p = numbers(x->param, j, n, dtype, own_p);
+        const float *x0 = numbers(k->start, x->flat + j, n, dtype, own_x), *s = k->impulse + x->flat + j;
+        if (n == LANES)
+            stands(p, x0, s, LANES, away, size);
+        else
+            stands(p, x0, s, n, away, size);
     }
+    sums[DISTANCE2] = sums[IMPULSE] = 0;
     for (int l = 0; l < LANES; l++) {
-        sums[0] += away[l];
-        sums[1] += size[l];
+        sums[DISTANCE2] += away[l];
+        sums[IMPULSE] += size[l];
     }
 }
 
-/* Take a layer part by part: for its sums where there is room for them, else for its forces. */
-static double parts(const struct travel *k, int64_t i) {
+void thermoopt_standing(const struct travel *k, const struct sample *x, double *sums) {
+    if (k->dtype == FLOAT32)
+        standing(k, x, FLOAT32, sums);
+    else
+        standing(k, x, k->dtype, sums);
+}
+
+/* Take a layer part by part: add its forces, if it has a gradient; write its sums, if there is room for them. */
+static void parts(const struct travel *k, int64_t i, int forces) {
     const int64_t first = k->first[i], end = first + (k->rows[i] - 1) * k->stride[i] + k->width[i];
     const int64_t size = k->dtype == FLOAT32 ? 4 : 2;
     struct sample x;
-    double work = 0;
+    double work = 0, own[2], sums[2] = {0};
     for (int64_t from = first - first % k->part; from < end; from += k->part) {
         const char *param = (const char *)k->param[i] + from * size;
-        const char *grad = k->sums ? param : (const char *)k->grad[i] + from * size;
+        const char *grad = forces ? (const char *)k->grad[i] + from * size : param;
         thermoopt_sample(&x, k, i, param, grad, from, from + k->part < end ? from + k->part : end);
         while (x.next < x.end) take_row(&x, param, grad);
-        if (k->sums)
-            standing(k, &x, k->sums + 2 * i);
-        else
-            work += thermoopt_forces(k, &x, (float)k->rate[i], k->grad_scale);
+        if (forces) work += thermoopt_forces(k, &x, (float)k->rate[i], k->grad_scale);
+        if (!k->sums) continue;
+        thermoopt_standing(k, &x, own);
+        sums[DISTANCE2] += own[DISTANCE2];
+        sums[IMPULSE] += own[IMPULSE];
     }
-    return work;
+    if (forces) thermoopt_worked(k, i, work);
+    if (k->sums) thermoopt_stood(k, i, sums);
 }
 
 static void layer(const struct travel *k, int64_t i) {
-    if (k->sums) {
-        k->sums[2 * i] = k->sums[2 * i + 1] = 0;
-        parts(k, i);
-    } else if (!k->grad[i]) {
+    const int forces = k->forces && k->grad[i];
+    if (k->rest && forces) return;
+    if (k->forces && !forces) {
         const float keep = (float)k->keep;
         for (int64_t j = 0; j < k->rows[i] * k->width[i]; j++) k->impulse[k->at[i] + j] *= keep;
         thermoopt_worked(k, i, 0);
-    } else if (!k->rest) {
-        thermoopt_worked(k, i, parts(k, i));
     }
+    if (forces || k->sums) parts(k, i, forces);
 }
 
 static void some(const struct travel *k, int64_t *next) {
@@ -222,9 +248,9 @@ static void some(const struct travel *k, int64_t *next) {
     }
 }
 
-/* Add a step's forces, of which a step that a GradScaler skips has none; or form the sums. */
+/* Add a step's forces, of which a step that a GradScaler skips has none; form the sums. */
 EXPORT void thermoopt_travel(const struct travel *k) {
-    if (!k->sums && k->found_inf && *k->found_inf != 0) return;
+    if (k->forces && k->found_inf && *k->found_inf != 0) return;
     int64_t next = 0;
 #ifdef _OPENMP
     if (k->num_threads > 1) {

@@ -17,12 +17,15 @@ struct travel {
     const void *start;    /* x0, of the parameters' dtype */
     float *impulse;       /* S */
     double *done;         /* [n] N */
-    double *sums;         /* [n, 2] what to write squared displacement and absolute impulse to, or NULL: add forces */
+    double *sums;         /* [n, TRAVEL_SUMS] what to write a layer's sums to, or NULL */
     const float *grad_scale, *found_inf;
     double keep, work, weight;
     int64_t n, part;      /* elements of a part */
-    int32_t dtype, num_threads, rest; /* rest: take only layers without a gradient */
+    int32_t dtype, num_threads;
+    int32_t forces, rest; /* add forces; take only layers without a gradient */
 };
+
+enum { DISTANCE2, IMPULSE, WORK, TRAVEL_SUMS }; /* squared displacement, absolute impulse, N */
 
 /* The sampled elements of a part of a layer, counted from its beginning, on their way into one stretch. */
 struct sample {
@@ -68,7 +71,13 @@ void thermoopt_sample(struct sample *x, const struct travel *k, int64_t i, const
 /* Add the forces on a part of a layer to S; return their work. The gradient is divided by `scale` if there is one. */
 double thermoopt_forces(const struct travel *k, const struct sample *x, float rate, const float *scale);
 
+/* Write squared displacement and absolute impulse of a part of a layer to `sums`. */
+void thermoopt_standing(const struct travel *k, const struct sample *x, double *sums);
+
 /* Enter a layer's work of a step. */
 void thermoopt_worked(const struct travel *k, int64_t i, double sum);
+
+/* Write a layer's sums: those of its parts, and its work. */
+void thermoopt_stood(const struct travel *k, int64_t i, const double *parts);
 
 #endif

@@ -202,13 +202,14 @@ class Bucket:
         """Whether the kernel that is about to step can add the forces on its way."""
         return at.step is not None and isinstance(self._plan, TravelPlan) and self._meet(at)
 
-    def carry(self, weights: Weights, at: Addresses) -> None:
-        """Have it add them; it :attr:`is_carried`."""
+    def carry(self, weights: Weights, at: Addresses, due: bool) -> Tensor | None:
+        """Have it add them; return squared displacement, absolute impulse and N, ``[n, 3]``, if due."""
         assert isinstance(self._plan, TravelPlan)
         assert self._met is not None
         assert at.step is not None
         grads = None if self._met[2] is None else self._grads(at)
-        self._plan.carry(at.step, self._met[2], grads, weights.keep, weights.work, weights.impulse)
+        numbers = (weights.keep, weights.work, weights.impulse)
+        return self._plan.carry(at.step, self._met[2], grads, *numbers, due)
 
     def _send(self, rates: Array, weights: Weights) -> None:
         assert self._numbers is not None

@@ -190,21 +190,29 @@ class TravelProbe:
             mine = rates if bucket.in_order and len(bucket.index) == len(rates) else rates[bucket.index]
             bucket.push(mine, weights, own, grad_scale, found_inf, at)
 
-    def carry(self, weights: Weights, at: Addresses) -> bool:
-        """Have the kernel that is about to step add its forces on its way, as :meth:`push` would.
+    def is_carried(self, at: Addresses) -> bool:
+        """Whether the kernel that is about to step can add its forces on its way.
+
+        Args:
+            at: where layers and gradients lie.
+        """
+        return "impulse" in self.needs and all(bucket.is_carried(at) for bucket in self._buckets)
+
+    def carry(self, weights: Weights, at: Addresses, due: bool) -> PendingTravel | None:
+        """Have the kernel that is about to step add its forces, as :meth:`push` would; it :meth:`is_carried`.
 
         Args:
             weights: the weights of the step in the sums.
             at: where layers and gradients lie.
-
-        Returns:
-            Whether it will; if not, nothing was done.
+            due: whether to return the sums that :meth:`measure` would start computing then.
         """
-        if "impulse" not in self.needs or not all(bucket.is_carried(at) for bucket in self._buckets):
-            return False
+        pending = PendingTravel(len(self._params), self._scale) if due else None
         for bucket in self._buckets:
-            bucket.carry(weights, at)
-        return True
+            sums = bucket.carry(weights, at, due)
+            if pending is not None and sums is not None:  # they are written during the step
+                for name, column in zip(("distance2", "impulse", "work"), sums.unbind(dim=1), strict=True):
+                    pending.add(name, bucket.index, column)
+        return pending
 
     def put(self, lrs: Array, weights: Weights) -> None:
         """Let replays of a captured :meth:`push` take these rates and weights."""
