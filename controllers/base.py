@@ -245,7 +245,9 @@ def claim(controller: Controller, owner: object) -> None:
         if known is not None and known() is not owner and part.begun:
             raise ValueError(
                 f"controller {type(part).__name__} holds another optimizer's run: two optimizers would share "
-                "its state. Make one controller for each, or call controller.reset() before a new run"
+                "its state. Make one controller for each (a framework that makes optimizers from a class and "
+                "its arguments takes a function in its place, which makes both), or call controller.reset() "
+                "before a new run"
             )
     for part in parts:
         _OWNERS[part] = weakref.ref(owner)
@@ -261,7 +263,8 @@ def check_claim(controller: Controller, owner: object) -> None:
     if known is not None and known() is not owner:
         raise ValueError(
             f"controller {type(controller).__name__} was given to another optimizer since: the two would "
-            "share its state. Make one controller for each"
+            "share its state. Make one controller for each; a framework that makes optimizers from a class "
+            "and its arguments takes a function in its place, which makes both"
         )
 
 

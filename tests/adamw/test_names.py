@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from tests.support import small_net
 from tests.support.controllers import Stateless
 from thermoopt import Observer, ThermoAdamW, ThermoScheduler, autotune
 from thermoopt.account import plain_name, with_plain_names
@@ -161,6 +162,44 @@ def test_a_checkpoint_saved_with_prefixes_goes_on_as_it_would_have():
     for a, b in zip(net.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     assert resumed.controller.state_dict() == optimizer.controller.state_dict()
+
+
+NAMED = {"named": lambda net: net.named_parameters(), "nameless": lambda net: net.parameters()}
+
+
+@pytest.mark.parametrize("optimizer_first", [True, False])
+@pytest.mark.parametrize("scheduled", [False, True], ids=["ThermoAdamW", "ThermoScheduler"])
+@pytest.mark.parametrize(("before", "after"), [("named", "nameless"), ("nameless", "named")])
+def test_a_run_goes_on_with_names_that_it_was_saved_without(before, after, scheduled, optimizer_first):
+    """And without those that it had: a name decides nothing, so the bits are those of the whole run."""
+
+    def build(net, names):
+        if not scheduled:
+            return ThermoAdamW(NAMED[names](net), controller=autotune(200)), None
+        adamw = torch.optim.AdamW(NAMED[names](net))
+        return adamw, ThermoScheduler(adamw, 200, shape="constant", controller=autotune(200))
+
+    net = small_net.model()
+    optimizer, scheduler = build(net, before)
+    small_net.train(net, optimizer, 40, scheduler=scheduler)
+    weights, state = copy.deepcopy(net.state_dict()), copy.deepcopy(optimizer.state_dict())
+    plan = None if scheduler is None else copy.deepcopy(scheduler.state_dict())
+    small_net.train(net, optimizer, 40, scheduler=scheduler, start=40)
+
+    again = small_net.model(seed=1)
+    resumed, follower = build(again, after)
+    if follower is not None and not optimizer_first:
+        follower.load_state_dict(plan)
+    resumed.load_state_dict(state)
+    if follower is not None and optimizer_first:
+        follower.load_state_dict(plan)
+    again.load_state_dict(weights)
+    small_net.train(again, resumed, 40, scheduler=follower, start=40)
+    for a, b in zip(net.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    states = [(s or o).controller.state_dict() for o, s in ((optimizer, scheduler), (resumed, follower))]
+    held = [state["members"][0]["state"]["cohorts"] for state in states]
+    assert held[0] == held[1]
 
 
 @pytest.mark.parametrize("track", [(), ("distance",)])

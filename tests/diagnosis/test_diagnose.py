@@ -151,6 +151,14 @@ SICK = [
     ("exploding_layer", "HIGH", record(layers={"param_norm": one(0, 50.0, 1.1)})),
     (
         "exploding_layer",
+        "HIGH",  # it began small, and did not stop where the others are
+        record(
+            layers={"param_norm": one(0, 50.0, 1.1)},
+            start_norms={**dict.fromkeys(LAYERS, 1.0), "a.weight": 1e-4},
+        ),
+    ),
+    (
+        "exploding_layer",
         "HIGH",
         record(layers={"grad_norm": np.geomspace(1, 1e5, N)[:, None] * one(0, 1, 0) + one(0, 0, 0.1)}),
     ),
@@ -226,6 +234,9 @@ NOT_SICK = {
     "gradients that fade as fast": record(layers={"grad_norm": only(2, FORGETS**0.9)}, ema_steps=50),
     "a frozen layer": record(layers={"grad_norm": one(2, math.nan, 0.1)}, frozen=("c.weight",)),
     "all layers grow alike": record(layers={"param_norm": 50.0}),
+    "a policy's last layer, of gain 0.01, comes up to the others": record(
+        layers={"param_norm": one(3, 1.2, 1.1)}, start_norms={**dict.fromkeys(LAYERS, 1.0), "d.weight": 1e-4}
+    ),
     "a gradient that a gate held back": record(
         layers={"grad_norm": np.geomspace(1e-5, 0.2, N)[:, None] * one(0, 1, 0) + one(0, 0, 0.1)}
     ),

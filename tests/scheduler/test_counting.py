@@ -1,10 +1,12 @@
 """A scheduler counts steps that were taken, once each; a run longer than its schedule is told so."""
 
+import math
 import warnings
 
 import pytest
 import torch
 
+from tests.support.small_net import model, train
 from thermoopt import Observer, ThermoAdamW, ThermoScheduler, autotune
 
 STEPS = 40
@@ -105,6 +107,33 @@ def taken(scheduler, optimizer, steps):
                 p.grad = torch.ones_like(p)
         optimizer.step()
         scheduler.step()
+
+
+@pytest.mark.parametrize("controlled", [False, True])
+def test_who_asks_for_the_lr_in_the_place_of_a_step_gets_the_same_run(controlled):
+    """As ignite's LRScheduler does: it reads get_lr(), writes it and counts last_epoch itself."""
+    runs = []
+    for asks in (False, True):
+        net = model()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+        shape, controller = ("constant", autotune(40)) if controlled else ("cosine", None)
+        scheduler = ThermoScheduler(optimizer, 40, shape=shape, controller=controller)
+        rates = []
+        for i in range(40):
+            if asks:
+                for group, lr in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+                    group["lr"] = lr
+                scheduler.last_epoch += 1
+            rates.append(optimizer.param_groups[0]["lr"])
+            train(net, optimizer, 1, start=i)
+            if not asks:
+                scheduler.step()
+        runs.append(rates)
+    assert runs[0] == runs[1]
+    assert len(set(runs[0])) > 10
+    if not controlled:
+        cosine = [1e-2 * (1 + math.cos(math.pi * n / 40)) / 2 for n in range(40)]
+        assert runs[1] == pytest.approx(cosine, rel=1e-9)
 
 
 @pytest.mark.parametrize(

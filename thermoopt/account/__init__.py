@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from thermoopt.account.naming import layer_names as layer_names
     from thermoopt.account.naming import plain_name as plain_name
     from thermoopt.account.naming import with_plain_names as with_plain_names
+    from thermoopt.account.naming import with_present_names as with_present_names
     from thermoopt.account.pending import MAX_PENDING as MAX_PENDING
     from thermoopt.account.pending import Averaged as Averaged
     from thermoopt.account.pending import Done as Done
@@ -63,6 +64,7 @@ __getattr__, __dir__ = lazy_face(
             "layer_names",
             "plain_name",
             "with_plain_names",
+            "with_present_names",
         ),
         "thermoopt.account.ledger": ("Ledger",),
         "thermoopt.account.ledger_view": ("LedgerView", "weakly"),
@@ -122,4 +124,5 @@ __all__ = [
     "reading_record",
     "run_summary",
     "with_plain_names",
+    "with_present_names",
 ]

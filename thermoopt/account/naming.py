@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from thermoopt.account.meter import Meter
 from thermoopt.kernels import real_elements
 
-__all__ = ["add_to_meter", "layer_names", "plain_name", "with_plain_names"]
+__all__ = ["add_to_meter", "layer_names", "plain_name", "with_plain_names", "with_present_names"]
 
 _FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
 """What FSDP1 adds to the names of parameters, of which each rank holds a part."""
@@ -49,6 +49,36 @@ def with_plain_names(saved: Any) -> Any:
         }
     if isinstance(saved, list):
         return [x if isinstance(x, str) and plain_name(x) in saved else with_plain_names(x) for x in saved]
+    return saved
+
+
+def with_present_names(saved: Any, before: Sequence[str], now: Sequence[str]) -> Any:
+    """Return saved plain data with the layer names of today, where the run was saved under others.
+
+    Layers correspond by position, as torch loads state: a run that was saved without names
+    (``model.parameters()``) goes on with them, or the other way round.
+
+    Args:
+        saved: nested mappings, lists and numbers.
+        before: the layers' names when it was saved, in the order of the parameters.
+        now: their names today; nothing is renamed if these are the same names, or not as many.
+    """
+    saved = with_plain_names(saved)
+    before = [plain_name(name) for name in before]
+    if len(before) != len(now) or set(before) == set(now):
+        return saved
+    return _renamed(saved, dict(zip(before, now, strict=True)))
+
+
+def _renamed(saved: Any, names: Mapping[str, str]) -> Any:
+    """Return the data with names changed where a mapping's keys, or a list's items, are all such names."""
+    if isinstance(saved, Mapping):
+        of_layers = all(key in names for key in saved)
+        return {names[k] if of_layers else k: _renamed(value, names) for k, value in saved.items()}
+    if isinstance(saved, list):
+        if all(isinstance(x, str) and x in names for x in saved):
+            return [names[x] for x in saved]
+        return [_renamed(x, names) for x in saved]
     return saved
 
 

@@ -101,11 +101,8 @@ def check_hookable(optimizer: object) -> None:
     hint = f"; the one that it wraps is its {inner[0]}" if inner else ""
     kind = type(optimizer).__name__
     if not isinstance(optimizer, Optimizer):
-        what = (
-            f"a {kind}"
-            if inner or not isinstance(optimizer, (str, int, float, type(None)))
-            else repr(optimizer)
-        )
+        plain = optimizer is None or isinstance(optimizer, (str, int, float))
+        what = repr(optimizer) if plain else f"a {type(optimizer).__module__}.{type(optimizer).__qualname__}"
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {what}{hint}")
     if getattr(optimizer, "defaults", {}).get("gradient_release", False):
         raise TypeError(

@@ -20,7 +20,7 @@ from thermoopt.account import (
     from_leaf,
     is_exchange,
     plain_name,
-    with_plain_names,
+    with_present_names,
 )
 from thermoopt.controllers import Controller, Scales, restore
 from thermoopt.kernels import real_elements
@@ -247,7 +247,10 @@ def import_groups(
     controller = next((group[_CONTROLLER] for group in reversed(saved) if _CONTROLLER in group), None)
     if loop is not None:
         if controller is not None:
-            restore(loop.controller, with_plain_names(from_leaf(controller)))
+            names = ledger.meter.names  # the saved ones, if there were any: torch puts them into the groups
+            sizes = np.bincount(ledger.meter.group_of)
+            nameless = [f"group{i}.{j}" for i, n in enumerate(sizes) for j in range(n)]
+            restore(loop.controller, with_present_names(from_leaf(controller), nameless, names))
         loop.import_groups(saved, ledger.meter, params)
     elif controller is not None:
         _tell_of_scales(saved)

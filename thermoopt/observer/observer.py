@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.account import History, Losses, with_plain_names
+from thermoopt.account import History, Losses
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS
 from thermoopt.controllers import Controller, Start
@@ -395,5 +395,5 @@ class Observer(RunReports):
         self._rewind(step)
         self._losses.rewind(step, state["loss"], int(state["bad_losses"]))
         self._epochs = [dict(epoch) for epoch in state.get("epochs", ())]
-        self._watched.put_start_norms(with_plain_names(state.get("start_norms", {})))
+        self._watched.put_start_norms(state.get("start_norms", {}))
         self._made_at, self._idle_calls, self._completed = self._source.steps, 0, None

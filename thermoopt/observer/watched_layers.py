@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.account import Meter, add_to_meter
+from thermoopt.account import Meter, add_to_meter, with_plain_names, with_present_names
 from thermoopt.adamw import start_of
 from thermoopt.controllers import Start
 from thermoopt.kernels import real_elements
@@ -91,7 +91,9 @@ class Watched:
     def put_start_norms(self, norms: dict[str, float]) -> None:
         """Set norms at the start; layers not named keep theirs."""
         given = self.given_names()  # a state may date from before the layers had names
-        self._start_norms = {**self.start_norms(), **{given.get(n, n): x for n, x in norms.items()}}
+        norms = {given.get(name, name): value for name, value in with_plain_names(norms).items()}
+        norms = with_present_names(norms, list(norms), [name for name, _ in self.layers()])
+        self._start_norms = {**self.start_norms(), **norms}
 
     def start(self) -> Start:
         """Describe the parameters as they are now, for :meth:`Controller.attach`.

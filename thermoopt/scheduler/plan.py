@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from thermoopt.controllers import SHAPES, cooling_factor
+from thermoopt.controllers import SHAPES, Start, cooling_factor
 
 __all__ = ["ANYTIME", "GroupSchedule", "SchedulePlan", "copied", "geometric_mean", "plain"]
 
@@ -151,6 +151,25 @@ def plain(state: Any) -> Any:
     if isinstance(state, (list, tuple)):
         return [plain(value) for value in state]
     return state.tolist() if isinstance(state, Tensor) else state
+
+
+def scaled_lrs(
+    groups: Sequence[GroupSchedule], start: Start | None, layers: Mapping[str, float]
+) -> list[float | Tensor]:
+    """Return each group's lr times its scale and one factor: the mean of its layers' (geometric, by size).
+
+    Args:
+        groups: the groups' schedules.
+        start: the groups' layers, if a controller knows them.
+        layers: factors by layer name, 1 where there is none.
+    """
+    factors = [1.0] * len(groups)
+    if layers and start is not None:
+        members: list[list[tuple[int, float]]] = [[] for _ in groups]
+        for name, group, numel in zip(start.names, start.group_of, start.numel, strict=True):
+            members[group].append((numel, layers.get(name, 1.0)))
+        factors = [geometric_mean(pairs) for pairs in members]
+    return [own.lr * (own.lr_scale * factor) for own, factor in zip(groups, factors, strict=True)]
 
 
 def geometric_mean(pairs: list[tuple[int, float]]) -> float:

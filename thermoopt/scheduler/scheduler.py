@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from thermoopt.account import as_leaf, as_loss, from_leaf, with_plain_names
+from thermoopt.account import as_leaf, as_loss, from_leaf, with_present_names
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim, restore
 from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.clock import count_steps
-from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, geometric_mean, plain
+from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, plain, scaled_lrs
 from thermoopt.tensors import follow_groups, same_members
 
 __all__ = ["ThermoScheduler"]
@@ -155,7 +155,7 @@ class ThermoScheduler(LRScheduler):
         self._rms: dict[str, float] = {}
         self._layer_factors: dict[str, float] = {}
         self._named: Mapping[str, float] = {}
-        self.last_epoch, self._taken = last_epoch, last_epoch + 1
+        self.last_epoch, self._seen, self._taken = last_epoch, last_epoch, last_epoch + 1
         own = weakref.ref(self)
         weakref.finalize(self, count_steps(optimizer, lambda: _count(own)))
         self._advance()
@@ -184,7 +184,7 @@ class ThermoScheduler(LRScheduler):
             value = as_loss(loss)
             if self._observer is not None:
                 self._observer.report_loss(value)
-        if self._step_count == 1 and self._taken == self.last_epoch:
+        if self._step_count == 1 and self._taken == self._seen:
             warnings.warn(
                 "Detected call of `lr_scheduler.step()` before `optimizer.step()`. Call them in the opposite "
                 "order: time is counted in optimizer steps, so until the first this does nothing.",
@@ -195,11 +195,13 @@ class ThermoScheduler(LRScheduler):
         self._advance()
 
     def get_lr(self) -> list[float | Tensor]:
-        """Return the present lr of each group, including the controller's scales."""
-        return [
-            held.lr * (held.lr_scale * factor)
-            for held, factor in zip(self._held, self._group_factors(), strict=True)
-        ]
+        """Return the lr of each group for the coming step, including the controller's scales.
+
+        It catches up with the optimizer first, as :meth:`step` does: ignite asks for it in the place of that.
+        """
+        if self._taken > self._seen:
+            self._advance()
+        return scaled_lrs(self._held, self._start, self._layer_factors)
 
     @property
     def controller(self) -> Controller | None:
@@ -215,7 +217,8 @@ class ThermoScheduler(LRScheduler):
         """Advance schedule and controller to the optimizer's time and write the rates."""
         self._take_in_groups()
         controller, observer = self._controller, self._observer
-        for epoch in range(self.last_epoch + 1, self._taken + 1):
+        begin, self._seen = self._seen + 1, self._taken
+        for epoch in range(begin, self._taken + 1):
             if controller is not None and observer is not None:
                 check_claim(controller, self)
                 reading = observer.fresh_reading() if epoch == self._taken else None
@@ -306,19 +309,10 @@ class ThermoScheduler(LRScheduler):
                 raise KeyError(f"layer factor for {name!r}, which belongs to no parameter of the optimizer")
         self._layer_factors.update(layers)
 
-    def _group_factors(self) -> list[float]:
-        """Return one factor per group: the geometric mean of its layer factors, weighted by elements."""
-        start = self._start
-        if not self._layer_factors or start is None:
-            return [1.0] * len(self._held)
-        members: list[list[tuple[int, float]]] = [[] for _ in self._held]
-        for name, group, numel in zip(start.names, start.group_of, start.numel, strict=True):
-            members[group].append((numel, self._layer_factors.get(name, 1.0)))
-        return [geometric_mean(pairs) for pairs in members]
-
     @torch.no_grad()
     def _write(self) -> None:
-        for group, held, lr in zip(self.optimizer.param_groups, self._held, self.get_lr(), strict=True):
+        lrs = scaled_lrs(self._held, self._start, self._layer_factors)
+        for group, held, lr in zip(self.optimizer.param_groups, self._held, lrs, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].copy_(torch.as_tensor(lr, device=group["lr"].device))
             else:
@@ -338,7 +332,7 @@ class ThermoScheduler(LRScheduler):
         save the observer's own state too.
         """
         return {
-            "last_epoch": self.last_epoch,
+            "last_epoch": self._seen,
             "taken": self._taken,
             "step_count": self._step_count,
             "plan": asdict(self._plan),
@@ -364,9 +358,12 @@ class ThermoScheduler(LRScheduler):
         if len(saved) > held:
             raise ValueError(f"the scheduler's state is of {len(saved)} groups, the optimizer holds {held}")
         self._take_in_groups()
-        self.last_epoch, self._taken = int(state_dict["last_epoch"]), int(state_dict["taken"])
+        self.last_epoch = self._seen = int(state_dict["last_epoch"])
+        self._taken = int(state_dict["taken"])
         self._step_count = int(state_dict["step_count"])
-        self._layer_factors, self._named = with_plain_names(from_leaf(state_dict["layer_factors"])), {}
+        then, now = list(state_dict.get("rms", ())), self._observer.start().names if self._observer else ()
+        named = functools.partial(with_present_names, before=then, now=now)
+        self._layer_factors, self._named = named(from_leaf(state_dict["layer_factors"])), {}
         for own in self._held:
             own.epoch = -1
         for own, group in zip(self._held, saved, strict=False):
@@ -376,8 +373,11 @@ class ThermoScheduler(LRScheduler):
             group["initial_lr"] = copied(own.base)
         self.base_lrs = [copied(own.base) for own in self._held]
         if self._controller is not None and state_dict["controller"] is not None:
-            restore(self._controller, with_plain_names(from_leaf(state_dict["controller"])))
-            self._rms.update(with_plain_names(state_dict.get("rms", {})))
+            if self._start is not None and self._start.names != now:  # torch loaded the optimizer's names
+                self._controller.reset()
+                self._attach()
+            restore(self._controller, named(from_leaf(state_dict["controller"])))
+            self._rms = named(state_dict.get("rms", self._rms))
             self._attach()
         if self._observer is not None and state_dict["observer"] is not None:
             self._observer.load_state_dict(from_leaf(state_dict["observer"]))

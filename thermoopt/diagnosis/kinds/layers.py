@@ -116,14 +116,18 @@ def exploding_layer(run: Evidence) -> Finding | None:
     Null: 1, neither grows. HIGH if the norm has grown :data:`GROWN` times since the start and :data:`APART`
     times more than the median layer's, or if the gradient has grown :data:`STEEPENED` times since the first
     readings and is as far from the median, in growth and in size: behind a gate that begins near 0 (layer
-    scale, B = 0 in LoRA) a gradient grows from nothing to what others have.
+    scale, B = 0 in LoRA) a gradient grows from nothing to what others have. For the same reason the growth of
+    a matrix that begins smaller than the median one (a policy's last layer, of gain 0.01) counts from the
+    rms at which that one began.
     """
     if not run.enough or run.matrix.sum() < PEERS:
         return None
     m = run.matrix
     names = np.array(run.names)[m]
     with np.errstate(divide="ignore", invalid="ignore"):
-        norm = run.layers("param_norm")[-1, m] / run.start[m]
+        root = np.sqrt(run.layers("numel")[-1, m])
+        began = np.maximum(run.start[m], root * median(run.start[m] / root))
+        norm = run.layers("param_norm")[-1, m] / began
         gradients = run.layers("grad_norm")[:, m]
         early = np.array([median(column[:MIN_READINGS]) for column in gradients.T])
         late = np.array([median(column[-MIN_READINGS // 2 :]) for column in gradients.T])
