@@ -33,6 +33,7 @@ struct sample {
     int64_t left;  /* rows that begin there and after it */
     int64_t width, stride, end, size; /* of a row; elements of the part; bytes of an element */
     int64_t n, flat;                  /* elements taken so far; where the first lies in the flat buffers */
+    const char *start, *impulse;      /* of the first: what will be needed with those taken */
     const char *param, *grad;         /* the taken ones, or the layer's own memory where they are one stretch */
     char p[4 * (TAKEN + BESIDE)], g[4 * (TAKEN + BESIDE)];
 };
@@ -55,12 +56,10 @@ static inline void take_row(struct sample *x, const char *param, const char *gra
         memcpy(p, from, 2 * BESIDE);
         memcpy(to, g, 2 * BESIDE);
     }
+    __builtin_prefetch(x->start + x->n * size, 0, 3);
+    __builtin_prefetch(x->impulse + x->n * 4, 1, 3);
     x->n += n;
     x->next = --x->left > 0 ? x->next + x->stride : NONE_LEFT;
-    if (x->left < 2) return;
-    const int64_t ahead = (x->next + x->stride) * size; /* the next row but one, or its copy would wait for memory */
-    __builtin_prefetch(param + ahead, 0, 3);
-    __builtin_prefetch(grad + ahead, 0, 3);
 }
 
 /* Begin with elements [from, to) of a layer; what is one stretch is taken at once. `param` and `grad` are those of
