@@ -42,7 +42,8 @@ def test_addresses_are_those_of_torch():
     look = look_at(GOOD)
     assert look(GOOD).tolist() == [x.data_ptr() for x in GOOD]
     moved = [x.detach().clone() for x in GOOD]
-    assert look(moved).tolist() == [x.data_ptr() for x in moved]
+    assert look(tuple(moved)).tolist() == [x.data_ptr() for x in moved]
+    assert look(GOOD[1:]) is None
 
 
 @pytest.mark.parametrize("kind", BAD)

@@ -38,12 +38,14 @@ static int64_t contiguous(const struct tensor *x) {
     return gaps && n ? -1 : n;
 }
 
-/* Write the addresses of n tensors; return how many were as expected before the first that was not. */
-EXPORT int64_t thermoopt_look(int (*fill)(void *, struct tensor *), void **object, const int64_t *numel,
-                              const int32_t *dtype, int64_t n, int64_t *at) {
+/* Write the addresses of a list's n tensors; return how many were as expected before the first that was not. `get` is
+ * Python's PyList_GetItem. */
+EXPORT int64_t thermoopt_addresses(int (*fill)(void *, struct tensor *), void *(*get)(void *, ptrdiff_t),
+                              const int64_t *numel, const int32_t *dtype, int64_t n, int64_t *at, void *list) {
     for (int64_t i = 0; i < n; i++) {
         struct tensor x;
-        if (fill(object[i], &x)) return i; /* a Python error is set */
+        void *object = get(list, (ptrdiff_t)i);
+        if (!object || fill(object, &x)) return i; /* a Python error is set */
         if (x.device != DL_CPU || !is_of(&x, dtype[i]) || contiguous(&x) != numel[i]) return i;
         at[i] = (int64_t)(x.data + x.offset);
     }

@@ -53,19 +53,20 @@ def _entry() -> Any:
     if LIBRARY is None:
         return None
     try:
-        function = ctypes.PyDLL(LIBRARY._name).thermoopt_look
+        function = ctypes.PyDLL(LIBRARY._name).thermoopt_addresses
     except (OSError, AttributeError):
         return None
-    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_void_p]
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_void_p, ctypes.py_object]
     function.restype = ctypes.c_int64
     return function
 
 
 _FILL, _LOOK = _fill(), _entry()
+_GET = ctypes.cast(ctypes.pythonapi.PyList_GetItem, ctypes.c_void_p).value
 
 
 class Look:
-    """Finds the addresses of tensors that are new objects in every step.
+    """Finds the addresses of tensors that may be new ones in every step.
 
     Args:
         numel: elements of each, ``[n]``, int64.
@@ -74,9 +75,8 @@ class Look:
 
     def __init__(self, numel: NDArray[np.int64], dtype: NDArray[np.int32]) -> None:
         n = len(numel)
-        self._ids, self._at = np.zeros(n, np.int64), np.zeros(n, np.int64)
-        self._kept, self._n = (numel, dtype), n
-        self._call = (_FILL, *(x.ctypes.data for x in (self._ids, numel, dtype)), n, self._at.ctypes.data)
+        self._at, self._kept, self._n = np.zeros(n, np.int64), (numel, dtype), n
+        self._call = (_FILL, _GET, numel.ctypes.data, dtype.ctypes.data, n, self._at.ctypes.data)
 
     @staticmethod
     def available() -> bool:
@@ -87,13 +87,15 @@ class Look:
         """Return the addresses, in an array that the next call overwrites.
 
         Args:
-            tensors: ``n``, of class Tensor or Parameter.
+            tensors: ``n``, of class Tensor or Parameter; a list is the quickest.
 
         Returns:
             None if one of them is not a contiguous CPU tensor of the expected size and type.
         """
-        self._ids[:] = list(map(id, tensors))
+        own = tensors if type(tensors) is list else list(tensors)
+        if len(own) != self._n:
+            return None
         try:
-            return self._at if _LOOK(*self._call) == self._n else None
+            return self._at if _LOOK(*self._call, own) == self._n else None
         except (RuntimeError, BufferError, TypeError):  # sparse, or unknown to DLPack
             return None

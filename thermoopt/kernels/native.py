@@ -173,7 +173,8 @@ class Plan:
         self._params = list(params)
         self._state = [list(exp_avgs), list(exp_avg_sqs), list(steps)]
         self._maxima = [(i, x) for i, x in enumerate(max_exp_avg_sqs) if x is not None]
-        self._at = self._addresses(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
+        maxima = [x for x in max_exp_avg_sqs if x is not None]
+        self._at = self._addresses(params, exp_avgs, exp_avg_sqs, maxima, steps)
         self._dtypes = [p.dtype for p in params]
         self._numels = [p.numel() for p in params]
         self._strided = [i for i, p in enumerate(params) if not p.is_contiguous()]
@@ -214,6 +215,7 @@ class Plan:
             "t": np.zeros(n),
         }
         self.params_at = self._tables["param"]
+        self._params_bytes = self.params_at.tobytes()
         able = Look.available() and not self._strided
         self._look = Look(sizes, self._tables["dtype"]) if able else None
         self._averages: tuple[NDArray, NDArray] | None = None
@@ -269,21 +271,18 @@ class Plan:
 
         False after ``p.data = ...``, after ``load_state_dict`` replaced state, or for other tensors.
         """
-        return (
-            len(params) == len(self._params)
-            and self._at == self._addresses(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)
-            and self._numels == list(map(_numel, params))
-        )
+        if len(params) != len(self._params):
+            return False
+        at = None if self._look is None else self._look(params)
+        if at is None:
+            same = self._at[0] == list(map(_data_ptr, params)) and self._numels == list(map(_numel, params))
+        else:  # of the same sizes
+            same = at.tobytes() == self._params_bytes
+        maxima = [x for x in max_exp_avg_sqs if x is not None]
+        return same and self._at[1:] == self._addresses(exp_avgs, exp_avg_sqs, maxima, steps)
 
     @staticmethod
-    def _addresses(
-        params: Sequence[Tensor],
-        exp_avgs: Sequence[Tensor],
-        exp_avg_sqs: Sequence[Tensor],
-        max_exp_avg_sqs: Sequence[Tensor | None],
-        steps: Sequence[Tensor],
-    ) -> list[list[int]]:
-        columns = (params, exp_avgs, exp_avg_sqs, [x for x in max_exp_avg_sqs if x is not None], steps)
+    def _addresses(*columns: Sequence[Tensor]) -> list[list[int]]:
         return [list(map(_data_ptr, column)) for column in columns]
 
     def step(
