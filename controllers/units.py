@@ -9,6 +9,7 @@ far a layer has to move.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -160,14 +161,28 @@ class GroupRates:
 
         Raises:
             ValueError: if a group's lr is 0 and the law yields an absolute rate.
+
+        Warns:
+            UserWarning: once, if groups differ in lr and an absolute rate without bounds overrides that.
         """
         if self._metric == "rms":
             for name, lr in zip(start.group_names, start.lr, strict=True):
                 if not lr > 0:
                     raise ValueError(
                         f"lr of group {name!r} must be > 0 where a thermostat is attached, since its "
-                        f"absolute rate is expressed as a factor on it, got {lr!r}"
+                        f"absolute rate is expressed as a factor on it, got {lr!r}. To hold it still, set "
+                        "requires_grad of its parameters to False"
                     )
+            if self._start is None and self._lr_scale == (0.0, math.inf) and len(set(start.lr)) > 1:
+                rates = ", ".join(
+                    f"{name} {lr:g}" for name, lr in zip(start.group_names, start.lr, strict=True)
+                )
+                warnings.warn(
+                    f"groups differ in lr ({rates}), which a controller of absolute rates overrides: it "
+                    "gives each layer its own. autotune(total_steps, 'respect_lr') keeps groups apart",
+                    UserWarning,
+                    stacklevel=2,
+                )
         self._start, self._units = start, units
         sizes = np.maximum(np.asarray(start.rms), units.layer)
         factor = np.array([units.factor[name] if layers else 1.0 for name in start.names])

@@ -1,5 +1,7 @@
 """No preset and no lr leave a rate that moves a layer by more than a stated share of its size a step."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -105,3 +107,42 @@ def test_a_run_whose_lowest_lr_scale_gave_way_resumes_bit_for_bit():
     run(r, again, range(20, 40))
     assert torch.equal(p, r)
     assert [str(a) for a in opt.controller.log] == [str(a) for a in again.controller.log]
+
+
+@pytest.mark.parametrize("scheduled", [False, True], ids=["ThermoAdamW", "ThermoScheduler"])
+@pytest.mark.parametrize(
+    ("preset", "lrs", "told"),
+    [
+        ("default", (1e-4, 1e-3), True),
+        ("finetune", (1e-4, 1e-3), True),
+        ("respect_lr", (1e-4, 1e-3), False),
+        ("default", (1e-3, 1e-3), False),
+    ],
+)
+def test_groups_that_differ_in_lr_are_told_once_where_that_has_no_effect(preset, lrs, told, scheduled):
+    rates = []
+    for given in (lrs, (lrs[1], lrs[1])):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        groups = [
+            {"params": list(m.parameters()), "lr": lr} for m, lr in zip((net[0], net[2]), given, strict=True)
+        ]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            controller, scheduler = autotune(T, preset), None
+            if scheduled:
+                opt = torch.optim.AdamW(groups)
+                scheduler = ThermoScheduler(opt, T, shape="constant", controller=controller)
+            else:
+                opt = ThermoAdamW(groups, controller=controller)
+            for _ in range(5):
+                opt.zero_grad()
+                net(torch.ones(2, 4)).square().mean().backward()
+                opt.step()
+                if scheduler is not None:
+                    scheduler.step()
+        said = [str(w.message) for w in caught if "groups differ in lr (group0 0.0001" in str(w.message)]
+        assert len(said) == (told and given == lrs)
+        rates.append([p.detach().clone() for p in net.parameters()])
+    same = all(torch.equal(a, b) for a, b in zip(*rates, strict=True))
+    assert same == (told or lrs[0] == lrs[1])

@@ -607,6 +607,7 @@ def test_a_checkpoint_loaded_after_a_dry_step_goes_on(law):
     same_control(opt, resumed)
 
 
+@pytest.mark.filterwarnings("ignore:groups differ in lr")
 @pytest.mark.parametrize("per", ["run", "group"])
 @pytest.mark.parametrize("law", LAWS)
 def test_a_group_added_in_mid_run(law, per):
