@@ -289,6 +289,36 @@ def test_a_tied_head_is_an_embedding_and_comes_once():
     assert layer_types(Tied()) == {"lm_head.weight": "embedding", "lm_head.bias": "head"}
 
 
+class Loss(nn.Module):
+    """As TorchRL's losses: parameters without modules, targets left out by a named_parameters of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self._target = nn.Module(), nn.Linear(4, 4)
+        for name in ("attention.0.weight", "module.2.weight", "norm.bias"):
+            self.held._parameters[name] = nn.Parameter(torch.ones(4, 4))
+
+    def named_parameters(self, prefix="", recurse=True):
+        for name, p in super().named_parameters(prefix, recurse):
+            if not name.startswith("_target"):
+                yield name, p
+
+    def parameters(self, recurse=True):
+        return (p for _, p in self.named_parameters())
+
+
+def test_parameters_without_modules_are_typed_by_their_names():
+    types = {
+        "held.attention.0.weight": "attention",
+        "held.module.2.weight": "other",
+        "held.norm.bias": "norm",
+    }
+    loss = Loss()
+    assert layer_types(loss) == types
+    observer = Observer(loss, torch.optim.AdamW(loss.parameters()))
+    assert observer.layer_types == types
+
+
 @pytest.mark.parametrize("name", ["MLP", "demo", "small ResNet", "encoder layer"])
 def test_a_wrapper_changes_nothing(name):
     build, _ = MODELS[name]

@@ -87,7 +87,7 @@ class _Parts:
     """A model's modules by path, and where its output lies."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.modules = dict(nn.Module.named_modules(model, remove_duplicate=False))
         self.whole = self._wrappers(model)
         linear = [path for path, module in model.named_modules() if _is_linear(module)]
         self.output = linear[-1] if linear and self._ends_the_model(linear[-1]) else None
@@ -115,8 +115,9 @@ class _Parts:
         """Type of a parameter by the path under which it is found."""
         path, _, leaf = name.rpartition(".")
         above = _ancestors(path)
-        linear = any(_is_linear(self.modules[p]) for p in above)
-        convolution = any(isinstance(self.modules[p], _CONVOLUTION) for p in above)
+        around = [self.modules[p] for p in above if p in self.modules]  # names alone tell of TensorDictParams
+        linear = any(map(_is_linear, around))
+        convolution = any(isinstance(module, _CONVOLUTION) for module in around)
         told = innermost(
             kind for kind in self._told(leaf, above) if kind != "norm" or not (linear or convolution)
         )
@@ -132,10 +133,11 @@ class _Parts:
         """What the parameter's name tells, then module by module what class and name do, going outwards."""
         yield kind_of_component(leaf)
         for path in above:
-            module = self.modules[path]
-            yield _kind_of_torch(module)
+            module = self.modules.get(path)
+            if module is not None:
+                yield _kind_of_torch(module)
             if path not in self.whole:
-                if not (_is_linear(module) or isinstance(module, _CONVOLUTION)):
+                if module is not None and not (_is_linear(module) or isinstance(module, _CONVOLUTION)):
                     yield _kind_of_class(module)
                 yield kind_of_component(path.rpartition(".")[2])
 
@@ -181,11 +183,12 @@ def layer_types(model: nn.Module) -> dict[str, str]:
     parts = _Parts(model)
     names = {p: name for name, p in model.named_parameters()}
     types: dict[str, str] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
+    # a model's own named_parameters may take fewer arguments and leave some out, as TorchRL's losses do
+    for name, p in nn.Module.named_parameters(model, remove_duplicate=False):
         kind = parts.kind(name)
-        if kind == "embedding" or names[p] not in types:
+        if p in names and (kind == "embedding" or names[p] not in types):
             types[names[p]] = kind
-    return types
+    return {name: types[name] if name in types else parts.kind(name) for name in names.values()}
 
 
 # ---------------------------------------------------------------- groups
