@@ -18,6 +18,9 @@ __all__ = ["Action", "Controller", "Scales", "Start", "check_claim", "claim", "i
 
 def is_several(factors: float | Sequence[float]) -> TypeGuard[Sequence[float]]:
     """Whether factors are one per group; asked several times a step, so numbers are told first."""
+    kind = type(factors)
+    if kind is float or kind is list:
+        return kind is list
     return not isinstance(factors, (float, int)) and isinstance(factors, Sequence)
 
 

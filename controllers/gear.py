@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def leap(energies: Sequence[tuple[int, float]], now: float, step: int, window: f
         window: in steps.
     """
     before = [e for t, e in energies if 3 * window >= step - t >= window and e > 0]
-    return now / float(np.median(before)) if before and now > 0 else math.nan
+    return now / median(before) if before and now > 0 else math.nan
 
 
 def largest_share(

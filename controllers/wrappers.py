@@ -65,6 +65,8 @@ class Chain(Controller):
         self._layers: dict[str, float] = {}
         self._told_left = 1.0
         self._last = [Scales() for _ in self.controllers]
+        self._given: list[float | Sequence[float]] = []
+        self._answer = Scales()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -111,8 +113,6 @@ class Chain(Controller):
         Raises:
             ValueError: if two give factors for different numbers of groups, or both give weights.
         """
-        lr: float | Sequence[float] = 1.0
-        wd: float | Sequence[float] = 1.0
         weights = None
         changed = False
         if reading is not None:
@@ -121,8 +121,6 @@ class Chain(Controller):
                 controller.see_left(left)
         for i, controller in enumerate(self.controllers):
             scales = self._last[i] = controller.update(reading, step)
-            lr = lr if scales.lr == 1.0 else _product(lr, scales.lr)  # most leave one of the two alone
-            wd = wd if scales.wd == 1.0 else _product(wd, scales.wd)
             if weights is not None and scales.weights is not None:
                 raise ValueError("Chain: only one law may give weights (need impulse), got two")
             weights = scales.weights or weights
@@ -133,7 +131,18 @@ class Chain(Controller):
                 changed = True
         if changed:
             self._multiply_layers()
-        return Scales(lr=lr, wd=wd, layers=self._layers, weights=weights)
+        given = [tuple(x) if is_several(x) else x for s in self._last for x in (s.lr, s.wd)]
+        if changed or given != self._given:  # else the same numbers, which nobody need look at again
+            self._given, self._answer = given, self._multiply()
+        return self._answer.weighed(weights)
+
+    def _multiply(self) -> Scales:
+        lr: float | Sequence[float] = 1.0
+        wd: float | Sequence[float] = 1.0
+        for scales in self._last:
+            lr = lr if scales.lr == 1.0 else _product(lr, scales.lr)  # most leave one of the two alone
+            wd = wd if scales.wd == 1.0 else _product(wd, scales.wd)
+        return Scales(lr=lr, wd=wd, layers=self._layers)
 
     def _multiply_layers(self) -> None:
         self._layers = {}
