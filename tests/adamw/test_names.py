@@ -57,6 +57,7 @@ def wrapped(how):
     ("name", "plain"),
     [
         ("module.a.weight", "a.weight"),
+        ("_module.a.weight", "a.weight"),  # Opacus
         ("module._orig_mod.module.a", "a"),
         ("a._orig_mod.b._checkpoint_wrapped_module.weight", "a.b.weight"),
         ("_fsdp_wrapped_module.a._fsdp_wrapped_module.weight", "a.weight"),

@@ -39,6 +39,7 @@ def sgd(**options):
     [
         (Holder(opt=sgd()), r"its \.opt$"),
         (Holder(base=sgd()), r"its \.base$"),
+        (Holder(original_optimizer=sgd()), r"its \.original_optimizer$"),  # Opacus
         (Holder(optimizer=sgd()), r"its \.optimizer$"),
         (Holder(optimizer=Holder(optimizer=sgd())), r"its \.optimizer\.optimizer$"),
     ],
@@ -76,6 +77,24 @@ def test_an_optimizer_that_runs_not_all_hooks_is_left_as_it_was():
     assert not outer._optimizer_step_pre_hooks
     assert not outer._optimizer_step_post_hooks
     assert "initial_lr" not in inner.param_groups[0]
+
+
+def test_opacus_optimizer_is_looked_through():
+    """An optimizer by type that hands everything on to the one under ``original_optimizer``."""
+
+    class Private(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.original_optimizer = optimizer
+
+        param_groups = property(lambda self: self.original_optimizer.param_groups)
+
+        def step(self, closure=None):
+            return self.original_optimizer.step(closure)
+
+    inner = sgd()
+    assert unwrap(Private(inner)) is inner
+    with pytest.raises(TypeError, match=r"must run step hooks, got a Private.*its \.original_optimizer"):
+        Observer(None, Private(inner))
 
 
 def test_numbers_in_the_state_do_not_matter():

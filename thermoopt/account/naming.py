@@ -21,8 +21,8 @@ _FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts that torch.compile, FSDP1 and activation checkpointing add anywhere in a name."""
 
-_AT_THE_FRONT = "module"
-"""What DDP adds in front; elsewhere it may be the model's own word."""
+_AT_THE_FRONT = {"module", "_module"}
+"""What DDP and Opacus add in front; elsewhere it may be the model's own word."""
 
 
 def plain_name(name: str) -> str:
@@ -31,7 +31,7 @@ def plain_name(name: str) -> str:
     ``"module._orig_mod.layers.0.weight"`` is ``"layers.0.weight"``.
     """
     parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    while len(parts) > 1 and parts[0] == _AT_THE_FRONT:
+    while len(parts) > 1 and parts[0] in _AT_THE_FRONT:
         del parts[0]
     return ".".join(parts) or name
 

@@ -63,9 +63,9 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
-INNER = ("optimizer", "opt", "base", "base_optimizer")
+INNER = ("optimizer", "opt", "base", "base_optimizer", "original_optimizer")
 """Attributes under which wrappers hold the optimizer that steps: Accelerate, Lightning and DeepSpeed, fastai,
-schedule-free's wrapper, SAM."""
+schedule-free's wrapper, SAM, Opacus."""
 
 HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_load_state_dict_post_hooks")
 """Where ``torch.optim.Optimizer.__init__`` puts the hooks that an optimizer runs."""

@@ -14,7 +14,8 @@ def unwrap(optimizer: Optimizer) -> Optimizer:
 
     Wrappers are optimizers that hold another one as ``.optimizer``: Accelerate's AcceleratedOptimizer, which
     hands on neither hooks nor attributes like ``reading`` and ``controller``, and Lightning's
-    LightningOptimizer, which takes on the class of what it holds, so that ``isinstance`` does not tell it.
+    LightningOptimizer, which takes on the class of what it holds, so that ``isinstance`` does not tell it; or
+    as ``.original_optimizer``: Opacus' DPOptimizer.
 
     An object that is not an optimizer but holds one (fastai's OptimWrapper as ``.opt``, schedule-free's
     wrapper as ``.base``, DeepSpeed's engine as ``.optimizer.optimizer``) is unwrapped, too.
@@ -27,6 +28,9 @@ def unwrap(optimizer: Optimizer) -> Optimizer:
         if inner is None:
             raise TypeError(f"optimizer must be or hold a torch.optim.Optimizer, got {optimizer!r}")
         optimizer = inner[1]
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
+    while True:
+        held = (getattr(optimizer, name, None) for name in ("optimizer", "original_optimizer"))
+        inner_one = next((inner for inner in held if isinstance(inner, Optimizer)), None)
+        if inner_one is None:
+            return optimizer
+        optimizer = inner_one
