@@ -490,3 +490,20 @@ def test_types():
     report = diagnose(record({"rho_momentum": -0.6}))
     assert isinstance(report, DiagnosticReport)
     assert isinstance(report.findings[0], Finding)
+
+
+@pytest.mark.parametrize(("log_every", "dead"), [(10, True), (7, False), (1, False)])
+def test_tasks_that_take_turns_are_dead_only_to_who_always_meets_the_other(log_every, dead):
+    torch.manual_seed(0)
+    trunk, heads = nn.Linear(4, 8), nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
+    adamw = torch.optim.AdamW([*trunk.parameters(), *heads.parameters()], lr=1e-2)
+    observer = Observer(nn.ModuleList([trunk, heads]), adamw, log_every=log_every)
+    for step in range(150):
+        adamw.zero_grad()
+        heads[step % 2](trunk(torch.randn(16, 4)).tanh()).square().mean().backward()
+        adamw.step()
+    found = [f for f in diagnose(observer).findings if f.kind == "dead_layer"]
+    assert bool(found) == dead
+    if dead:
+        assert found[0].layers == ("1.0.weight", "1.0.bias")
+        assert "tasks take turns" in found[0].advice
