@@ -11,8 +11,11 @@ import numpy as np
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
+from thermoopt.controllers.confinement import READINGS, confining_decay, idleness
+from thermoopt.controllers.cooling import check_total_steps
+from thermoopt.controllers.force import Force
 from thermoopt.controllers.lever import Bounds, Lever
-from thermoopt.physics import ANGULAR_BOUND, AVERAGE, NU, TOLERANCE, Balance, Term, repaired_decay
+from thermoopt.physics import ANGULAR_BOUND, AVERAGE, NU, TOLERANCE, Balance, Term, quantities, repaired_decay
 
 __all__ = ["ANGULAR_BOUND", "BOUNDS", "NU", "Barostat", "repaired_decay"]
 
@@ -26,6 +29,9 @@ Five readings of a default run, one every 10 steps, span the average; 100 steps 
 factor of 30 takes 36 steps, well within the hold-off; upwards ten times as long."""
 
 
+Evidence = Mapping[str, tuple[float, float]]
+
+
 @dataclass
 class _Group:
     """A parameter group with decayed matrices.
@@ -36,6 +42,9 @@ class _Group:
         wd: ``group["weight_decay"]`` when first attached.
         lr_max: largest learning rate so far.
         coupling: learning rate over its maximum, 1 until it falls.
+        fastest: largest learning rate of a decayed matrix so far.
+        confinement: factor >= 1 by which decay is raised while nothing drives the motion.
+        confined: the same as the log last told it.
         repaired: layers whose collapse caused a repair, until the factor is back at its maximum.
         reported: layers reported as shrunk by their gradient, until they no longer are.
         layers, reference2, horizon: the decayed matrices, their squared norms at the start, steps ahead.
@@ -47,6 +56,9 @@ class _Group:
     acted: int = 0
     lr_max: float = 0.0
     coupling: float = 1.0
+    fastest: float = 0.0
+    confinement: float = 1.0
+    confined: float = 1.0
     repaired: list[str] = field(default_factory=list)
     reported: list[str] = field(default_factory=list)
     layers: list[str] = field(default_factory=list)
@@ -55,11 +67,10 @@ class _Group:
 
 
 class Barostat(Controller):
-    r"""Sets every group's wd_scale: decay follows the learning rate, and is reduced before norms collapse.
+    r"""Sets every group's wd_scale: weights shall neither collapse nor be carried on without a force.
 
     It considers decayed matrices: layers of two or more dimensions in groups with weight decay that have had
-        a
-    gradient since the last reading and did not start at zero. Groups without any keep scale 1, so decay 0
+    a gradient since the last reading and did not start at zero. Groups without any keep scale 1, so decay 0
     stays 0.
 
     *Coupling* preserves the equilibrium norm :math:`\sqrt{\eta d/2\lambda}` during a schedule,
@@ -81,11 +92,17 @@ class Barostat(Controller):
     of its collapsing layers. Once decay removes less than the source restores in all of them (except those
     frozen since), decay rises again to the value of the same formula. If S <= 0 the gradient shrinks the
     weights: if the norm itself is below :math:`\nu` of its initial value, this is reported once per layer
-        until
-    the norm has recovered, and nothing is done. (A forecast with S < 0 soon reaches 0, in healthy runs too,
-    so it is not trusted.)
+    until the norm has recovered, and nothing is done. (A forecast with S < 0 soon reaches 0, in healthy runs
+    too, so it is not trusted.)
+
+    *Confinement*, where the length of the run is given: as far as the motion goes on without a force
+    (:func:`thermoopt.controllers.confinement.idleness`), decay is raised towards the value at which weights
+    remember their updates over 30 % of the run at the highest learning rate of a decayed matrix. It falls
+    with the rate as the group's own decay does, is never below it, and needs Adam's moments. The log says
+    when it begins, doubles, halves and ends.
 
     Args:
+        total_steps: length of the run in optimizer steps, at least 1; None for no confinement.
         couple: whether decay follows the learning rate.
         nu: fraction of the initial norm to hold, in (0, 1).
         horizon: steps to forecast, at least 1; None uses the memory of the second moment, 1 / (1 - beta2),
@@ -97,12 +114,13 @@ class Barostat(Controller):
         ValueError: for values out of range; the message names the argument.
 
     References:
-        norm balance, forecast and repair: derived for this project; equilibrium: Kosson et al.,
+        norm balance, forecast, repair and confinement: derived for this project; equilibrium: Kosson et al.,
         arXiv 2305.17212; coupling: Defazio, arXiv 2506.02285.
     """
 
     def __init__(
         self,
+        total_steps: int | None = None,
         *,
         couple: bool = True,
         nu: float = NU,
@@ -116,6 +134,8 @@ class Barostat(Controller):
             raise ValueError(f"horizon must be None or a number of steps >= 1, got {horizon!r}")
         if not 0 <= angular_bound < math.inf:
             raise ValueError(f"angular_bound must be a number >= 0, got {angular_bound!r}")
+        check_total_steps(total_steps)
+        self._total_steps = total_steps
         self._couple, self._nu, self._horizon, self._bound = couple, nu, horizon, angular_bound
         self._bounds = bounds
         self._start: Start | None = None
@@ -126,6 +146,7 @@ class Barostat(Controller):
         self._reference2: dict[str, float] = {}
         self._norm2: dict[str, float] = {}
         self._log: list[Action] = []
+        self._begun, self._read, self._idle, self._force = 0, 0, 0.0, Force()
         self._answer, self._rested = Scales(), False
 
     @property
@@ -158,7 +179,9 @@ class Barostat(Controller):
         if reading is None and self._rested:  # most steps: nothing has moved
             return self._answer
         groups = [(name, self._groups[name]) for name in self._start.group_names]
+        self._begun = self._begun or step
         if reading is not None:
+            evidence = self._look(reading, step)
             place = {name: i for i, name in enumerate(reading.names)}
             for name, group in groups:
                 balance = self._balance(group, reading, place)
@@ -166,9 +189,10 @@ class Barostat(Controller):
                     group.lever.readings += 1
                     group.first = group.first or step
                     self._follow(group, balance)
+                    self._confine(name, group, step, evidence)
                     self._report(name, group, balance, step)
                     self._act(name, group, balance, step)
-        factors = [g.lever.move() * g.coupling if g.layers else 1.0 for _, g in groups]
+        factors = [g.lever.move() * g.coupling * g.confinement if g.layers else 1.0 for _, g in groups]
         self._answer = Scales(wd=factors)
         self._rested = all(g.lever.value == g.lever.target for _, g in groups)
         return self._answer
@@ -196,7 +220,33 @@ class Barostat(Controller):
         lr = float((balance.lr * balance.numel).sum() / balance.numel.sum())
         if self._couple and math.isfinite(lr):
             group.lr_max = max(group.lr_max, lr)
+            group.fastest = max(group.fastest, float(balance.lr.max()))
             group.coupling = lr / group.lr_max if group.lr_max > 0 else 1.0
+
+    def _look(self, reading: Reading, step: int) -> Evidence:
+        """Average how far the motion goes on without a force; return what says so."""
+        if self._total_steps is None:
+            return {}
+        q = quantities(reading.terms[:, reading.seen].sum(axis=1))
+        sigma, lr, coherence = (q[name].item() for name in ("sigma", "lr_eff", "coherence"))
+        force = self._force.book(sigma, lr, max(0, reading.step - self._read))
+        self._read = reading.step
+        idle = idleness(step - self._begun + 1, self._total_steps, force, coherence)
+        self._idle += (idle - self._idle) / READINGS
+        return {"force": (force, math.nan), "coherence": (coherence, math.nan), "idleness": (idle, math.nan)}
+
+    def _confine(self, name: str, group: _Group, step: int, evidence: Evidence) -> None:
+        """Raise decay as far as the motion is idle; log it where it begins, doubles, halves or ends."""
+        if self._total_steps is None or not group.fastest > 0:
+            return
+        decay = confining_decay(group.fastest, self._total_steps)
+        group.confinement = max(1.0, self._idle * decay / group.wd)
+        old, new = group.confined, group.confinement
+        if new != old and (new == 1 or old == 1 or max(new / old, old / new) >= 2):
+            reason = "no force drives the motion, and steps still agree: decay confines the weights"
+            reason = reason if new > 1 else "a force drives the motion, or it agrees no more: decay as given"
+            self._log.append(Action(step, "Barostat", name, "wd", old, new, evidence, reason))
+            group.confined = new
 
     def _report(self, name: str, group: _Group, balance: Balance, step: int) -> None:
         """Log the layers that their gradient shrinks, once each until the norm has recovered."""
@@ -251,7 +301,7 @@ class Barostat(Controller):
         """Return the factor at which decay and source of layer i balance at nu of its initial norm."""
         held2 = self._nu**2 * balance.reference2[i]
         decay = repaired_decay(float(balance.source[i]), float(balance.lr[i]), float(held2))
-        return decay / (group.wd * group.coupling)
+        return decay / (group.wd * group.coupling * group.confinement)
 
     def _aim(
         self,
@@ -259,7 +309,7 @@ class Barostat(Controller):
         group: _Group,
         target: float,
         step: int,
-        evidence: Mapping[str, tuple[float, float]],
+        evidence: Evidence,
         reason: str,
     ) -> None:
         what = {"controller": "Barostat", "group": name, "kind": "wd", "reason": reason}
@@ -285,6 +335,7 @@ class Barostat(Controller):
                 "acted": group.acted,
                 "lr_max": group.lr_max,
                 "coupling": group.coupling,
+                "confinement": [group.fastest, group.confinement, group.confined],
                 "repaired": list(group.repaired),
                 "reported": list(group.reported),
             }
@@ -294,6 +345,7 @@ class Barostat(Controller):
             "groups": groups,
             "reference2": dict(self._reference2),
             "norm2": dict(self._norm2),
+            "force": [self._begun, self._read, self._idle, *self._force.state()],
             "log": [action.to_dict() for action in self._log],
         }
 
@@ -308,6 +360,7 @@ class Barostat(Controller):
                 int(saved["acted"]),
                 float(saved["lr_max"]),
                 float(saved["coupling"]),
+                *map(float, saved.get("confinement", (0.0, 1.0, 1.0))),
                 list(saved["repaired"]),
                 list(saved["reported"]),
             )
@@ -315,6 +368,8 @@ class Barostat(Controller):
             self._groups[name] = group
         self._reference2 = {str(k): float(v) for k, v in state["reference2"].items()}
         self._norm2 = {str(k): float(v) for k, v in state["norm2"].items()}
+        begun, read, idle, *force = state.get("force", (0, 0, 0.0, 0.0, 0.0))
+        self._begun, self._read, self._idle, self._force = int(begun), int(read), float(idle), Force.of(force)
         self._log = [Action.from_dict(action) for action in state["log"]]
         if self._start is not None:
             self.attach(self._start)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.account.reading import Quantities, Reading
+from thermoopt.controllers.force import Force
 from thermoopt.controllers.gear import SHARE, Gear, largest_share
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import LAWS, Law, Signals, Wanted
@@ -42,8 +43,7 @@ class Cohort:
         late: whether it joined in mid-run: then it warms up by itself.
         gear: its reverse gear.
         way: sum of its steps' lengths, in the layers' units; ``walked`` is the step up to which.
-        released: free energy that its steps have released to first order, [L]; ``rates`` is the sum of
-            their learning rates.
+        drive: the force along its motion.
         r_last, r_square: last r, and the mean square of its changes.
     """
 
@@ -54,8 +54,7 @@ class Cohort:
     gear: Gear = field(default_factory=Gear)
     way: float = 0.0
     walked: int = 0
-    released: float = 0.0
-    rates: float = 0.0
+    drive: Force = field(default_factory=Force)
     r_last: float = math.nan
     r_square: float = 0.0
 
@@ -80,14 +79,6 @@ class Cohort:
         """Factor of its own warm-up, linear over ``warmup`` steps; 1 for those there from the start."""
         return min(1.0, (step - self.begun + 1) / max(1.0, warmup)) if self.late else 1.0
 
-    def force(self, sigma: float, lr: float, steps: int) -> float:
-        """Book the free energy of some steps; return the force now over its mean so far, NaN if unknown."""
-        if not (math.isfinite(sigma) and lr > 0):
-            return math.nan
-        self.released += max(0.0, sigma) * steps
-        self.rates += lr * steps
-        return sigma / lr / (self.released / self.rates) if self.released > 0 else math.nan
-
     def r_error(self, r: float) -> float:
         """Spread of the last readings of r: rms change from one to the next, over root 2."""
         if math.isfinite(r):
@@ -106,7 +97,7 @@ class Cohort:
             "gear": self.gear.state_dict(),
             "way": self.way,
             "walked": self.walked,
-            "force": [self.released, self.rates],
+            "force": self.drive.state(),
             "r": [None if math.isnan(self.r_last) else self.r_last, self.r_square],
         }
 
@@ -116,7 +107,6 @@ class Cohort:
         lever = Lever(bounds, floor)
         lever.load_state_dict(state["lever"])
         last, square = state["r"]
-        released, rates = state.get("force", (0.0, 0.0))
         return cls(
             lever,
             str(state["base"]),
@@ -125,8 +115,7 @@ class Cohort:
             Gear.of(state["gear"]),
             float(state["way"]),
             int(state["walked"]),
-            float(released),
-            float(rates),
+            Force.of(state.get("force", (0.0, 0.0))),
             math.nan if last is None else float(last),
             float(square),
         )
@@ -208,7 +197,7 @@ def cohort_signals(
         loss=math.nan if reading.loss is None else reading.loss,
         phi=q.phi,
         phi_star=q.phi_star,
-        force=cohort.force(q.sigma, q.lr_eff, steps),
+        force=cohort.drive.book(q.sigma, q.lr_eff, steps),
         **extra,
     )
 
