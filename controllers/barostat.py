@@ -152,11 +152,11 @@ class Barostat(Controller):
     @property
     def begun(self) -> bool:
         """Whether it has seen a reading."""
-        return bool(self._norm2)
+        return bool(self._norm2) or self._read > 0
 
     def attach(self, start: Start) -> None:
         """Receive layers and groups; after the first reading it keeps the state of those it knows by name."""
-        if not self._norm2:
+        if not self.begun:
             self._forget()
         self._start, self._rested = start, False
         for name, rms, numel in zip(start.names, start.rms, start.numel, strict=True):

@@ -9,7 +9,6 @@ import torch
 from thermoopt import ThermoAdamW, ThermoScheduler, autotune
 from thermoopt.controllers import Barostat, Chain, Cooling, Thermostat
 from thermoopt.controllers.confinement import confining_decay, idleness
-from thermoopt.controllers.force import Force
 
 T = 200
 
@@ -45,16 +44,6 @@ def test_confined_weights_remember_three_tenths_of_the_run(steps):
 
 def test_a_short_run_remembers_ten_times_what_momentum_does():
     assert 1 - 1e-2 * confining_decay(1e-2, 10) == pytest.approx(1 - (1 - 0.9) / 10)
-
-
-def test_force_is_relative_to_the_mean_over_the_way():
-    force = Force()
-    assert force.book(2.0, 0.1, 10) == 1.0
-    # 20 released over 1.0 of rates, then 10 steps of 0.5 at 0.1: 25 over 2.0
-    assert force.book(0.5, 0.1, 10) == pytest.approx(5 / 12.5)
-    assert math.isnan(force.book(math.nan, 0.1, 1))
-    assert math.isnan(force.book(1.0, 0.0, 1))
-    assert Force.of(force.state()) == force
 
 
 def data(noisy=False):

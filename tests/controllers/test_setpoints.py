@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from thermoopt.controllers.cohorts import Cohort
+from thermoopt.controllers.force import Force
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import (
     KAPPA,
@@ -180,10 +181,11 @@ def test_the_force_is_work_for_a_unit_of_lr_over_its_mean():
     energy = way = 0.0
     for sigma, lr, steps in ((3.0, 1.0, 4), (1.0, 2.0, 2), (-1.0, 1.0, 2)):
         energy, way = energy + max(0.0, sigma) * steps, way + lr * steps
-        assert cohort.force(sigma, lr, steps) == pytest.approx((sigma / lr) / (energy / way))
+        assert cohort.drive.book(sigma, lr, steps) == pytest.approx((sigma / lr) / (energy / way))
     again = Cohort.of(cohort.state_dict(), Bounds(), 1.0)
-    assert (again.released, again.rates) == (14.0, 10.0)
-    assert math.isnan(cohort.force(math.nan, 1.0, 1))
+    assert again.drive == Force(14.0, 10.0)
+    assert math.isnan(cohort.drive.book(math.nan, 1.0, 1))
+    assert math.isnan(cohort.drive.book(1.0, 0.0, 1))
 
 
 # ------------------------------------------------------------------ coherence
