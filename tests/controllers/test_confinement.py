@@ -18,9 +18,9 @@ T = 200
     [
         (100, 0.0, 3.0, 1.0),
         (100, 0.0, 1.25, 0.5),
-        (100, 0.25, 3.0, 0.5),
-        (100, 0.25, 1.25, 0.25),
-        (100, 0.5, 3.0, 0.0),  # driven
+        (100, 0.125, 3.0, 0.5),
+        (100, 0.125, 1.25, 0.25),
+        (100, 0.25, 3.0, 0.0),  # driven
         (100, 2.0, 3.0, 0.0),
         (100, -1.0, 3.0, 1.0),  # against the force
         (100, 0.0, 1.0, 0.0),  # noise
@@ -102,7 +102,7 @@ def test_what_is_known_by_heart_is_confined():
     begun = next(a for a in opt.controller.log if a.kind == "wd")
     assert begun.old == 1.0 < begun.new
     assert "no force drives the motion" in begun.reason
-    assert begun.evidence["force"][0] < 0.5
+    assert begun.evidence["force"][0] < 0.25
     assert begun.evidence["coherence"][0] > 1
     assert begun.step >= 0.15 * T
 
