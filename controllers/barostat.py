@@ -11,17 +11,31 @@ import numpy as np
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
-from thermoopt.controllers.confinement import READINGS, confining_decay, idleness
 from thermoopt.controllers.cooling import check_total_steps
-from thermoopt.controllers.force import Force
 from thermoopt.controllers.lever import Bounds, Lever
-from thermoopt.physics import ANGULAR_BOUND, AVERAGE, NU, TOLERANCE, Balance, Term, quantities, repaired_decay
+from thermoopt.controllers.setpoints import EQUILIBRATION
+from thermoopt.physics import (
+    ANGULAR_BOUND,
+    AVERAGE,
+    NU,
+    TOLERANCE,
+    Balance,
+    Force,
+    Term,
+    confining_decay,
+    idleness,
+    quantities,
+    repaired_decay,
+)
 
 __all__ = ["ANGULAR_BOUND", "BOUNDS", "NU", "Barostat", "repaired_decay"]
 
 READINGS_BETWEEN = 10
 """Readings between two actions, in addition to the hold-off in steps: the decay's loop should be at least ten
 times slower than one that acts on every reading (theory, section 4)."""
+
+READINGS = 10
+"""Readings over which idleness is averaged, a twentieth of a run's: near r_c = 1 it flickers."""
 
 BOUNDS = Bounds(lo=1e-3, hi=1.0, slew_up=1.01, slew_down=1.1, min_readings=5, hold_off=100)
 """Down to a thousandth (decay a thousand times too high can be repaired), never above what the group says.
@@ -96,10 +110,10 @@ class Barostat(Controller):
     too, so it is not trusted.)
 
     *Confinement*, where the length of the run is given: as far as the motion goes on without a force
-    (:func:`thermoopt.controllers.confinement.idleness`), decay is raised towards the value at which weights
-    remember their updates over 30 % of the run at the highest learning rate of a decayed matrix. It falls
-    with the rate as the group's own decay does, is never below it, and needs Adam's moments. The log says
-    when it begins, doubles, halves and ends.
+    (:func:`thermoopt.physics.idleness`) after 15 % of the run, decay is raised towards the value at which
+    weights remember their updates over 30 % of the run at the highest learning rate of a decayed matrix. It
+    falls with the rate as the group's own decay does, is never below it, and needs Adam's moments. The log
+    says when it begins, doubles, halves and ends.
 
     Args:
         total_steps: length of the run in optimizer steps, at least 1; None for no confinement.
@@ -231,7 +245,8 @@ class Barostat(Controller):
         sigma, lr, coherence = (q[name].item() for name in ("sigma", "lr_eff", "coherence"))
         force = self._force.book(sigma, lr, max(0, reading.step - self._read))
         self._read = reading.step
-        idle = idleness(step - self._begun + 1, self._total_steps, force, coherence)
+        early = step - self._begun + 1 < EQUILIBRATION * self._total_steps
+        idle = 0.0 if early else idleness(force, coherence)
         self._idle += (idle - self._idle) / READINGS
         return {"force": (force, math.nan), "coherence": (coherence, math.nan), "idleness": (idle, math.nan)}
 
@@ -360,10 +375,11 @@ class Barostat(Controller):
                 int(saved["acted"]),
                 float(saved["lr_max"]),
                 float(saved["coupling"]),
-                *map(float, saved.get("confinement", (0.0, 1.0, 1.0))),
-                list(saved["repaired"]),
-                list(saved["reported"]),
+                repaired=list(saved["repaired"]),
+                reported=list(saved["reported"]),
             )
+            confinement = map(float, saved.get("confinement", (0.0, 1.0, 1.0)))
+            group.fastest, group.confinement, group.confined = confinement
             group.lever.load_state_dict(saved["lever"])
             self._groups[name] = group
         self._reference2 = {str(k): float(v) for k, v in state["reference2"].items()}

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.account.reading import Quantities, Reading
-from thermoopt.controllers.force import Force
 from thermoopt.controllers.gear import SHARE, Gear, largest_share
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import LAWS, Law, Signals, Wanted
-from thermoopt.physics import Term
+from thermoopt.physics import Force, Term
 
 __all__ = ["Cohort", "aimed", "bounded", "cohort_signals", "law_of", "lowered", "told", "turning"]
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from thermoopt.controllers.cohorts import Cohort
-from thermoopt.controllers.force import Force
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import (
     KAPPA,
@@ -23,6 +22,7 @@ from thermoopt.controllers.setpoints import (
     equilibrium_r,
     polyak,
 )
+from thermoopt.physics import Force
 
 N = 20_000
 """Coordinates of a simulated walk: its rms displacement then has a relative spread of 1/sqrt(2N) = 0.5 %."""

@@ -1,5 +1,6 @@
 """What sums mean: pure functions from sums to entropy production, its split, equilibrium and norm balance."""
 
+from thermoopt.physics.idle import Force, confining_decay, idleness
 from thermoopt.physics.norm_balance import (
     ANGULAR_BOUND,
     AVERAGE,
@@ -55,6 +56,7 @@ __all__ = [
     "TRACKED",
     "TRAVEL_SUMS",
     "Balance",
+    "Force",
     "Linear",
     "NormMotion",
     "Standing",
@@ -65,7 +67,9 @@ __all__ = [
     "by_rate",
     "check_quantity",
     "columns_of",
+    "confining_decay",
     "dispersion",
+    "idleness",
     "in_words",
     "layer_terms",
     "linear_sums",

@@ -1,4 +1,4 @@
-r"""Confinement: the weight decay that holds weights which no force drives any more.
+r"""Idle motion: steps that no force drives any more, and the weight decay that confines what they move.
 
 Adam's steps have a size of their own. While data drive the motion that is what makes it fast; once a network
 knows its data by heart the force falls to nothing, the steps do not, and where they still agree with each
@@ -10,10 +10,10 @@ part of the run lets them forget what nothing renews. Pure functions.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from thermoopt.controllers.setpoints import EQUILIBRATION
-
-__all__ = ["AGREEING", "LEAST", "MEMORY", "READINGS", "SPENT", "confining_decay", "idleness"]
+__all__ = ["AGREEING", "LEAST", "MEMORY", "SPENT", "Force", "confining_decay", "idleness"]
 
 MEMORY = 0.3
 """Share of the run over which confined weights remember their updates. Measured by this project: with 0.12,
@@ -21,9 +21,6 @@ and half of :data:`LEAST`, the mean over 31 workloads is the same within 1 %."""
 
 LEAST = 100
 """Steps of that memory at least: ten times that of the momentum which builds weights (theory, section 4)."""
-
-READINGS = 10
-"""Readings over which idleness is averaged, a twentieth of a run's: near r_c = 1 it flickers."""
 
 SPENT = 0.25
 """Share of the mean force from which on it counts as spent. Measured by this project from a fifth of the run
@@ -36,23 +33,63 @@ about a minimum, or where only noise of the labels is left, steps overshoot (0.2
 move what has been found. Measured by this project: 1.2 to 16 on networks that know their data by heart."""
 
 
-def idleness(t: int, total_steps: int, force: float, coherence: float) -> float:
+@dataclass
+class Force:
+    r"""Books what steps have released; tells how much force is left of the mean over the way so far.
+
+    .. math:: f = \frac{\sigma/\eta}{\sum\sigma/\sum\eta}
+
+    1 at a constant force; near 0 where the data no longer push the weights along, as in a network that knows
+    its data by heart, while Adam's steps keep their size. No unit.
+
+    Attributes:
+        released: free energy that the steps have released to first order, [L].
+        rates: sum of their learning rates.
+    """
+
+    released: float = 0.0
+    rates: float = 0.0
+
+    def book(self, sigma: float, lr: float, steps: int) -> float:
+        """Book some steps and return the force now over its mean so far, NaN if unknown.
+
+        Args:
+            sigma: entropy production, [L per step].
+            lr: mean effective learning rate.
+            steps: how many steps they hold for.
+        """
+        if not (math.isfinite(sigma) and lr > 0):
+            return math.nan
+        self.released += max(0.0, sigma) * steps
+        self.rates += lr * steps
+        return sigma / lr / (self.released / self.rates) if self.released > 0 else math.nan
+
+    def state(self) -> list[float]:
+        """Return both sums."""
+        return [self.released, self.rates]
+
+    @classmethod
+    def of(cls, state: Sequence[float]) -> Force:
+        """Return the force that :meth:`state` was of."""
+        released, rates = state
+        return cls(float(released), float(rates))
+
+
+def idleness(force: float, coherence: float) -> float:
     r"""Return how far the motion goes on without being driven, from 0 to 1.
 
     .. math:: w = \Bigl(1 - \frac{f}{f_0}\Bigr)_{[0,1]}\Bigl(\frac{r_c - 1}{1.5 - 1}\Bigr)_{[0,1]}
 
-    from the time of equilibration (15 % of the run) on; 0 before, and where either is not known.
+    0 where either is not known.
 
     Args:
-        t: steps since the start, from 1.
-        total_steps: length of the run.
-        force: f of :class:`thermoopt.controllers.force.Force`; f0 is :data:`SPENT`, 0.25.
+        force: f of :class:`Force`; f0 is :data:`SPENT`, 0.25.
         coherence: r_c.
 
     References:
         derived for this project.
     """
-    if t < EQUILIBRATION * total_steps or not (math.isfinite(force) and math.isfinite(coherence)):
+    if not (math.isfinite(force) and math.isfinite(coherence)):
         return 0.0
     low, high = AGREEING
     spent = min(1.0, max(0.0, 1 - force / SPENT))
