@@ -1,7 +1,7 @@
 """Cost of the controller: optimizer steps and training steps of one network, with and without it.
 
-Four optimizers take turns in one process on copies of one transformer, block by block, in reverse order in
-every second round: torch's fused AdamW, ThermoAdamW measuring only, and the same with autotune, with and
+Four optimizers take turns in one process on copies of one transformer, step by step, in reverse order in
+every second one: torch's fused AdamW, ThermoAdamW measuring only, and the same with autotune, with and
 without a known length. Shares of processor time, which other load disturbs less than wall time, are taken
 round by round; the table has medians with their 95 % intervals by order statistics. Figures go to
 ``cost.json``, the table to ``cost.md``.
@@ -46,7 +46,7 @@ BASE = "measuring"
 """Baseline of the controller's cost: the same optimizer without it."""
 
 STEPS = 50
-"""Optimizer steps of a block: one interval between readings."""
+"""Optimizer steps of a round: one interval between readings."""
 
 
 class Network(nn.Module):
@@ -92,9 +92,13 @@ def measure(rounds: int, steps: int = STEPS) -> dict[str, Any]:
     names = list(made)
     taken: dict[str, list[float]] = {name: [] for name in names}
     passes: list[float] = []
-    for r in range(rounds):
-        for name in names if r % 2 else names[::-1]:
-            taken[name].append(_took(made[name].step, steps))
+    for _ in range(rounds):
+        took = dict.fromkeys(names, 0.0)
+        for s in range(steps):  # in blocks, what other processes do to memory in between would be theirs
+            for name in names if s % 2 else names[::-1]:
+                took[name] += _took(made[name].step, 1)
+        for name in names:
+            taken[name].append(took[name] / steps)
         passes.append(_took(lambda: gradients(BASE), 2))
     return {
         "parameters": sum(p.numel() for p in nets[BASE].parameters()),
