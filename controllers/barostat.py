@@ -13,7 +13,7 @@ from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.cooling import check_total_steps
 from thermoopt.controllers.lever import Bounds, Lever
-from thermoopt.controllers.setpoints import EQUILIBRATION
+from thermoopt.controllers.setpoints import EQUILIBRATION, Evidence
 from thermoopt.physics import (
     ANGULAR_BOUND,
     AVERAGE,
@@ -24,7 +24,6 @@ from thermoopt.physics import (
     Term,
     confining_decay,
     idleness,
-    quantities,
     repaired_decay,
 )
 
@@ -41,9 +40,6 @@ BOUNDS = Bounds(lo=1e-3, hi=1.0, slew_up=1.01, slew_down=1.1, min_readings=5, ho
 """Down to a thousandth (decay a thousand times too high can be repaired), never above what the group says.
 Five readings of a default run, one every 10 steps, span the average; 100 steps are ten of them. Downwards a
 factor of 30 takes 36 steps, well within the hold-off; upwards ten times as long."""
-
-
-Evidence = Mapping[str, tuple[float, float]]
 
 
 @dataclass
@@ -128,8 +124,9 @@ class Barostat(Controller):
         ValueError: for values out of range; the message names the argument.
 
     References:
-        norm balance, forecast, repair and confinement: derived for this project; equilibrium: Kosson et al.,
-        arXiv 2305.17212; coupling: Defazio, arXiv 2506.02285.
+        norm balance, forecast, repair, and when to confine: derived for this project; equilibrium: Kosson et
+        al., arXiv 2305.17212; coupling: Defazio, arXiv 2506.02285; what weights remember: Wang and Aitchison,
+        arXiv 2405.13698.
     """
 
     def __init__(
@@ -203,7 +200,7 @@ class Barostat(Controller):
                     group.lever.readings += 1
                     group.first = group.first or step
                     self._follow(group, balance)
-                    self._confine(name, group, step, evidence)
+                    self._confine(name, group, balance, step, evidence)
                     self._report(name, group, balance, step)
                     self._act(name, group, balance, step)
         factors = [g.lever.move() * g.coupling * g.confinement if g.layers else 1.0 for _, g in groups]
@@ -234,24 +231,27 @@ class Barostat(Controller):
         lr = float((balance.lr * balance.numel).sum() / balance.numel.sum())
         if self._couple and math.isfinite(lr):
             group.lr_max = max(group.lr_max, lr)
-            group.fastest = max(group.fastest, float(balance.lr.max()))
             group.coupling = lr / group.lr_max if group.lr_max > 0 else 1.0
 
     def _look(self, reading: Reading, step: int) -> Evidence:
         """Average how far the motion goes on without a force; return what says so."""
         if self._total_steps is None:
             return {}
-        q = quantities(reading.terms[:, reading.seen].sum(axis=1))
-        sigma, lr, coherence = (q[name].item() for name in ("sigma", "lr_eff", "coherence"))
-        force = self._force.book(sigma, lr, max(0, reading.step - self._read))
+        q = reading.total
+        force = self._force.book(q.sigma, q.lr_eff, max(0, reading.step - self._read))
         self._read = reading.step
         early = step - self._begun + 1 < EQUILIBRATION * self._total_steps
-        idle = 0.0 if early else idleness(force, coherence)
+        idle = 0.0 if early else idleness(force, q.coherence)
         self._idle += (idle - self._idle) / READINGS
-        return {"force": (force, math.nan), "coherence": (coherence, math.nan), "idleness": (idle, math.nan)}
+        return {
+            "force": (force, math.nan),
+            "coherence": (q.coherence, math.nan),
+            "idleness": (idle, math.nan),
+        }
 
-    def _confine(self, name: str, group: _Group, step: int, evidence: Evidence) -> None:
+    def _confine(self, name: str, group: _Group, balance: Balance, step: int, evidence: Evidence) -> None:
         """Raise decay as far as the motion is idle; log it where it begins, doubles, halves or ends."""
+        group.fastest = max(group.fastest, float(balance.lr.max()))
         if self._total_steps is None or not group.fastest > 0:
             return
         decay = confining_decay(group.fastest, self._total_steps)

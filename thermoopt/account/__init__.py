@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from thermoopt.account.meter import Meter as Meter
     from thermoopt.account.naming import add_to_meter as add_to_meter
     from thermoopt.account.naming import layer_names as layer_names
+    from thermoopt.account.naming import names_by_position as names_by_position
     from thermoopt.account.naming import plain_name as plain_name
     from thermoopt.account.naming import with_plain_names as with_plain_names
     from thermoopt.account.naming import with_present_names as with_present_names
@@ -62,6 +63,7 @@ __getattr__, __dir__ = lazy_face(
         "thermoopt.account.naming": (
             "add_to_meter",
             "layer_names",
+            "names_by_position",
             "plain_name",
             "with_plain_names",
             "with_present_names",
@@ -119,6 +121,7 @@ __all__ = [
     "is_exchange",
     "layer_names",
     "mean",
+    "names_by_position",
     "plain_name",
     "reading_lag",
     "reading_record",

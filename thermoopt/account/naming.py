@@ -12,7 +12,14 @@ from torch import Tensor
 from thermoopt.account.meter import Meter
 from thermoopt.kernels import real_elements
 
-__all__ = ["add_to_meter", "layer_names", "plain_name", "with_plain_names", "with_present_names"]
+__all__ = [
+    "add_to_meter",
+    "layer_names",
+    "names_by_position",
+    "plain_name",
+    "with_plain_names",
+    "with_present_names",
+]
 
 _FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
 """What FSDP1 adds to the names of parameters, of which each rank holds a part."""
@@ -85,7 +92,12 @@ def _renamed(saved: Any, names: Mapping[str, str]) -> Any:
 def layer_names(index: int, group: Mapping[str, Any]) -> list[str]:
     """Return the names of a group's layers: one given per tensor, else ``group{i}.{j}``."""
     names, n = group.get("param_names"), len(group["params"])
-    return list(names) if names and len(names) == n else [f"group{index}.{j}" for j in range(n)]
+    return list(names) if names and len(names) == n else names_by_position(index, n)
+
+
+def names_by_position(index: int, n: int) -> list[str]:
+    """Return the names of a group's ``n`` layers where none are given: ``group{i}.{j}``."""
+    return [f"group{index}.{j}" for j in range(n)]
 
 
 def add_to_meter(
@@ -120,9 +132,9 @@ def add_to_meter(
     layers: list[str] = []
     plain = [plain_name(name) for name in given]
     times = Counter([*plain, *(name for name, short in zip(given, plain, strict=True) if name != short)])
-    for j, (name, short) in enumerate(zip(given, plain, strict=True)):
+    for name, short, place in zip(given, plain, names_by_position(index, len(given)), strict=True):
         wanted = (short, name) if times[short] == 1 else (name,)
-        layers.append(next((n for n in wanted if n not in taken), f"group{index}.{j}"))
+        layers.append(next((n for n in wanted if n not in taken), place))
         while layers[-1] in taken:
             layers[-1] += "'"
         taken.add(layers[-1])

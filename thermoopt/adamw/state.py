@@ -19,6 +19,7 @@ from thermoopt.account import (
     follow_edit,
     from_leaf,
     is_exchange,
+    names_by_position,
     plain_name,
     with_present_names,
 )
@@ -249,7 +250,7 @@ def import_groups(
         if controller is not None:
             names = ledger.meter.names  # the saved ones, if there were any: torch puts them into the groups
             sizes = np.bincount(ledger.meter.group_of)
-            nameless = [f"group{i}.{j}" for i, n in enumerate(sizes) for j in range(n)]
+            nameless = [name for i, n in enumerate(sizes) for name in names_by_position(i, n)]
             restore(loop.controller, with_present_names(from_leaf(controller), nameless, names))
         loop.import_groups(saved, ledger.meter, params)
     elif controller is not None:

@@ -26,7 +26,7 @@ __all__ = ["TravelPlan"]
 SERIAL_BELOW = 1 << 15
 """Number of sampled elements below which one thread takes them all: 20 us on one thread."""
 
-TRAVEL_SUMS = 3
+COLUMNS = 3
 """Sums of a layer: squared displacement, absolute impulse and N."""
 
 BESIDE, TAKEN = 16, 1024
@@ -138,7 +138,7 @@ class TravelPlan(TravelLayers):
 
     def _room(self) -> Tensor:
         """Let the next run write its sums to a new tensor; return it."""
-        self._sums = torch.zeros(len(self._params), TRAVEL_SUMS, dtype=torch.float64, device="cpu")
+        self._sums = torch.zeros(len(self._params), COLUMNS, dtype=torch.float64, device="cpu")
         self._call.sums = self._sums.data_ptr()
         return self._sums
 

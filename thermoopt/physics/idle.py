@@ -4,7 +4,7 @@ Adam's steps have a size of their own. While data drive the motion that is what 
 knows its data by heart the force falls to nothing, the steps do not, and where they still agree with each
 other they go on enlarging what has been learned: outputs grow, and what is not in the data suffers. AdamW's
 weights are an average of its updates over :math:`1/(\eta\lambda)` steps; a decay that makes this average a
-part of the run lets them forget what nothing renews. Pure functions.
+part of the run lets them forget what nothing renews. Plain data and pure functions.
 """
 
 from __future__ import annotations
