@@ -32,7 +32,7 @@ def main() -> None:
 
     reading = optimizer.reading
     if reading is None:
-        raise SystemExit("No step was measured: this backend measures every 10th, so take 10 or more.")
+        raise SystemExit("No step was measured: this backend measures one in 10, so take 10 or more.")
     print(f"At step {reading.step}, averaged over the last 50. sigma, work and heat in nats a byte a step.")
     print(f"{'layer':26} {'r':>6} {'sigma':>10} {'work':>10} {'heat':>10} {'R_wd':>8}")
     for name, layer in reading.layers.items():

@@ -21,7 +21,7 @@ def main() -> None:
     for about, lr, decay in (("lr 2e-3", 2e-3, 0.01), ("lr 0.2", 0.2, 0.01), ("decay 20", 2e-3, 20.0)):
         model = small_gpt(args.seed)
         optimizer = torch.optim.AdamW(model.named_parameters(), lr=lr, weight_decay=decay)
-        observer = Observer(model, optimizer)  # measures every 10th step; no loss is needed, but it helps
+        observer = Observer(model, optimizer)  # measures one step in 10; no loss is needed, but it helps
         train(model, optimizer, args.steps, args.seed, report=observer.report_loss)
         report = diagnose(observer)
         print(f"== {about}: {'healthy' if report.healthy else 'not healthy'}")

@@ -141,7 +141,7 @@ def test_limits_are_checked() -> None:
 
 @pytest.mark.parametrize(
     ("ema_steps", "measure_every", "expected"),
-    [(1, 1, [1, 2, 3]), (50, 1, [1, 11, 21]), (50, 3, [3, 15, 27]), (12, 1, [1, 4, 7]), (1, 7, [7, 14, 21])],
+    [(1, 1, [1, 2, 3]), (50, 1, [1, 11, 21]), (50, 3, [3, 14, 25]), (12, 1, [1, 4, 7]), (1, 7, [7, 14, 22])],
 )
 def test_five_readings_an_average_are_recorded(ema_steps: int, measure_every: int, expected: list) -> None:
     optimizer = make_optimizer(ema_steps=ema_steps, measure_every=measure_every)

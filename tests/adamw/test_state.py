@@ -40,7 +40,7 @@ def test_resume_in_the_middle_is_bit_for_bit(dtype):
     train(other, resumed, 9, start=8)
     assert_same_bits(whole, opt, other, resumed)
     same_reading(opt.reading, resumed.reading)
-    assert opt.reading.step == 15
+    assert opt.reading.step == 17
 
 
 def test_reading_is_there_right_after_loading():
@@ -87,7 +87,7 @@ def test_copies_go_on_like_the_original(clone):
     train(net2, opt2, 7, start=8)
     assert_same_bits(net, opt, net2, opt2)
     same_reading(opt.reading, opt2.reading)
-    assert opt.history.steps.tolist() == opt2.history.steps.tolist() == [3, 6, 9, 12, 15]
+    assert opt.history.steps.tolist() == opt2.history.steps.tolist() == [3, 6, 10, 14]
     assert opt2.backend == "torch"
 
 
@@ -115,7 +115,7 @@ def test_plain_adamw_checkpoints_go_both_ways():
     train(plain_net, plain, 5, start=7)
     train(ours_net, ours, 5, start=7)
     assert_same_bits(ours_net, ours, plain_net, plain)
-    assert ours.reading.step == 12  # counting went on where the checkpoint stood
+    assert (ours.steps, ours.reading.step) == (12, 10)  # counting went on where the checkpoint stood
     # and back
     back_net = copy.deepcopy(ours_net)
     back = torch.optim.AdamW(back_net.named_parameters())
@@ -135,11 +135,11 @@ def test_an_older_checkpoint_without_some_keys_loads():
     other_net = copy.deepcopy(net)
     other = ThermoAdamW(other_net.parameters(), **OPTIONS)
     other.load_state_dict(state)
-    train(other_net, other, 3, start=6)
-    train(net, opt, 3, start=6)
+    train(other_net, other, 4, start=6)
+    train(net, opt, 4, start=6)
     assert_same_bits(net, opt, other_net, other)
     same_reading(net_reading := opt.reading, other.reading)
-    assert net_reading.step == 9
+    assert net_reading.step == 10
 
 
 def test_averages_of_another_layout_start_afresh_with_a_warning():
@@ -160,7 +160,7 @@ def test_loading_rewinds_the_history():
     train(net, opt, 6)
     saved = copy.deepcopy(opt.state_dict())
     train(net, opt, 9, start=6)
-    assert opt.history.steps.tolist() == [3, 6, 9, 12, 15] or len(opt.history) > 0
+    assert opt.history.steps.tolist() == [3, 14]
     opt.load_state_dict(saved)
     assert opt.history.steps.max() <= 6
     assert opt.reading.step == 6

@@ -134,7 +134,7 @@ def test_forecast_of_noise_under_decay():
     assert forecast.low < rest * forecast.norm_start < forecast.high
     assert forecast.repaired_decay == pytest.approx(LR / (2 * (NU * RMS) ** 2), rel=0.2)
     assert forecast.free_fall == pytest.approx(1 - 1 / forecast.R_wd)
-    assert (forecast.step, forecast.horizon, forecast.weight_decay) == (60, pytest.approx(1000), 3.0)
+    assert (forecast.step, forecast.horizon, forecast.weight_decay) == (52, pytest.approx(1000), 3.0)
     assert detector.step() == {W: forecast.R_wd}
 
 

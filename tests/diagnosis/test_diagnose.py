@@ -492,8 +492,8 @@ def test_types():
     assert isinstance(report.findings[0], Finding)
 
 
-@pytest.mark.parametrize(("log_every", "dead"), [(10, True), (7, False), (1, False)])
-def test_tasks_that_take_turns_are_dead_only_to_who_always_meets_the_other(log_every, dead):
+@pytest.mark.parametrize("log_every", [10, 2, 1])
+def test_of_tasks_that_take_turns_none_is_called_dead(log_every):
     torch.manual_seed(0)
     trunk, heads = nn.Linear(4, 8), nn.ModuleList([nn.Linear(8, 1), nn.Linear(8, 1)])
     adamw = torch.optim.AdamW([*trunk.parameters(), *heads.parameters()], lr=1e-2)
@@ -502,8 +502,4 @@ def test_tasks_that_take_turns_are_dead_only_to_who_always_meets_the_other(log_e
         adamw.zero_grad()
         heads[step % 2](trunk(torch.randn(16, 4)).tanh()).square().mean().backward()
         adamw.step()
-    found = [f for f in diagnose(observer).findings if f.kind == "dead_layer"]
-    assert bool(found) == dead
-    if dead:
-        assert found[0].layers == ("1.0.weight", "1.0.bias")
-        assert "tasks take turns" in found[0].advice
+    assert not [f for f in diagnose(observer).findings if f.kind == "dead_layer"]

@@ -293,7 +293,7 @@ def test_csv_holds_the_split_of_every_reading_and_layer(tmp_path):
     split.export_csv(tmp_path / "split.csv")
     rows = list(csv.DictReader((tmp_path / "split.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == len(observer.history.layer_steps) * 6
-    last = {row["layer"]: row for row in rows if row["step"] == "120"}
+    last = {row["layer"]: row for row in rows if row["step"] == "116"}
     for name, layer in split.snapshot.layers.items():
         row = last[name]
         assert float(row["sigma_total"]) == pytest.approx(layer.sigma_total, rel=1e-4, abs=1e-12)

@@ -22,8 +22,9 @@ def test_a_used_up_schedule_is_found(kind):
         observer.step(loss=loss)
     finding = next(f for f in diagnose(observer).findings if f.kind == "learning_rate_zero")
     assert finding.confidence == "HIGH"
-    assert "step 101: 200 of 300 steps" in finding.message or "step 110: 191 of 300" in finding.message
-    assert observer.skipped.get("lr_zero") == (0 if kind == "AdamW" else 20)
+    since = "since step 105: 196 of 300" if kind == "AdamW" else "since about step 96: 205 of 300"
+    assert since in finding.message
+    assert observer.skipped.get("lr_zero") == (0 if kind == "AdamW" else 19)
 
 
 def test_a_warm_up_from_zero_is_no_finding():

@@ -65,7 +65,7 @@ def test_observing_changes_not_one_bit(make, dtype, request):
     train(ours, opt, 12)
     train(theirs, ref, 12)
     assert_same_bits(ours, opt, theirs, ref)
-    assert (first.reading.step, second.reading.step) == (12, 12)
+    assert (first.reading.step, second.reading.step) == (12, 10)
 
 
 @pytest.mark.parametrize("amsgrad", [False, True])
@@ -567,8 +567,8 @@ def test_resume_is_bit_for_bit(make):
     train(other, torch.optim.SGD(other.parameters(), lr=0.0), 1)  # somebody else's step is not its own
     resumed.load_state_dict(saved["observer"])
     assert resumed.loss == 1.25
-    assert resumed.reading.step == 6
-    assert resumed.fresh_reading().step == 6
+    assert resumed.reading.step == 7
+    assert resumed.fresh_reading().step == 7
     train(other, resumed_opt, 6, start=7)
     assert np.array_equal(observer.reading.terms, resumed.reading.terms, equal_nan=True)
     assert observer.reading.step == resumed.reading.step == 12
@@ -584,10 +584,10 @@ def test_going_back_to_a_checkpoint():
     train(net, opt, 4)
     state = observer.state_dict()
     train(net, opt, 6)
-    assert observer.history.steps.tolist() == [4, 6, 8, 10, 12]
+    assert observer.history.steps.tolist() == [4, 7, 10, 12]
     observer.load_state_dict(state)
-    assert observer.history.steps.tolist() == [4, 6]
-    assert observer.reading.step == 6
+    assert observer.history.steps.tolist() == [4]
+    assert observer.reading.step == 4
     fresh = Observer(net, opt, log_every=2)
     assert observer.skipped["no_gradients"] == 1
     observer._source._ledger.meter.skip("closure")

@@ -36,7 +36,7 @@ def test_observe_and_diagnose(tmp_path, capsys):
         optimiser.step()
         snapshot = observer.step(loss=loss.item())
         optimiser.zero_grad()
-    assert snapshot.step == 120
+    assert snapshot.step == 116
     report = diagnose(observer)
     print(report)
     assert "Diagnosis" in capsys.readouterr().out

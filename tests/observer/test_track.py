@@ -10,6 +10,7 @@ import torch
 
 from tests.support.lion import Lion
 from tests.support.small_net import assert_same_bits, model, train
+from tests.support.strides import measured
 from thermoopt import Observer, ThermoAdamW
 from thermoopt.tensors.sampling import PAGE_SHARE, PAGES_WHOLE, pages
 
@@ -69,8 +70,8 @@ def test_rho_is_the_cosine_of_successive_gradients(name, every):
     opt = OPTIMIZERS[name](params)
     observer = Observer(None, opt, every, track=("rho",), ema_steps=4)
     grads, _ = run(opt, params, 13)
-    layers, total = expected_rho(grads, range(every, 14, every), ema_steps=4)
-    assert observer.reading.step == 13 - 13 % every
+    layers, total = expected_rho(grads, measured(every, 13), ema_steps=4)
+    assert observer.reading.step == measured(every, 13)[-1]
     assert observer.reading.layer_array("rho") == pytest.approx(layers, rel=1e-12)
     assert observer.reading.total.rho == pytest.approx(total, rel=1e-12)
     assert math.isnan(observer.reading.total.distance)
@@ -82,7 +83,7 @@ def test_rho_of_a_thermoadamw(every):
     opt = ThermoAdamW(params, measure_every=every, ema_steps=6, backend="torch")
     observer = Observer(None, opt, track=("rho",))
     grads, _ = run(opt, params, 10)
-    layers, total = expected_rho(grads, range(every, 11, every), ema_steps=6)
+    layers, total = expected_rho(grads, measured(every, 10), ema_steps=6)
     assert observer.reading.layer_array("rho") == pytest.approx(layers, rel=1e-12)
     assert observer.reading.total.rho == pytest.approx(total, rel=1e-12)
     assert math.isnan(opt.reading.total.rho)  # the optimizer's own account keeps nothing
@@ -119,9 +120,9 @@ def test_distance_is_the_squared_way_from_the_start(name, every):
     observer = Observer(None, opt, every, track=("distance",), ema_steps=50)
     with torch.no_grad():
         params[0].add_(1.0)  # weights loaded late: the start is where the first step begins
-    _, before = run(opt, params, 12)
-    expected = [float((a - b).square().sum()) for a, b in zip(before[12], before[1], strict=True)]
-    assert observer.reading.step == 12
+    _, before = run(opt, params, 13)
+    expected = [float((a - b).square().sum()) for a, b in zip(before[13], before[1], strict=True)]
+    assert observer.reading.step == 13
     assert observer.reading.layer_array("distance") == pytest.approx(expected, rel=1e-12)
     assert observer.reading.total.distance == pytest.approx(sum(expected), rel=1e-12)
     assert math.isnan(observer.reading.total.rho)
@@ -357,7 +358,7 @@ def test_the_history_of_a_tracked_thermoadamw_is_as_long_as_its_own():
     observer = Observer(None, opt, track=("distance",))
     run(opt, params, 30)
     assert observer.history is not opt.history
-    assert observer.history.steps.tolist() == opt.history.steps.tolist() == [3, 9, 15, 21, 27]
+    assert observer.history.steps.tolist() == opt.history.steps.tolist() == [3, 10, 14, 21, 25]
     assert np.isnan(opt.history.total("distance")).all()
     assert (observer.history.total("distance") > 0).all()
     for mine, own in zip(observer.history.records(), opt.history.records(), strict=True):
@@ -377,7 +378,7 @@ def test_a_resume_goes_on_bit_for_bit(name, every):
     run(opt, params, 5)
     buffer = io.BytesIO()
     torch.save([opt.state_dict(), observer.state_dict(), [p.detach() for p in params]], buffer)
-    run(opt, params, 4, first=6)
+    run(opt, params, 5, first=6)
 
     buffer.seek(0)
     of_optimizer, of_observer, values = torch.load(buffer, weights_only=True)
@@ -386,9 +387,9 @@ def test_a_resume_goes_on_bit_for_bit(name, every):
     watching = Observer(None, resumed, every, track=BOTH, ema_steps=4)
     resumed.load_state_dict(of_optimizer)
     watching.load_state_dict(of_observer)
-    run(resumed, others, 4, first=6)
+    run(resumed, others, 5, first=6)
     assert np.array_equal(observer.reading.terms, watching.reading.terms, equal_nan=True)
-    assert observer.reading.step == watching.reading.step == 9
+    assert observer.reading.step == watching.reading.step == 10
     assert watching.reading.total.distance > 0
     assert watching.start_norms == observer.start_norms
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from thermoopt.account.losses import Losses as Losses
     from thermoopt.account.losses import as_loss as as_loss
     from thermoopt.account.meter import Meter as Meter
+    from thermoopt.account.meter import is_measured as is_measured
+    from thermoopt.account.meter import measured_steps as measured_steps
     from thermoopt.account.naming import add_to_meter as add_to_meter
     from thermoopt.account.naming import layer_names as layer_names
     from thermoopt.account.naming import names_by_position as names_by_position
@@ -74,7 +76,11 @@ __getattr__, __dir__ = lazy_face(
             "Losses",
             "as_loss",
         ),
-        "thermoopt.account.meter": ("Meter",),
+        "thermoopt.account.meter": (
+            "Meter",
+            "is_measured",
+            "measured_steps",
+        ),
         "thermoopt.account.pending": (
             "Averaged",
             "Done",
@@ -119,8 +125,10 @@ __all__ = [
     "follow_edit",
     "from_leaf",
     "is_exchange",
+    "is_measured",
     "layer_names",
     "mean",
+    "measured_steps",
     "names_by_position",
     "plain_name",
     "reading_lag",

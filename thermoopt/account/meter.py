@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
@@ -17,7 +18,7 @@ from thermoopt.account.reading import SKIP_CAUSES, Reading
 from thermoopt.physics import COLUMNS, columns_of, layer_terms, linear_sums
 from thermoopt.physics.sums import Sum
 
-__all__ = ["STATE_ROWS", "Meter", "RunState"]
+__all__ = ["STATE_ROWS", "Meter", "RunState", "is_measured", "measured_steps"]
 
 Array = NDArray[np.float64]
 
@@ -26,6 +27,36 @@ _COUNTERS = ("step", "readings", "recorded", "unseen")
 _RUN_ROWS = ("weight", "weight2", "last", "lr", "wd", "beta2")
 STATE_ROWS = COLUMNS + len(_RUN_ROWS)
 """Rows of the tensor ``[STATE_ROWS, n]`` that a meter keeps for the ``n`` layers of a group."""
+
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Of all numbers the one that fractions approximate worst: what it spaces falls most evenly."""
+
+
+def measured_steps(step: int, every: int) -> int:
+    r"""Return how many of the first ``step`` steps are measured, one in ``every`` or a little less.
+
+    .. math:: k(t) = \lfloor (t + 2\varphi) / (n + \varphi) \rfloor,\qquad \varphi = (\sqrt5 - 1)/2
+
+    Measured steps lie n or n + 1 steps apart, 10, 20, 31, 42, 52, ... for n = 10. At a fixed distance, a loop
+    whose steps take turns (two tasks, batches in the same order in each epoch) would always be measured in
+    the same phases if its period had a factor in common with n. Multiples of an irrational number meet all
+    phases of any period equally often. The step number alone decides: ranks and resumed runs measure the
+    same steps.
+
+    Args:
+        step: number of steps, >= 0.
+        every: n >= 1; 1 is every step.
+
+    References:
+        Weyl, Math. Ann. 77 (1916): multiples of an irrational number are equidistributed modulo any other.
+    """
+    return step if every == 1 else int((step + 2 * GOLDEN) / (every + GOLDEN))
+
+
+def is_measured(step: int, every: int) -> bool:
+    """Whether a step, counted from 1, is one of those that :func:`measured_steps` counts."""
+    return measured_steps(step, every) > measured_steps(step - 1, every)
 
 
 @dataclass

@@ -88,7 +88,7 @@ def _tell(kind: str, message: str) -> None:
     """Warn once per process."""
     if kind not in _told:
         _told.add(kind)
-        warnings.warn(f"{message} and measures every 10th", UserWarning, stacklevel=5)
+        warnings.warn(f"{message} and measures one in 10", UserWarning, stacklevel=5)
 
 
 def _kernel(name: str) -> ModuleType:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thermoopt.account import History, Ledger, weakly
+from thermoopt.account import History, Ledger, is_measured, weakly
 from thermoopt.adamw.arguments import (
     averaging_steps,
     check_arguments,
@@ -68,8 +68,8 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             :class:`torch.optim.AdamW`.
         controller: turns readings into scales; None only measures. :func:`thermoopt.autotune` makes one that
             needs no lr: ``lr`` is then only the unit in which scales are expressed.
-        measure_every: measure one step in this many, >= 1; None is what costs little with the backend
-            (every step with ``"native"`` and ``"triton"``, every 10th with ``"torch"``).
+        measure_every: measure one step in this many (:func:`~thermoopt.account.measured_steps`), >= 1; None
+            is what costs little (every step with ``"native"`` and ``"triton"``, one in 10 with ``"torch"``).
         ema_steps: length of the readings' average in optimizer steps, >= 1 (1 is the raw step); None is the
             length that the controller wants, else 50.
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
@@ -216,7 +216,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         rates = self._rates()
         dry = all(rate.maybe_zero for rate in rates)
         # a checkpoint library's dry step, of lr 0, must be recognised as such
-        due = captured or dry or (self._ledger.run.step + 1) % self.measure_every == 0
+        due = captured or dry or is_measured(self._ledger.run.step + 1, self.measure_every)
         due = due or self._backend.is_warming(self.param_groups)
         parts: list[Traceable] = []
         travel: PendingTravel | None = None

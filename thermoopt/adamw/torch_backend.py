@@ -148,7 +148,7 @@ class TorchBackend:
 
     name = "torch"
     measure_every = 10
-    """A pass in torch operations takes as long as a step or two; every 10th keeps that to a few percent."""
+    """A pass in torch operations takes as long as a step or two; one in 10 keeps that to a few percent."""
 
     def __init__(self, requested: str, kernel: ModuleType | None = None) -> None:
         self.requested = requested

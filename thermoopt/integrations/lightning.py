@@ -75,8 +75,8 @@ class ThermoCallback(Callback):
     warning.
 
     Args:
-        log_every: log every this many optimizer steps, at least 1; optimizers other than ThermoAdamW are
-            measured equally often.
+        log_every: log the newest reading every this many optimizer steps, at least 1; of optimizers other
+            than ThermoAdamW one step in this many is measured.
         track: as for :class:`~thermoopt.Observer`.
         groups, layers: whether to log parameter groups and layers too.
         prog_bar: values of the total to show on the progress bar, from :data:`BAR`.
@@ -168,9 +168,9 @@ class ThermoCallback(Callback):
             watch.stepped = observer.steps
             reading = observer.step(torch.stack(self._losses).mean() if self._losses else None)
             self._losses = []
-            if reading is None or reading.step // self._log_every == watch.logged // self._log_every:
+            if reading is None or observer.steps // self._log_every == watch.logged // self._log_every:
                 continue
-            watch.logged = reading.step
+            watch.logged = observer.steps
             values = run_scalars(reading, groups=self._groups, layers=self._layers, prefix=watch.prefix)
             watch.names |= values.keys()
             # Lightning repeats the last value of a name that is not logged again

@@ -33,7 +33,7 @@ __all__ = ["LOG_EVERY", "Observer"]
 
 LOG_EVERY = 10
 """A measuring pass takes half to all of a fused step's time, one in torch operations that of a step or two;
-every 10th step keeps that to a few percent, as in :class:`~thermoopt.adamw.TorchBackend`."""
+one step in 10 keeps that to a few percent, as in :class:`~thermoopt.adamw.TorchBackend`."""
 
 MAX_IDLE_CALLS = 10
 """Calls of :meth:`Observer.step` before the optimizer's first step that raise no error: a GradScaler that
@@ -68,8 +68,8 @@ class Observer(RunReports):
             types; None for ``group{i}.{j}``. Sinks and controller of a ThermoAdamW keep its own names. Parts
             of names that wrappers add are removed. Parameters that the optimizer does not hold are ignored.
         optimizer: the optimizer to observe.
-        log_every: measure one step in this many, >= 1. Ignored for a ThermoAdamW, which decides by itself. If
-            two tasks take turns, every 10th step is one of the same task: take 1 or 7.
+        log_every: measure one step in this many (:func:`~thermoopt.account.measured_steps`), >= 1. Ignored
+            for a ThermoAdamW, which decides by itself.
         track: quantities to measure although they need memory, of ``"rho"`` and ``"distance"``: for each, one
             element in 16 of the gradients or parameters (:class:`~thermoopt.observer.Tracker`). Those not
             tracked are NaN. With a ThermoAdamW it takes a hook, and the observer keeps a history of its own.

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from thermoopt.account import is_measured
 from thermoopt.account.reading import Reading
 from thermoopt.controllers import Controller
 from thermoopt.observer.carried_start import CarriedTravel
@@ -68,7 +69,7 @@ class Serving:
         if capturing() or (closure_of(args, kwargs) is None and is_dry(optimizer)):
             return None
         step, carried = self._source.steps + 1, self.carried
-        due = step % self._source.measure_every == 0 and self._due(step)
+        due = is_measured(step, self._source.measure_every) and self._due(step)
         return None if carried is None else carried.read(args, kwargs, step if due else None)
 
     def _due(self, step: int) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.account import Done, Ledger, LedgerView, follow_edit
+from thermoopt.account import Done, Ledger, LedgerView, follow_edit, is_measured, measured_steps
 from thermoopt.account.reading import Reading
 from thermoopt.adamw import MeasuringPass, Rates, dry_kernel
 from thermoopt.observer.displacement import MOMENT_SUMS, Displacement
@@ -39,7 +39,7 @@ LR_ZERO = "lr_zero"
 
 HALVE_FROM = 5
 """Number of measured steps that an average must span before each reads only one half of large tensors, in
-turns. At ema_steps = 50 and every 10th step measured, the halves then weigh 55 to 45 in an average at worst,
+turns. At ema_steps = 50 and one step in 10 measured, the halves then weigh 55 to 45 in an average at worst,
 so that sums which differ between the halves by a tenth are off by half a percent."""
 
 
@@ -99,9 +99,7 @@ class StepHooks(LedgerView):
         captured = capturing()
         if closure is None and not captured and is_dry(optimizer):
             self._begun = "dry"
-        elif (captured and self._by_moments) or (
-            not captured and (self._ledger.run.step + 1) % self._measure_every == 0
-        ):
+        elif self._by_moments if captured else is_measured(self._ledger.run.step + 1, self._measure_every):
             self._begun = CLOSURE
             return when_gradients_are_there(args, kwargs, lambda times: self._read(times, closure is None))
         return None
@@ -122,7 +120,7 @@ class StepHooks(LedgerView):
             rates.append(Rates(lr, decoupled_decay(self._optimizer, group), None, True, lr))
         ledger, every = self._ledger, self._measure_every
         if self._by_moments:
-            turn = (ledger.run.step + 1) // every % 2
+            turn = measured_steps(ledger.run.step + 1, every) % 2
             half = turn if ledger.ema_steps >= HALVE_FROM * every else None
             return self._pass.sums(self._optimizer, rates, ledger, half, average=final)
         kept = Displacement(self._optimizer, rates)

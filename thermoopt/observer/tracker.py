@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thermoopt.account import MAX_PENDING
+from thermoopt.account import MAX_PENDING, is_measured
 from thermoopt.account.reading import Reading
 from thermoopt.kernels import real_elements
 from thermoopt.physics import Term
@@ -136,10 +136,10 @@ class Tracker:
             return
         if "distance" in self._track and len(self._start) < len(params):
             self._begin(params)
-        due = step % measure_every == 0
+        due, next_due = is_measured(step, measure_every), is_measured(step + 1, measure_every)
         gradients = self._gradients
         self._gradients = {}
-        if "rho" in self._track and (due or (step + 1) % measure_every == 0):
+        if "rho" in self._track and (due or next_due):
             scale = getattr(self._optimizer, "grad_scale", None)
             self._gradients = {
                 i: _Gradient(sample_pages(local(p.grad, p)).clone(), None if scale is None else scale.clone())
@@ -148,7 +148,7 @@ class Tracker:
             }
         if due:
             self._measure(step, params, gradients)
-        if (step + 1) % measure_every != 0:
+        if not next_due:
             self._gradients = {}
 
     def _measure(self, step: int, params: Sequence[Tensor], before: Mapping[int, _Gradient]) -> None:

@@ -75,7 +75,7 @@ def dead_layer(run: Evidence) -> Finding | None:
         "Look for a detach(), a dead activation or a zero factor behind it."
         if what == "zero"
         else "See whether forward() uses it; if not, leave it out of the optimizer or set requires_grad to "
-        "False. If tasks take turns, measure every step, or one in 7: every 10th may meet the same one."
+        "False. If few steps use it, measure every step to be sure."
     )
     return Finding(
         "dead_layer",

@@ -185,7 +185,8 @@ def learning_rate_zero(run: Evidence) -> Finding | None:
     idle = run.taken - first + 1
     if len(moving) == run.n and not run.skipped.get("lr_zero"):
         return None
-    if idle < MIN_READINGS or idle < STOOD / 10 * run.taken:
+    apart = 0 if len(still) else np.diff(run.steps).max(initial=0)  # no reading may have been due yet
+    if idle < MIN_READINGS + apart or idle < STOOD / 10 * run.taken:
         return None
     return Finding(
         "learning_rate_zero",
