@@ -165,6 +165,11 @@ class Controller(ABC):
         return None
 
     @property
+    def length(self) -> int | None:
+        """Step at which its cooling ends; None for one that does not cool or has no fixed end."""
+        return None
+
+    @property
     def begun(self) -> bool:
         """Whether it holds state of a run; it then serves no other run before :meth:`reset`."""
         return False

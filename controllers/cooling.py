@@ -155,6 +155,14 @@ class Cooling(Controller):
         self.told_of_schedule = False
 
     @property
+    def length(self) -> int | None:
+        """Step at which the shape or a quench ends, the earlier one; None where there is neither."""
+        cools = self._fixed["shape"] not in ("constant", "inverse_time")
+        end = self._fixed["total_steps"] if cools else None
+        quenched = self._quench_from + self._quench_steps - 1 if self._quench_steps else None
+        return min((step for step in (end, quenched) if step is not None), default=None)
+
+    @property
     def begun(self) -> bool:
         """Whether it has returned a step's factor."""
         return self._step > 0

@@ -84,6 +84,11 @@ class Chain(Controller):
         return min((c.every for c in self.controllers if c.every is not None), default=None)
 
     @property
+    def length(self) -> int | None:
+        """Where the first of their coolings ends."""
+        return min((c.length for c in self.controllers if c.length is not None), default=None)
+
+    @property
     def begun(self) -> bool:
         """Whether any of them has."""
         return any(c.begun for c in self.controllers)
@@ -237,6 +242,11 @@ class Wrapper(Controller):
         return self.controller.every
 
     @property
+    def length(self) -> int | None:
+        """Where the controller's cooling ends."""
+        return self.controller.length
+
+    @property
     def begun(self) -> bool:
         """Whether the controller has."""
         return self.controller.begun
@@ -304,6 +314,11 @@ class DryRun(Wrapper):
     def __init__(self, controller: Controller) -> None:
         super().__init__(controller)
         self._would = Scales()
+
+    @property
+    def length(self) -> int | None:
+        """None: nothing is applied."""
+        return None
 
     @property
     def left(self) -> float:

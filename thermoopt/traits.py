@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ __all__ = [
     "group_lr",
     "has_adam_moments",
     "is_decoupled",
+    "put_run_length",
+    "run_length",
     "steps_by_moments",
 ]
 
@@ -30,6 +33,9 @@ DECOUPLED, COUPLED, UNKNOWN = "decoupled", "coupled", "unknown"
 known; in some other way, where it cannot be told from the rest."""
 
 _ADAMS = (torch.optim.Adam, torch.optim.AdamW)
+
+_LENGTHS: WeakKeyDictionary[Optimizer, tuple[int | None, object]] = WeakKeyDictionary()
+"""The length of an optimizer's ThermoScheduler, and the controller that it drives."""
 
 
 def group_lr(group: Mapping[str, Any]) -> float | Tensor:
@@ -98,6 +104,18 @@ def steps_by_moments(optimizer: Optimizer) -> bool:
         and _steps_like(optimizer, *_ADAMS)
         and all(is_decoupled(optimizer, group) or not group_decay(group) for group in optimizer.param_groups)
     )
+
+
+def put_run_length(optimizer: Optimizer, steps: int | None, controller: object) -> None:
+    """Keep where an optimizer's schedule ends, None if it does not, and the scheduler's controller."""
+    _LENGTHS[optimizer] = steps, controller
+
+
+def run_length(optimizer: Optimizer) -> int | None:
+    """Return the step at which a controller or a ThermoScheduler has cooled the lr, None without one."""
+    steps, controller = _LENGTHS.get(optimizer, (None, None))
+    cooling = (getattr(c, "length", None) for c in (controller, getattr(optimizer, "controller", None)))
+    return min((end for end in (steps, *cooling) if end is not None), default=None)
 
 
 def _steps_like(optimizer: Optimizer, *kinds: type[Optimizer]) -> bool:

@@ -148,6 +148,8 @@ SICK = [
     ("learning_rate_zero", "HIGH", record({"lr_eff": np.where(SINCE > 0, 0.0, 1e-3)})),
     ("learning_rate_zero", "MEDIUM", record({"lr_eff": np.where(SINCE > 180, 0.0, 1e-3)})),
     ("learning_rate_zero", "HIGH", record(steps=600, skipped={"lr_zero": 20})),
+    ("stopped_uncooled", "HIGH", record(ended=True, length=1000)),
+    ("stopped_uncooled", "MEDIUM", record(ended=True, length=410)),
     ("exploding_layer", "HIGH", record(layers={"param_norm": one(0, 50.0, 1.1)})),
     (
         "exploding_layer",
@@ -249,6 +251,11 @@ NOT_SICK = {
     "noise in a run watched late": record({"rho_momentum": 0.0}, steps_read=STEPS + 9_600, steps=10_000),
     "a scaler that starts too high": record(skipped={"found_inf": 3}),
     "oscillation of a few readings": record({"rho_momentum": np.where(np.arange(N) > 35, -0.6, 0.05)}),
+    "a run of known length that goes on": record(length=1000),
+    "a run that ended with its schedule": record(ended=True, length=405),
+    "a run that a quench ended early": record(
+        {"lr_eff": np.where(np.arange(N) < 38, 1e-3, 1e-5)}, ended=True, length=1000
+    ),
     "no decay": record({"wd_eff": 0.0}, {"wd_eff": 0.0, "free_fall": math.nan, "wd_balance": math.nan}),
     "no moments": record(
         dict.fromkeys(("r", "coherence", "energy_ratio", "gaussianity", "rho_momentum"), math.nan),

@@ -203,6 +203,7 @@ def test_torn_lines_and_skipped_steps_are_noted(done, tmp_path, monkeypatch):
     monkeypatch.setattr("thermoopt.inspection.command._draw", lambda *arguments: [])
     path = tmp_path / "run.jsonl"
     lines = (done.folder / "run.jsonl").read_text().splitlines()
+    assert json.loads(lines.pop())["ended"]
     last = json.loads(lines[-1])
     last["skipped"][0] = 4
     path.write_text("\n".join([*lines[:-1], json.dumps(last), '{"step": 25, "to']))

@@ -45,7 +45,7 @@ def files():
 @pytest.fixture(autouse=True)
 def _files_where_asked_for(request, monkeypatch):
     if "files" not in request.fixturenames:
-        monkeypatch.setattr("thermoopt.integrations.lightning.write_artifacts", lambda *_: [])
+        monkeypatch.setattr("thermoopt.integrations.lightning.write_artifacts", lambda *_, **__: [])
 
 
 def net():

@@ -312,7 +312,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         ledger.follow(self._params())
         self._layout = Layout(self.param_groups)
         import_groups(saved, ledger, self._loop, self._params(), self.state)
-        self._start = RunStart(ledger, self._sinks, self.param_groups)
+        self._start = RunStart(ledger, self._sinks, self.param_groups, self.controller)
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict; its groups also hold scales and averages, as ``thermo``."""

@@ -322,10 +322,17 @@ class RunStart:
         ledger: of the run.
         sinks: whose records ask.
         groups: the parameter groups; of a run that has begun, their start is on record or was missed.
+        controller: knows how long the run is meant to be.
     """
 
-    def __init__(self, ledger: Ledger, sinks: SinkQueue, groups: Sequence[Mapping[str, Any]]) -> None:
-        self._ledger, self._sinks, self._groups = ledger, sinks, groups
+    def __init__(
+        self,
+        ledger: Ledger,
+        sinks: SinkQueue,
+        groups: Sequence[Mapping[str, Any]],
+        controller: Controller | None = None,
+    ) -> None:
+        self._ledger, self._sinks, self._groups, self._controller = ledger, sinks, groups, controller
         self._begun = len(groups) if ledger.run.step else 0
         sinks.rewind(ledger.run.step)
         sinks.introduce(self, RunStart.facts)
@@ -366,6 +373,8 @@ class RunStart:
             "matrices": sorted(name for name, p in layers if p.ndim >= 2),
             "frozen": sorted(name for name, p in layers if not p.requires_grad),
         }
+        if self._controller is not None and self._controller.length is not None:
+            facts["length"] = self._controller.length
         norms = {n: x**2 * real_elements(p) for (n, p), x in zip(layers, rms, strict=True) if x >= 0}
         if norms:
             facts["start_norms"] = norms

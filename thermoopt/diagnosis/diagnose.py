@@ -49,7 +49,8 @@ class DiagnosticReport:
     def summary(self) -> str:
         """One line."""
         n = self.facts["readings"]
-        run = f"{self.facts['steps']} steps, {n} readings"
+        steps, length = self.facts["steps"], self.facts.get("length")
+        run = f"{steps} steps{'' if length is None else f' of {length}'}, {n} readings"
         if n < MIN_READINGS and not self.findings:
             return f"{run}: too few to judge (from {MIN_READINGS} readings on)."
         if self.healthy:
@@ -98,6 +99,8 @@ def diagnose(
     observer: Run,
     splitter: EntropySplit | None = None,
     collapse_detector: CollapseDetector | None = None,
+    *,
+    ended: bool = False,
 ) -> DiagnosticReport:
     """Say what is wrong with a run, from what an observer recorded.
 
@@ -109,6 +112,8 @@ def diagnose(
         observer: an :class:`~thermoopt.Observer`, or a saved run (:class:`thermoopt.record.SavedRun`).
         splitter: adds its report of the entropy split.
         collapse_detector: adds its recommendations, which may be newer than the observer's last reading.
+        ended: whether the run is over, so that a length that was not reached is a finding. A record of a
+            process that ended says so itself.
 
     Returns:
         The report; without readings it says what to do.
@@ -123,7 +128,7 @@ def diagnose(
             f"observer must be an Observer or a SavedRun, got a {type(observer).__name__} without "
             f"{missing[0]}{hint}"
         )
-    run = Evidence(observer)
+    run = Evidence(observer, ended)
     found = [finding for kind in KINDS.values() if (finding := kind(run)) is not None]
     sections = {}
     if splitter is not None:
@@ -149,6 +154,8 @@ def _explained(found: list[Finding]) -> list[Finding]:
 
 def _facts(run: Evidence, observer: Run) -> dict[str, Any]:
     facts: dict[str, Any] = {"steps": run.taken, "readings": run.n}
+    if run.length is not None:
+        facts["length"] = run.length
     if run.n == 0:
         facts["why"] = _why_none(run)
         return facts

@@ -88,7 +88,13 @@ def missing_members(run: object) -> list[str]:
 class Evidence:
     """The record of a run.
 
+    Args:
+        run: the run.
+        ended: whether it is known to take no further step.
+
     Attributes:
+        ended: likewise, also where its record says so.
+        length: step at which its learning rate has been cooled; None where nothing cools it, or nobody knows.
         n: number of readings.
         steps: ``[n]`` their steps.
         late: ``[n]`` mask of the readings in the second half.
@@ -99,10 +105,12 @@ class Evidence:
         start: ``[n_layers]`` norms at the start.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, ended: bool = False) -> None:
         self._history = run.history
         self._types = run.layer_types
         self.taken = run.steps
+        self.ended = ended or bool(getattr(run, "ended", False))
+        self.length: int | None = getattr(run, "length", None)
         self.skipped = dict(run.skipped)
         self.bad_losses = run.bad_losses
         self.frozen = frozenset(run.frozen)

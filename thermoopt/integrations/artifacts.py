@@ -12,7 +12,7 @@ from thermoopt.observer import Observer
 __all__ = ["write_artifacts"]
 
 
-def write_artifacts(observer: Observer, folder: Path) -> list[Path]:
+def write_artifacts(observer: Observer, folder: Path, *, ended: bool = True) -> list[Path]:
     """Write a run's picture, tables and diagnosis.
 
     ``dashboard.png`` (extra ``viz``), ``history.csv``, ``history.jsonl`` (for ``thermoopt inspect``),
@@ -21,6 +21,7 @@ def write_artifacts(observer: Observer, folder: Path) -> list[Path]:
     Args:
         observer: the observer that measured the run.
         folder: the folder to write to; it is created.
+        ended: whether training came to its end, and was not interrupted.
 
     Returns:
         The files written.
@@ -30,7 +31,7 @@ def write_artifacts(observer: Observer, folder: Path) -> list[Path]:
 
     Warns:
         RuntimeWarning: naming the files that could not be written and why: no reading, fewer than two for
-            the picture, or no matplotlib. The others are written.
+            the picture, or no matplotlib. The others are written. Also if the run ended uncooled.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,12 +53,15 @@ def write_artifacts(observer: Observer, folder: Path) -> list[Path]:
         observer.export_csv(written[-2])
         observer.export_jsonl(written[-1])
 
-    report = diagnose(observer)
+    report = diagnose(observer, ended=ended)
     written += [folder / "diagnosis.txt", folder / "diagnosis.json"]
     written[-2].write_text(f"{report}\n", encoding="utf-8")
     text = json.dumps(report.to_dict(), indent=2, allow_nan=False)
     written[-1].write_text(text + "\n", encoding="utf-8")
 
+    for finding in report.findings:
+        if finding.kind == "stopped_uncooled":
+            warnings.warn(f"{finding.message} {finding.advice}", RuntimeWarning, stacklevel=2)
     if left_out:
         warnings.warn(f"{folder}: not written: {'; '.join(left_out)}", RuntimeWarning, stacklevel=2)
     return written

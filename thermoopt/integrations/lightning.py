@@ -185,7 +185,7 @@ class ThermoCallback(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Write the files of a run that failed or was interrupted."""
-        self._finish(trainer)
+        self._finish(trainer, ended=False)
 
     # ---------------------------------------------------------------- state
 
@@ -262,11 +262,11 @@ class ThermoCallback(Callback):
             parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
             self._losses.append(loss.detach().reshape(()) * parts)
 
-    def _finish(self, trainer: Trainer) -> None:
+    def _finish(self, trainer: Trainer, ended: bool = True) -> None:
         self._close()
         dry = trainer.fast_dev_run
         if trainer.is_global_zero and not dry:
-            files = [write_artifacts(watch.observer, watch.folder) for watch in self._watches]
+            files = [write_artifacts(w.observer, w.folder, ended=ended) for w in self._watches]
             self.written = [path for some in files for path in some]
         self._watches = []
 

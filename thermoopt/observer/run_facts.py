@@ -33,6 +33,7 @@ class _Observed(Protocol):
     frozen: frozenset[str]
     matrices: frozenset[str]
     rate_kind: str
+    length: int | None
 
     def own_names(self) -> dict[str, str]: ...
 
@@ -58,6 +59,8 @@ def run_facts(observer: _Observed, settled: bool) -> dict[str, Any]:
         "frozen": both(observer.frozen),
         "rate_kind": observer.rate_kind,
     }
+    if observer.length is not None:
+        facts["length"] = observer.length
     if settled:
         losses = observer.losses
         facts |= {"steps": observer.steps, "skipped": observer.skipped, "bad_losses": losses.bad}

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from thermoopt.account import History, Losses, as_loss, epoch_record, mean, run_summary
 from thermoopt.account.reading import Reading
 from thermoopt.plots import LossCurve, check_display, plot_dashboard, show_figure
+from thermoopt.traits import run_length
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +60,11 @@ class RunReports(ABC):
     @abstractmethod
     def skipped(self) -> dict[str, int]:
         """Measured steps that moved nothing, by cause."""
+
+    @property
+    def length(self) -> int | None:
+        """Step at which a controller or a ThermoScheduler has cooled the lr; None where none does."""
+        return run_length(self.optimizer)
 
     @property
     def epochs(self) -> list[dict[str, Any]]:

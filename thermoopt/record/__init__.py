@@ -2,12 +2,14 @@
 
 from thermoopt.record.columns import CLOSED, META, layer_table, pyarrow, tables_of
 from thermoopt.record.form import (
+    ENDED,
     LAST,
     RUN,
     VERSION,
     facts_of,
     head_line,
     journal_path,
+    lasting,
     layer_path,
     layout_line,
     layout_of,
@@ -26,6 +28,7 @@ from thermoopt.record.saved import SavedLosses, SavedRun
 
 __all__ = [
     "CLOSED",
+    "ENDED",
     "LAST",
     "META",
     "RATES",
@@ -40,6 +43,7 @@ __all__ = [
     "facts_of",
     "head_line",
     "journal_path",
+    "lasting",
     "layer_path",
     "layer_rows",
     "layer_table",

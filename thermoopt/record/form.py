@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from thermoopt.physics import QUANTITIES, Term, quantities
 
 __all__ = [
+    "ENDED",
     "EXACTLY",
     "LAST",
     "RUN",
@@ -46,6 +47,7 @@ __all__ = [
     "facts_of",
     "head_line",
     "journal_path",
+    "lasting",
     "layer_path",
     "layout_line",
     "layout_of",
@@ -85,6 +87,13 @@ _BYTES = 3
 """Bytes kept of each float32 of a layer's term: 16 bits of mantissa, a relative error of at most 8e-6."""
 
 
+ENDED = "ended"
+"""The fact that the process has ended, or closed the record."""
+
+UP_TO_NOW = ("steps", ENDED)
+"""Facts that hold until the next reading."""
+
+
 def head_line(
     session: str,
     started: str,
@@ -117,6 +126,11 @@ def facts_of(notes: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], list[d
         if note.get("note") == RUN:
             facts = merged_facts(facts, note)
     return facts, [dict(note) for note in notes if note.get("note") != RUN]
+
+
+def lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the facts that a later reading makes untrue."""
+    return {name: fact for name, fact in facts.items() if name not in UP_TO_NOW}
 
 
 def merged_facts(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from thermoopt.physics import QUANTITIES, Standing, Term, quantities
 from thermoopt.record.blocks import BLOCK, is_reading, numbers_of
-from thermoopt.record.form import RUN, VERSION, merged_facts, unpack_terms
+from thermoopt.record.form import RUN, VERSION, lasting, merged_facts, unpack_terms
 from thermoopt.record.history import COLUMN, LayerRow, Trajectory, thinned, values_of
 from thermoopt.record.lines import Line
 from thermoopt.record.rates import rate_notes
@@ -90,7 +90,7 @@ class Reader:
         steps = first[:, 0].astype(np.int64).tolist()
         now.readings.extend(steps, first[:, 1].tolist(), self._scopes, place(total), lambda: place(groups()))
         now.last = waiting[-1].number
-        now.facts.pop("steps", None)  # older than these readings
+        now.facts = lasting(now.facts)
 
     def _take_one(self, line: Line) -> None:
         try:
@@ -132,7 +132,7 @@ class Reader:
             whole.follow(readings)
             skipped.update(session.skipped)
             notes += session.notes
-            facts = merged_facts({k: v for k, v in facts.items() if k != "steps"}, session.facts)
+            facts = merged_facts(lasting(facts), session.facts)
             # a run resumes from a checkpoint now and then; two runs in one file go back at every other line
             if readings.backs > 2 and readings.count < 4 * readings.backs:
                 told.append(
@@ -204,7 +204,7 @@ class Reader:
             values = _placed(self._columns, np.array(values, dtype=np.float64))
         now.readings.append(step, record.get("loss"), self._scopes, values)
         now.last = number
-        now.facts.pop("steps", None)
+        now.facts = lasting(now.facts)
         counts = record.get("skipped")
         if counts:
             now.skipped = dict(zip(self._head["skips"], counts, strict=False))

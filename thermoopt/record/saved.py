@@ -162,6 +162,16 @@ class SavedRun:
         return max(int(self.history.steps[-1]), int(self.facts.get("steps", 0)))
 
     @property
+    def length(self) -> int | None:
+        """Step at which the learning rate has been cooled; None if none is on record."""
+        return self.facts.get("length")
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process that wrote the last reading ended or closed the record."""
+        return bool(self.facts.get("ended"))
+
+    @property
     def ema_steps(self) -> float | None:
         """Length of the averages in steps, None if the record does not say."""
         return self.facts.get("ema_steps")

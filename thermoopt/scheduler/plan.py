@@ -61,6 +61,11 @@ class SchedulePlan:
                 f"{self.rate!r}"
             )
 
+    @property
+    def length(self) -> int | None:
+        """Step at which the lr is cooled, None for a shape without an end."""
+        return None if self.shape in ANYTIME else self.total_steps
+
     def floor(self, base: float | Tensor) -> float:
         """Return the final value of the shape as a fraction of a group's lr."""
         value = float(base)

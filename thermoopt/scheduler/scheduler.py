@@ -26,6 +26,7 @@ from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.clock import count_steps
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, plain, scaled_lrs
 from thermoopt.tensors import follow_groups, same_members
+from thermoopt.traits import put_run_length
 
 __all__ = ["ThermoScheduler"]
 
@@ -94,10 +95,8 @@ class ThermoScheduler(LRScheduler):
         controller: turns readings into scales; None is the plain schedule, which measures nothing.
         eta_min: lr at the end of the shape, in units of lr, >= 0.
         rate: dimensionless decay per step for ``"inverse_time"``, curvature times initial lr, > 0.
-        observer: measures for the controller; it may also be passed first, before the optimizer. None creates
-            one with the averaging time that the controller wants.
-        last_epoch: as in torch: -1, or the number of optimizer steps taken minus one if groups hold an
-            ``initial_lr``.
+        observer: measures for the controller, and may be passed first; None makes one that averages so.
+        last_epoch: as in torch: -1, or the optimizer steps taken minus one if groups hold an ``initial_lr``.
 
     Raises:
         TypeError, ValueError: for invalid arguments, before anything has changed; the message names the
@@ -158,6 +157,7 @@ class ThermoScheduler(LRScheduler):
         self.last_epoch, self._seen, self._taken = last_epoch, last_epoch, last_epoch + 1
         own = weakref.ref(self)
         weakref.finalize(self, count_steps(optimizer, lambda: _count(own)))
+        put_run_length(optimizer, self._plan.length, controller)
         self._advance()
 
     def step(self, loss: float | Tensor | Reading | None = None) -> None:

@@ -282,17 +282,17 @@ class FileSink:
         return 0.0 if self._opened is None else self._pipe.waited
 
 
-def flush(pipe: Pipe, schedule: Schedule) -> None:
+def flush(pipe: Pipe, schedule: Schedule, ended: bool = False) -> None:
     """Bring a sink's readings to file, the newest with its layers, and what has changed since."""
-    for item in (schedule.last_row(), schedule.last_facts()) if pipe.mine else ():
+    for item in (schedule.last_row(), schedule.last_facts(ended)) if pipe.mine else ():
         if item is not None:
             pipe.put(item)
     pipe.flush()
 
 
 def finish(pipe: Pipe, schedule: Schedule) -> None:
-    """Flush, and end the thread."""
-    flush(pipe, schedule)
+    """Flush, say that the record has ended, and end the thread."""
+    flush(pipe, schedule, ended=True)
     pipe.close()
 
 

@@ -17,6 +17,7 @@ from thermoopt.record import (
     condensed,
     facts_of,
     journal_path,
+    lasting,
     layer_path,
     layer_rows,
     layer_table,
@@ -191,7 +192,7 @@ class _Groups(RecordWriter):
         tables.append(new)
         facts, old_notes = facts_of(meta.get("notes", []))
         more, notes = facts_of(notes)
-        facts = merged_facts({k: v for k, v in facts.items() if k != "steps"}, more)
+        facts = merged_facts(lasting(facts), more)
         old_notes = [n for n in old_notes if n.get("step", 0) < begun]
         rates = condensed([*old_notes, *notes], MAX_NOTES)
         old_notes, notes = standings_in(old_notes)[1], standings_in(notes)[1]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from thermoopt.account.reading import Reading
 from thermoopt.physics import Standing, Term
-from thermoopt.record import LAST
+from thermoopt.record import ENDED, LAST
 from thermoopt.sinks.layer_rows import LayerFile, Part, room
 
 __all__ = ["Facts", "Item", "Schedule"]
@@ -109,6 +109,7 @@ class Schedule:
         self._sources: dict[Facts, Callable[[], Any]] = {}
         self._told: dict[str, Any] = {}
         self._step: int | None = None
+        self._ended = False
 
     def introduce(self, run: Any, facts: Facts) -> None:
         """Take where else to ask for facts of the run; what a later one says is valid."""
@@ -124,11 +125,17 @@ class Schedule:
         self._told.update(changed)
         return changed
 
-    def last_facts(self) -> Item | None:
-        """Return what has changed or happened since the newest reading, once there is one."""
+    def last_facts(self, ended: bool = False) -> Item | None:
+        """Return what has changed or happened since the newest reading, once there is one.
+
+        Args:
+            ended: whether no reading is expected any more.
+        """
         if self._step is None:
             return None
         happened, standings, changed = tuple(self._marks), self._stood(), self._changed(settled=True)
+        if ended and not self._ended:
+            changed[ENDED] = self._ended = True
         self._marks.clear()
         if not (happened or standings or changed):
             return None
@@ -163,7 +170,7 @@ class Schedule:
             facts=self._changed(settled=False) if self._step is None else {},
             standings=self._stood(),
         )
-        self._step = reading.step
+        self._step, self._ended = reading.step, False
         self._told.update(steps=reading.step, skipped=dict(reading.skipped))
         if not self._layers:
             return item

@@ -17,6 +17,7 @@ from thermoopt.diagnosis.kinds.rates import (
     learning_rate_zero,
     momentum_overdamped,
     oscillation,
+    stopped_uncooled,
 )
 from thermoopt.diagnosis.kinds.steps import gradient_noise, gradients_below_eps, non_finite_steps
 from thermoopt.diagnosis.kinds.weights import weight_decay_collapse, weight_decay_irrelevant
@@ -29,6 +30,7 @@ KINDS: dict[str, Callable[[Evidence], Finding | None]] = {
         learning_rate_runaway,
         non_finite_steps,
         learning_rate_zero,
+        stopped_uncooled,
         gradients_below_eps,
         learning_rate_too_high,
         exploding_layer,

@@ -18,6 +18,7 @@ __all__ = [
     "momentum_memory",
     "momentum_overdamped",
     "oscillation",
+    "stopped_uncooled",
 ]
 
 INTERMITTENT = 0.25
@@ -31,6 +32,9 @@ hundred times their best rate have 5 to 45."""
 
 STOOD = 0.1
 """Share of a run at learning rate 0 from which that is sure to be no mere end."""
+
+COOLED = 0.1
+"""Share of the peak rate up to which a run counts as cooled: people end a cosine there (arXiv 2203.15556)."""
 
 CALM = 0.6
 """r above which an update is not small compared with its own equilibrium. Measured: below 0.5 at a hundred
@@ -197,6 +201,32 @@ def learning_rate_zero(run: Evidence) -> Finding | None:
         measure="lr_eff",
         effect=0.0,
         null=math.nan,
+        readings=run.n,
+    )
+
+
+def stopped_uncooled(run: Evidence) -> Finding | None:
+    """A run that ended before its learning rate had been cooled: a schedule longer than the run.
+
+    Null: 0, at the end of a schedule. Only of a run that is known to have ended. HIGH if :data:`STOOD` of the
+    length was left, MEDIUM from a tenth of that and :data:`MIN_READINGS` steps on, and only where the rate
+    was above :data:`COOLED` of its peak: a quench may have come earlier.
+    """
+    if not run.ended or run.length is None or run.n == 0 or run.peak_lr == 0:
+        return None
+    left, share = run.length - run.taken, float(run.total("lr_eff")[-1]) / run.peak_lr
+    if left < MIN_READINGS or left < STOOD / 10 * run.length or not share > COOLED:
+        return None
+    return Finding(
+        "stopped_uncooled",
+        "HIGH" if left >= STOOD * run.length else "MEDIUM",
+        f"the run ended at step {run.taken} of {run.length}: the learning rate was still at {share:.0%} of "
+        "its peak, and the gain of cooling it was left out.",
+        "Give the controller or schedule the optimizer steps that the run takes (epochs times batches, over "
+        "the batches that are accumulated). To end a run early on purpose, let cool_now(steps) end it.",
+        measure="lr_eff",
+        effect=share,
+        null=0.0,
         readings=run.n,
     )
 
