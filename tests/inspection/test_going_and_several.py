@@ -45,6 +45,8 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
         inspect_run([*tmp_path.rglob("run.jsonl")], actions=tmp_path / "x", say=said.append)
 
 
+@pytest.mark.filterwarnings("ignore:.*holds a run already:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:.*it holds another run:RuntimeWarning")
 def test_a_view_follows_a_growing_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look finds more: no file, still none, a run of 10 readings, no change, 15 more readings."""
     path = tmp_path / "run.jsonl"

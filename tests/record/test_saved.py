@@ -220,8 +220,9 @@ def test_a_torn_line_is_passed_over_and_named(tmp_path, torn):
         run = SavedRun.read(path)
     assert len(warned) == 1
     assert run.history.total("r").tolist() == [1.0, 2.0]
-    record(path, 4)  # a sink that goes on ends the torn line first
-    with pytest.warns(RuntimeWarning, match="line 3 is torn"):
+    with pytest.warns(RuntimeWarning, match="holds a run already"):
+        record(path, 4)  # a sink that goes on ends the torn line first
+    with pytest.warns(RuntimeWarning, match="line 3 is torn"), pytest.warns(match="another run"):
         assert SavedRun.read(path).history.steps.tolist() == [1, 2, 3, 4]
 
 

@@ -334,6 +334,7 @@ class RunStart:
     ) -> None:
         self._ledger, self._sinks, self._groups, self._controller = ledger, sinks, groups, controller
         self._begun = len(groups) if ledger.run.step else 0
+        self._begun_at = ledger.run.step
         sinks.rewind(ledger.run.step)
         sinks.introduce(self, RunStart.facts)
 
@@ -368,6 +369,7 @@ class RunStart:
         layers = list(zip(ledger.meter.names, params, strict=False))
         rms = [x for group in self._groups for x in GroupState(group).start[2]]
         facts: dict[str, Any] = {
+            "begun_at": self._begun_at,
             "ema_steps": ledger.ema_steps,
             "bad_losses": losses.bad,
             "matrices": sorted(name for name, p in layers if p.ndim >= 2),

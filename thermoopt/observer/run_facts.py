@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch.optim import Optimizer
 
 from thermoopt.account import Losses
+from thermoopt.observer.source import Source
 from thermoopt.physics import LR, LR_TIMES_D, NO_LR
 from thermoopt.traits import found_factor
 
@@ -34,6 +35,7 @@ class _Observed(Protocol):
     matrices: frozenset[str]
     rate_kind: str
     length: int | None
+    _source: Source
 
     def own_names(self) -> dict[str, str]: ...
 
@@ -59,6 +61,8 @@ def run_facts(observer: _Observed, settled: bool) -> dict[str, Any]:
         "frozen": both(observer.frozen),
         "rate_kind": observer.rate_kind,
     }
+    if observer._source.begun_at is not None:
+        facts["begun_at"] = observer._source.begun_at
     if observer.length is not None:
         facts["length"] = observer.length
     if settled:

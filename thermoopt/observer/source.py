@@ -23,9 +23,11 @@ class Source(Protocol):
 
     Attributes:
         is_own: whether the optimizer keeps it in its own state.
+        begun_at: steps taken before the account began or was loaded; None where the optimizer says it itself.
     """
 
     is_own: bool
+    begun_at: int | None
 
     @property
     def steps(self) -> int:
@@ -103,6 +105,7 @@ class OwnAccount:
     """
 
     is_own = True
+    begun_at: int | None = None
 
     def __init__(self, optimizer: ThermoAdamW) -> None:
         self._optimizer = optimizer

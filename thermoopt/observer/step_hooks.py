@@ -55,6 +55,7 @@ class StepHooks(LedgerView):
     """
 
     is_own = False
+    begun_at: int | None
     _sinks: SinkQueue
 
     def __init__(
@@ -75,7 +76,7 @@ class StepHooks(LedgerView):
         self._by_moments = steps_by_moments(optimizer)
         self._ledger = Ledger(ema_steps, sinks, complete=complete, unavailable=self._unavailable())
         self._begin()
-        self._ledger.run.step = _steps_taken(optimizer)
+        self._ledger.run.step = self.begun_at = _steps_taken(optimizer)
         self._handles = (
             optimizer.register_step_pre_hook(on_whole_steps(self._before)),
             optimizer.register_step_post_hook(on_whole_steps(self._after)),
@@ -234,6 +235,7 @@ class StepHooks(LedgerView):
             saved = [{k: v for k, v in group.items() if k not in ("meter", "readings")} for group in saved]
         self._ledger.import_groups(saved)
         self._ledger.rewind()
+        self.begun_at = self._ledger.run.step
 
 
 def closure_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:

@@ -2,6 +2,7 @@
 
 from thermoopt.record.columns import CLOSED, META, layer_table, pyarrow, tables_of
 from thermoopt.record.form import (
+    BEGUN_AT,
     ENDED,
     LAST,
     RUN,
@@ -27,6 +28,7 @@ from thermoopt.record.reader import Reader, layer_rows
 from thermoopt.record.saved import SavedLosses, SavedRun
 
 __all__ = [
+    "BEGUN_AT",
     "CLOSED",
     "ENDED",
     "LAST",

@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from thermoopt.physics import QUANTITIES, Term, quantities
 
 __all__ = [
+    "BEGUN_AT",
     "ENDED",
     "EXACTLY",
     "LAST",
@@ -89,6 +90,10 @@ _BYTES = 3
 
 ENDED = "ended"
 """The fact that the process has ended, or closed the record."""
+
+BEGUN_AT = "begun_at"
+"""The fact, in a head, how many steps the run had taken when what follows began: 0 of a new run, more of one
+that goes on from a checkpoint."""
 
 UP_TO_NOW = ("steps", ENDED)
 """Facts that hold until the next reading."""

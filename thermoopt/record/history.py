@@ -119,6 +119,9 @@ class Trajectory:
         self.backs = 0
         self.count = 0
 
+    def __len__(self) -> int:
+        return sum(len(segment.steps) for segment in self.segments)
+
     def append(self, step: int, loss: float | None, scopes: tuple[str, ...], values: Any) -> None:
         """Append a reading; its values, ``[n_scopes, len(QUANTITIES)]``, are lists or an array."""
         if step <= self.newest:

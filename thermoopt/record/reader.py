@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from thermoopt.physics import QUANTITIES, Standing, Term, quantities
 from thermoopt.record.blocks import BLOCK, is_reading, numbers_of
-from thermoopt.record.form import RUN, VERSION, lasting, merged_facts, unpack_terms
+from thermoopt.record.form import BEGUN_AT, RUN, VERSION, lasting, merged_facts, unpack_terms
 from thermoopt.record.history import COLUMN, LayerRow, Trajectory, thinned, values_of
 from thermoopt.record.lines import Line
 from thermoopt.record.rates import rate_notes
@@ -32,6 +32,15 @@ class _Session:
     skipped: dict[str, int] = field(default_factory=dict)
     notes: list[dict[str, Any]] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    begun_at: int | None = None
+
+    def is_another_run(self, whole: Trajectory) -> bool:
+        """Whether it does not go on from the readings before it; told by its start if nothing else says."""
+        if not whole.segments:
+            return False
+        if self.begun_at is not None:
+            return self.begun_at == 0
+        return self.readings.segments[0].steps[0] <= whole.segments[0].steps[0]
 
 
 class Reader:
@@ -126,6 +135,14 @@ class Reader:
         facts: dict[str, Any] = {}
         for session in _one_at_a_time(list(self._sessions.values()), told):
             readings = session.readings
+            if session.is_another_run(whole):
+                told.append(
+                    f"it holds another run: session {session.readings.session}, begun {session.started}, "
+                    f"starts at step 0; the {len(whole)} readings before it, the last of step {whole.newest} "
+                    f"(session {whole.session}), are left out. Give each run a file of its own"
+                )
+                whole, skipped, notes, facts = Trajectory(), {}, [], {}
+            whole.session = session.readings.session
             if readings.segments:
                 begun = readings.segments[0].steps[0]
                 notes = [note for note in notes if note.get("step", 0) < begun]
@@ -169,13 +186,19 @@ class Reader:
         if self._columns == list(range(len(QUANTITIES))):
             self._columns = None
         self._head = {"skips": skips}
+        facts = dict(head[RUN]) if isinstance(head.get(RUN), dict) else {}
+        begun_at = facts.pop(BEGUN_AT, None)
         held = self._sessions.get(session)
+        if held is not None and held.readings.count and begun_at == 0:  # one sink, one run after another
+            self._sessions[f"{session} to line {number}"] = self._sessions.pop(session)
+            held = None
         if held is None:
             held = _Session(Trajectory(session), str(head.get("started", "")), number, number)
+            held.begun_at = begun_at
             self._sessions[session] = held
         self._now = held
-        if isinstance(head.get(RUN), dict):
-            self._learn(held, {"note": RUN, **head[RUN]})
+        if facts:
+            self._learn(held, {"note": RUN, **facts})
 
     @staticmethod
     def _learn(session: _Session, facts: Mapping[str, Any]) -> None:

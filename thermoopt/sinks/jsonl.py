@@ -14,6 +14,7 @@ from typing import Any
 from thermoopt.account.reading import Reading
 from thermoopt.physics import Standing
 from thermoopt.record import (
+    BEGUN_AT,
     LAST,
     RATES,
     RUN,
@@ -97,7 +98,9 @@ class RecordWriter:
         head = None if self._file.fresh else self._head
         out: list[str] = []
         for layout, block in _alike(items):
-            facts = block[0].facts  # of a session's first reading
+            facts = block[0].facts  # of the first reading of a session or a run
+            if facts.get(BEGUN_AT) == 0 and (out or self._held()):
+                self._tell_of_the_run_before()
             if layout != head or facts:
                 out.append(head_line(self.session, self._started, *layout, facts))
                 head = layout
@@ -135,6 +138,16 @@ class RecordWriter:
             rows.tidy()
         elif len(rows.steps(events)) >= room(self._most[events], n_layers):
             rows.halve(events)
+
+    def _held(self) -> bool:
+        """Whether the file holds readings."""
+        return self._file.size > 0
+
+    def _tell_of_the_run_before(self) -> None:
+        self.news.append(
+            f"{self._arguments[0]} holds a run already, and another begins at step 0: the file will show the "
+            "newest alone. Give each run a file of its own, or load the checkpoint to go on with one"
+        )
 
     def _tell_of_others(self) -> None:
         self.news.append(

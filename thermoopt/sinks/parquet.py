@@ -140,6 +140,9 @@ class _Groups(RecordWriter):
                 "on this path makes row groups of it"
             )
 
+    def _held(self) -> bool:
+        return self._closed > 0 or super()._held()
+
     def _begin_journal(self) -> None:
         self._journal = uuid.uuid4().hex
         self._head = None

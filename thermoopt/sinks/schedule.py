@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from thermoopt.account.reading import Reading
 from thermoopt.physics import Standing, Term
-from thermoopt.record import ENDED, LAST
+from thermoopt.record import BEGUN_AT, ENDED, LAST
 from thermoopt.sinks.layer_rows import LayerFile, Part, room
 
 __all__ = ["Facts", "Item", "Schedule"]
@@ -109,11 +109,13 @@ class Schedule:
         self._sources: dict[Facts, Callable[[], Any]] = {}
         self._told: dict[str, Any] = {}
         self._step: int | None = None
-        self._ended = False
+        self._introduced = self._ended = False
 
     def introduce(self, run: Any, facts: Facts) -> None:
         """Take where else to ask for facts of the run; what a later one says is valid."""
         self._sources[facts] = weakref.ref(run)
+        self._introduced = True
+        self._told.pop(BEGUN_AT, None)
 
     def _changed(self, settled: bool) -> dict[str, Any]:
         """Facts that have changed since they were told, or since the newest reading said otherwise."""
@@ -121,6 +123,8 @@ class Schedule:
         for facts, source in self._sources.items():
             if (run := source()) is not None:
                 known.update(facts(run, settled))
+        if settled:  # a head's alone
+            known.pop(BEGUN_AT, None)
         changed = {name: value for name, value in known.items() if self._told.get(name) != value}
         self._told.update(changed)
         return changed
@@ -167,10 +171,10 @@ class Schedule:
             reading.group_names,
             reading.group_terms,
             happened,
-            facts=self._changed(settled=False) if self._step is None else {},
+            facts=self._changed(settled=False) if self._introduced else {},
             standings=self._stood(),
         )
-        self._step, self._ended = reading.step, False
+        self._step, self._introduced, self._ended = reading.step, False, False
         self._told.update(steps=reading.step, skipped=dict(reading.skipped))
         if not self._layers:
             return item
