@@ -48,7 +48,7 @@ def _new(start: Start) -> bool:
     return adapters or 0 < trained < BESIDE * sum(start.numel)
 
 
-class _FineTuning(Thermostat):
+class FineTuning(Thermostat):
     """Starts at :data:`FINETUNE_KAPPA`, and like a new network what is new; what joins later starts low.
 
     Adapters want about ten times the rate of full fine-tuning, whatever their rank (Schulman and Thinking
@@ -96,7 +96,7 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {preset!r}")
     if preset == "finetune":
-        thermostat: Thermostat = _FineTuning(total_steps)
+        thermostat: Thermostat = FineTuning(total_steps)
     elif preset == "respect_lr":
         bounds = (1 / RESPECT, RESPECT)
         thermostat = Thermostat("bounded_diffusion", total_steps=total_steps, layers=False, lr_scale=bounds)

@@ -37,6 +37,14 @@ def _show_lr(outer: Controller, inner: Controller, lr: Sequence[float]) -> None:
     outer.told_of_schedule |= inner.told_of_schedule
 
 
+FORMER_NAMES = {"_FineTuning": "FineTuning"}
+"""Present names of classes that older checkpoints name otherwise."""
+
+
+def _present_name(saved: str) -> str:
+    return FORMER_NAMES.get(saved, saved)
+
+
 class Chain(Controller):
     """Passes each reading to several controllers and multiplies their scales.
 
@@ -203,7 +211,8 @@ class Chain(Controller):
         Raises:
             ValueError: if it is of other controllers; nothing has changed then.
         """
-        saved, own = [m["class"] for m in state["members"]], [type(c).__name__ for c in self.controllers]
+        saved = [_present_name(m["class"]) for m in state["members"]]
+        own = [type(c).__name__ for c in self.controllers]
         if saved != own:
             raise ValueError(f"state of a Chain of {', '.join(saved)} for a Chain of {', '.join(own)}")
         for controller, member in zip(self.controllers, state["members"], strict=True):
@@ -288,7 +297,7 @@ class Wrapper(Controller):
         Raises:
             ValueError: if it is of another controller; nothing has changed then.
         """
-        saved, own = state["class"], type(self.controller).__name__
+        saved, own = _present_name(state["class"]), type(self.controller).__name__
         if saved != own:
             raise ValueError(f"state of a {type(self).__name__} of {saved} for one of {own}")
         self.controller.load_state_dict(state["state"])

@@ -1,13 +1,14 @@
 """Chain, dry run, record and replay: against scripted controllers, and inside the optimizer."""
 
 import io
+import json
 import math
 
 import pytest
 import torch
 
 from tests.support.small_net import assert_same_bits, model, train
-from thermoopt import ThermoAdamW
+from thermoopt import ThermoAdamW, autotune
 from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.cooling import Cooling
 from thermoopt.controllers.replay import Recorder, Replay
@@ -410,3 +411,22 @@ def test_bad_trajectories(tmp_path):
         Replay.load(torn)
     with pytest.raises(FileNotFoundError):
         Replay.load(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda c: c, DryRun, lambda c: DryRun(c.controllers[0])], ids=["", "all", "one"]
+)
+def test_a_checkpoint_that_names_a_class_as_it_was_called_loads(wrap):
+    """Fine-tuning's thermostat was called _FineTuning; no private name is written now."""
+    state = wrap(autotune(100, preset="finetune")).state_dict()
+    text = json.dumps(state)
+    assert '"FineTuning"' in text
+    assert '"_' not in text
+    former = json.loads(text.replace('"FineTuning"', '"_FineTuning"'))
+    other = wrap(autotune(100, preset="finetune"))
+    other.update(None, 1)
+    other.load_state_dict(former)
+    assert other.state_dict() == state
+    plain = wrap(autotune(100))
+    with pytest.raises(ValueError, match="FineTuning"):
+        plain.load_state_dict(former)

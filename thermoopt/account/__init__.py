@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from thermoopt.account.json_state import from_leaf as from_leaf
     from thermoopt.account.ledger import Ledger as Ledger
     from thermoopt.account.ledger_view import LedgerView as LedgerView
-    from thermoopt.account.ledger_view import weakly as weakly
+    from thermoopt.account.ledger_view import if_alive as if_alive
     from thermoopt.account.losses import Losses as Losses
     from thermoopt.account.losses import as_loss as as_loss
     from thermoopt.account.meter import Meter as Meter
@@ -71,7 +71,7 @@ __getattr__, __dir__ = lazy_face(
             "with_present_names",
         ),
         "thermoopt.account.ledger": ("Ledger",),
-        "thermoopt.account.ledger_view": ("LedgerView", "weakly"),
+        "thermoopt.account.ledger_view": ("LedgerView", "if_alive"),
         "thermoopt.account.losses": (
             "Losses",
             "as_loss",

@@ -13,7 +13,7 @@ from thermoopt.account.ledger import Ledger
 from thermoopt.account.reading import Reading
 from thermoopt.physics import Standing
 
-__all__ = ["LedgerView", "weakly"]
+__all__ = ["LedgerView", "if_alive"]
 
 
 class _Records(Protocol):
@@ -84,7 +84,7 @@ class LedgerView:
         self._sinks.stand(step, standings, actions)
 
 
-def weakly(method: Callable[..., Any]) -> Callable[..., Any]:
+def if_alive(method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that calls a bound method as long as its object lives, and then does nothing.
 
     A part that held the method itself would make a circle. A dropped optimizer would then keep its model's

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thermoopt.account import History, Ledger, is_measured, weakly
+from thermoopt.account import History, Ledger, if_alive, is_measured
 from thermoopt.adamw.arguments import (
     averaging_steps,
     check_arguments,
@@ -148,7 +148,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         process_group: Any = None,
         sinks: Iterable[Any] = (),
     ) -> None:
-        stand = weakly(self.stand)
+        stand = if_alive(self.stand)
         self._loop = None if controller is None else ControlLoop(controller, stand, process_group)
         self._measure_every, self._backend = measure_every, backend
         self._sinks = SinkQueue(sinks)
@@ -157,8 +157,8 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             self._sinks,
             record_every=None if controller is None else controller.every,
             history=history,
-            on_record=None if self._loop is None else weakly(self._offer),
-            on_unbegun=None if self._loop is None else weakly(self._unbegin),
+            on_record=None if self._loop is None else if_alive(self._offer),
+            on_unbegun=None if self._loop is None else if_alive(self._unbegin),
             on_missed=None if self._loop is None else self._loop.missed,
         )
         self._factors = RatesCache()
