@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from thermoopt.kernels import Sum, native, native_library, reference_step
+from thermoopt.kernels import Sum, native, native_chunks, native_library, reference_step
 from thermoopt.kernels.doctor import report
 
 EXPECTED = os.environ.get("THERMOOPT_EXPECT_NATIVE") == "1"
@@ -314,7 +314,8 @@ def test_dry_step_writes_nothing_and_sums_the_same():
 @needs_native
 def test_halves_of_a_dry_step_stand_for_all():
     """Small tensors are read whole; of large ones both halves together are the sums of all."""
-    sizes = [5, native.HALVED * native.CHUNK - native.CHUNK, native.HALVED * native.CHUNK, 500_003]
+    long = native_chunks.CHUNK
+    sizes = [5, (native_chunks.HALVED - 1) * long, native_chunks.HALVED * long, 500_003]
     columns, grads = make(sizes), gradients(sizes)
     grads[3] *= torch.linspace(0, 3, sizes[3])
     plan = native.Plan(*columns)
@@ -327,7 +328,7 @@ def test_halves_of_a_dry_step_stand_for_all():
         assert half[2:, Sum.D].tolist() == pytest.approx(sizes[2:])
         assert half[2:, Sum.GG] == pytest.approx(whole[2:, Sum.GG], rel=0.1)
     assert np.mean(halves, axis=0)[2] == pytest.approx(whole[2], rel=1e-12)
-    chunk = torch.arange(sizes[3]) // native.CHUNK % 2
+    chunk = torch.arange(sizes[3]) // native_chunks.CHUNK % 2
     for half, sums in enumerate(halves):
         own = grads[3][chunk == half].double()
         assert sums[3, Sum.GG] == pytest.approx(float(own @ own) * sizes[3] / own.numel(), rel=1e-6)

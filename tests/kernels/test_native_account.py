@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from thermoopt.account.meter import STATE_ROWS, Meter
-from thermoopt.kernels import Sum, native
+from thermoopt.kernels import Sum, native, native_checks, native_chunks
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native kernel is not built")
 
@@ -31,7 +31,7 @@ def meter_of(n=LAYERS, ema_steps=7.0):
 
 
 def test_rows_are_the_meters():
-    assert native.TABLE_ROWS == STATE_ROWS
+    assert native_checks.TABLE_ROWS == STATE_ROWS
 
 
 @pytest.mark.parametrize("beta1", [0.9, 0.0])
@@ -79,7 +79,7 @@ def test_refusals_leave_the_averages():
 
 
 def test_halves_scale_before_they_are_averaged():
-    size = native.CHUNK * native.HALVED
+    size = native_chunks.CHUNK * native_chunks.HALVED
     p, g = torch.randn(size), torch.randn(size)
     m, v, step = torch.zeros(size), torch.zeros(size), torch.tensor(0.0)
     plan = native.Plan([p], [m], [v], [None], [step])

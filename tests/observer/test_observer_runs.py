@@ -15,7 +15,7 @@ from tests.support.small_net import model, train
 from thermoopt import History, Observer, ThermoAdamW
 from thermoopt.account.losses import Losses
 from thermoopt.account.reading import Reading
-from thermoopt.kernels import native
+from thermoopt.kernels import native, native_chunks
 from thermoopt.observer import step_hooks as hooks
 from thermoopt.observer.observer import MAX_IDLE_CALLS
 from thermoopt.physics.quantities import QUANTITIES, dispersion
@@ -158,7 +158,7 @@ def test_tensors_that_share_memory_are_left_to_torch():
 @needs_native
 def test_halves_of_large_tensors_take_turns():
     """Every element is read within two measured steps, and averages agree with readings of all."""
-    n = 40 * native.CHUNK + 3
+    n = 40 * native_chunks.CHUNK + 3
     shapes = [n, 100]
     params, twins = ([torch.nn.Parameter(torch.ones(k)) for k in shapes] for _ in range(2))
     opt, own = adamw(params), ThermoAdamW(twins, lr=3e-3, measure_every=1, ema_steps=50, backend="torch")
@@ -166,7 +166,7 @@ def test_halves_of_large_tensors_take_turns():
     short = Observer(None, opt, 1, ema_steps=4)  # too short an average for it
     exact = ThermoAdamW([torch.nn.Parameter(torch.ones(k)) for k in shapes], lr=3e-3, measure_every=1,
                         ema_steps=4, backend="torch")  # fmt: skip
-    uneven = torch.where(torch.arange(n) // native.CHUNK % 2 == 0, 1.1, 0.9)
+    uneven = torch.where(torch.arange(n) // native_chunks.CHUNK % 2 == 0, 1.1, 0.9)
     for step in range(40):
         rng = torch.Generator().manual_seed(step)
         grads = [torch.randn(n, generator=rng) * uneven, torch.randn(100, generator=rng)]

@@ -38,6 +38,8 @@ from thermoopt.kernels.look import Look
 from thermoopt.kernels.native_checks import (
     CODES,
     PLAIN,
+    GradientRefused,
+    check_averages,
     ineligible,
     one_number,
     refuse_overlaps,
@@ -45,7 +47,20 @@ from thermoopt.kernels.native_checks import (
     unlike,
     unreadable,
 )
-from thermoopt.kernels.native_library import COEFFICIENTS, ISA, ISAS, LIBRARY, REASON, TORCH_WIDTH, Call
+from thermoopt.kernels.native_chunks import CHUNK, Chunks
+from thermoopt.kernels.native_library import (
+    COEFFICIENTS,
+    ISA,
+    ISAS,
+    LIBRARY,
+    REASON,
+    TORCH_WIDTH,
+    Call,
+    available,
+    instruction_set,
+    openmp,
+    unavailable_reason,
+)
 from thermoopt.kernels.riders import Riders
 from thermoopt.physics.sums import Sum
 
@@ -59,23 +74,16 @@ __all__ = [
     "unavailable_reason",
 ]
 
-CHUNK = 8192
-"""Elements per chunk: 128 KB of float32 parameter, gradient and moments, which fit a level-2 cache."""
-
 BATCH = 16
 """Chunks that a thread takes at once, fewer if that leaves less than eight batches per thread. Batches this
 long gained 10 to 15 % over single chunks at 27 M elements, 5 to 9 % at 5 M (2 threads); 8 to 200 chunks did
 not differ."""
-
-HALVED = 16
-"""Minimum number of chunks of a tensor that may be measured by one half: eight chunks, 65,536 elements."""
 
 SERIAL_BELOW = 16384
 """Elements below which one thread takes the whole step: a second thread saves 4 of 50 us at 8 K and 9 of 80
 at 16 K (tensors of 1 K, 2 GHz Xeon) and occupies a core that may have other work."""
 
 _AMSGRAD, _MAXIMIZE, _MEASURE, _DRY = 1, 2, 4, 8
-
 
 _NUMBERS = frozenset((int, float, bool))
 
@@ -85,39 +93,12 @@ _REFUSED = (None, "found_inf", "nonfinite", "dry")
 ON_DEVICE = False
 """Averages are kept on the host: the result of a step is known when it returns."""
 
-TABLE_ROWS = 27
-"""Rows of a table of averages: :data:`thermoopt.account.meter.STATE_ROWS`, which is in a higher layer."""
-
 Scalars = float | bool | NDArray
 """One number, or an array with one per tensor."""
 
 
-class GradientRefused(ValueError):
-    """A gradient cannot be read by the native kernel; nothing has moved."""
-
-
-def available() -> bool:
-    """Whether the native kernel is built, loads and may run in this process."""
-    return LIBRARY is not None
-
-
-def unavailable_reason() -> str | None:
-    """One sentence on why the native kernel cannot be used and what to do; None where it can."""
-    return REASON
-
-
 def trial() -> None:
     """Return None: a kernel compiled with the package needs no trial."""
-
-
-def openmp() -> bool:
-    """Whether the native kernel was built with OpenMP, that is, uses more than one thread."""
-    return LIBRARY is not None and bool(LIBRARY.thermoopt_openmp())
-
-
-def instruction_set() -> str:
-    """What the kernel runs on here: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
-    return ISAS[ISA]
 
 
 class Plan:
@@ -189,14 +170,10 @@ class Plan:
         """Build the tables that the kernel reads and the struct that points at them."""
         n = len(self._params)
         sizes = np.array(self._numels, np.int64)
-        counts = -(-sizes // CHUNK)
-        first = np.repeat(np.cumsum(counts) - counts, counts)
-        chunks = int(counts.sum())
-        maxima = np.zeros(n, np.int64)
-        maxima[[i for i, _ in self._maxima]] = self._at[3]
-        self._amsgrad = np.where(maxima != 0, _AMSGRAD, 0).astype(np.int32)
-        for i, _ in self._maxima:
-            self._amsgrad[i] = _AMSGRAD
+        self._chunks = chunks = Chunks(sizes)
+        kept = [i for i, _ in self._maxima]
+        maxima, self._amsgrad = np.zeros(n, np.int64), np.zeros(n, np.int32)
+        maxima[kept], self._amsgrad[kept] = self._at[3], _AMSGRAD
         self._tables: dict[str, NDArray] = {
             "param": np.array(self._at[0], np.int64),
             "grad": np.zeros(n, np.int64),
@@ -208,9 +185,9 @@ class Plan:
             "dtype": np.array([CODES[d] for d in self._dtypes], np.int32),
             "flags": np.zeros(n, np.int32),
             **{name: np.zeros(n) for name in ("lr", "weight_decay", "beta1", "beta2", "eps")},
-            "chunk_tensor": np.repeat(np.arange(n, dtype=np.int32), counts),
-            "chunk_start": (np.arange(chunks, dtype=np.int64) - first) * CHUNK,
-            "partial": np.zeros((chunks, len(Sum))),
+            "chunk_tensor": chunks.tensor,
+            "chunk_start": chunks.start,
+            "partial": np.zeros((len(chunks), len(Sum))),
             "coef": np.zeros(n * COEFFICIENTS, np.uint8),
             "t": np.zeros(n),
         }
@@ -220,17 +197,16 @@ class Plan:
         self._look = Look(sizes, self._tables["dtype"]) if able else None
         self._averages: tuple[NDArray, NDArray] | None = None
         self._small = int(sizes.sum()) < SERIAL_BELOW
-        self._halves: dict[int, tuple[NDArray, NDArray, NDArray]] = {}
         self._call = Call(
             **{name: table.ctypes.data for name, table in self._tables.items()},
             n_tensors=n,
-            n_chunks=chunks,
+            n_chunks=len(chunks),
             chunk_size=CHUNK,
             isa=ISA if isa is None else min(ISA, ISAS.index(isa)),
             torch_width=TORCH_WIDTH,
         )
         self._pointer = ctypes.byref(self._call)
-        self.riders = Riders(self._call, n, chunks)
+        self.riders = Riders(self._call, n, len(chunks))
 
     @property
     def t(self) -> NDArray[np.float64]:
@@ -248,14 +224,7 @@ class Plan:
         Raises:
             ValueError: if table or layer has another shape or type.
         """
-        if table.dtype != np.float64 or table.ndim != 2 or not table.flags.c_contiguous:
-            raise ValueError(f"table must be float64, of two dimensions and contiguous, not {table.dtype}")
-        if len(table) != TABLE_ROWS:
-            raise ValueError(f"table must have {TABLE_ROWS} rows, got {len(table)}")
-        columns = np.ascontiguousarray(layer, dtype=np.int64)
-        within = len(set(columns.tolist()) & set(range(table.shape[1])))
-        if columns.shape != (len(self._params),) or within != len(self._params):
-            raise ValueError(f"layer must hold {len(self._params)} different columns of the table")
+        columns = check_averages(table, layer, len(self._params))
         self._averages, self._table_at, call = (table, columns), table.ctypes.data, self._call
         call.layer, call.n_layers, call.keep = columns.ctypes.data, table.shape[1], keep
 
@@ -357,8 +326,7 @@ class Plan:
         if num_threads is not None:
             threads = min(threads, num_threads)
         call.num_threads = threads = 1 if self._small or os.getpid() != _PID else threads
-        if self._halves or half is not None:
-            self._take(half if dry else None)
+        self._chunks.put(call, half if dry else None)
         call.batch = max(1, min(BATCH, call.n_chunks // (8 * threads)))
         if before is not None:
             before(tables["grad"])
@@ -384,27 +352,6 @@ class Plan:
             flags += self._amsgrad
             flags += (_MEASURE if measure else 0) + (_DRY if dry else 0)
         self._given = given
-
-    def _take(self, half: int | None) -> None:
-        """Let the next call read all chunks, or one half whose sums are scaled up."""
-        if half is None:
-            tensor, start, scale = self._tables["chunk_tensor"], self._tables["chunk_start"], None
-        else:
-            if half not in self._halves:
-                self._halves[half] = self._halved(half)
-            tensor, start, scale = self._halves[half]
-        self._call.chunk_tensor, self._call.chunk_start = tensor.ctypes.data, start.ctypes.data
-        self._call.n_chunks = len(tensor)
-        self._call.scale = None if scale is None else scale.ctypes.data
-
-    def _halved(self, half: int) -> tuple[NDArray, NDArray, NDArray]:
-        """Chunk tables of one half, and ``[n]`` elements of each tensor by those read."""
-        tensor, start, sizes = (self._tables[name] for name in ("chunk_tensor", "chunk_start", "numel"))
-        keep = (start // CHUNK % 2 == half) | (sizes[tensor] <= (HALVED - 1) * CHUNK)
-        count = np.minimum(sizes[tensor] - start, CHUNK)[keep]
-        read = np.bincount(tensor[keep], weights=count, minlength=len(sizes))
-        scale = np.divide(sizes, read, out=np.ones(len(sizes)), where=read > 0)
-        return tensor[keep].copy(), start[keep].copy(), scale
 
     def rejected(self, grads: Sequence[Tensor]) -> dict[int, str]:
         """Indices of gradients that the kernel cannot read, with reasons; they go to another backend."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels.layout import is_dense
@@ -14,6 +16,9 @@ from thermoopt.kernels.native_library import LIBRARY, REASON
 __all__ = [
     "CODES",
     "PLAIN",
+    "TABLE_ROWS",
+    "GradientRefused",
+    "check_averages",
     "ineligible",
     "one_number",
     "refuse_overlaps",
@@ -27,6 +32,34 @@ CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 PLAIN = frozenset((Tensor, torch.nn.Parameter))
 """Classes whose storage holds their values as plain numbers."""
+
+TABLE_ROWS = 27
+"""Rows of a table of averages: :data:`thermoopt.account.meter.STATE_ROWS`, which is in a higher layer."""
+
+
+class GradientRefused(ValueError):
+    """A gradient cannot be read by the native kernel; nothing has moved."""
+
+
+def check_averages(table: NDArray[np.float64], layer: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Return the columns that a kernel averages ``n`` tensors into.
+
+    Args:
+        table: of averages.
+        layer: column of each tensor.
+        n: number of tensors.
+
+    Raises:
+        ValueError: if table or layer has another shape or type.
+    """
+    if table.dtype != np.float64 or table.ndim != 2 or not table.flags.c_contiguous:
+        raise ValueError(f"table must be float64, of two dimensions and contiguous, not {table.dtype}")
+    if len(table) != TABLE_ROWS:
+        raise ValueError(f"table must have {TABLE_ROWS} rows, got {len(table)}")
+    columns = np.ascontiguousarray(layer, dtype=np.int64)
+    if columns.shape != (n,) or len(set(columns.tolist()) & set(range(table.shape[1]))) != n:
+        raise ValueError(f"layer must hold {n} different columns of the table")
+    return columns
 
 
 def ineligible(

@@ -9,7 +9,19 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["COEFFICIENTS", "ISA", "ISAS", "LIBRARY", "REASON", "TORCH_WIDTH", "Call"]
+__all__ = [
+    "COEFFICIENTS",
+    "ISA",
+    "ISAS",
+    "LIBRARY",
+    "REASON",
+    "TORCH_WIDTH",
+    "Call",
+    "available",
+    "instruction_set",
+    "openmp",
+    "unavailable_reason",
+]
 
 _POINTERS = (
     "param grad exp_avg exp_avg_sq max_exp_avg_sq step numel dtype flags lr weight_decay beta1 beta2 eps "
@@ -79,3 +91,23 @@ _VECTORISED = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX
 ISA = LIBRARY.thermoopt_isa() if LIBRARY is not None and _VECTORISED else _PORTABLE
 # floats in the vectors of torch's fused kernel, built for AVX2 at most (x86), or NEON
 TORCH_WIDTH = 8 if platform.machine().lower() in ("x86_64", "amd64") else 4
+
+
+def available() -> bool:
+    """Whether the native kernel is built, loads and may run in this process."""
+    return LIBRARY is not None
+
+
+def unavailable_reason() -> str | None:
+    """One sentence on why the native kernel cannot be used and what to do; None where it can."""
+    return REASON
+
+
+def openmp() -> bool:
+    """Whether the native kernel was built with OpenMP, that is, uses more than one thread."""
+    return LIBRARY is not None and bool(LIBRARY.thermoopt_openmp())
+
+
+def instruction_set() -> str:
+    """What the kernel runs on here: ``"avx512"``, ``"avx2"`` or ``"portable"``."""
+    return ISAS[ISA]

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels.native import CHUNK, Plan
+from thermoopt.kernels.native import Plan
 from thermoopt.kernels.native_checks import CODES, unreadable
+from thermoopt.kernels.native_chunks import CHUNK
 from thermoopt.kernels.native_library import LIBRARY
 from thermoopt.kernels.travel_layers import TravelLayers, are_views
 

@@ -23,7 +23,6 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels.triton_account import account_kernel
-from thermoopt.kernels.triton_checks import ineligible, kinds, miscounts, readable, unavailable_reason
+from thermoopt.kernels.triton_checks import (
+    check_averages,
+    check_owned,
+    ineligible,
+    kinds,
+    miscounts,
+    readable,
+    unavailable_reason,
+)
+from thermoopt.kernels.triton_chunks import BLOCK, BLOCKS_PER_CHUNK, ChunkMap
 from thermoopt.kernels.triton_kernels import (
     IMPORT_ERROR,
     INTERPRETED,
@@ -40,7 +48,7 @@ from thermoopt.kernels.triton_kernels import (
     reduce_kernel,
     settings_kernel,
 )
-from thermoopt.kernels.triton_tables import DeviceNumbers, LaunchPart, Setting, SettingsTable
+from thermoopt.kernels.triton_tables import DeviceNumbers, Setting, SettingsTable
 from thermoopt.physics.sums import Sum
 
 if IMPORT_ERROR is None:
@@ -48,13 +56,6 @@ if IMPORT_ERROR is None:
     import triton.language as tl
 
 __all__ = ["Plan", "Setting", "available", "ineligible", "unavailable_reason"]
-
-BLOCK = 512
-"""Elements that a program handles at a time: with 4 warps a thread moves 16 bytes of float32 (unmeasured)."""
-
-BLOCKS_PER_CHUNK = 8
-"""Blocks that a program loops over with its sums in registers: chunks of 4,096 elements cut 5 M elements into
-more than 1,000 programs, so that no multiprocessor of a large GPU idles (unmeasured)."""
 
 NUM_WARPS = 4
 """Warps per program: with 120 registers a thread (ptxas) four programs fit a multiprocessor (unmeasured)."""
@@ -70,9 +71,6 @@ ACCOUNT_BLOCK = 32
 
 SETTINGS = 16
 """Numbers that the first kernel computes for each tensor; 15 are used."""
-
-RUN = 8
-"""Counters of a run, see :func:`~thermoopt.kernels.triton_kernels.account_kernel`."""
 
 ON_DEVICE = True
 """Averages are kept on the device: the host knows nothing of a step when it returns."""
@@ -168,9 +166,10 @@ class Plan:
         self._flags = torch.zeros(2, dtype=torch.int32, device=self._device)
         self._averages: tuple[Tensor, Tensor, Tensor] | None = None
         self.refused: str | None = None
-        self._map_chunks()
+        cut = [(p.dtype, x is not None) for p, x in zip(self._params, self._maxima, strict=True)]
+        self._chunks = ChunkMap(cut, self._numels, block * blocks_per_chunk, self._device)
         # allocated here: memory allocated during a capture belongs to its graph
-        self._partials = torch.empty(len(Sum), self._n_chunks, device=self._device)
+        self._partials = torch.empty(len(Sum), self._chunks.count, device=self._device)
 
     @property
     def t(self) -> Tensor:
@@ -196,11 +195,7 @@ class Plan:
         Raises:
             ValueError: if they are of another shape, type or device.
         """
-        for name, x in (("table", table), ("run", run)):
-            if x.device != self._device or x.dtype != torch.float64 or not x.is_contiguous():
-                raise ValueError(f"{name} must be contiguous float64 on {self._device}, not {x.dtype}")
-        if run.shape != (RUN,) or len(layer) != len(self._params):
-            raise ValueError(f"run must hold {RUN} numbers and layer {len(self._params)}")
+        check_averages(table, run, layer, len(self._params), self._device)
         self._averages = table, run, torch.tensor(layer, dtype=torch.int32, device=self._device)
 
     @torch.no_grad()
@@ -279,7 +274,7 @@ class Plan:
         into: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor | None:
         """Launch the kernels of a step, which is all that a graph captures of it."""
-        n, addresses = len(self._params), self._addresses.tensor
+        n, addresses, chunks = len(self._params), self._addresses.tensor, self._chunks
         table, run, layer = into or (None, None, None)
         with self._current_device():
             settings_kernel[(triton.cdiv(n, TENSORS_PER_PROGRAM),)](
@@ -294,20 +289,20 @@ class Plan:
                 BLOCK=TENSORS_PER_PROGRAM,
                 enable_fp_fusion=False,
             )
-            for part in self._parts:
+            for part in chunks.parts:
                 if part.count == 0 or (self._dry and not measure):
                     continue
                 adamw_kernel[(part.count,)](
                     addresses,
-                    self._sizes,
-                    self._chunk_tensor,
-                    self._chunk_index,
+                    chunks.sizes,
+                    chunks.tensor,
+                    chunks.index,
                     self._settings,
                     scale,
                     self._partials if measure else None,
                     n,
                     part.first,
-                    self._n_chunks,
+                    chunks.count,
                     DTYPE=getattr(tl, str(part.dtype).removeprefix("torch.")),
                     AMSGRAD=part.amsgrad,
                     MEASURE=measure,
@@ -323,12 +318,12 @@ class Plan:
             sums = self._sums if table is not None else torch.empty_like(self._sums)
             reduce_kernel[(n,)](
                 self._partials,
-                self._first_chunk,
-                self._last_chunk,
+                chunks.first,
+                chunks.last,
                 sums,
                 self._settings,
                 None if run is None else self._flags,
-                self._n_chunks,
+                chunks.count,
                 COLUMNS=len(Sum),
                 LANES=triton.next_power_of_2(len(Sum)),
                 BLOCK=REDUCE_BLOCK,
@@ -352,26 +347,8 @@ class Plan:
         return sums
 
     def _check_owned(self) -> None:
-        """Raise unless every tensor is eligible, on one device and shares no memory with another."""
-        rows = zip(self._params, self._exp_avgs, self._exp_avg_sqs, self._maxima, self._steps, strict=True)
-        for i, (p, m, v, x, step) in enumerate(rows):
-            reason = ineligible(p, m, m, v, x, step)
-            if reason is None and p.device != self._device:
-                reason = f"it is on {p.device}, the first on {self._device}"
-            if reason is None and p.numel() != self._numels[i]:
-                reason = f"it has {p.numel()} elements, and had {self._numels[i]}"
-            if reason is not None:
-                raise ValueError(f"{self._names[i]}: {reason}")
-        owned = (x for x in (*self._params, *self._exp_avgs, *self._exp_avg_sqs, *self._maxima, *self._steps))
-        spans = sorted(
-            (x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), k % len(self._params))
-            for k, x in enumerate(owned)
-            if x is not None and x.numel()
-        )
-        for (_, end, i), (start, _, j) in pairwise(spans):
-            if start < end:
-                one, other = self._names[min(i, j)], self._names[max(i, j)]
-                raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
+        columns = (self._params, self._exp_avgs, self._exp_avg_sqs, self._maxima, self._steps)
+        check_owned(columns, self._numels, self._device, self._names)
 
     def rejected(self, grads: Sequence[Tensor]) -> dict[int, str]:
         """Indices of gradients that the kernels cannot read, with reasons; they go to another backend."""
@@ -392,32 +369,6 @@ class Plan:
         then = [*self._params, *self._exp_avgs, *self._exp_avg_sqs, *self._maxima, *self._given_steps]
         return len(now) == len(then) and all(map(operator.is_, now, then))
 
-    def _map_chunks(self) -> None:
-        """Give every program its tensor and chunk; those of a tensor, and of a part, are consecutive."""
-        keys = [(p.dtype, x is not None) for p, x in zip(self._params, self._maxima, strict=True)]
-        self._parts = [
-            LaunchPart(*key, [i for i, other in enumerate(keys) if other == key])
-            for key in dict.fromkeys(keys)
-        ]
-        counts = [-(-numel // self._chunk) for numel in self._numels]
-        first = [0] * len(counts)
-        total = 0
-        for part in self._parts:
-            part.first = total
-            for i in part.members:
-                first[i] = total
-                total += counts[i]
-            part.count = total - part.first
-        order = torch.tensor([i for part in self._parts for i in part.members], device="cpu")
-        begin, count = torch.tensor(first, device="cpu"), torch.tensor(counts, device="cpu")
-        owner = torch.repeat_interleave(order, count[order])
-        self._n_chunks = total
-        self._sizes = torch.tensor(self._numels, dtype=torch.int64, device=self._device)
-        self._chunk_tensor = owner.to(self._device, torch.int32)
-        self._chunk_index = (torch.arange(total, device="cpu") - begin[owner]).to(self._device, torch.int32)
-        self._first_chunk = begin.to(self._device)
-        self._last_chunk = (begin + count).to(self._device)
-
     def _locate(self, grads: Sequence[Tensor]) -> None:
         """Send the addresses of all tensors, checking those that moved."""
         n = len(self._params)
@@ -432,7 +383,7 @@ class Plan:
                     raise ValueError(f"{self._names[i]}: {reason}")
             self._packed = np.array(current, dtype=np.int64)
             strange = np.asarray((self._packed.reshape(6, n)[[0, 1, 2, 3, 5]] % 16).any(axis=0))
-            for part in self._parts:
+            for part in self._chunks.parts:
                 part.aligned = not strange[part.members].any()
             self.params_at = self._packed[:n]
         if self._counts is not None:

@@ -5,20 +5,35 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from thermoopt.kernels.native_checks import PLAIN
 from thermoopt.kernels.triton_kernels import IMPORT_ERROR, INTERPRETED
 
-__all__ = ["ineligible", "kinds", "miscounts", "readable", "unavailable_reason"]
+__all__ = [
+    "RUN",
+    "check_averages",
+    "check_owned",
+    "ineligible",
+    "kinds",
+    "miscounts",
+    "readable",
+    "unavailable_reason",
+]
 
 LEAST_CAPABILITY = (8, 0)
 """Compute capability the kernels need: bfloat16 arithmetic came with 8.0, and nothing older was tried."""
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+RUN = 8
+"""Counters of a run, see :func:`~thermoopt.kernels.triton_account.account_kernel`."""
 
 
 def unavailable_reason() -> str | None:
@@ -109,3 +124,52 @@ def readable(grads: Sequence[Tensor], wanted: list[Any]) -> bool:
         and all(map(Tensor.is_contiguous, grads))
         and kinds(grads) == wanted
     )
+
+
+def check_owned(
+    columns: Sequence[Sequence[Tensor | None]],
+    numels: Sequence[int],
+    device: torch.device,
+    names: Sequence[str],
+) -> None:
+    """Raise unless every tensor is eligible, on one device and shares no memory with another.
+
+    Args:
+        columns: ``n`` params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs and steps.
+        numels: elements that the parameters had.
+        device: of the first.
+        names: of the parameters.
+
+    Raises:
+        ValueError: by name.
+    """
+    rows: Any = zip(*columns, strict=True)
+    for i, (p, m, v, x, step) in enumerate(rows):
+        reason = ineligible(p, m, m, v, x, step)
+        if reason is None and p.device != device:
+            reason = f"it is on {p.device}, the first on {device}"
+        if reason is None and p.numel() != numels[i]:
+            reason = f"it has {p.numel()} elements, and had {numels[i]}"
+        if reason is not None:
+            raise ValueError(f"{names[i]}: {reason}")
+    spans = sorted(
+        (x.data_ptr(), x.data_ptr() + x.numel() * x.element_size(), i)
+        for column in columns
+        for i, x in enumerate(column)
+        if x is not None and x.numel()
+    )
+    for (_, end, i), (start, _, j) in pairwise(spans):
+        if start < end:
+            one, other = names[min(i, j)], names[max(i, j)]
+            raise ValueError(f"{one} and {other} share memory: a step in one pass would write it twice")
+
+
+def check_averages(
+    table: Tensor, run: Tensor, layer: NDArray[np.int64], n: int, device: torch.device
+) -> None:
+    """Raise ValueError unless ``n`` tensors can be averaged into a table on the device."""
+    for name, x in (("table", table), ("run", run)):
+        if x.device != device or x.dtype != torch.float64 or not x.is_contiguous():
+            raise ValueError(f"{name} must be contiguous float64 on {device}, not {x.dtype}")
+    if run.shape != (RUN,) or len(layer) != n:
+        raise ValueError(f"run must hold {RUN} numbers and layer {n}")

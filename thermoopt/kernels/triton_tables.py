@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,25 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["SETTINGS", "DeviceNumbers", "LaunchPart", "Setting", "SettingsTable"]
+__all__ = ["SETTINGS", "DeviceNumbers", "Setting", "SettingsTable"]
 
 Setting = float | Sequence[float] | NDArray[Any] | Tensor
 """One number for all tensors, one per tensor, or a 0-d or ``[n]`` tensor that may change between steps."""
 
 SETTINGS = ("lr", "factor", "weight_decay", "beta1", "beta2", "eps", "maximize")
 """Settings of each tensor's step, in the order of the kernel's arguments."""
-
-
-@dataclass
-class LaunchPart:
-    """Tensors of one dtype, with or without amsgrad: one launch."""
-
-    dtype: torch.dtype
-    amsgrad: bool
-    members: list[int]
-    first: int = 0
-    count: int = 0
-    aligned: bool = False
 
 
 class DeviceNumbers:
