@@ -44,6 +44,7 @@ class Cohort:
         way: sum of its steps' lengths, in the layers' units; ``walked`` is the step up to which.
         drive: the force along its motion.
         r_last, r_square: last r, and the mean square of its changes.
+        work_last, work_square: last work, and the sum of squares of its changes.
     """
 
     lever: Lever
@@ -56,6 +57,8 @@ class Cohort:
     drive: Force = field(default_factory=Force)
     r_last: float = math.nan
     r_square: float = 0.0
+    work_last: float = 0.0
+    work_square: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -86,6 +89,13 @@ class Cohort:
             self.r_last = r
         return math.sqrt(self.r_square / 2)
 
+    def work_error(self, work: float) -> float:
+        """Return what the changes of the work since the start add up to if they are independent."""
+        if math.isfinite(self.work_last):
+            self.work_square += (work - self.work_last) ** 2
+        self.work_last = work
+        return math.sqrt(self.work_square)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything in plain data."""
         return {
@@ -98,6 +108,7 @@ class Cohort:
             "walked": self.walked,
             "force": self.drive.state(),
             "r": [None if math.isnan(self.r_last) else self.r_last, self.r_square],
+            "work": [None if math.isnan(self.work_last) else self.work_last, self.work_square],
         }
 
     @classmethod
@@ -106,6 +117,7 @@ class Cohort:
         lever = Lever(bounds, floor)
         lever.load_state_dict(state["lever"])
         last, square = state["r"]
+        work, changes = state.get("work", (None, 0.0))  # None: not booked by earlier versions
         return cls(
             lever,
             str(state["base"]),
@@ -117,6 +129,8 @@ class Cohort:
             Force.of(state.get("force", (0.0, 0.0))),
             math.nan if last is None else float(last),
             float(square),
+            math.nan if work is None else float(work),
+            float(changes),
         )
 
 
@@ -178,6 +192,7 @@ def cohort_signals(
         far = math.sqrt((reading.travel.distance2[mask] / units**2).sum() / n)
         extra["distance"] = min(far, SLACK * cohort.way) if cohort.way > 0 else far
         extra["work"] = float((reading.travel.work[mask] / units).sum())
+        extra["work_error"] = cohort.work_error(extra["work"])
         extra["impulse"] = float(reading.travel.impulse[mask].sum())
     # a law that scales the rate needs that which was measured
     rate = cohort.rate if absolute else cohort.lever.value / cohort.gear.cut

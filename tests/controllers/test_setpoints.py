@@ -144,20 +144,65 @@ def test_diffusion_never_falls_and_never_asks_below_its_start():
         assert further >= wanted
 
 
+def booked(increments):
+    """What a cohort books of work that grows by these increments: N and its error."""
+    cohort, work, error = Cohort(Lever(Bounds()), "all"), 0.0, math.nan
+    for increment in increments:
+        work += increment
+        error = cohort.work_error(work)
+    return {"work": work, "work_error": error}
+
+
+def test_the_error_of_the_work_is_that_of_a_sum_of_independent_changes():
+    """Over 4000 walks of 50 normal steps the mean square of N is that of its error: 50."""
+    steps = np.random.default_rng(0).normal(size=(4000, 50))
+    walks = [booked(walk) for walk in steps]
+    assert np.mean([w["work_error"] ** 2 for w in walks]) == pytest.approx(50, rel=0.02)
+    assert np.mean([w["work"] ** 2 for w in walks]) == pytest.approx(50, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("increments", "raised"),
+    [
+        ([1.0, 1.0], True),  # two equal gains: 2/sqrt(2)
+        ([1.0], False),  # one is chance
+        ([3.0**i for i in range(30)], True),  # sqrt((1 + 1/3)/(1 - 1/3)) = 1.41
+        ([3.2**i for i in range(30)], False),
+        ([1.0, 1.0, -1.0], False),
+        ([1.0, 1.0, 1.0, -0.5], False),  # 2.5/1.80 = 1.39
+        ([1.0, 1.0, 1.0, -0.5, 1.0], True),  # 3.5/2.06
+        ([-1.0] * 9, False),
+    ],
+)
+def test_work_counts_where_it_is_more_than_chance(increments, raised):
+    s = signals(distance=5.0, impulse=0.1, r=1.0, **booked(increments))
+    wanted = bounded_diffusion(s)
+    assert (wanted.rate > math.sqrt(3 / T)) == raised
+    assert ("chance" in wanted.reason) == (not raised)
+    assert wanted.evidence["work_over_impulse"] == (s.work / s.impulse, s.work_error / s.impulse)
+
+
+def test_r_counts_as_drift_where_it_is_above_its_setpoint_by_more_than_its_error():
+    s = signals(t=400, distance=2.0, r=1.2)
+    assert diffusion(s).rate == diffusion(replace(s, r_error=0.1)).rate == pytest.approx(0.3)
+    assert diffusion(replace(s, r_error=0.3)).rate == pytest.approx(0.1)
+
+
 # ------------------------------------------------------------------ driven diffusion
 
 
-def driven(t=400, force=math.nan, r=0.5):
-    return driven_diffusion(signals(t=t, r=r, force=force, distance=2.0, work=0.3, impulse=10.0))
+def driven(t=400, force=math.nan, r=0.5, work=0.3):
+    return driven_diffusion(signals(t=t, r=r, force=force, distance=2.0, work=work, impulse=10.0))
 
 
 def test_driven_diffusion_runs_ahead_of_work_only_while_a_force_drives():
-    """dist/sqrt(t) = 0.1 at t = 400, work over impulse 0.03, rate 0.01, start 0.4 sqrt(3/1000) = 0.0219."""
-    start = 0.4 * math.sqrt(3 / T)
+    """dist/sqrt(t) = 0.1 at t = 400, work over impulse 0.03, rate 0.01, start sqrt(3/1000) = 0.0548."""
+    start = math.sqrt(3 / T)
     assert driven(force=0.6).rate == driven().rate == pytest.approx(0.1)
     assert driven(force=0.4).rate == 0.01
     assert "spent" in driven(force=0.4).reason
-    assert driven(t=149, force=0.4).rate == pytest.approx(max(start, 0.03))  # once Prodigy's, force or not
+    assert driven(t=149, force=0.4, work=0.2).rate == pytest.approx(0.08)  # four times, force or not
+    assert driven(t=149, force=0.4, work=0.1).rate == pytest.approx(start)
     assert driven(t=200, force=0.4, r=2.0).rate == 0.01  # r still tells of the start
     assert driven(t=400, force=0.4, r=1.0).rate == pytest.approx(0.1)
     assert driven(force=0.4).evidence["force"][0] == 0.4

@@ -183,19 +183,19 @@ def test_an_outside_schedule_lowers_but_does_not_overheat(top):
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
-@pytest.mark.parametrize("lr_factor", [100.0])
-def test_no_layer_turns_by_more_than_its_share(lr_factor):
-    """Whoever sets the rate: the bound takes it back, and is in the log."""
+def test_no_layer_turns_by_more_than_its_share():
+    """Whoever sets the rate, here a law that overestimates 300-fold: the bound holds it, and is in the log."""
     torch.manual_seed(0)
     x, y = product()
     net = mlp(10, 32, 1)
-    opt = ThermoAdamW(net.named_parameters(), controller=Chain(Thermostat(total_steps=200, kappa=lr_factor)))
+    thermostat = Thermostat("distance", total_steps=200, k=300.0)
+    opt = ThermoAdamW(net.named_parameters(), controller=Chain(thermostat))
     shares = []
     for t in range(60):
         fit(net, opt, 1, x, y, start=t)
         q = opt.reading.layers["0.weight"]
         shares.append(q.lr_eff * q.update_norm / q.param_norm)
-    assert any(a.reason.startswith("bound:") and a.new < a.old for a in actions(opt))
+    assert any(a.reason.startswith("bound:") for a in actions(opt))
     assert all("turning_bound" in a.evidence for a in actions(opt) if a.reason.startswith("bound:"))
     assert max(shares[20:]) < 0.5
 

@@ -480,7 +480,7 @@ def test_autotune_needs_no_lr_with_any_optimizer(make, request):
         rates.append(learn(net, opt, total, scheduler))
         ends.append(float(noisy_loss(net, -1, 4096).detach()))
         assert ends[-1] < before / 10
-        assert len(scheduler.controller.log) > 3  # the loop was closed
+        assert len(scheduler.controller.log) > 1  # the loop was closed
     if any(name in request.node.name for name in ("sgd", "lion")):  # their first step is taken as given
         assert ends[1] == pytest.approx(ends[0], rel=0.1)
         return

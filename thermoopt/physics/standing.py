@@ -58,7 +58,8 @@ class Standing:
         for word, sign in SIGNS.items():
             if sign in self.why:
                 return word
-        return "follows" if abs(self.wanted - self.held) <= SAME * self.held else "on its way"
+        far = abs(self.wanted - self.held) > SAME * self.held
+        return "on its way" if far or "on its way" in self.why else "follows"  # or restored by the gear
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data for JSON: what is not finite becomes None."""
