@@ -107,7 +107,7 @@ class Barostat(Controller):
 
     *Confinement*, where the length of the run is given: as far as the motion goes on without a force
     (:func:`thermoopt.physics.idleness`) after 15 % of the run, decay is raised towards the value at which
-    weights remember their updates over 10 % of the run at the highest learning rate of a decayed matrix. It
+    weights remember their updates over 20 % of the run at the highest learning rate of a decayed matrix. It
     falls with the rate as the group's own decay does, is never below it, and needs Adam's moments. The log
     says when it begins, doubles, halves and ends.
 

@@ -34,14 +34,14 @@ def test_idle_is_what_agrees_without_a_force(force, coherence, idle):
 
 
 @pytest.mark.parametrize("steps", [1000, 20_000])
-def test_confined_weights_remember_a_tenth_of_the_run(steps):
+def test_confined_weights_remember_a_fifth_of_the_run(steps):
     lr = 3e-3
-    left = (1 - lr * confining_decay(lr, steps)) ** (steps // 10)
+    left = (1 - lr * confining_decay(lr, steps)) ** (steps // 5)
     assert left == pytest.approx(math.exp(-1), rel=0.01)
 
 
-def test_a_short_run_remembers_three_times_what_momentum_does():
-    assert 1 - 1e-2 * confining_decay(1e-2, 10) == pytest.approx(1 - (1 - 0.9) / 3)
+def test_a_short_run_remembers_six_times_what_momentum_does():
+    assert 1 - 1e-2 * confining_decay(1e-2, 10) == pytest.approx(1 - (1 - 0.9) / 6)
 
 
 def data(noisy=False):
@@ -105,7 +105,7 @@ def test_what_is_known_by_heart_is_confined():
     assert begun.step >= 0.15 * T
 
 
-def test_no_matrix_forgets_faster_than_a_tenth_of_the_run():
+def test_no_matrix_forgets_faster_than_a_fifth_of_the_run():
     steps, model = 500, net()
     opt = ThermoAdamW(model.named_parameters(), weight_decay=0.01, controller=autotune(steps))
     x, y = data()
@@ -117,7 +117,7 @@ def test_no_matrix_forgets_faster_than_a_tenth_of_the_run():
         opt.step()
         layers = (opt.reading.layers[name] for name in ("0.weight", "2.weight"))
         worst = max(worst, *(q.lr_eff * q.wd_eff for q in layers))
-    assert 0.5 / (0.1 * steps) < worst <= 1.02 / (0.1 * steps)
+    assert 0.5 / (0.2 * steps) < worst <= 1.02 / (0.2 * steps)
 
 
 def test_label_noise_is_not_taken_for_knowledge_by_heart():
@@ -126,9 +126,9 @@ def test_label_noise_is_not_taken_for_knowledge_by_heart():
     assert max(train(model, opt, noisy=True)) <= 0.01 * (1 + 1e-12)
 
 
-@pytest.mark.parametrize(("decay", "low", "high"), [(0.0, 0.0, 0.0), (0.01, 2.0, 10 / 3), (5.0, 5.0, 5.0)])
+@pytest.mark.parametrize(("decay", "low", "high"), [(0.0, 0.0, 0.0), (0.01, 1.0, 5 / 3), (3.0, 3.0, 3.0)])
 def test_no_decay_stays_none_and_a_higher_one_is_kept(decay, low, high, monkeypatch):
-    """Motion idle throughout: at lr 1e-2 and a memory of 30 steps decay may rise to 3.3, coupled or not."""
+    """Motion idle throughout: at lr 1e-2 and a memory of 60 steps decay may rise to 1.7, coupled or not."""
     monkeypatch.setattr("thermoopt.controllers.barostat.idleness", lambda force, coherence: 1.0)
     barostat = Barostat(T, couple=False)
     model = net()

@@ -184,7 +184,7 @@ def test_an_outside_schedule_lowers_but_does_not_overheat(top):
 
 
 def test_no_layer_turns_by_more_than_its_share():
-    """Whoever sets the rate, here a law that overestimates 300-fold: the bound holds it, and is in the log."""
+    """Whoever sets the rate, here a law that overestimates 300-fold: the bound holds it and is in the log."""
     torch.manual_seed(0)
     x, y = product()
     net = mlp(10, 32, 1)
@@ -197,7 +197,7 @@ def test_no_layer_turns_by_more_than_its_share():
         shares.append(q.lr_eff * q.update_norm / q.param_norm)
     assert any(a.reason.startswith("bound:") for a in actions(opt))
     assert all("turning_bound" in a.evidence for a in actions(opt) if a.reason.startswith("bound:"))
-    assert max(shares[20:]) < 0.5
+    assert max(shares) < 0.3
 
 
 def test_cooling_alone_triggers_no_action():
