@@ -345,8 +345,7 @@ def polyak(s: Signals, *, f_star: float = 0.0, k: float = 1.0) -> Wanted | None:
     .. math:: \text{factor} \leftarrow \text{factor}\cdot k(L-f^*)/\sigma
 
     Args:
-        s: signals; ``loss``, ``sigma``, ``rate``. The loss must be reported (``step(closure)`` or
-            ``report_loss``).
+        s: signals; ``loss``, which must be reported (a closure or ``report_loss``), ``sigma``, ``rate``.
         f_star: the lowest loss there is, [L]. With 0 the law is far too hot on language models early on.
         k: share of it that a step is to release to first order; 1 is Polyak's step.
 
