@@ -161,6 +161,20 @@ def test_the_error_of_the_work_is_that_of_a_sum_of_independent_changes():
     assert np.mean([w["work"] ** 2 for w in walks]) == pytest.approx(50, rel=0.08)
 
 
+def test_the_error_of_the_work_survives_a_checkpoint_and_one_of_before_it_was_booked():
+    cohort = Cohort(Lever(Bounds()), "all")
+    for work in (3.0, 4.0):
+        cohort.work_error(work)
+    state = cohort.state_dict()
+    again = Cohort.of(state, Bounds(), 1.0)
+    assert again.work_error(6.0) == cohort.work_error(6.0) == pytest.approx(math.sqrt(9 + 1 + 4))
+    del state["work"]
+    older = Cohort.of(state, Bounds(), 1.0)
+    assert older.work_error(6.0) == 0.0  # what was done before is no change
+    assert older.work_error(7.0) == 1.0
+    assert Cohort.of(older.state_dict(), Bounds(), 1.0).work_error(7.0) == 1.0
+
+
 @pytest.mark.parametrize(
     ("increments", "raised"),
     [
