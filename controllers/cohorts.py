@@ -92,7 +92,8 @@ class Cohort:
     def work_error(self, work: float) -> float:
         """Return what the changes of the work since the start add up to if they are independent."""
         if math.isfinite(self.work_last):
-            self.work_square += (work - self.work_last) ** 2
+            change = work - self.work_last
+            self.work_square += change * change  # a power would raise where it overflows
         self.work_last = work
         return math.sqrt(self.work_square)
 

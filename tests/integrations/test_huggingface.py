@@ -383,7 +383,7 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, dropout):
     )  # nothing is left of this
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-14"))
     assert_same(everything(whole), everything(again))
-    assert len(unwrap(whole.optimizer).controller.log) > 2
+    assert len(unwrap(whole.optimizer).controller.log) > 1
     strip = [{k: v for k, v in log.items() if "loss" in log} for log in whole.state.log_history]
     assert strip == [{k: v for k, v in log.items() if "loss" in log} for log in again.state.log_history]
 

@@ -22,6 +22,7 @@ from thermoopt.account.reading import Reading
 from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim, restore
 from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
+from thermoopt.physics.travel import Weights
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.clock import count_steps
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, plain, scaled_lrs
@@ -326,11 +327,10 @@ class ThermoScheduler(LRScheduler):
     def state_dict(self) -> dict[str, Any]:
         """Return time, base values, scales, and the controller's and the observer's state: plain data.
 
-        It contains numbers, strings, lists and dicts, but no tensors. Parts whose keys change during a run
-        are one JSON string (:mod:`thermoopt.account.json_state`). The start that a controller needs for the
-        distance is in the optimizer's state (see above). The samples of a tracking observer are not included:
-        save the observer's own state too.
+        No tensors; parts whose keys change during a run are one JSON string. The start that a controller
+        needs for the distance is in the optimizer's state; a tracking observer's samples are in its own.
         """
+        weights = None if self._carried is None else self._carried.weights
         return {
             "last_epoch": self._seen,
             "taken": self._taken,
@@ -340,9 +340,8 @@ class ThermoScheduler(LRScheduler):
             "layer_factors": as_leaf(self._layer_factors),
             "rms": dict(self._rms),
             "controller": None if self._controller is None else as_leaf(self._controller.state_dict()),
-            "observer": None
-            if self._observer is None
-            else as_leaf(plain(_untracked(self._observer.state_dict()))),
+            "weights": as_leaf(weights and asdict(weights)),
+            "observer": self._observer and as_leaf(plain(_untracked(self._observer.state_dict()))),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -379,15 +378,15 @@ class ThermoScheduler(LRScheduler):
             restore(self._controller, named(from_leaf(state_dict["controller"])))
             self._rms = named(state_dict.get("rms", self._rms))
             self._attach()
+        if self._carried is not None and (weights := from_leaf(state_dict.get("weights", "null"))):
+            self._carried.weights = Weights(**weights)
         if self._observer is not None and state_dict["observer"] is not None:
             self._observer.load_state_dict(from_leaf(state_dict["observer"]))
         self._write()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError(
-            "a ThermoScheduler cannot be copied or pickled: it counts its optimizer's steps by a hook. "
-            "Make a new one and hand over state_dict()"
-        )
+        what = "a ThermoScheduler cannot be copied or pickled: it counts its optimizer's steps by a hook. "
+        raise TypeError(what + "Make a new one and hand over state_dict()")
 
 
 def _count(scheduler: weakref.ref[ThermoScheduler]) -> None:
