@@ -48,7 +48,7 @@ def _case(
 
 def _torch() -> Iterator[Case]:
     special: dict[str, Kwargs] = {
-        "LBFGS": {"closure": True, "lr": 0.1, "max_iter": 2},
+        "LBFGS": {"closure": True, "lr": 1.0, "max_iter": 2, "line_search_fn": "strong_wolfe"},
         "Muon": {"only": _matrices, "lr": 1e-2},
     }
     rates = {
