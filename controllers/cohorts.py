@@ -91,10 +91,11 @@ class Cohort:
 
     def work_error(self, work: float) -> float:
         """Return what the changes of the work since the start add up to if they are independent."""
-        if math.isfinite(self.work_last):
-            change = work - self.work_last
-            self.work_square += change * change  # a power would raise where it overflows
-        self.work_last = work
+        if math.isfinite(work):
+            if math.isfinite(self.work_last):
+                change = work - self.work_last
+                self.work_square += change * change  # a power would raise where it overflows
+            self.work_last = work
         return math.sqrt(self.work_square)
 
     def state_dict(self) -> dict[str, Any]:

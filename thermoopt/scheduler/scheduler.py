@@ -96,7 +96,8 @@ class ThermoScheduler(LRScheduler):
         controller: turns readings into scales; None is the plain schedule, which measures nothing.
         eta_min: lr at the end of the shape, in units of lr, >= 0.
         rate: dimensionless decay per step for ``"inverse_time"``, curvature times initial lr, > 0.
-        observer: measures for the controller, and may be passed first; None makes one that averages so.
+        observer: measures for the controller; it may come first, before the optimizer. None makes one with
+            the averaging time that the controller wants.
         last_epoch: as in torch: -1, or the optimizer steps taken minus one if groups hold an ``initial_lr``.
 
     Raises:
@@ -340,8 +341,8 @@ class ThermoScheduler(LRScheduler):
             "layer_factors": as_leaf(self._layer_factors),
             "rms": dict(self._rms),
             "controller": None if self._controller is None else as_leaf(self._controller.state_dict()),
-            "weights": as_leaf(weights and asdict(weights)),
-            "observer": self._observer and as_leaf(plain(_untracked(self._observer.state_dict()))),
+            "weights": as_leaf(None if weights is None else asdict(weights)),
+            "observer": None if self._observer is None else _untracked(self._observer),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -395,5 +396,5 @@ def _count(scheduler: weakref.ref[ThermoScheduler]) -> None:
         own._taken += 1
 
 
-def _untracked(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in state.items() if key != "tracked"}
+def _untracked(observer: Observer) -> str:
+    return as_leaf(plain({key: value for key, value in observer.state_dict().items() if key != "tracked"}))
