@@ -168,6 +168,8 @@ def test_the_error_of_the_work_survives_a_checkpoint_and_one_of_before_it_was_bo
     state = cohort.state_dict()
     again = Cohort.of(state, Bounds(), 1.0)
     assert again.work_error(6.0) == cohort.work_error(6.0) == pytest.approx(math.sqrt(9 + 1 + 4))
+    assert again.work_error(math.nan) == pytest.approx(math.sqrt(14))  # not booked
+    assert again.work_error(6.5) == pytest.approx(math.sqrt(14.25))
     del state["work"]
     older = Cohort.of(state, Bounds(), 1.0)
     assert older.work_error(6.0) == 0.0  # what was done before is no change
