@@ -14,6 +14,7 @@ from thermoopt.controllers.base import Action, Controller, Scales, Start
 from thermoopt.controllers.cooling import check_total_steps
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import EQUILIBRATION, Evidence
+from thermoopt.controllers.units import TRAINED, trained_share
 from thermoopt.physics import (
     ANGULAR_BOUND,
     AVERAGE,
@@ -109,7 +110,8 @@ class Barostat(Controller):
     (:func:`thermoopt.physics.idleness`) after 15 % of the run, decay is raised towards the value at which
     weights remember their updates over 20 % of the run at the highest learning rate of a decayed matrix. It
     falls with the rate as the group's own decay does, is never below it, and needs Adam's moments. The log
-    says when it begins, doubles, halves and ends.
+    says when it begins, doubles, halves and ends. Trained weights (:func:`.units.trained_share`) are not
+    confined: what they hold was not learned in this run.
 
     Args:
         total_steps: length of the run in optimizer steps, at least 1; None for no confinement.
@@ -158,7 +160,7 @@ class Barostat(Controller):
         self._norm2: dict[str, float] = {}
         self._log: list[Action] = []
         self._begun, self._read, self._idle, self._force = 0, 0, 0.0, Force()
-        self._answer, self._rested = Scales(), False
+        self._answer, self._rested, self._trained = Scales(), False, False
 
     @property
     def begun(self) -> bool:
@@ -169,6 +171,7 @@ class Barostat(Controller):
         """Receive layers and groups; after the first reading it keeps the state of those it knows by name."""
         if not self.begun:
             self._forget()
+            self._trained = trained_share(start) >= TRAINED
         self._start, self._rested = start, False
         for name, rms, numel in zip(start.names, start.rms, start.numel, strict=True):
             self._reference2.setdefault(name, rms**2 * numel)
@@ -235,7 +238,7 @@ class Barostat(Controller):
 
     def _look(self, reading: Reading, step: int) -> Evidence:
         """Average how far the motion goes on without a force; return what says so."""
-        if self._total_steps is None:
+        if self._total_steps is None or self._trained:
             return {}
         q = reading.total
         force = self._force.book(q.sigma, q.lr_eff, max(0, reading.step - self._read))
@@ -243,16 +246,13 @@ class Barostat(Controller):
         early = step - self._begun + 1 < EQUILIBRATION * self._total_steps
         idle = 0.0 if early else idleness(force, q.coherence)
         self._idle += (idle - self._idle) / READINGS
-        return {
-            "force": (force, math.nan),
-            "coherence": (q.coherence, math.nan),
-            "idleness": (idle, math.nan),
-        }
+        known = {"force": force, "coherence": q.coherence, "idleness": idle}
+        return {name: (value, math.nan) for name, value in known.items()}
 
     def _confine(self, name: str, group: _Group, balance: Balance, step: int, evidence: Evidence) -> None:
         """Raise decay as far as the motion is idle; log it where it begins, doubles, halves or ends."""
         group.fastest = max(group.fastest, float(balance.lr.max()))
-        if self._total_steps is None or not group.fastest > 0:
+        if self._total_steps is None or self._trained or not group.fastest > 0:
             return
         decay = confining_decay(group.fastest, self._total_steps)
         group.confinement = max(1.0, self._idle * decay / group.wd)
@@ -361,6 +361,7 @@ class Barostat(Controller):
             "reference2": dict(self._reference2),
             "norm2": dict(self._norm2),
             "force": [self._begun, self._read, self._idle, *self._force.state()],
+            "trained": self._trained,
             "log": [action.to_dict() for action in self._log],
         }
 
@@ -386,6 +387,7 @@ class Barostat(Controller):
         self._norm2 = {str(k): float(v) for k, v in state["norm2"].items()}
         begun, read, idle, *force = state.get("force", (0, 0, 0.0, 0.0, 0.0))
         self._begun, self._read, self._idle, self._force = int(begun), int(read), float(idle), Force.of(force)
+        self._trained = bool(state.get("trained"))
         self._log = [Action.from_dict(action) for action in state["log"]]
         if self._start is not None:
             self.attach(self._start)

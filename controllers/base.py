@@ -96,6 +96,8 @@ class Start:
         beta1: decay of the first moment of each group; 0 if the optimizer keeps none.
         beta2: likewise of the second moment.
         trainable: whether each layer takes a gradient (``requires_grad``); empty where all do.
+        uneven: how uneven each matrix's rows are (:func:`thermoopt.tensors.uneven_rows`), NaN for other
+            layers; empty where unknown.
     """
 
     names: tuple[str, ...]
@@ -110,6 +112,7 @@ class Start:
     beta1: tuple[float, ...]
     beta2: tuple[float, ...]
     trainable: tuple[bool, ...] = ()
+    uneven: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

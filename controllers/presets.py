@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from thermoopt.account.reading import Reading
 from thermoopt.controllers.barostat import Barostat
-from thermoopt.controllers.base import Start
+from thermoopt.controllers.base import Action, Scales, Start
 from thermoopt.controllers.cooling import Cooling, check_total_steps
 from thermoopt.controllers.lever import Lever
 from thermoopt.controllers.setpoints import START
 from thermoopt.controllers.thermostat import Thermostat
+from thermoopt.controllers.units import TRAINED, trained_share
 from thermoopt.controllers.wrappers import Chain
 
 __all__ = ["PRESETS", "autotune"]
@@ -67,6 +73,65 @@ class FineTuning(Thermostat):
                 cohort.lever = Lever(self._bounds, self._law.start(self._total_steps, kappa=START))
 
 
+class FromStart(FineTuning):
+    """Follows ``driven_diffusion`` from fresh weights, and from trained ones the law of :class:`FineTuning`.
+
+    What the weights are is seen once, at the start (:func:`thermoopt.controllers.units.trained_share`), kept
+    in checkpoints, and logged.
+    """
+
+    def __init__(self, total_steps: int | None) -> None:
+        Thermostat.__init__(self, total_steps=total_steps)
+        self._share = 0.0
+
+    @property
+    def _trained(self) -> bool:
+        return self._share >= TRAINED
+
+    def _follow(self, share: float) -> None:
+        """Take the law that a share of uneven matrices calls for."""
+        self._share = share
+        model = FineTuning(self._total_steps) if self._trained else Thermostat(total_steps=self._total_steps)
+        law = ("_setpoint", "_law", "_name", "_called", "_options", "_floor")
+        vars(self).update({name: vars(model)[name] for name in law})
+
+    def attach(self, start: Start) -> None:
+        """Receive the layers; the first time, see whether they are trained."""
+        if not self._cohorts:
+            self._follow(trained_share(start))
+        if self._trained:
+            super().attach(start)
+        else:
+            Thermostat.attach(self, start)
+
+    def update(self, reading: Reading | None, step: int) -> Scales:
+        """Return the scales of the next step; the first time, log what was taken for trained."""
+        first = self._trained and not self.begun
+        scales = super().update(reading, step)
+        if first and self.begun:
+            rate = next(iter(self._cohorts.values())).lever.value
+            reason = "rows of uneven size, as training leaves them: starts as preset='finetune' does"
+            evidence = {"uneven_share": (self._share, math.nan), "uneven_share_setpoint": (TRAINED, 0.0)}
+            self._log.append(Action(step, self._called, "all", "lr", rate, rate, evidence, reason))
+        return scales
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the thermostat's state, and what the weights were taken for."""
+        return {**super().state_dict(), "uneven_share": self._share}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the result of :meth:`state_dict`, or of an earlier version's ``Thermostat``.
+
+        Raises:
+            ValueError: if it is from a thermostat with another law, before anything has changed.
+        """
+        former, saved = self._share, float(state.get("uneven_share", 0.0))
+        self._follow(saved)
+        if state.get("law") != self._name:
+            self._follow(former)
+        super().load_state_dict(state)
+
+
 def autotune(total_steps: int | None = None, preset: str = "default", *, shape: str | None = None) -> Chain:
     """Return the controllers that replace a tuned learning rate and a schedule.
 
@@ -75,6 +140,10 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
     controller=autotune(T))`` needs no lr. Weight decay is lowered before it makes a layer collapse. The
     default preset also raises it, far above what the groups say, where a network knows its data by heart
     (the barostat's confinement). Decay 0 stays 0.
+
+    Weights that training has left (a quarter or more of the matrices have rows of uneven size,
+    :func:`thermoopt.controllers.units.trained_share`) start as with ``"finetune"`` under the default, too,
+    and are not confined; the log says so.
 
     Args:
         total_steps: length of the run in optimizer steps, at least 1. None for a run without a fixed end: the
@@ -101,7 +170,7 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
         bounds = (1 / RESPECT, RESPECT)
         thermostat = Thermostat("bounded_diffusion", total_steps=total_steps, layers=False, lr_scale=bounds)
     else:
-        thermostat = Thermostat(total_steps=total_steps)
+        thermostat = FromStart(total_steps)
     if shape is None:
         shape = "linear" if preset == "respect_lr" else "trapezoid"
     cooling = Cooling(

@@ -23,7 +23,17 @@ from thermoopt.controllers.gear import SHARE
 from thermoopt.controllers.setpoints import Evidence
 from thermoopt.physics import Term
 
-__all__ = ["EQUILIBRIUM_RMS", "FALLBACK", "GroupRates", "Units", "first_seen", "layer_units"]
+__all__ = [
+    "EQUILIBRIUM_RMS",
+    "FALLBACK",
+    "TRAINED",
+    "UNEVEN",
+    "GroupRates",
+    "Units",
+    "first_seen",
+    "layer_units",
+    "trained_share",
+]
 
 FALLBACK = 0.02
 """Unit of a model that is zero everywhere: the initial scale of GPT-2's matrices."""
@@ -314,3 +324,24 @@ class GroupRates:
         name = self._start.group_names[group]
         size = 1.0 if self._start.beta2[group] > 0 else self.sizes.get(name, math.nan)
         return self._start.lr[group] * size * self.peaks.get(name, 1.0) / self._units.group[group]
+
+
+UNEVEN = 2.0
+"""Unevenness of rows (:func:`thermoopt.tensors.uneven_rows`) from which a matrix counts as trained. Measured
+by this project: of 36 vision networks of timm, 44 of transformers and 63 of its own, all fresh, 5 matrices of
+thousands lie above; published weights of MiniLM, CREPE, Silero, Resemblyzer and MTCNN mostly have medians of
+4 to 15."""
+
+TRAINED = 0.25
+"""Share of uneven matrices from which on a network counts as trained. Measured by this project: at most 0.02
+of a fresh network's, 0.33 to 1 of those published."""
+
+
+def trained_share(start: Start) -> float:
+    """Return the share of a network's matrices that training has left uneven, frozen ones included.
+
+    0 where fewer than two are uneven: one may be a table of word vectors in front of a fresh network.
+    """
+    known = [value for value in start.uneven if math.isfinite(value)]
+    uneven = sum(value > UNEVEN for value in known)
+    return uneven / len(known) if uneven >= 2 else 0.0

@@ -45,6 +45,11 @@ def _present_name(saved: str) -> str:
     return FORMER_NAMES.get(saved, saved)
 
 
+def _takes(controller: Controller, saved: str) -> bool:
+    """Whether a state is of a controller's class or of one that it extends, and reads the states of."""
+    return saved in (kind.__name__ for kind in type(controller).__mro__ if kind not in (Controller, object))
+
+
 class Chain(Controller):
     """Passes each reading to several controllers and multiplies their scales.
 
@@ -213,7 +218,7 @@ class Chain(Controller):
         """
         saved = [_present_name(m["class"]) for m in state["members"]]
         own = [type(c).__name__ for c in self.controllers]
-        if saved != own:
+        if len(saved) != len(own) or not all(map(_takes, self.controllers, saved)):
             raise ValueError(f"state of a Chain of {', '.join(saved)} for a Chain of {', '.join(own)}")
         for controller, member in zip(self.controllers, state["members"], strict=True):
             controller.load_state_dict(member["state"])
@@ -298,7 +303,7 @@ class Wrapper(Controller):
             ValueError: if it is of another controller; nothing has changed then.
         """
         saved, own = _present_name(state["class"]), type(self.controller).__name__
-        if saved != own:
+        if not _takes(self.controller, saved):
             raise ValueError(f"state of a {type(self).__name__} of {saved} for one of {own}")
         self.controller.load_state_dict(state["state"])
 

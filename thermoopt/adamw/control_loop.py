@@ -21,7 +21,7 @@ from thermoopt.controllers import Controller, Scales, Start, check_claim, claim
 from thermoopt.kernels import Addresses
 from thermoopt.physics.travel import Travel, Weights
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import WARM_UP, Fetch, PendingTravel, TravelProbe, capturing
+from thermoopt.tensors import WARM_UP, Fetch, PendingTravel, TravelProbe, capturing, uneven_rows
 
 __all__ = ["ControlLoop", "LoopView", "start_of"]
 
@@ -275,8 +275,7 @@ def start_of(
     Args:
         groups: parameter groups; ``betas`` may be missing.
         meter: gives layer and group names.
-        rms: of every layer at the start.
-        lr, wd: of every group when the controller was attached.
+        rms, lr, wd: of every layer at the start, of every group when the controller was attached.
     """
     params = [p for group in groups for p in group["params"]]
     betas = [group.get("betas", (0.0, 0.0)) for group in groups]
@@ -296,6 +295,7 @@ def start_of(
         beta1=tuple(float(b[0]) for b in betas),
         beta2=tuple(float(b[1]) for b in betas),
         trainable=tuple(p.requires_grad for p in params),
+        uneven=tuple(uneven_rows(params).tolist()),
     )
 
 

@@ -3,6 +3,7 @@
 from thermoopt.tensors.layout import follow_groups, follow_layers, same_members, same_objects
 from thermoopt.tensors.norms import root_mean_squares
 from thermoopt.tensors.precision import widest
+from thermoopt.tensors.rows import uneven_rows
 from thermoopt.tensors.sampling import sample_pages
 from thermoopt.tensors.sharding import Sharding, is_distributed, local, place
 from thermoopt.tensors.transit import WARM_UP, Arrival, Fetch, capturing, send
@@ -26,5 +27,6 @@ __all__ = [
     "same_objects",
     "sample_pages",
     "send",
+    "uneven_rows",
     "widest",
 ]
