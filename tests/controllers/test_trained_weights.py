@@ -100,7 +100,7 @@ def test_trained_weights_run_as_fine_tuning_does():
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
     said = [action for action in logs[0] if "as training leaves them" in action.reason]
-    assert len(said) == 1 and said[0].step == 1 and said[0].old == said[0].new
+    assert [(a.step, a.new) for a in said] == [(1, said[0].old)]
     assert not any("as training leaves them" in action.reason for action in logs[1])
 
 
@@ -131,7 +131,7 @@ def test_a_resumed_run_keeps_what_its_start_was(make):
             o.step()
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert [a.to_dict() for a in first.controller.log] == [a.to_dict() for a in resumed.controller.log]
+    assert repr(first.controller.log) == repr(resumed.controller.log)  # NaN is not equal to NaN
 
 
 def test_a_checkpoint_of_the_former_default_loads():
@@ -147,6 +147,6 @@ def test_a_checkpoint_of_another_law_is_refused_and_changes_nothing():
     state = stepped(net(), autotune(60, "respect_lr")).controller.state_dict()
     controller = stepped(grown(), autotune(60)).controller
     before = controller.state_dict()
-    with pytest.raises(ValueError, match="bounded_diffusion|driven_diffusion"):
+    with pytest.raises(ValueError, match="polyak"):
         controller.controllers[0].load_state_dict({**state["members"][0]["state"], "law": "polyak"})
     assert controller.state_dict() == before
