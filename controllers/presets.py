@@ -68,12 +68,19 @@ class FineTuning(Thermostat):
         """Receive the layers; the first time, see whether they are new."""
         first = not self._cohorts
         super().attach(start)
-        if first and _new(start):
-            for cohort in self._cohorts.values():
-                cohort.lever = Lever(self._bounds, self._law.start(self._total_steps, kappa=START))
+        if first:
+            _raise_new(self, start)
 
 
-class FromStart(FineTuning):
+def _raise_new(thermostat: Thermostat, start: Start) -> None:
+    """Have what is new start like a new network."""
+    if _new(start):
+        for cohort in thermostat._cohorts.values():
+            rate = thermostat._law.start(thermostat._total_steps, kappa=START)
+            cohort.lever = Lever(thermostat._bounds, rate)
+
+
+class FromStart(Thermostat):
     """Follows ``driven_diffusion`` from fresh weights, and from trained ones the law of :class:`FineTuning`.
 
     What the weights are is seen once, at the start (:func:`thermoopt.controllers.units.trained_share`), kept
@@ -81,7 +88,7 @@ class FromStart(FineTuning):
     """
 
     def __init__(self, total_steps: int | None) -> None:
-        Thermostat.__init__(self, total_steps=total_steps)
+        super().__init__(total_steps=total_steps)
         self._share = 0.0
 
     @property
@@ -97,12 +104,12 @@ class FromStart(FineTuning):
 
     def attach(self, start: Start) -> None:
         """Receive the layers; the first time, see whether they are trained."""
-        if not self._cohorts:
+        first = not self._cohorts
+        if first:
             self._follow(trained_share(start))
-        if self._trained:
-            super().attach(start)
-        else:
-            Thermostat.attach(self, start)
+        super().attach(start)
+        if first and self._trained:
+            _raise_new(self, start)
 
     def update(self, reading: Reading | None, step: int) -> Scales:
         """Return the scales of the next step; the first time, log what was taken for trained."""
