@@ -67,4 +67,4 @@ def _sums(x: Tensor) -> Tensor:
     q = w.mean(1)
     w, q = w[q > 0], q[q > 0]
     parts = (float(len(q)), float(w.numel()), q.sum(), q.square().sum(), w.square().sum())
-    return torch.stack([torch.as_tensor(part, dtype=torch.float64) for part in parts])
+    return torch.stack([torch.as_tensor(part, dtype=torch.float64, device="cpu") for part in parts])
