@@ -28,6 +28,9 @@ which it was not chosen, 0.03 is too slow in full and staged fine-tuning (1.85 a
 steps 0.03 and 0.1 do not differ. All of it with a linear shape; held for half of the run, as now, 0.05 ends
 at 0.99 of a tuned AdamW in full fine-tuning (3 seeds) and 0.1 at 1.04 (one seed)."""
 
+FRESH_LAW, FINETUNE_LAW = "driven_diffusion", "bounded_diffusion"
+"""Laws from fresh weights and from trained ones."""
+
 ADAPTERS = 0.25
 """Share of the trained matrices that start at 0 from which on they count as adapters: LoRA has half of them,
 beside it a few layers may be trained in full; a network fine-tuned in full has at most a new head."""
@@ -62,7 +65,7 @@ class FineTuning(Thermostat):
     """
 
     def __init__(self, total_steps: int | None) -> None:
-        super().__init__("bounded_diffusion", total_steps=total_steps, kappa=FINETUNE_KAPPA)
+        super().__init__(FINETUNE_LAW, total_steps=total_steps, kappa=FINETUNE_KAPPA)
 
     def attach(self, start: Start) -> None:
         """Receive the layers; the first time, see whether they are new."""
@@ -88,25 +91,26 @@ class FromStart(Thermostat):
     """
 
     def __init__(self, total_steps: int | None) -> None:
-        super().__init__(total_steps=total_steps)
+        super().__init__(FRESH_LAW, total_steps=total_steps)
         self._share = 0.0
 
     @property
     def _trained(self) -> bool:
         return self._share >= TRAINED
 
-    def _follow(self, share: float) -> None:
-        """Take the law that a share of uneven matrices calls for."""
+    def _take_for(self, share: float) -> None:
+        """Follow the law that a share of uneven matrices calls for."""
         self._share = share
-        model = FineTuning(self._total_steps) if self._trained else Thermostat(total_steps=self._total_steps)
-        law = ("_setpoint", "_law", "_name", "_called", "_options", "_floor")
-        vars(self).update({name: vars(model)[name] for name in law})
+        if self._trained:
+            self._follow(FINETUNE_LAW, {"kappa": FINETUNE_KAPPA})
+        else:
+            self._follow(FRESH_LAW, {})
 
     def attach(self, start: Start) -> None:
         """Receive the layers; the first time, see whether they are trained."""
         first = not self._cohorts
         if first:
-            self._follow(trained_share(start))
+            self._take_for(trained_share(start))
         super().attach(start)
         if first and self._trained:
             _raise_new(self, start)
@@ -133,9 +137,9 @@ class FromStart(Thermostat):
             ValueError: if it is from a thermostat with another law, before anything has changed.
         """
         former, saved = self._share, float(state.get("uneven_share", 0.0))
-        self._follow(saved)
+        self._take_for(saved)
         if state.get("law") != self._name:
-            self._follow(former)
+            self._take_for(former)
         super().load_state_dict(state)
 
 

