@@ -33,7 +33,7 @@ from thermoopt.benchmarks.families.runs import run_all
 from thermoopt.benchmarks.families.schedulers import SIX, run_comparisons, write_comparisons
 from thermoopt.benchmarks.harness.rows import read_rows
 from thermoopt.benchmarks.methods import METHODS
-from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
+from thermoopt.benchmarks.workloads import FURTHER, HELD_OUT, WORKLOADS
 
 __all__ = ["main"]
 
@@ -112,6 +112,9 @@ def _what(seeds: Sequence[int]) -> argparse.ArgumentParser:
     what.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: the development side")
     what.add_argument("--held-out", action="store_true", help="the workloads held out, to be run once")
     what.add_argument(
+        "--further", action="store_true", help="the further networks, which the default was looked at on"
+    )
+    what.add_argument(
         "--long",
         type=int,
         default=1,
@@ -130,7 +133,8 @@ def _what(seeds: Sequence[int]) -> argparse.ArgumentParser:
 
 
 def _cells(args: argparse.Namespace) -> list[tuple[str, int]]:
-    default = HELD_OUT if args.held_out else LONG if args.long > 1 else DEVELOPMENT
+    chosen = HELD_OUT * args.held_out + FURTHER * args.further
+    default = chosen or (LONG if args.long > 1 else DEVELOPMENT)
     return cells(tuple(args.workloads or default), args.long)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
+from thermoopt.benchmarks.workloads import FURTHER, HELD_OUT, WORKLOADS
 
 __all__ = [
     "CHOSEN_ON",
@@ -23,7 +23,7 @@ __all__ = [
 
 TOO_LARGE = ("bpe", "minilm", "wikitext", "wikitext-pythia")  # too long for a table of hundreds of runs
 
-DEVELOPMENT = tuple(name for name in WORKLOADS if name not in (*HELD_OUT, *TOO_LARGE))
+DEVELOPMENT = tuple(name for name in WORKLOADS if name not in (*HELD_OUT, *TOO_LARGE, *FURTHER))
 """Workloads on which constants may be chosen; a family is judged with constants chosen on the others."""
 
 LONG = ("mlp", "ddpm", "skipgram")

@@ -16,6 +16,7 @@ from thermoopt.benchmarks.workloads.flow import FLOW
 from thermoopt.benchmarks.workloads.gan import GAN_DIGITS
 from thermoopt.benchmarks.workloads.gpt import GPT_TEXT
 from thermoopt.benchmarks.workloads.graph import GRAPH
+from thermoopt.benchmarks.workloads.kinds import KINDS
 from thermoopt.benchmarks.workloads.linear import LINEAR
 from thermoopt.benchmarks.workloads.logistic import LOGISTIC
 from thermoopt.benchmarks.workloads.maze import MAZE
@@ -34,7 +35,7 @@ from thermoopt.benchmarks.workloads.vae import VAE_DIGITS
 from thermoopt.benchmarks.workloads.vit import VIT_DIGITS
 from thermoopt.benchmarks.workloads.wikitext import WIKITEXT, WIKITEXT_PYTHIA
 
-__all__ = ["HELD_OUT", "WORKLOADS", "Task", "Workload", "get"]
+__all__ = ["FURTHER", "HELD_OUT", "WORKLOADS", "Task", "Workload", "get"]
 
 WORKLOADS: dict[str, Workload] = {
     w.name: w
@@ -79,12 +80,16 @@ WORKLOADS: dict[str, Workload] = {
         SETS,
         TCN_SERIES,
         QUANTILES,
+        *KINDS,
     )
 }
 """Every workload by name."""
 
 HELD_OUT = ("flow", "contrast", "sets", "tcn", "quantiles")
 """Workloads on which no constant of a control law was chosen: run once, reported as they are."""
+
+FURTHER = tuple(w.name for w in KINDS)
+"""Workloads on which the present default was chosen among variants; laws to come are judged on them apart."""
 
 
 def get(name: str) -> Workload:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task, tensors
 from thermoopt.benchmarks.workloads.task import Task, Workload, require
 
-__all__ = ["ABOUT", "CONV_DIGITS", "digits_hash", "digits_task", "disturbed", "pictures"]
+__all__ = ["ABOUT", "CONV_DIGITS", "digits_hash", "digits_task", "disturbed", "labelled", "pictures"]
 
 VALID_DIGITS = 597  # of 1,797: a third, or the metric would be noise
 PIXEL_NOISE = 0.35  # of a range of 1: without it networks interpolate, and a few pictures decide the metric
@@ -33,6 +33,14 @@ def pictures() -> tuple[Tensor, Tensor]:
     """Return the clean pictures, ``[1200, 8, 8]`` to train on and ``[597, 8, 8]`` to judge by, in 0 to 1."""
     x = torch.tensor(_shuffled()[0], dtype=torch.float32)
     return x[VALID_DIGITS:], x[:VALID_DIGITS]
+
+
+@cache
+def labelled() -> Arrays:
+    """Return the clean pictures ``[n, 1, 8, 8]``, in 0 to 1, and their labels, split as :func:`pictures`."""
+    images, y = _shuffled()
+    x, judged = images[:, None], slice(VALID_DIGITS)
+    return tensors(x[VALID_DIGITS:], y[VALID_DIGITS:], x[judged], y[judged])
 
 
 @cache

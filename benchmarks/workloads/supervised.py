@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.task import Task, data_hash
+from thermoopt.benchmarks.workloads.task import Task, data_hash, seeded_task
 
 __all__ = ["BATCH", "Arrays", "arrays_hash", "shuffled_batches", "supervised_task", "tensors"]
 
@@ -43,6 +43,8 @@ def supervised_task(
     batch: float,
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    size: int = BATCH,
+    judge: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Task:
     """Build the task of a seed.
 
@@ -50,34 +52,27 @@ def supervised_task(
         arrays: the data.
         make: makes the model from torch's global generator.
         seed: of the weights, of the order of the batches and of ``augment``.
-        batch: factor on :data:`BATCH`.
+        batch: factor on ``size``.
         augment: disturbs the inputs of a training batch.
         criterion: of the model's output and the targets.
+        size: rows of a batch, at most all of them.
+        judge: what the model is judged by in the place of ``criterion``; None is ``criterion``.
 
     Returns:
         The task; an epoch's last, incomplete batch is left out.
     """
     x, y, x_valid, y_valid = arrays
-    size = round(BATCH * batch)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = make()
-    rng = torch.Generator().manual_seed(seed)
-    draws = shuffled_batches(len(x), size, rng)
+    judged_by = judge or criterion
+    draws: Iterator[Tensor] | None = None
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
+        nonlocal draws
+        draws = draws or shuffled_batches(len(x), min(round(size * batch), len(x)), rng)
         rows = next(draws)
         inputs = x[rows] if augment is None else augment(x[rows], rng)
         return criterion(model(inputs), y[rows])
 
-    @torch.no_grad()
-    def evaluate() -> float:
-        model.eval()
-        value = criterion(model(x_valid), y_valid).item()
-        model.train()
-        return value
-
-    return Task(model, loss, evaluate)
+    return seeded_task(make, loss, lambda model: judged_by(model(x_valid), y_valid), seed)
 
 
 def arrays_hash(arrays: Callable[[], Arrays]) -> Callable[[], str]:

@@ -66,8 +66,12 @@ def friedman(rows: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
         Friedman, "Multivariate adaptive regression splines", 1991, section 4.3.
     """
     x = rng.uniform(size=(rows, 10))
-    y = 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
-    return x, y + rng.normal(size=rows)
+    return x, friedman_mean(x) + rng.normal(size=rows)
+
+
+def friedman_mean(x: np.ndarray) -> np.ndarray:
+    """Return what :func:`friedman` adds its noise to."""
+    return 10 * np.sin(np.pi * x[:, 0] * x[:, 1]) + 20 * (x[:, 2] - 0.5) ** 2 + 10 * x[:, 3] + 5 * x[:, 4]
 
 
 @cache

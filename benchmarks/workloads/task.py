@@ -7,12 +7,15 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-__all__ = ["Task", "Workload", "data_hash", "require"]
+__all__ = ["Task", "Workload", "data_hash", "require", "seeded_task"]
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,35 @@ class Workload:
     family: str
     metric: str = "nats"
     optional: str | None = None
+
+
+def seeded_task(
+    make: Callable[[], Model],
+    loss: Callable[[Model, torch.Generator], Tensor],
+    judge: Callable[[Model], float | Tensor],
+    seed: int,
+) -> Task:
+    """Build a task whose weights and batches depend on a seed.
+
+    Args:
+        make: makes the model from torch's global generator.
+        loss: of the model and a batch that it draws from the generator.
+        judge: the score of the model, called under ``no_grad`` and in evaluation mode.
+        seed: of the weights and of the generator.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+    rng = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def evaluate() -> float:
+        model.eval()
+        value = float(judge(model))
+        model.train()
+        return value
+
+    return Task(model, lambda: loss(model, rng), evaluate)
 
 
 def data_hash(*arrays: np.ndarray) -> str:

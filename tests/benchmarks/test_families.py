@@ -21,12 +21,12 @@ from thermoopt.benchmarks.families import (
     ratios,
     summary,
 )
-from thermoopt.benchmarks.families.__main__ import _parser, main
+from thermoopt.benchmarks.families.__main__ import _cells, _parser, main
 from thermoopt.benchmarks.families.laws import law, law_method
 from thermoopt.benchmarks.families.ratios import chosen_lrs, reported
 from thermoopt.benchmarks.families.report import choice_table, law_table, report
 from thermoopt.benchmarks.families.runs import case_of, run, run_all
-from thermoopt.benchmarks.workloads import HELD_OUT, WORKLOADS
+from thermoopt.benchmarks.workloads import FURTHER, HELD_OUT, WORKLOADS
 
 
 def row(workload, method, lr, seed, score, initial=2.0, told=True, steps=None, **more):
@@ -124,6 +124,11 @@ def test_tables_hold_what_the_rows_say():
     assert f"| autotune (no loss) | wine | {0.27 / 0.52:.3f} |" in text
     assert "| wine | 0.01 |" in text
     assert "Held out" not in text
+    assert "Further networks" not in text
+    for name in ("surface", "flow", "wine"):
+        rows += [*grid(name, "adamw linear", 100, 1e-2), row(name, "adamw linear", 1e-2, 0, 0.5)]
+    heads = [line for line in report(rows).splitlines() if line.startswith("#")]
+    assert heads[:3] == ["## Development workloads", "## Further networks", "## Held out"]
     assert "no ratios" in law_table({False: {}})
 
 
@@ -158,11 +163,14 @@ def test_a_law_in_words_is_the_controller_and_unreadable_ones_are_named():
     assert own["score"] < own["initial"]
 
 
-def test_methods_are_run_on_all_seeds_and_a_law_on_the_first():
+def test_methods_are_run_on_all_seeds_and_workloads_are_chosen_by_side():
     for _ in range(2):
         assert _parser().parse_args(["methods"]).seeds == [0, 1, 2]
         assert _parser().parse_args(["law", "mine", "autotune"]).seeds == [0]
     assert _parser().parse_args(["methods", "--seeds", "5"]).seeds == [5]
+    chosen = {flag: _cells(_parser().parse_args(["methods", *flag.split()])) for flag in ("", "--further")}
+    assert [name for name, _ in chosen[""]] == list(DEVELOPMENT)
+    assert [name for name, _ in chosen["--further"]] == list(FURTHER)
 
 
 @pytest.mark.slow

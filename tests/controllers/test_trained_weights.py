@@ -11,7 +11,7 @@ from torch import nn
 
 from thermoopt import ThermoAdamW, autotune
 from thermoopt.benchmarks.families.cases import DEVELOPMENT
-from thermoopt.benchmarks.workloads import WORKLOADS
+from thermoopt.benchmarks.workloads import FURTHER, WORKLOADS
 from thermoopt.controllers import Barostat, Chain, Cooling, Thermostat
 from thermoopt.controllers.base import Start
 from thermoopt.controllers.units import trained_share
@@ -89,7 +89,7 @@ def share(workload):
 PRETRAINED = ("finetune", "lora", "staged")
 
 
-@pytest.mark.parametrize("workload", [w for w in DEVELOPMENT if w not in PRETRAINED])
+@pytest.mark.parametrize("workload", [w for w in (*DEVELOPMENT, *FURTHER) if w not in PRETRAINED])
 def test_no_fresh_network_of_the_benchmarks_counts_as_trained(workload):
     assert share(workload) == 0
 

@@ -1,0 +1,44 @@
+"""Networks of further kinds, on which the default control law was looked at before they were workloads."""
+
+from __future__ import annotations
+
+from thermoopt.benchmarks.workloads.kinds.alike import TRIPLETS
+from thermoopt.benchmarks.workloads.kinds.codes import QUANTISED, SPARSE
+from thermoopt.benchmarks.workloads.kinds.functions import DEEP_LINEAR, EXPERTS, SPLINES, SPREAD, SURFACE
+from thermoopt.benchmarks.workloads.kinds.images import BATCHNORM, CAPSULES, IMPLICIT, RESNET
+from thermoopt.benchmarks.workloads.kinds.recurrent import ADDING, CTC, ROWS
+from thermoopt.benchmarks.workloads.kinds.relations import COMPLETION, GRAPH_ATTENTION, TOPICS
+from thermoopt.benchmarks.workloads.kinds.shapes import CLOUDS, SEGMENTS, SPIRALS
+from thermoopt.benchmarks.workloads.kinds.soft import DISTILLED, FEW
+from thermoopt.benchmarks.workloads.kinds.transformers import MARKOV, SORT
+
+__all__ = ["KINDS"]
+
+KINDS = (
+    RESNET,
+    BATCHNORM,
+    CAPSULES,
+    IMPLICIT,
+    DISTILLED,
+    FEW,
+    SORT,
+    MARKOV,
+    ROWS,
+    ADDING,
+    CTC,
+    SURFACE,
+    SPREAD,
+    DEEP_LINEAR,
+    EXPERTS,
+    SPLINES,
+    SPARSE,
+    QUANTISED,
+    TRIPLETS,
+    GRAPH_ATTENTION,
+    TOPICS,
+    COMPLETION,
+    CLOUDS,
+    SPIRALS,
+    SEGMENTS,
+)
+"""Workloads of further kinds, in the order of their tables."""
