@@ -28,8 +28,8 @@ __all__ = ["choice_table", "law_table", "report", "write_report"]
 DEVELOPED = "Development workloads"
 
 FURTHER_ABOUT = (
-    "Not held out: the default law's kappa (0.5) and early lead (2) were chosen among variants on 25 of these, and "
-    "its gates against noise with those of moving targets and noisy gradients in sight."
+    "Not held out: the default law's kappa (0.5) and early lead (2) were chosen among variants on 25 of "
+    "these, and its gates against noise with those of moving targets and noisy gradients in sight."
 )
 
 Rows = Sequence[Mapping[str, Any]]
