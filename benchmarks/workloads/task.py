@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Protocol, TypeVar
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Task", "Workload", "data_hash", "require", "seeded_task"]
+__all__ = ["Task", "Workload", "data_hash", "require", "seeded_task", "with_gradients"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -95,6 +95,21 @@ def seeded_task(
         return value
 
     return Task(model, lambda: loss(model, rng), evaluate)
+
+
+def with_gradients(value: Tensor, parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> Tensor:
+    """Return a loss of a given value whose ``backward`` leaves given gradients.
+
+    For methods that alter gradients before the optimizer sees them, by clipping or by noise: training loops
+    here know ``loss().backward()`` only. The loss is value + Σ g·(p − p₀), p₀ the parameters as they are.
+
+    Args:
+        value: what the loss is.
+        parameters: of the model.
+        gradients: of the same shapes.
+    """
+    terms = [((p - p.detach()) * g).sum() for p, g in zip(parameters, gradients, strict=True)]
+    return value.detach() + torch.stack(terms).sum()
 
 
 def data_hash(*arrays: np.ndarray) -> str:

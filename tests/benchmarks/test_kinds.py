@@ -51,6 +51,16 @@ SHORT = {
     "clouds": (1e-2, 60, 0.95),
     "spirals": (1e-2, 60, 0.8),
     "segments": (1e-2, 20, 0.7),
+    "mislabelled": (1e-2, 20, 0.8),
+    "bootstrap": (1e-2, 60, 0.95),
+    "private": (3e-2, 20, 0.8),
+    "private-noisy": (3e-2, 30, 0.8),
+    "variational": (3e-2, 30, 0.5),
+    "td": (3e-2, 60, 0.7),
+    "q-learning": (1e-3, 150, 0.98),
+    "reinforce": (1e-2, 12, 0.97),
+    "ppo": (1e-2, 48, 0.95),
+    "pendulum": (1e-2, 20, 0.97),
 }
 
 

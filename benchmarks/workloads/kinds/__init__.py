@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from thermoopt.benchmarks.workloads.kinds.alike import TRIPLETS
+from thermoopt.benchmarks.workloads.kinds.alike import BOOTSTRAP, TRIPLETS
 from thermoopt.benchmarks.workloads.kinds.codes import QUANTISED, SPARSE
 from thermoopt.benchmarks.workloads.kinds.functions import DEEP_LINEAR, EXPERTS, SPLINES, SPREAD, SURFACE
-from thermoopt.benchmarks.workloads.kinds.images import BATCHNORM, CAPSULES, IMPLICIT, RESNET
+from thermoopt.benchmarks.workloads.kinds.images import BATCHNORM, CAPSULES, IMPLICIT, MISLABELLED, RESNET
+from thermoopt.benchmarks.workloads.kinds.inference import VARIATIONAL
+from thermoopt.benchmarks.workloads.kinds.private import PRIVATE, PRIVATE_NOISY
 from thermoopt.benchmarks.workloads.kinds.recurrent import ADDING, CTC, ROWS
 from thermoopt.benchmarks.workloads.kinds.relations import COMPLETION, GRAPH_ATTENTION, TOPICS
+from thermoopt.benchmarks.workloads.kinds.rewards import PENDULUM, PPO, Q_LEARNING, REINFORCE, TD
 from thermoopt.benchmarks.workloads.kinds.shapes import CLOUDS, SEGMENTS, SPIRALS
 from thermoopt.benchmarks.workloads.kinds.soft import DISTILLED, FEW
 from thermoopt.benchmarks.workloads.kinds.transformers import MARKOV, SORT
@@ -40,5 +43,15 @@ KINDS = (
     CLOUDS,
     SPIRALS,
     SEGMENTS,
+    MISLABELLED,
+    BOOTSTRAP,
+    PRIVATE,
+    PRIVATE_NOISY,
+    VARIATIONAL,
+    TD,
+    Q_LEARNING,
+    REINFORCE,
+    PPO,
+    PENDULUM,
 )
 """Workloads of further kinds, in the order of their tables."""

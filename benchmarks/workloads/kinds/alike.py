@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +13,7 @@ from thermoopt.benchmarks.workloads.kinds.images import ABOUT
 from thermoopt.benchmarks.workloads.supervised import arrays_hash
 from thermoopt.benchmarks.workloads.task import Task, Workload, seeded_task
 
-__all__ = ["TRIPLETS", "triplet_loss"]
+__all__ = ["BOOTSTRAP", "TRIPLETS", "triplet_loss", "wrong_neighbours"]
 
 MARGIN = 0.5
 JUDGED_BY = 60  # pictures at a time, among which triplets are formed
@@ -60,4 +62,74 @@ TRIPLETS = Workload(
     arrays_hash(labelled),
     metric="triplet loss",
     family="metric learning",
+)
+
+
+HIDDEN, NOISE = 0.3, 0.1  # share of a view's pixels that are black, and noise of all
+FOLLOWED = 0.02  # share of the way to the network that its slow copy goes at a step
+NEIGHBOURS = 5
+
+
+def wrong_neighbours(z: Tensor, y: Tensor, z_judged: Tensor, y_judged: Tensor) -> Tensor:
+    """Return the share of the NEIGHBOURS nearest embeddings, by direction, that are of another class."""
+    nearest = (F.normalize(z_judged, dim=1) @ F.normalize(z, dim=1).T).topk(NEIGHBOURS).indices
+    return (y[nearest] != y_judged[:, None]).float().mean()
+
+
+def view(x: Tensor, rng: torch.Generator) -> Tensor:
+    """Return pictures of which pixels are hidden and all are noisy."""
+    shown = torch.rand(x.shape, generator=rng) > HIDDEN
+    return x * shown + NOISE * torch.randn(x.shape, generator=rng)
+
+
+class Bootstrap(nn.Module):
+    """An encoder, and a predictor of what its slow copy makes of another view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 32)
+        )
+        self.predictor = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 32))
+
+
+def _bootstrap(seed: int, batch: float = 1.0) -> Task:
+    x, y, x_valid, y_valid = labelled()
+    fixed = torch.Generator().manual_seed(0)
+    near, judged = view(x, fixed), view(x_valid, fixed)
+    slow: nn.Module | None = None
+
+    def loss(model: Bootstrap, rng: torch.Generator) -> Tensor:
+        nonlocal slow
+        if slow is None:
+            slow = copy.deepcopy(model.encoder)
+        else:  # the step since the last batch
+            with torch.no_grad():
+                for own, followed in zip(slow.parameters(), model.encoder.parameters(), strict=True):
+                    own.lerp_(followed, FOLLOWED)
+        pictures = x[torch.randint(len(x), (round(128 * batch),), generator=rng)]
+        views = view(pictures, rng), view(pictures, rng)
+        with torch.no_grad():
+            targets = [slow(seen) for seen in reversed(views)]
+        guesses = [model.predictor(model.encoder(seen)) for seen in views]
+        alike = [F.cosine_similarity(g, t).mean() for g, t in zip(guesses, targets, strict=True)]
+        return 2 - alike[0] - alike[1]
+
+    return seeded_task(
+        Bootstrap,
+        loss,
+        lambda model: wrong_neighbours(model.encoder(near), y, model.encoder(judged), y_valid),
+        seed,
+    )
+
+
+BOOTSTRAP = Workload(
+    "bootstrap",
+    "scikit-learn's digits, 1,200 to train on and 597 to judge by, 30 % of the pixels hidden, noise of 0.1, "
+    "batch 128, no labels: one view's embedding predicts another's of a slow copy (BYOL, arXiv 2006.07733); MLP with BatchNorm; share of wrong ones among the 5 nearest neighbours",
+    (300, 1200),
+    _bootstrap,
+    arrays_hash(labelled),
+    metric="share of wrong neighbours",
+    family="self-distillation",
 )
