@@ -54,10 +54,10 @@ SHORT = {
     "mislabelled": (1e-2, 20, 0.8),
     "bootstrap": (1e-2, 60, 0.95),
     "private": (3e-2, 20, 0.8),
-    "private-noisy": (3e-2, 30, 0.8),
+    "private-noisy": (3e-2, 40, 0.9),
     "variational": (3e-2, 30, 0.5),
     "td": (3e-2, 60, 0.7),
-    "q-learning": (1e-3, 150, 0.98),
+    "q-learning": (3e-3, 450, 0.95),
     "reinforce": (1e-2, 12, 0.97),
     "ppo": (1e-2, 48, 0.95),
     "pendulum": (1e-2, 20, 0.97),
@@ -69,9 +69,8 @@ def test_a_seed_gives_the_same_task_and_a_short_run_lowers_the_score(name):
     lr, steps, left = SHORT[name]
     state = torch.random.get_rng_state()
     one, same, other = (WORKLOADS[name].build(seed) for seed in (3, 3, 4))
-    assert [one.loss().item() for _ in range(2)] == [same.loss().item() for _ in range(2)]
-    weights = zip(one.model.parameters(), other.model.parameters(), strict=True)
-    assert any(not torch.equal(a, b) for a, b in weights)
+    losses = [[task.loss().item() for _ in range(2)] for task in (one, same, other)]
+    assert losses[0] == losses[1] != losses[2]
     start = one.evaluate()
     assert one.evaluate() == start > 0
     assert torch.equal(torch.random.get_rng_state(), state)

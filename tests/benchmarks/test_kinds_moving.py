@@ -76,7 +76,7 @@ def test_the_bound_is_that_of_many_draws_and_its_least_one_is_where_it_is_flat()
 
 def test_a_least_bound_that_is_not_certain_is_not_used(monkeypatch):
     monkeypatch.setattr(inference, "CERTAIN", 0.0)
-    with pytest.raises(ArithmeticError, match="the least bound is known to .* only, 0 is asked for"):
+    with pytest.raises(ArithmeticError, match=r"the least bound is known to .* only, 0 is asked for"):
         inference.lowest.__wrapped__()
 
 
@@ -92,7 +92,7 @@ def test_wrong_neighbours_are_counted():
 
 def energy(state):
     """Kinetic and potential energy of a cart and a uniform rod that turns about its end, in joules."""
-    place, speed, angle, turning = state
+    _, speed, angle, turning = state
     m, half = cartpole.POLE, cartpole.HALF_LENGTH
     centre = speed + half * turning * angle.cos(), -half * turning * angle.sin()
     rod = m * (2 * half) ** 2 / 12
@@ -216,9 +216,8 @@ def test_the_values_of_the_ring_are_the_mean_of_long_walks():
 def test_a_memory_keeps_the_last_transitions():
     memory = values.Memory(5)
     for i in range(4):
-        memory.add(
-            torch.full((2, 4), float(i)), torch.tensor([0, 1]), torch.zeros(2, 4), torch.tensor([True, False])
-        )
+        fell = torch.tensor([True, False])
+        memory.add(torch.full((2, 4), float(i)), torch.tensor([0, 1]), torch.zeros(2, 4), fell)
     states, pushes, after, fell = memory.draw(500, torch.Generator().manual_seed(0))
     assert set(states[:, 0].tolist()) == {1.0, 2.0, 3.0}
     assert memory.count == 8

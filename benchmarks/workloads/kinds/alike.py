@@ -126,7 +126,8 @@ def _bootstrap(seed: int, batch: float = 1.0) -> Task:
 BOOTSTRAP = Workload(
     "bootstrap",
     "scikit-learn's digits, 1,200 to train on and 597 to judge by, 30 % of the pixels hidden, noise of 0.1, "
-    "batch 128, no labels: one view's embedding predicts another's of a slow copy (BYOL, arXiv 2006.07733); MLP with BatchNorm; share of wrong ones among the 5 nearest neighbours",
+    "batch 128, no labels: one view's embedding predicts another's of a slow copy (BYOL, arXiv 2006.07733); "
+    "MLP with BatchNorm; share of wrong ones among the 5 nearest neighbours",
     (300, 1200),
     _bootstrap,
     arrays_hash(labelled),
