@@ -33,6 +33,7 @@ HEALTHY = {
     "grad_norm": 0.1,
     "param_norm": 1.0,
     "angular_step": 5e-3,
+    "update_norm": 2.3,
     "norm_forecast": 1.0,
     "free_fall": 0.0,
     "wd_balance": 1.0,
@@ -142,7 +143,11 @@ SICK = [
     ("dead_layer", "HIGH", record(layers={"grad_norm": one(2, 0.0, 0.1)})),
     ("dead_layer", "MEDIUM", record(layers={"grad_norm": one(2, math.nan, 0.1)})),
     # an average over zeros, from step 200 on
-    ("dead_layer", "HIGH", record(layers={"grad_norm": only(2, FORGETS)}, ema_steps=50)),
+    (
+        "dead_layer",
+        "HIGH",
+        record(layers={"grad_norm": only(2, FORGETS), "gaussianity": only(2, 10 * FORGETS**2)}, ema_steps=50),
+    ),
     ("dead_layer", "MEDIUM", record(layers={"grad_norm": only(2, np.where(SINCE > 0, math.nan, 0.1))})),
     ("learning_rate_runaway", "HIGH", record({"wd_eff": 1e-3}, {"lr_eff": 5.0, "wd_eff": 1e-3})),
     ("learning_rate_zero", "HIGH", record({"lr_eff": np.where(SINCE > 0, 0.0, 1e-3)})),
@@ -212,6 +217,9 @@ def test_every_kind_has_a_record_here():
 
 
 NOT_SICK = {
+    "a gradient that fades: its square is soon invisible in the average, its first power is not": record(
+        layers={"grad_norm": only(2, FORGETS), "gaussianity": only(2, 10 * FORGETS**2 + 1e-4)}, ema_steps=50
+    ),
     "interpolation: energy falls with the squared loss": record(
         {**BURSTS, "energy_ratio": 0.05}, HOT, losses=losses(np.geomspace(10, 0.1, 40))
     ),

@@ -177,9 +177,9 @@ class Evidence:
         """
         if not len(self.layer_steps):  # a record without layers
             return math.nan
-        rms = self.start / np.sqrt(self.layers("numel")[-1])
         lr = self.layers("lr_eff")
         with np.errstate(all="ignore"):
+            rms = self.start / np.sqrt(self.layers("numel")[-1])  # 0/0 of a layer without elements
             moved = self.layers("angular_step") * self.layers("param_norm")
             by_moments = np.isfinite(self.layers("gaussianity")).any(axis=0)
             rates = np.where(

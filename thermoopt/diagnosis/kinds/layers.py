@@ -36,6 +36,17 @@ SAME_FALL = 1e-4
 """Largest relative difference between how fast an average falls and how fast it forgets for that to be the
 same: readings are kept in float32, 6e-8 of a norm, and fall by some percent from one to the next."""
 
+SAME_FALL_FIRST = 5e-5
+"""Largest difference between the logarithms of how far a first power fell from one reading to the next and of
+what was forgotten: records keep each of the three terms in it to 8e-6."""
+
+SURE = 4
+"""Averages for which squares alone must have fallen like that: a gradient that passes for zero at 5e-3 of its
+average's root would have to fade on to 7e-4 of what that was."""
+
+FITTED = 0.01
+"""Loss at the end, over the first, below which gradients of all layers vanish because nothing is left to fit."""
+
 PEERS = 3
 """Fewest matrices for a comparison with their median."""
 
@@ -45,16 +56,23 @@ def dead_layer(run: Evidence) -> Finding | None:
 
     Null: a gradient that is exactly zero in every element of a layer and in every one of some hundred steps
     does not come about by rounding; frozen parameters do not count. An average over exact zeros only forgets,
-    by :math:`1-1/\mathrm{ema\_steps}` a step, which no gradient that merely fades lets it do
-    (:data:`SAME_FALL`). HIGH where gradients are zero (the layer is in the graph, and something blocks it),
-    MEDIUM where there is none (it may be unused on purpose).
+    by :math:`1-1/\mathrm{ema\_steps}` a step. So does one of the squares of a gradient that fades to 1e-2 of
+    what it was: where moments are known the first power must forget, too, elsewhere squares must do so for
+    :data:`SURE` averages. Where all layers fade while the loss goes to 0 (:data:`FITTED`), none is dead. HIGH
+    where gradients are zero (the layer is in the graph, and something blocks it), MEDIUM where there is none
+    (it may be unused on purpose) and where all vanish and no loss tells why.
     """
     if len(run.layer_steps) < MIN_READINGS:
         return None
     norms = run.layers("grad_norm")
-    free = np.array([name not in run.frozen for name in run.names])
+    free = np.array([name not in run.frozen for name in run.names]) & (run.layers("numel")[-1] != 0)
     never = np.isnan(norms).all(axis=0) & free
-    silent = {"zero": _zero_since(norms, run.layer_steps, run.keep), "none": _none_since(norms)}
+    silent = {"zero": _zero_since(run), "none": _none_since(norms)}
+    faded = (silent["zero"] > 0) & (silent["zero"] < len(norms) - LASTING)
+    all_fade = bool(faded[free].all())
+    fitted = run.loss_ratios()[1]
+    if all_fade and fitted < FITTED:
+        silent["zero"] = np.where(faded, len(norms), silent["zero"])
     for what, since in silent.items():
         dead = (since < len(norms) - LASTING) & free & ~never
         if dead.any() or (what == "none" and never.any()):
@@ -71,15 +89,21 @@ def dead_layer(run: Evidence) -> Finding | None:
         gradient += f" since step {int(run.layer_steps[first - 1])}"
     elif what == "none":
         gradient += " at all"
-    cause = (
-        "Look for a detach(), a dead activation or a zero factor behind it."
-        if what == "zero"
-        else "See whether forward() uses it; if not, leave it out of the optimizer or set requires_grad to "
-        "False. If few steps use it, measure every step to be sure."
-    )
+    unexplained = what == "zero" and all_fade and math.isnan(fitted)
+    if unexplained:
+        cause = (
+            "All layers have: see whether the loss is 0. If not, look for a detach() or a dead activation."
+        )
+    elif what == "zero":
+        cause = "Look for a detach(), a dead activation or a zero factor behind it."
+    else:
+        cause = (
+            "See whether forward() uses it; if not, leave it out of the optimizer or set requires_grad to "
+            "False. If few steps use it, measure every step to be sure."
+        )
     return Finding(
         "dead_layer",
-        "HIGH" if what == "zero" else "MEDIUM",
+        "HIGH" if what == "zero" and not unexplained else "MEDIUM",
         f"{many} {gradient} in {readings} readings.",
         cause,
         measure="grad_norm",
@@ -97,17 +121,30 @@ def _none_since(norms: Array) -> NDArray[np.int64]:
     return np.where(there.any(axis=0), len(norms) - np.argmax(there[::-1], axis=0), len(norms))
 
 
-def _zero_since(norms: Array, steps: NDArray[np.int64], keep: float) -> NDArray[np.int64]:
-    """Reading from which on each layer's gradient is zero, ``[n]``; their number where it is not."""
-    apart = np.diff(steps)[:, None]
-    with np.errstate(all="ignore"):
-        # an average is of the steps so far: its weight is 1 - keep**t
-        total = norms**2 * (1 - keep ** steps[:, None].astype(float))
-        fall = np.log(total[1:] / total[:-1]) / apart
-        forgets = np.abs(fall / math.log(keep) - 1) < SAME_FALL if 0 < keep < 1 else np.zeros_like(fall, bool)
-    still = forgets | ((norms[1:] == 0) & (norms[:-1] == 0))
+@np.errstate(all="ignore")
+def _zero_since(run: Evidence) -> NDArray[np.int64]:
+    r"""Reading from which on each layer's gradient is zero, ``[n]``; their number where it is not.
+
+    The first power is :math:`\sum|g|/\sqrt{\hat v}`, up to a constant: gaussianity while as many elements
+    have a gradient's memory as on average, gaussianity * \|U\|^2 / r once Adam has warmed up.
+    """
+    norms, steps = run.layers("grad_norm"), run.layer_steps
+    log_keep = math.log(run.keep) if 0 < run.keep < 1 else math.nan
+    forgotten = log_keep * np.diff(steps)[:, None]
+    # an average is of the steps so far: its weight is 1 - keep**t
+    weight = np.log(1 - run.keep ** steps[:, None].astype(float))
+    shape = np.log(run.layers("gaussianity"))
+    elements = np.log(run.layers("update_norm") ** 2 / run.layers("r"))
+    square, first, more = (np.diff(x + weight, axis=0) for x in (2 * np.log(norms), shape, shape + elements))
+    forgets = np.abs(square / forgotten - 1) < SAME_FALL
+    zero = (norms[1:] == 0) & (norms[:-1] == 0)
+    still = forgets | zero
     count = np.where(still.all(axis=0), len(still), np.argmax(~still[::-1], axis=0))
-    return np.where(count > 0, len(norms) - 1 - count, len(norms))
+    since = np.where(count > 0, len(norms) - 1 - count, len(norms))
+    lately = [(np.abs(x - forgotten) < SAME_FALL_FIRST)[-LASTING:].all(axis=0) for x in (first, more)]
+    span = steps[-1] - steps[np.minimum(since, len(norms) - 1)]
+    long = ~np.isfinite(shape).any(axis=0) & (span * -log_keep >= SURE)
+    return np.where(zero[-1] | lately[0] | lately[1] | long, since, len(norms))
 
 
 def exploding_layer(run: Evidence) -> Finding | None:

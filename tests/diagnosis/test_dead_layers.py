@@ -1,0 +1,113 @@
+"""dead_layer: gradients that are exactly zero from some step on, told from those that fade."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from thermoopt import Observer, ThermoAdamW, diagnose
+
+OPTIMIZERS = {
+    "ThermoAdamW": lambda model: ThermoAdamW(model.named_parameters(), lr=1e-2),
+    "ThermoAdamW foreach": lambda model: ThermoAdamW(model.named_parameters(), lr=1e-2, foreach=True),
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-2),
+    "SGD": lambda model: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+}
+
+
+def dead_layers(observer):
+    return [f for f in diagnose(observer).findings if f.kind == "dead_layer"]
+
+
+class Branches(nn.Module):
+    """Two linear branches that are added; the second can be blocked."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.one, self.two = nn.Linear(width, 1), nn.Linear(width, 1)
+        self.blocked = False
+
+    def forward(self, x):
+        return self.one(x[0]) + self.two(x[1]) * (0.0 if self.blocked else 1.0)
+
+
+def train(make, steps, blocked_from, noise=0.0, reports=True):
+    torch.manual_seed(0)
+    model = Branches()
+    optimizer = make(model)
+    observer = Observer(model, optimizer)
+    data = torch.randn(2, 64, 8)
+    target = data.sum((0, 2))[:, None] / 4
+    for step in range(steps):
+        model.blocked = step >= blocked_from
+        optimizer.zero_grad()
+        loss = F.mse_loss(model(data), target + noise * torch.randn_like(target))
+        loss.backward()
+        optimizer.step()
+        observer.step(loss=loss if reports else None)
+    return model, observer
+
+
+@pytest.mark.parametrize("reports", [True, False], ids=["with losses", "without"])
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_run_that_fits_its_data_to_the_end_has_no_dead_layer(make, reports):
+    for steps in (250, 400, 600):
+        model, observer = train(make, steps, blocked_from=steps, reports=reports)
+        assert all(p.grad.abs().min() > 0 for p in model.parameters())  # fades, and is there
+        found = dead_layers(observer)
+        assert not [f for f in found if f.confidence == "HIGH"]
+        assert not found or not reports
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [*((name, 350) for name in OPTIMIZERS if name != "SGD"), ("SGD", 800)]
+)
+def test_a_layer_that_dies_in_mid_run_is_found_with_the_step(name, steps):
+    model, observer = train(OPTIMIZERS[name], steps, blocked_from=200, noise=0.1)
+    assert not model.two.weight.grad.any()
+    (dead,) = dead_layers(observer)
+    assert dead.confidence == "HIGH"
+    assert dead.layers == ("two.weight", "two.bias")
+    step = int(dead.message.partition("since step ")[2].split()[0])
+    assert 180 <= step <= 201  # the last reading before, of every tenth step
+
+
+def test_all_layers_vanish_only_where_the_loss_says_so_without_a_word():
+    """A margin that all examples keep: every gradient is exactly zero, and nothing is wrong."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = ThermoAdamW(model.named_parameters(), lr=5e-2)
+    told, untold = Observer(model, optimizer), Observer(model, optimizer)
+    x = torch.randn(64, 4)
+    y = x[:, :1].sign() * 1.0
+    x[:, :1] += y
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = F.relu(1 - y * model(x)).mean()
+        loss.backward()
+        optimizer.step()
+        told.step(loss=loss)
+    assert not model.weight.grad.any()
+    assert not dead_layers(told)
+    (dead,) = dead_layers(untold)
+    assert dead.confidence == "MEDIUM"
+    assert "loss is 0" in dead.advice
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_parameters_without_elements_are_neither_dead_nor_warned_of(make):
+    torch.manual_seed(0)
+    model = Branches()
+    model.empty = nn.Parameter(torch.empty(0, 3))
+    optimizer = make(model)
+    observer = Observer(model, optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(120):
+            optimizer.zero_grad()
+            x = torch.randn(2, 16, 8)
+            (F.mse_loss(model(x), x.sum((0, 2))[:, None]) + model.empty.sum()).backward()
+            optimizer.step()
+        assert not dead_layers(observer)
