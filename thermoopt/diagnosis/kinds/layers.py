@@ -45,7 +45,7 @@ SURE = 4
 average's root would have to fade on to 7e-4 of what that was."""
 
 FITTED = 0.01
-"""Loss at the end, over the first, below which gradients of all layers vanish because nothing is left to fit."""
+"""Loss at the end, over the first, below which all gradients vanish because nothing is left to fit."""
 
 PEERS = 3
 """Fewest matrices for a comparison with their median."""
