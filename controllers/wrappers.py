@@ -10,6 +10,7 @@ from typing import Any
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start, is_several
 from thermoopt.physics import Standing
+from thermoopt.physics.travel import Weights
 
 __all__ = ["Chain", "DryRun", "Wrapper"]
 
@@ -151,16 +152,17 @@ class Chain(Controller):
             self._multiply_layers()
         given = [tuple(x) if is_several(x) else x for s in self._last for x in (s.lr, s.wd)]
         if changed or given != self._given:  # else the same numbers, which nobody need look at again
-            self._given, self._answer = given, self._multiply()
+            self._given, self._answer = given, self._multiply(weights)
+            return self._answer
         return self._answer.weighed(weights)
 
-    def _multiply(self) -> Scales:
+    def _multiply(self, weights: Weights | None) -> Scales:
         lr: float | Sequence[float] = 1.0
         wd: float | Sequence[float] = 1.0
         for scales in self._last:
             lr = lr if scales.lr == 1.0 else _product(lr, scales.lr)  # most leave one of the two alone
             wd = wd if scales.wd == 1.0 else _product(wd, scales.wd)
-        return Scales(lr=lr, wd=wd, layers=self._layers)
+        return Scales(lr=lr, wd=wd, layers=self._layers, weights=weights)
 
     def _multiply_layers(self) -> None:
         self._layers = {}

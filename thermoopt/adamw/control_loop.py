@@ -48,6 +48,7 @@ class ControlLoop:
         self._stand, self._group = stand, process_group
         self._attached = False
         self._scales = Scales()
+        self._shown: list[float] = []
         self._waiting: list[tuple[Reading, PendingTravel | Travel | None, Fetch | float | None]] = []
         self._loss: Fetch | float | None = None
 
@@ -66,6 +67,7 @@ class ControlLoop:
     def attach(self, start: Start, params: Sequence[Tensor]) -> None:
         """Describe the parameters to the controller. New ones start from their present values."""
         self.controller.attach(start)
+        self._shown = []
         group = np.array(start.group_of, dtype=np.int64)
         counts = np.bincount(group)
         self._rows = Rows(group, np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts))
@@ -106,8 +108,11 @@ class ControlLoop:
             taken = self._waiting.pop(0)
             reading = self._whole(*taken)
         lrs = [_host_lr(group["lr"]) for group in groups]
-        if any(lrs):  # lr 0 everywhere is a checkpoint library's dry step, not a schedule's rate
+        # lr 0 everywhere is a checkpoint library's dry step, not a schedule's rate; a controller that was
+        # reset has forgotten what it was shown
+        if any(lrs) and (lrs != self._shown or not self.controller.begun):
             self.controller.see_lr(lrs)
+            self._shown = lrs
         if reading is None:
             self._scales = self.controller.update(None, step)
         else:

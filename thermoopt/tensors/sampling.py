@@ -116,17 +116,17 @@ def is_gatherable(p: Tensor) -> bool:
     return _stretch(p) is not None
 
 
-def block_size(p: Tensor) -> int:
+def block_size(p: Tensor, share: int) -> int:
     """Return the elements of a block: :data:`BLOCK`, or fewer where a matrix has short rows.
 
-    A look-up table may be trained in a single row. With blocks of a :data:`STRIDE`-th of a row none is left
+    A look-up table may be trained in a single row. With blocks of a ``share``-th of a row none is left
     out: they lie less than a row apart.
     """
     if p.ndim != 2 or not p.numel():
         return BLOCK
     x = p if _stretch(p) is not None else local(p.detach())
     row = x.shape[0] if x.stride(0) == 1 != x.stride(1) else x.shape[1]  # in memory order
-    return min(BLOCK, max(1, row * (2 if p.is_complex() else 1) // STRIDE))
+    return min(BLOCK, max(1, row * (2 if p.is_complex() else 1) // share))
 
 
 def _size(total: int, share: int, block: int) -> int:
@@ -140,14 +140,14 @@ def _size(total: int, share: int, block: int) -> int:
 def sample_size(p: Tensor, share: int) -> int:
     """Return the number of elements sampled of a layer, or of a shard that is sampled separately."""
     stretch = _stretch(p)
-    return _size(real(p).numel() if stretch is None else stretch.total, share, block_size(p))
+    return _size(real(p).numel() if stretch is None else stretch.total, share, block_size(p, share))
 
 
 def sample_scale(p: Tensor, share: int) -> float:
     """Return the factor from a sample's sum to the layer's, or to the shard's if it is sampled separately."""
     stretch = _stretch(p)
     n = real(p).numel() if stretch is None else stretch.total
-    return n / size if (size := _size(n, share, block_size(p))) else 1.0
+    return n / size if (size := _size(n, share, block_size(p, share))) else 1.0
 
 
 def sample(p: Tensor, share: int, values: Tensor | None = None) -> Tensor:
@@ -166,7 +166,7 @@ def sample(p: Tensor, share: int, values: Tensor | None = None) -> Tensor:
     if share == 1:
         return x
     stretch = _stretch(p) or _Stretch(x.numel(), 0, x.numel())
-    block = block_size(p)
+    block = block_size(p, share)
     distance = share * block
     if stretch.total < distance:
         return x[: max(0, min(stretch.n, stretch.total // share - stretch.offset))]
@@ -199,7 +199,7 @@ def gathered(p: Tensor, share: int, own: Tensor, sharding: Sharding, edge: Tenso
     assert stretch is not None
     if not sharding:
         return own.reshape(-1).cpu()
-    block = block_size(p)
+    block = block_size(p, share)
     out = torch.zeros(_size(stretch.total, share, block), dtype=torch.float64, device="cpu")
     lo, hi = _own_range(stretch, share, block)
     out[lo:hi] = own.reshape(-1).double().cpu()
@@ -225,7 +225,7 @@ def own_part(p: Tensor, share: int, whole: Tensor) -> Tensor:
     stretch = _stretch(p)
     if stretch is None:
         return whole
-    lo, hi = _own_range(stretch, share, block_size(p))
+    lo, hi = _own_range(stretch, share, block_size(p, share))
     return whole[lo:hi]
 
 
