@@ -198,7 +198,14 @@ def main() -> None:
         cells = " | ".join(f"{found[share][row]:.2%}" for row in range(len(SUMS)) for share in SHARES)
         lines.append(f"| {name} | {size:.1f} M | {cells} |")
         print(lines[-1], flush=True)
-    text = "# What a sample costs in accuracy\n\n" + "\n".join(lines) + "\n"
+    text = (
+        "# What a sample costs in accuracy\n\n"
+        "Relative standard error of one sample's sum over all layers, in the layers' units, against the sum "
+        f"of all elements, after\n{args.steps} steps of AdamW: "
+        "`python -m thermoopt.benchmarks.control.sampling`. One block of up to 16 elements in "
+        f"{STRIDE} is what laws are given today.\n\n"
+    )
+    text += "\n".join(lines) + "\n"
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "sampling.md").write_text(text)
