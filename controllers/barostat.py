@@ -147,7 +147,7 @@ class Barostat(Controller):
             raise ValueError(f"horizon must be None or a number of steps >= 1, got {horizon!r}")
         if not 0 <= angular_bound < math.inf:
             raise ValueError(f"angular_bound must be a number >= 0, got {angular_bound!r}")
-        check_total_steps(total_steps)
+        total_steps = check_total_steps(total_steps)
         self._total_steps = total_steps
         self._couple, self._nu, self._horizon, self._bound = couple, nu, horizon, angular_bound
         self._bounds = bounds

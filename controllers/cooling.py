@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from thermoopt.account.reading import Reading
@@ -79,19 +80,20 @@ def cooling_factor(
     return floor + (1 - floor) * s
 
 
-def check_total_steps(total_steps: object) -> None:
-    """Raise unless a value is a valid length of a run.
+def check_total_steps(total_steps: Any) -> int | None:
+    """Return the length of a run as a plain int, whatever kind of whole number it is, or None.
 
     Raises:
         TypeError, ValueError: naming ``total_steps``, unless it is None or an integer >= 1.
     """
     if total_steps is None:
-        return
-    if not isinstance(total_steps, (int, float)):
+        return None
+    if not isinstance(total_steps, Real):
         raise TypeError(f"total_steps must be None or an integer >= 1, got {total_steps!r}")
     whole = math.isfinite(total_steps) and total_steps % 1 == 0 and not isinstance(total_steps, bool)
     if not whole or total_steps < 1:
         raise ValueError(f"total_steps must be None or an integer >= 1, got {total_steps!r}")
+    return int(float(total_steps))
 
 
 class Cooling(Controller):
@@ -125,7 +127,7 @@ class Cooling(Controller):
         names = [*SHAPES, "inverse_time"]
         if shape not in names:
             raise ValueError(f"shape must be one of {', '.join(map(repr, names))}, got {shape!r}")
-        check_total_steps(total_steps)
+        total_steps = check_total_steps(total_steps)
         if not 0 <= floor <= 1:
             raise ValueError(f"floor must be a number from 0 to 1, got {floor!r}")
         if (shape == "inverse_time") != (rate is not None) or (rate is not None and not rate > 0):

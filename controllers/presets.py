@@ -172,7 +172,7 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
     Raises:
         TypeError, ValueError: for values out of range; the message names the argument.
     """
-    check_total_steps(total_steps)
+    total_steps = check_total_steps(total_steps)
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(map(repr, PRESETS))}, got {preset!r}")
     if preset == "finetune":

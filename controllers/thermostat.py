@@ -97,7 +97,7 @@ class Thermostat(Controller):
             allowed = f"one of {', '.join(map(repr, LAWS))} or a function"
             error = ValueError if isinstance(setpoint, str) else TypeError
             raise error(f"setpoint must be {allowed}, got {setpoint!r}")
-        check_total_steps(total_steps)
+        total_steps = check_total_steps(total_steps)
         if per not in ("run", "group"):
             raise ValueError(f"per must be 'run' or 'group', got {per!r}")
         if not 0 <= lr_scale[0] <= lr_scale[1]:

@@ -49,7 +49,7 @@ class Rates:
     def maybe_zero(self) -> bool:
         """Whether lr is 0 as far as the host can tell (a device tensor is not waited for)."""
         if isinstance(self.lr, Tensor):
-            return self.lr.device.type == "cpu" and float(self.lr) == 0.0
+            return self.lr.device.type == "cpu" and float(self.lr.detach()) == 0.0
         return self.lr == 0.0
 
     def layer_lr(self, j: int) -> float | Tensor:

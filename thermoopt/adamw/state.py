@@ -70,6 +70,11 @@ class Exporter(Protocol):
         """Restore what :meth:`export_group` returned, for all groups together."""
 
 
+def _number(x: Any) -> float:
+    """Return the value of a rate, which may be a tensor that is itself learned (``differentiable=True``)."""
+    return float(x.detach() if isinstance(x, Tensor) else x)
+
+
 class GroupState:
     """What one group carries: scales, layer factors, and where it started.
 
@@ -94,8 +99,8 @@ class GroupState:
             "lr_scale": 1.0,
             "wd_scale": 1.0,
             "layer_factors": torch.ones(n, dtype=torch.float64, device="cpu"),
-            "start_lr": float(group["lr"]),
-            "start_wd": float(group["weight_decay"]),
+            "start_lr": _number(group["lr"]),
+            "start_wd": _number(group["weight_decay"]),
             "start_rms": torch.full((n,), -1.0, dtype=torch.float64, device="cpu"),
         }
 

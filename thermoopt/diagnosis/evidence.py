@@ -113,7 +113,7 @@ class Evidence:
         self.length: int | None = getattr(run, "length", None)
         self.skipped = dict(run.skipped)
         self.bad_losses = run.bad_losses
-        self.frozen = frozenset(run.frozen)
+        self.frozen = frozenset(run.frozen) | frozenset(getattr(run, "sparse", ()))
         ema_steps = getattr(run, "ema_steps", None)  # a record on file does not say it
         self.keep = math.nan if ema_steps is None else 1 - 1 / ema_steps
         self.rate_kind = getattr(run, "rate_kind", LR)

@@ -32,6 +32,7 @@ class _Observed(Protocol):
     losses: Losses
     start_norms: dict[str, float]
     frozen: frozenset[str]
+    sparse: frozenset[str]
     matrices: frozenset[str]
     rate_kind: str
     length: int | None
@@ -58,7 +59,7 @@ def run_facts(observer: _Observed, settled: bool) -> dict[str, Any]:
         "ema_steps": observer.ema_steps,
         "start_norms": {**norms, **{own[name]: norm for name, norm in norms.items() if name in own}},
         "matrices": both(observer.matrices),
-        "frozen": both(observer.frozen),
+        "frozen": both(observer.frozen | observer.sparse),  # of neither is a gradient missing
         "rate_kind": observer.rate_kind,
     }
     if observer._source.begun_at is not None:

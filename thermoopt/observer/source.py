@@ -24,10 +24,12 @@ class Source(Protocol):
     Attributes:
         is_own: whether the optimizer keeps it in its own state.
         begun_at: steps taken before the account began or was loaded; None where the optimizer says it itself.
+        sparse: names of layers that had sparse gradients, which are not measured.
     """
 
     is_own: bool
     begun_at: int | None
+    sparse: set[str]
 
     @property
     def steps(self) -> int:
@@ -109,6 +111,7 @@ class OwnAccount:
 
     def __init__(self, optimizer: ThermoAdamW) -> None:
         self._optimizer = optimizer
+        self.sparse: set[str] = set()  # AdamW takes none
         self._sinks = optimizer.sinks  # to ask for them waits for the device
 
     @property

@@ -72,7 +72,7 @@ class StepHooks(LedgerView):
         self._measure_every = measure_every
         self._sinks = sinks
         self._begun: Done | Displacement = None
-        self._told: set[str] = set()  # layers that were warned of
+        self.sparse: set[str] = set()
         self._by_moments = steps_by_moments(optimizer)
         self._ledger = Ledger(ema_steps, sinks, complete=complete, unavailable=self._unavailable())
         self._begin()
@@ -132,9 +132,9 @@ class StepHooks(LedgerView):
 
     def _tell_of_sparse(self, layers: Sequence[int]) -> None:
         """Warn once of layers whose gradients are sparse."""
-        names = [name for name in (self._ledger.meter.names[i] for i in layers) if name not in self._told]
+        names = [name for name in (self._ledger.meter.names[i] for i in layers) if name not in self.sparse]
         if names:
-            self._told.update(names)
+            self.sparse.update(names)
             warnings.warn(
                 f"layers with sparse gradients are not measured, readings and totals are of the others: "
                 f"{', '.join(names)}",

@@ -23,6 +23,7 @@ from thermoopt.tensors import (
     Fetch,
     Sharding,
     follow_layers,
+    holds_numbers,
     local,
     place,
     same_members,
@@ -207,7 +208,7 @@ class Tracker:
             )
             self._lost = False
         for i, p in enumerate(params):
-            if i not in self._start and p.requires_grad and not p.is_meta:
+            if i not in self._start and p.requires_grad and holds_numbers(local(p)):
                 self._start[i] = sample_pages(p).clone()
 
     # ---------------------------------------------------------------- over a reading

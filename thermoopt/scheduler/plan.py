@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -45,8 +46,9 @@ class SchedulePlan:
         for name, value, least in (("total_steps", total, 1), ("warmup_steps", self.warmup_steps, 0)):
             if name == "total_steps" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int):
+            if isinstance(value, bool) or not isinstance(value, Integral):
                 raise TypeError(f"{name} must be an integer >= {least}, got {value!r}")
+            object.__setattr__(self, name, int(value))  # of numpy's, too: checkpoints hold plain numbers
             if value < least:
                 raise ValueError(f"{name} must be an integer >= {least}, got {value!r}")
         if total is not None and self.warmup_steps > total:

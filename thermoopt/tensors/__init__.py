@@ -1,6 +1,12 @@
 """From tensors, on any device and any number of ranks, to numbers on the host."""
 
-from thermoopt.tensors.layout import follow_groups, follow_layers, same_members, same_objects
+from thermoopt.tensors.layout import (
+    follow_groups,
+    follow_layers,
+    holds_numbers,
+    same_members,
+    same_objects,
+)
 from thermoopt.tensors.norms import root_mean_squares
 from thermoopt.tensors.precision import widest
 from thermoopt.tensors.rows import uneven_rows
@@ -19,6 +25,7 @@ __all__ = [
     "capturing",
     "follow_groups",
     "follow_layers",
+    "holds_numbers",
     "is_distributed",
     "local",
     "place",

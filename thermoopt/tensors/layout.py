@@ -7,10 +7,20 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-__all__ = ["follow_groups", "follow_layers", "same_members", "same_objects"]
+__all__ = ["follow_groups", "follow_layers", "holds_numbers", "same_members", "same_objects"]
 
 Groups = Sequence[Sequence[Tensor]]
+
+
+def holds_numbers(x: Tensor) -> bool:
+    """Whether a local tensor holds numbers to reckon with: no codes of frozen, quantised weights, not meta.
+
+    Codes are integers, float8 (for which torch has few operations) and tensor subclasses that wrap others.
+    """
+    wide = x.is_complex() or (x.is_floating_point() and x.element_size() > 1)
+    return wide and not x.is_meta and not is_traceable_wrapper_subclass(x)
 
 
 def same_objects(now: Collection[Any], before: Collection[Any]) -> bool:

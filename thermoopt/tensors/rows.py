@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from thermoopt.tensors.layout import holds_numbers
 from thermoopt.tensors.sharding import Sharding, local
 
 __all__ = ["uneven_rows"]
@@ -36,8 +37,8 @@ def uneven_rows(params: Sequence[Tensor]) -> Tensor:
             call it.
 
     Returns:
-        ``[n]``, float64 on the host, no unit; NaN for vectors, meta tensors, and matrices of fewer than 16
-        rows or columns.
+        ``[n]``, float64 on the host, no unit; NaN for vectors, meta tensors, codes, and matrices of fewer than
+        16 rows or columns.
 
     References:
         derived for this project; the variance of a mean of n independent squares.
@@ -45,7 +46,7 @@ def uneven_rows(params: Sequence[Tensor]) -> Tensor:
     sums = torch.zeros(len(params), 5, dtype=torch.float64, device="cpu")
     for i, p in enumerate(params):
         x = local(p.detach())
-        if p.ndim >= 2 and x.ndim >= 2 and x.is_floating_point() and x.numel() and not x.is_meta:
+        if p.ndim >= 2 and x.ndim >= 2 and x.is_floating_point() and x.numel() and holds_numbers(x):
             sums[i] = _sums(x)
     sharding = Sharding(params)
     if sharding:

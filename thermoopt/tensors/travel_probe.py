@@ -13,7 +13,7 @@ from torch import Tensor
 from thermoopt.kernels import Addresses, real_elements
 from thermoopt.physics.travel import TRAVEL_SUMS, Travel, Weights
 from thermoopt.tensors import precision, travel_bucket
-from thermoopt.tensors.layout import follow_layers
+from thermoopt.tensors.layout import follow_layers, holds_numbers
 from thermoopt.tensors.sampling import (
     gathered,
     is_gatherable,
@@ -24,7 +24,7 @@ from thermoopt.tensors.sampling import (
     sample_size,
     share_of,
 )
-from thermoopt.tensors.sharding import Sharding
+from thermoopt.tensors.sharding import Sharding, local
 from thermoopt.tensors.transit import Arrival, Fetch
 from thermoopt.tensors.travel_bucket import Bucket, wide
 
@@ -145,6 +145,8 @@ class TravelProbe:
         self._scale = np.ones(len(params))
         self._share = share
         for i, p in enumerate(params):
+            if not holds_numbers(local(p)):
+                continue
             own = sample(p, share)
             if own.numel():
                 groups.setdefault((own.device, own.dtype), []).append(i)
