@@ -136,7 +136,6 @@ class Thermostat(Controller):
         self._log: list[Action] = []
         self._asked: tuple[Any, ...] = ()
         self._answer = Scales()
-        self._rested = False  # whether the next answer has the same factors, unless it is told something
 
     @property
     def needs(self) -> frozenset[str]:
@@ -190,7 +189,7 @@ class Thermostat(Controller):
         self._rates.attach(self._start, self._units, self._layers and self._law.metric == "rms")
         layers = zip(start.names, self._units.layer.tolist(), start.numel, strict=True)
         self._known = {name: (unit, numel) for name, unit, numel in layers}
-        self._asked, self._rested = (), False
+        self._asked = ()
         for name in start.group_names if self._per == "group" else ("all",):
             if name not in self._cohorts:
                 self._cohorts[name] = Cohort(Lever(self._bounds, self._floor), name)
@@ -202,7 +201,6 @@ class Thermostat(Controller):
 
     def see_lr(self, lr: Sequence[float]) -> None:
         """Receive each group's lr as set by an outside schedule; warn once if that raises one."""
-        self._rested = False
         said = self._rates.see_lr(lr)
         if said and not self.told_of_schedule:
             self.told_of_schedule = True
@@ -216,8 +214,6 @@ class Thermostat(Controller):
         """Return the scales of the next step, after processing the reading if there is one."""
         if self._start is None:
             return Scales()
-        if reading is None and self._rested:  # most steps of a long run
-            return self._weighed(step)
         if not self._begun:
             self._begun = step
             for cohort in self._cohorts.values():
@@ -305,15 +301,8 @@ class Thermostat(Controller):
         warmup = self._late_warmup
         rates = {n: c.lever.value * c.warmth(step, warmup) for n, c in self._cohorts.items()}
         state = (*rates.values(), *self._rates.state(), len(self._waiting))
-        if state != self._asked:
+        if state != self._asked:  # else nothing moved: most steps of a long run
             self._asked, self._answer = state, self._fresh_scales(rates, self._floor / max(1.0, warmup))
-        self._rested = all(
-            c.lever.value == c.lever.target and c.warmth(step, warmup) == 1.0 for c in self._cohorts.values()
-        )
-        return self._weighed(step)
-
-    def _weighed(self, step: int) -> Scales:
-        """Return the last factors with the weights of a step."""
         if "impulse" not in self.needs:
             return self._answer
         main = next(c for c in self._cohorts.values() if not c.late)

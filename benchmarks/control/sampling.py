@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thermoopt.benchmarks.control.cost import Network
-from thermoopt.demo.corpus import batches, load_corpus
-from thermoopt.tensors.sampling import STRIDE, block_size
+from thermoopt.demo import batches, load_corpus
+from thermoopt.tensors import STRIDE, block_size
 
 __all__ = ["NETWORKS", "estimates", "main", "relative_errors"]
 

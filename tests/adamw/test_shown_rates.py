@@ -1,4 +1,4 @@
-"""Which learning rates a controlled optimizer shows its controller, and what a law at rest makes of them."""
+"""Which learning rates a controlled optimizer shows its controller, and what a law makes of them."""
 
 import warnings
 
@@ -57,8 +57,8 @@ def test_a_rate_is_shown_when_it_has_changed_and_again_after_a_reset():
     assert watcher.seen[5:] == [[0.1, 0.3]]
 
 
-def test_a_law_at_rest_answers_an_outside_schedule_in_the_same_step():
-    """Before its second reading the law rests; a doubled lr halves its scale at once."""
+def test_a_law_answers_an_outside_schedule_in_the_same_step():
+    """A doubled lr halves its scale at once."""
     law = Thermostat("diffusion", total_steps=10_000, reverse=False)
     optimizer = ThermoAdamW([("w", torch.nn.Parameter(torch.ones(3, 3)))], 0.01, controller=law)
     for _ in range(4):

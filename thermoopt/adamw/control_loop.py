@@ -46,9 +46,7 @@ class ControlLoop:
         self.controller = controller
         self.probe = TravelProbe(controller.needs) if controller.needs else None
         self._stand, self._group = stand, process_group
-        self._attached = False
-        self._scales = Scales()
-        self._shown: list[float] = []
+        self._attached, self._scales = False, Scales()
         self._waiting: list[tuple[Reading, PendingTravel | Travel | None, Fetch | float | None]] = []
         self._loss: Fetch | float | None = None
 
@@ -67,7 +65,7 @@ class ControlLoop:
     def attach(self, start: Start, params: Sequence[Tensor]) -> None:
         """Describe the parameters to the controller. New ones start from their present values."""
         self.controller.attach(start)
-        self._shown = []
+        self._shown: list[float] = []
         group = np.array(start.group_of, dtype=np.int64)
         counts = np.bincount(group)
         self._rows = Rows(group, np.arange(len(group)) - np.repeat(np.cumsum(counts) - counts, counts))
@@ -105,20 +103,18 @@ class ControlLoop:
         check_claim(self.controller, self)
         reading = None
         while self._waiting and self._waiting[0][0].step + lag < step:
-            taken = self._waiting.pop(0)
-            reading = self._whole(*taken)
+            reading = self._whole(*self._waiting.pop(0))
         lrs = [_host_lr(group["lr"]) for group in groups]
-        # lr 0 everywhere is a checkpoint library's dry step, not a schedule's rate; a controller that was
-        # reset has forgotten what it was shown
+        # a controller that was reset has forgotten; lr 0 everywhere is a checkpoint library's dry step
         if any(lrs) and (lrs != self._shown or not self.controller.begun):
             self.controller.see_lr(lrs)
             self._shown = lrs
         if reading is None:
             self._scales = self.controller.update(None, step)
-        else:
-            with np.errstate(all="ignore"):  # readings of a diverging run may overflow in a law
-                self._scales = self.controller.update(reading, step)
-            self._stand(reading.step, self.controller.standing.values(), self.controller.log)
+            return self._scales
+        with np.errstate(all="ignore"):  # readings of a diverging run may overflow in a law
+            self._scales = self.controller.update(reading, step)
+        self._stand(reading.step, self.controller.standing.values(), self.controller.log)
         return self._scales
 
     def measure_travel(

@@ -10,18 +10,20 @@ from thermoopt.tensors.layout import (
 from thermoopt.tensors.norms import root_mean_squares
 from thermoopt.tensors.precision import widest
 from thermoopt.tensors.rows import uneven_rows
-from thermoopt.tensors.sampling import sample_pages
+from thermoopt.tensors.sampling import STRIDE, block_size, sample_pages
 from thermoopt.tensors.sharding import Sharding, is_distributed, local, place
 from thermoopt.tensors.transit import WARM_UP, Arrival, Fetch, capturing, send
 from thermoopt.tensors.travel_probe import PendingTravel, TravelProbe
 
 __all__ = [
+    "STRIDE",
     "WARM_UP",
     "Arrival",
     "Fetch",
     "PendingTravel",
     "Sharding",
     "TravelProbe",
+    "block_size",
     "capturing",
     "follow_groups",
     "follow_layers",
