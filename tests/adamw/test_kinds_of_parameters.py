@@ -115,17 +115,17 @@ def test_layers_with_sparse_gradients_are_not_called_dead():
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     observer = Observer(model, sgd)
 
-    def step():
-        sgd.zero_grad()
-        out = model["out"](model["table"](torch.randint(30, (16,))))
-        loss = (out - torch.randn(16, 1)).square().mean()
-        loss.backward()
-        sgd.step()
-        observer.step(loss)
+    def steps(n):
+        for _ in range(n):
+            sgd.zero_grad()
+            out = model["out"](model["table"](torch.randint(30, (16,))))
+            loss = (out - torch.randn(16, 1)).square().mean()
+            loss.backward()
+            sgd.step()
+            observer.step(loss)
 
     with pytest.warns(RuntimeWarning, match=r"sparse gradients are not measured.*table\.weight"):
-        step()
-    for _ in range(STEPS):
-        step()
+        steps(20)
+    steps(STEPS)
     assert observer.sparse == {"table.weight"}
     assert not [f for f in diagnose(observer).findings if f.kind == "dead_layer"]

@@ -161,20 +161,25 @@ def plain(state: Any) -> Any:
 
 
 def scaled_lrs(
-    groups: Sequence[GroupSchedule], start: Start | None, layers: Mapping[str, float]
+    groups: Sequence[GroupSchedule], start: Start | None, layers: Mapping[str, float], trains: Sequence[bool]
 ) -> list[float | Tensor]:
     """Return each group's lr times its scale and one factor: the mean of its layers' (geometric, by size).
+
+    Frozen layers have no part in it, since nobody moves their factors with the others'.
 
     Args:
         groups: the groups' schedules.
         start: the groups' layers, if a controller knows them.
         layers: factors by layer name, 1 where there is none.
+        trains: of each of the groups' layers in order, whether it takes a gradient now.
     """
     factors = [1.0] * len(groups)
     if layers and start is not None:
         members: list[list[tuple[int, float]]] = [[] for _ in groups]
-        for name, group, numel in zip(start.names, start.group_of, start.numel, strict=True):
-            members[group].append((numel, layers.get(name, 1.0)))
+        known = len(trains) == len(start.names)
+        for i, (name, group, numel) in enumerate(zip(start.names, start.group_of, start.numel, strict=True)):
+            if not known or trains[i]:
+                members[group].append((numel, layers.get(name, 1.0)))
         factors = [geometric_mean(pairs) for pairs in members]
     return [own.lr * (own.lr_scale * factor) for own, factor in zip(groups, factors, strict=True)]
 

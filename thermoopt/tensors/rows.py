@@ -37,8 +37,8 @@ def uneven_rows(params: Sequence[Tensor]) -> Tensor:
             call it.
 
     Returns:
-        ``[n]``, float64 on the host, no unit; NaN for vectors, meta tensors, codes, and matrices of fewer than
-        16 rows or columns.
+        ``[n]``, float64 on the host, no unit; NaN for vectors, meta tensors, codes, and matrices of fewer
+        than 16 rows or columns.
 
     References:
         derived for this project; the variance of a mean of n independent squares.
