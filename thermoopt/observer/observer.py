@@ -194,11 +194,6 @@ class Observer(RunReports):
         return self._watched.frozen()
 
     @property
-    def sparse(self) -> frozenset[str]:
-        """Names of the layers that had sparse gradients, which are not measured."""
-        return frozenset(self._source.sparse)
-
-    @property
     def matrices(self) -> frozenset[str]:
         """Names of the layers of two or more dimensions."""
         return self._watched.matrices()

@@ -17,11 +17,15 @@ from thermoopt.traits import run_length
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from thermoopt.observer.source import Source
+
 __all__ = ["RunReports"]
 
 
 class RunReports(ABC):
     """Epochs, summary, files and picture of the run that a subclass measures."""
+
+    _source: Source
 
     def __init__(self) -> None:
         self._epochs: list[dict[str, Any]] = []
@@ -60,6 +64,11 @@ class RunReports(ABC):
     @abstractmethod
     def skipped(self) -> dict[str, int]:
         """Measured steps that moved nothing, by cause."""
+
+    @property
+    def sparse(self) -> frozenset[str]:
+        """Names of the layers that had sparse gradients, which are not measured."""
+        return frozenset(self._source.sparse)
 
     @property
     def length(self) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from thermoopt.controllers import SHAPES, Start, cooling_factor
 
@@ -161,7 +162,7 @@ def plain(state: Any) -> Any:
 
 
 def scaled_lrs(
-    groups: Sequence[GroupSchedule], start: Start | None, layers: Mapping[str, float], trains: Sequence[bool]
+    groups: Sequence[GroupSchedule], start: Start | None, layers: Mapping[str, float], optimizer: Optimizer
 ) -> list[float | Tensor]:
     """Return each group's lr times its scale and one factor: the mean of its layers' (geometric, by size).
 
@@ -171,11 +172,12 @@ def scaled_lrs(
         groups: the groups' schedules.
         start: the groups' layers, if a controller knows them.
         layers: factors by layer name, 1 where there is none.
-        trains: of each of the groups' layers in order, whether it takes a gradient now.
+        optimizer: its parameters say which layers take a gradient now.
     """
     factors = [1.0] * len(groups)
     if layers and start is not None:
         members: list[list[tuple[int, float]]] = [[] for _ in groups]
+        trains = [p.requires_grad for group in optimizer.param_groups for p in group["params"]]
         known = len(trains) == len(start.names)
         for i, (name, group, numel) in enumerate(zip(start.names, start.group_of, start.numel, strict=True)):
             if not known or trains[i]:

@@ -203,7 +203,7 @@ class ThermoScheduler(LRScheduler):
         """
         if self._taken > self._seen:
             self._advance()
-        return scaled_lrs(self._held, self._start, self._layer_factors, self._trains())
+        return scaled_lrs(self._held, self._start, self._layer_factors, self.optimizer)
 
     @property
     def controller(self) -> Controller | None:
@@ -311,12 +311,9 @@ class ThermoScheduler(LRScheduler):
                 raise KeyError(f"layer factor for {name!r}, which belongs to no parameter of the optimizer")
         self._layer_factors.update(layers)
 
-    def _trains(self) -> list[bool]:
-        return [p.requires_grad for group in self.optimizer.param_groups for p in group["params"]]
-
     @torch.no_grad()
     def _write(self) -> None:
-        lrs = scaled_lrs(self._held, self._start, self._layer_factors, self._trains())
+        lrs = scaled_lrs(self._held, self._start, self._layer_factors, self.optimizer)
         for group, held, lr in zip(self.optimizer.param_groups, self._held, lrs, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].copy_(torch.as_tensor(lr, device=group["lr"].device))
