@@ -21,6 +21,7 @@ from thermoopt.benchmarks.workloads.kinds import (
     relations,
     shapes,
     soft,
+    stacks,
     transformers,
 )
 
@@ -61,6 +62,10 @@ SHORT = {
     "reinforce": (1e-2, 12, 0.97),
     "ppo": (1e-2, 48, 0.95),
     "pendulum": (1e-2, 20, 0.97),
+    "stack-relu": (1e-3, 60, 0.8),
+    "stack-tanh": (1e-3, 40, 0.7),
+    "stack-layernorm": (1e-3, 60, 0.85),
+    "stack-batchnorm": (1e-2, 100, 0.98),
 }
 
 
@@ -342,3 +347,15 @@ def test_a_forest_teaches_and_40_percent_of_labels_are_drawn_anew():
     _, y = images.labelled()[2:]
     expected = F.cross_entropy(torch.arange(10.0).expand(len(y), 10), y).item()
     assert few.evaluate() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_stack_keeps_the_size_of_its_signals_and_has_twenty_matrices():
+    """He's gain for ReLU: as many layers again leave the mean square of a signal as it is, up to chance."""
+    torch.manual_seed(0)
+    sizes = []
+    for _ in range(30):
+        body = stacks.stack(torch.nn.ReLU, gain=2**0.5)
+        assert sum(p.ndim == 2 for p in body.parameters()) == 20
+        x = torch.randn(8, 64)
+        sizes.append((body[:-1](x).square().mean() / F.relu(body[1](x)).square().mean()).item())
+    assert 0.5 < np.mean(sizes) < 2

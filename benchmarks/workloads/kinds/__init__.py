@@ -13,6 +13,7 @@ from thermoopt.benchmarks.workloads.kinds.relations import COMPLETION, GRAPH_ATT
 from thermoopt.benchmarks.workloads.kinds.rewards import PENDULUM, PPO, Q_LEARNING, REINFORCE, TD
 from thermoopt.benchmarks.workloads.kinds.shapes import CLOUDS, SEGMENTS, SPIRALS
 from thermoopt.benchmarks.workloads.kinds.soft import DISTILLED, FEW
+from thermoopt.benchmarks.workloads.kinds.stacks import STACK_BATCHNORM, STACK_LAYERNORM, STACK_RELU, STACK_TANH
 from thermoopt.benchmarks.workloads.kinds.transformers import MARKOV, SORT
 
 __all__ = ["KINDS"]
@@ -53,5 +54,9 @@ KINDS = (
     REINFORCE,
     PPO,
     PENDULUM,
+    STACK_RELU,
+    STACK_TANH,
+    STACK_LAYERNORM,
+    STACK_BATCHNORM,
 )
 """Workloads of further kinds, in the order of their tables."""

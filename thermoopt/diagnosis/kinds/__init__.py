@@ -10,6 +10,7 @@ from collections.abc import Callable
 from thermoopt.diagnosis.evidence import Evidence
 from thermoopt.diagnosis.finding import Finding
 from thermoopt.diagnosis.kinds.layers import dead_layer, exploding_layer, layers_out_of_step
+from thermoopt.diagnosis.kinds.progress import progress_lost
 from thermoopt.diagnosis.kinds.rates import (
     learning_rate_runaway,
     learning_rate_too_high,
@@ -33,6 +34,7 @@ KINDS: dict[str, Callable[[Evidence], Finding | None]] = {
         stopped_uncooled,
         gradients_below_eps,
         learning_rate_too_high,
+        progress_lost,
         exploding_layer,
         weight_decay_collapse,
         momentum_overdamped,
@@ -50,6 +52,7 @@ FOLLOWS = {
     "learning_rate_runaway": {
         "non_finite_steps",
         "learning_rate_too_high",
+        "progress_lost",
         "exploding_layer",
         "weight_decay_collapse",
         "learning_rate_too_low",
@@ -62,16 +65,25 @@ FOLLOWS = {
     "gradients_below_eps": {"learning_rate_too_low", "layers_out_of_step", "oscillation", "gradient_noise"},
     "non_finite_steps": {
         "learning_rate_too_high",
+        "progress_lost",
         "exploding_layer",
         "weight_decay_collapse",
         "oscillation",
         "layers_out_of_step",
     },
     "learning_rate_too_high": {
+        "progress_lost",
         "weight_decay_collapse",
         "dead_layer",
         "exploding_layer",
         "oscillation",
+        "layers_out_of_step",
+        "gradient_noise",
+    },
+    "progress_lost": {
+        "weight_decay_collapse",
+        "learning_rate_too_low",
+        "dead_layer",
         "layers_out_of_step",
         "gradient_noise",
     },
