@@ -135,6 +135,18 @@ def _silence(model: nn.Module) -> None:
     _matrices(model)[0][1].register_hook(hook)
 
 
+def _mute(model: nn.Module) -> None:
+    """The last matrix is given zeros from half way on, as if all units before it had died."""
+    calls = 0
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        nonlocal calls
+        calls += module.training
+        return (0 * inputs[0], *inputs[1:]) if calls > STEPS // 2 else inputs
+
+    model.get_submodule(_matrices(model)[-1][0].rpartition(".")[0]).register_forward_pre_hook(hook)
+
+
 def _poison(model: nn.Module) -> None:
     """Half way through, a gradient is not a number."""
     calls = 0
@@ -162,6 +174,7 @@ def _shrink(model: nn.Module) -> None:
 DEFECTS = {
     "first matrix detached": "dead_layer",
     "first matrix detached half way": "dead_layer",
+    "units before the last matrix dead half way": "progress_lost",
     "last matrix at 300 times the rate": "exploding_layer",
     "every second matrix at a thousandth of the rate": "layers_out_of_step",
     "one gradient not a number": "non_finite_steps",
@@ -176,6 +189,7 @@ NEED_LAYERS = {"exploding_layer", "layers_out_of_step"}
 _HOOKS: dict[str, Callable[[nn.Module], None]] = {
     "first matrix detached": _detach,
     "first matrix detached half way": _silence,
+    "units before the last matrix dead half way": _mute,
     "one gradient not a number": _poison,
     "gradients drowned in noise": _drown,
     "gradients times 1e-13": _shrink,

@@ -74,6 +74,16 @@ def test_sick_runs_are_sick(kind, change):
     assert kind in judge(Case(kind, "mlp", 0, steps=240, **change))["found"]
 
 
+def test_units_that_die_half_way_lose_what_was_learned():
+    from thermoopt.benchmarks.validation.command import judge
+    from thermoopt.benchmarks.validation.runs import Case
+
+    row = judge(Case("progress_lost", "mlp", 0, defect="units before the last matrix dead half way"))
+    confidence, step = row["found"]["progress_lost"]
+    assert confidence == "HIGH"
+    assert step > 200
+
+
 def test_every_kind_that_can_be_sure_has_sick_runs():
     from thermoopt.benchmarks.validation.runs import sick
     from thermoopt.diagnosis.kinds import KINDS

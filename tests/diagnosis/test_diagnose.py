@@ -110,7 +110,18 @@ FALLS = {
     "angular_step": 1e-2,
 }
 
+FADES = {"sigma": np.where(SINCE > 0, 1e-5, 1e-3)}
+"""Force that falls to a hundredth in the middle of the run."""
+
+
+def lost(share):
+    """Losses that fall from 2 to 1 by the middle of the run, and lose a share of that again."""
+    return losses(np.r_[np.linspace(2.0, 1.0, int(STEPS[-1]) // 2), np.full(int(STEPS[-1]) // 2, 1 + share)])
+
+
 SICK = [
+    ("progress_lost", "HIGH", record(FADES, losses=lost(0.95))),
+    ("progress_lost", "MEDIUM", record(FADES, losses=lost(0.6))),
     ("learning_rate_too_high", "HIGH", record(BURSTS, HOT)),
     ("learning_rate_too_high", "MEDIUM", record(BURSTS, HOT, losses=losses([]))),
     (
@@ -217,6 +228,8 @@ def test_every_kind_has_a_record_here():
 
 
 NOT_SICK = {
+    "a loss that lost two fifths of its gain": record(FADES, losses=lost(0.4)),
+    "a loss that came back while forces are there": record(losses=lost(0.95)),
     "a gradient that fades: its square is soon invisible in the average, its first power is not": record(
         layers={"grad_norm": only(2, FORGETS), "gaussianity": only(2, 10 * FORGETS**2 + 1e-4)}, ema_steps=50
     ),

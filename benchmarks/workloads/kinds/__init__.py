@@ -13,7 +13,12 @@ from thermoopt.benchmarks.workloads.kinds.relations import COMPLETION, GRAPH_ATT
 from thermoopt.benchmarks.workloads.kinds.rewards import PENDULUM, PPO, Q_LEARNING, REINFORCE, TD
 from thermoopt.benchmarks.workloads.kinds.shapes import CLOUDS, SEGMENTS, SPIRALS
 from thermoopt.benchmarks.workloads.kinds.soft import DISTILLED, FEW
-from thermoopt.benchmarks.workloads.kinds.stacks import STACK_BATCHNORM, STACK_LAYERNORM, STACK_RELU, STACK_TANH
+from thermoopt.benchmarks.workloads.kinds.stacks import (
+    STACK_BATCHNORM,
+    STACK_LAYERNORM,
+    STACK_RELU,
+    STACK_TANH,
+)
 from thermoopt.benchmarks.workloads.kinds.transformers import MARKOV, SORT
 
 __all__ = ["KINDS"]

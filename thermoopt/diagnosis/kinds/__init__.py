@@ -34,9 +34,9 @@ KINDS: dict[str, Callable[[Evidence], Finding | None]] = {
         stopped_uncooled,
         gradients_below_eps,
         learning_rate_too_high,
-        progress_lost,
         exploding_layer,
         weight_decay_collapse,
+        progress_lost,
         momentum_overdamped,
         learning_rate_too_low,
         oscillation,
@@ -81,20 +81,25 @@ FOLLOWS = {
         "gradient_noise",
     },
     "progress_lost": {
-        "weight_decay_collapse",
         "learning_rate_too_low",
         "dead_layer",
         "layers_out_of_step",
         "gradient_noise",
     },
-    "weight_decay_collapse": {"learning_rate_too_low", "dead_layer", "layers_out_of_step", "gradient_noise"},
+    "weight_decay_collapse": {
+        "progress_lost",
+        "learning_rate_too_low",
+        "dead_layer",
+        "layers_out_of_step",
+        "gradient_noise",
+    },
     "momentum_overdamped": {
         "learning_rate_too_low",
         "oscillation",
         "layers_out_of_step",
         "gradient_noise",
     },
-    "exploding_layer": {"weight_decay_collapse", "oscillation", "layers_out_of_step"},
+    "exploding_layer": {"progress_lost", "weight_decay_collapse", "oscillation", "layers_out_of_step"},
 }
 """The kinds that a finding of HIGH or MEDIUM confidence explains: those are reported as LOW, with the cause.
 For example, a learning rate far too high makes layers explode and oscillate; one change repairs all three."""

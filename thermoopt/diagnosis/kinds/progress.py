@@ -19,8 +19,8 @@ ALL = 0.8
 """The same, for HIGH: the network is about where it began."""
 
 ABOVE_NOISE = 4.0
-"""Fluctuations of single losses that a mean loss must have risen by: means of ten or more fluctuate by less
-than a third of one."""
+"""Fluctuations of single losses that a mean loss must have risen by: means of five or more, as compared here,
+fluctuate by less than half of one."""
 
 FADED = 0.2
 """Force at the end over the force where the loss was lowest, from which on gradients count as faded. Measured
@@ -40,9 +40,9 @@ def progress_lost(run: Evidence) -> Finding | None:
     steps, loss = run.loss_steps[: len(run.loss)], run.loss
     known = np.isfinite(loss)
     steps, loss = steps[known], loss[known]
-    if not run.enough or len(loss) < 4 * MIN_READINGS:
+    if not run.enough or len(loss) < 2 * MIN_READINGS:
         return None
-    width = max(10, len(loss) // 20)
+    width = max(MIN_READINGS // 2, len(loss) // 20)
     mean = np.convolve(loss, np.full(width, 1 / width), mode="valid")
     noise = float(np.abs(np.diff(loss)).mean())
     lowest = int(mean.argmin())
@@ -54,7 +54,7 @@ def progress_lost(run: Evidence) -> Finding | None:
     then, end = int(steps[lowest + width // 2]), int(steps[-1])
     with np.errstate(all="ignore"):
         force = run.total("sigma") / run.total("lr_eff")
-    near = np.abs(run.steps - then) <= max(width, (end - int(steps[0])) // 20)
+    near = np.abs(run.steps - then) <= max(MIN_READINGS, (end - int(steps[0])) // 20)
     since = run.steps >= end - (end - then) // 2
     faded = median(force[since]) / median(force[near])
     if not 0 <= faded <= FADED:
