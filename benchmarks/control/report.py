@@ -33,16 +33,16 @@ def sensitivity(losses: Mapping[float, float], initial: float) -> float:
     return fmean(bounded) - min(bounded)
 
 
-def report(rows: Rows, held_out: Sequence[str] = ()) -> str:
+def report(rows: Rows, apart: Sequence[str] = ()) -> str:
     """Return the tables as Markdown.
 
     Args:
         rows: of ``rows.jsonl``: ``workload``, ``steps``, ``method``, ``lr``, ``seed``, ``valid``,
             ``initial``, ``diverged``.
-        held_out: workloads to mark.
+        apart: workloads that not all methods were run on: marked, and left out of means over all.
     """
     cells = _by_cell(rows)
-    return "\n\n".join([_ratios(cells, held_out), _sensitivities(cells), _losses(cells)]) + "\n"
+    return "\n\n".join([_ratios(cells, apart), _sensitivities(cells), _losses(cells)]) + "\n"
 
 
 def _by_cell(rows: Rows) -> Cells:
@@ -62,7 +62,7 @@ def _seeds(by_lr: Mapping[float | None, Rows]) -> set[int]:
     return {row["seed"] for rows in by_lr.values() for row in rows}
 
 
-def _ratios(cells: Cells, held_out: Sequence[str]) -> str:
+def _ratios(cells: Cells, apart: Sequence[str]) -> str:
     methods = list(dict.fromkeys(method for by_method in cells.values() for method in by_method))
     best = {cell: min(_means(m[REFERENCE]).values()) for cell, m in cells.items() if REFERENCE in m}
     table: list[tuple[str, dict[Cell, float]]] = []
@@ -79,21 +79,21 @@ def _ratios(cells: Cells, held_out: Sequence[str]) -> str:
         if 1e-3 in lrs:
             table.append((f"{method} | 1e-3", {c: means[1e-3] / best[c] for c, means in own.items()}))
     columns = list(best)
-    judged = [c for c in columns if c[0] not in held_out]
-    apart = [c for c in columns if c[0] in held_out]
-    head = [f"{w}{'*' if w in held_out else ''} {steps}" for w, steps in columns]
+    judged = [c for c in columns if c[0] not in apart]
+    others = [c for c in columns if c[0] in apart]
+    head = [f"{w}{'*' if w in apart else ''} {steps}" for w, steps in columns]
     lines = [
-        "| method | lr | geometric mean | worst | held out | " + " | ".join(head) + " |",
+        "| method | lr | geometric mean | worst | apart | " + " | ".join(head) + " |",
         "| --- | --- | ---: | ---: | ---: |" + " ---: |" * len(columns),
     ]
     for name, ratios in table:
-        known, other = ([ratios[c] for c in part if c in ratios] for part in (judged, apart))
+        known, other = ([ratios[c] for c in part if c in ratios] for part in (judged, others))
         mean = (
             f"{geometric_mean(known):.3f} | {max(known):.2f}"
             if known and len(known) == len(judged)
             else " | "
         )
-        mean += f" | {geometric_mean(other):.3f}" if other and len(other) == len(apart) else " | "
+        mean += f" | {geometric_mean(other):.3f}" if other and len(other) == len(others) else " | "
         values = " | ".join(f"{ratios[c]:.3f}" if c in ratios else "" for c in columns)
         lines.append(f"| {name} | {mean} | {values} |")
     counts = {len(_seeds(m[REFERENCE])) for c, m in cells.items() if c in best}
@@ -101,8 +101,8 @@ def _ratios(cells: Cells, held_out: Sequence[str]) -> str:
         f"Final validation loss over that of {REFERENCE} at the best lr of the grid, mean over "
         f"{'/'.join(map(str, sorted(counts)))} seeds; geometric mean and worst over workloads and horizons."
     )
-    if apart:
-        note += " Held out, marked *, and not in these two: workloads on which no constant was chosen."
+    if others:
+        note += " Apart, marked *, and not in these two: workloads that not all methods were run on."
     return "## Ratio to the best tuned AdamW\n\n" + note + "\n\n" + "\n".join(lines)
 
 

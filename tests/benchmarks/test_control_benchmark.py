@@ -189,7 +189,7 @@ def test_ratios_and_sensitivity():
             factor = 1.0 if method == "adamw linear" else 1.25
             valid |= {(w, steps, method, 1e-3): 1.5 * best * factor, (w, steps, method, 1e-2): best * factor}
         valid[w, steps, "autotune", None] = best * (0.5 if w == "h" else 1.1 if steps == 500 else 1.21)
-    text = report(rows_of(valid), held_out=("h",))
+    text = report(rows_of(valid), apart=("h",))
     table = {
         tuple(cells[:2]): cells[2:]
         for line in text.splitlines()
