@@ -120,6 +120,8 @@ def lost(share):
 
 
 SICK = [
+    ("no_gradients", "HIGH", record(steps=600, skipped={"no_gradients": 20})),
+    ("no_gradients", "MEDIUM", record(steps=430, skipped={"no_gradients": 3})),
     ("progress_lost", "HIGH", record(FADES, losses=lost(0.95))),
     ("progress_lost", "MEDIUM", record(FADES, losses=lost(0.6))),
     ("learning_rate_too_high", "HIGH", record(BURSTS, HOT)),
@@ -228,6 +230,7 @@ def test_every_kind_has_a_record_here():
 
 
 NOT_SICK = {
+    "a few steps without a gradient at the end": record(steps=412, skipped={"no_gradients": 2}),
     "a loss that lost two fifths of its gain": record(FADES, losses=lost(0.4)),
     "a loss that came back while forces are there": record(losses=lost(0.95)),
     "a gradient that fades: its square is soon invisible in the average, its first power is not": record(

@@ -20,7 +20,12 @@ from thermoopt.diagnosis.kinds.rates import (
     oscillation,
     stopped_uncooled,
 )
-from thermoopt.diagnosis.kinds.steps import gradient_noise, gradients_below_eps, non_finite_steps
+from thermoopt.diagnosis.kinds.steps import (
+    gradient_noise,
+    gradients_below_eps,
+    no_gradients,
+    non_finite_steps,
+)
 from thermoopt.diagnosis.kinds.weights import weight_decay_collapse, weight_decay_irrelevant
 
 __all__ = ["FOLLOWS", "KINDS"]
@@ -30,6 +35,7 @@ KINDS: dict[str, Callable[[Evidence], Finding | None]] = {
     for kind in (
         learning_rate_runaway,
         non_finite_steps,
+        no_gradients,
         learning_rate_zero,
         stopped_uncooled,
         gradients_below_eps,
@@ -61,6 +67,7 @@ FOLLOWS = {
         "layers_out_of_step",
         "gradient_noise",
     },
+    "no_gradients": {"learning_rate_too_low", "oscillation", "layers_out_of_step", "gradient_noise"},
     "learning_rate_zero": {"learning_rate_too_low", "oscillation", "layers_out_of_step", "gradient_noise"},
     "gradients_below_eps": {"learning_rate_too_low", "layers_out_of_step", "oscillation", "gradient_noise"},
     "non_finite_steps": {

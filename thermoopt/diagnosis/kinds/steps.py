@@ -6,11 +6,11 @@ import math
 
 import numpy as np
 
-from thermoopt.diagnosis.evidence import Evidence, median
+from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, median
 from thermoopt.diagnosis.finding import Finding, two_digits
-from thermoopt.diagnosis.kinds.rates import OVERSIZED, UNLEARNED
+from thermoopt.diagnosis.kinds.rates import OVERSIZED, STOOD, UNLEARNED
 
-__all__ = ["gradient_noise", "gradients_below_eps", "non_finite_steps"]
+__all__ = ["gradient_noise", "gradients_below_eps", "no_gradients", "non_finite_steps"]
 
 SWALLOWED = 0.01
 r"""Energy :math:`g^2/(\sqrt{\hat v}+\epsilon)^2` below which eps or an old burst sets the size of steps. 1
@@ -36,6 +36,33 @@ skips some at the start."""
 
 FEW = 5
 """This many skipped steps or fewer mean nothing."""
+
+
+def no_gradients(run: Evidence) -> Finding | None:
+    """A run that goes on after the last gradient: the optimizer holds other tensors than the model.
+
+    Null: none, a step without a gradient moves nothing. HIGH from :data:`STOOD` of the run on, MEDIUM from
+    :data:`MIN_READINGS` steps on, in both cases beyond the steps in which no reading was due. A run without
+    any reading says why there is none.
+    """
+    if run.n == 0 or run.skipped.get("no_gradients", 0) == 0:
+        return None
+    last = int(run.steps[-1])
+    idle = run.taken - last
+    if idle < MIN_READINGS + int(np.diff(run.steps).max(initial=0)) or idle < STOOD / 10 * run.taken:
+        return None
+    return Finding(
+        "no_gradients",
+        "HIGH" if idle >= STOOD * run.taken else "MEDIUM",
+        f"no parameter has had a gradient since about step {last + 1}: {idle} of {run.taken} steps moved "
+        "nothing.",
+        "Call backward() before step(). If the model's tensors were exchanged (load_state_dict with "
+        "assign=True, to_empty, another model), make the optimizer from the new ones.",
+        measure="steps without a gradient",
+        effect=float(idle),
+        null=0.0,
+        readings=run.n,
+    )
 
 
 def gradient_noise(run: Evidence) -> Finding | None:
