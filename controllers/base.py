@@ -38,6 +38,7 @@ class Scales:
         wd: likewise; ``wd_eff = group["weight_decay"] * wd``.
         layers: optional factors by layer name; other layers keep theirs. They are checked where they are set
             (:meth:`thermoopt.ThermoAdamW.set_layer_factors`).
+        idle: layers that have never had a gradient: their factors say nothing of the rate others need.
         weights: weights of the next step in the sums of a law that uses impulse.
 
     Raises:
@@ -48,6 +49,7 @@ class Scales:
     wd: float | Sequence[float] = 1.0
     layers: Mapping[str, float] = field(default_factory=dict)
     weights: Weights | None = None
+    idle: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Check the groups' factors."""

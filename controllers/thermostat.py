@@ -320,7 +320,7 @@ class Thermostat(Controller):
                 if (name in self._member or name in self._waiting) and lrs[group] > 0:
                     factor = self._rates.scale(group, own) / lrs[group]
                     layers[name] = layers.get(name, 1.0) * factor
-        return Scales(lr=lrs, layers=layers)
+        return Scales(lr=lrs, layers=layers, idle=frozenset(self._waiting))
 
     def _weights(self, rate: float, step: int) -> Weights:
         """Prodigy's: both sums forget like v, and weigh a step by how much the estimate has grown."""

@@ -162,7 +162,8 @@ class Chain(Controller):
         for scales in self._last:
             lr = lr if scales.lr == 1.0 else _product(lr, scales.lr)  # most leave one of the two alone
             wd = wd if scales.wd == 1.0 else _product(wd, scales.wd)
-        return Scales(lr=lr, wd=wd, layers=self._layers, weights=weights)
+        idle = frozenset[str]().union(*(scales.idle for scales in self._last))
+        return Scales(lr=lr, wd=wd, layers=self._layers, weights=weights, idle=idle)
 
     def _multiply_layers(self) -> None:
         self._layers = {}

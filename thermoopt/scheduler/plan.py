@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from thermoopt.account import as_leaf
 from thermoopt.controllers import SHAPES, Start, cooling_factor
 
-__all__ = ["ANYTIME", "GroupSchedule", "SchedulePlan", "copied", "geometric_mean", "plain"]
+__all__ = ["ANYTIME", "GroupSchedule", "SchedulePlan", "copied", "geometric_mean", "scaled_lrs", "untracked"]
 
 ANYTIME = ("constant", "inverse_time")
 """Shapes that do not depend on the length of the run."""
@@ -161,17 +162,28 @@ def plain(state: Any) -> Any:
     return state.tolist() if isinstance(state, Tensor) else state
 
 
+def untracked(state: Mapping[str, Any]) -> str:
+    """Return an observer's state as one JSON string, without the samples that it tracks."""
+    return as_leaf(plain({key: value for key, value in state.items() if key != "tracked"}))
+
+
 def scaled_lrs(
-    groups: Sequence[GroupSchedule], start: Start | None, layers: Mapping[str, float], optimizer: Optimizer
+    groups: Sequence[GroupSchedule],
+    start: Start | None,
+    layers: Mapping[str, float],
+    idle: Collection[str],
+    optimizer: Optimizer,
 ) -> list[float | Tensor]:
     """Return each group's lr times its scale and one factor: the mean of its layers' (geometric, by size).
 
-    Frozen layers have no part in it, since nobody moves their factors with the others'.
+    Frozen layers have no part in it, since nobody moves their factors with the others', and neither have
+    those without any gradient so far, whose factors wait for one.
 
     Args:
         groups: the groups' schedules.
         start: the groups' layers, if a controller knows them.
         layers: factors by layer name, 1 where there is none.
+        idle: names of layers that have never had a gradient.
         optimizer: its parameters say which layers take a gradient now.
     """
     factors = [1.0] * len(groups)
@@ -180,7 +192,7 @@ def scaled_lrs(
         trains = [p.requires_grad for group in optimizer.param_groups for p in group["params"]]
         known = len(trains) == len(start.names)
         for i, (name, group, numel) in enumerate(zip(start.names, start.group_of, start.numel, strict=True)):
-            if not known or trains[i]:
+            if name not in idle and (not known or trains[i]):
                 members[group].append((numel, layers.get(name, 1.0)))
         factors = [geometric_mean(pairs) for pairs in members]
     return [own.lr * (own.lr_scale * factor) for own, factor in zip(groups, factors, strict=True)]

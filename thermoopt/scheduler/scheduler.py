@@ -25,7 +25,7 @@ from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
 from thermoopt.physics.travel import Weights
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.clock import count_steps
-from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, plain, scaled_lrs
+from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, scaled_lrs, untracked
 from thermoopt.tensors import follow_groups, same_members
 from thermoopt.traits import put_run_length
 
@@ -156,6 +156,7 @@ class ThermoScheduler(LRScheduler):
         self._rms: dict[str, float] = {}
         self._layer_factors: dict[str, float] = {}
         self._named: Mapping[str, float] = {}
+        self._idle: frozenset[str] = frozenset()
         self.last_epoch, self._seen, self._taken = last_epoch, last_epoch, last_epoch + 1
         own = weakref.ref(self)
         weakref.finalize(self, count_steps(optimizer, lambda: _count(own)))
@@ -203,7 +204,7 @@ class ThermoScheduler(LRScheduler):
         """
         if self._taken > self._seen:
             self._advance()
-        return scaled_lrs(self._held, self._start, self._layer_factors, self.optimizer)
+        return scaled_lrs(self._held, self._start, self._layer_factors, self._idle, self.optimizer)
 
     @property
     def controller(self) -> Controller | None:
@@ -293,7 +294,7 @@ class ThermoScheduler(LRScheduler):
             self._carried.weights = scales.weights
         if scales.layers is not self._named:  # the same mapping again says nothing new
             self._put_factors(scales.layers)
-        self._named = scales.layers
+        self._named, self._idle = scales.layers, scales.idle
         for held, lr, wd in zip(self._held, lrs, wds, strict=True):
             held.lr_scale, held.wd_scale = lr, wd
             held.owns_wd |= wd != 1.0
@@ -313,7 +314,7 @@ class ThermoScheduler(LRScheduler):
 
     @torch.no_grad()
     def _write(self) -> None:
-        lrs = scaled_lrs(self._held, self._start, self._layer_factors, self.optimizer)
+        lrs = scaled_lrs(self._held, self._start, self._layer_factors, self._idle, self.optimizer)
         for group, held, lr in zip(self.optimizer.param_groups, self._held, lrs, strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].copy_(torch.as_tensor(lr, device=group["lr"].device))
@@ -339,10 +340,11 @@ class ThermoScheduler(LRScheduler):
             "plan": asdict(self._plan),
             "groups": [held.state_dict() for held in self._held],
             "layer_factors": as_leaf(self._layer_factors),
+            "idle": as_leaf(sorted(self._idle)),
             "rms": dict(self._rms),
             "controller": None if self._controller is None else as_leaf(self._controller.state_dict()),
             "weights": as_leaf(None if weights is None else asdict(weights)),
-            "observer": None if self._observer is None else _untracked(self._observer),
+            "observer": None if self._observer is None else untracked(self._observer.state_dict()),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -364,6 +366,7 @@ class ThermoScheduler(LRScheduler):
         then, now = list(state_dict.get("rms", ())), self._observer.start().names if self._observer else ()
         named = functools.partial(with_present_names, before=then, now=now)
         self._layer_factors, self._named = named(from_leaf(state_dict["layer_factors"])), {}
+        self._idle = frozenset(named(dict.fromkeys(from_leaf(state_dict.get("idle", "[]")), 1.0)))
         for own in self._held:
             own.epoch = -1
         for own, group in zip(self._held, saved, strict=False):
@@ -394,7 +397,3 @@ def _count(scheduler: weakref.ref[ThermoScheduler]) -> None:
     own = scheduler()
     if own is not None:
         own._taken += 1
-
-
-def _untracked(observer: Observer) -> str:
-    return as_leaf(plain({key: value for key, value in observer.state_dict().items() if key != "tracked"}))
