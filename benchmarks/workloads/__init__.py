@@ -89,7 +89,8 @@ HELD_OUT = ("flow", "contrast", "sets", "tcn", "quantiles")
 """Workloads on which no constant of a control law was chosen: run once, reported as they are."""
 
 FURTHER = tuple(w.name for w in KINDS)
-"""Workloads on which the present default was chosen among variants: neither to choose on nor held out."""
+"""Workloads on which the default was chosen among variants, that were looked at beside it, or on which it was
+found to fail: neither to choose on nor held out."""
 
 
 def get(name: str) -> Workload:

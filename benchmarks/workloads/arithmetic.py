@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thermoopt.benchmarks.workloads.supervised import Arrays, arrays_hash, supervised_task
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 
 __all__ = ["ADDITION", "MODULAR", "Adder", "ModularNet", "sums"]
 
@@ -100,23 +100,15 @@ def _summands() -> tuple[Tensor, Tensor]:
 def _addition(seed: int, batch: float = 1.0) -> Task:
     judged, others = _summands()
     task_valid, answer_valid = sums(judged // 10**DIGITS, judged % 10**DIGITS)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Adder()
-    rng = torch.Generator().manual_seed(seed)
 
-    def nats(task: Tensor, answer: Tensor) -> Tensor:
+    def nats(model: nn.Module, task: Tensor, answer: Tensor) -> Tensor:
         return F.cross_entropy(model(task, answer).flatten(0, 1), answer.flatten())
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         drawn = others[torch.randint(len(others), (round(ADDED * batch),), generator=rng)]
-        return nats(*sums(drawn // 10**DIGITS, drawn % 10**DIGITS))
+        return nats(model, *sums(drawn // 10**DIGITS, drawn % 10**DIGITS))
 
-    @torch.no_grad()
-    def evaluate() -> float:
-        return nats(task_valid, answer_valid).item()
-
-    return Task(model, loss, evaluate)
+    return seeded_task(Adder, loss, lambda model: nats(model, task_valid, answer_valid), seed)
 
 
 ADDITION = Workload(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thermoopt.benchmarks.workloads.digits import disturbed, pictures
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 
 __all__ = ["CONTRAST", "Encoder", "nt_xent"]
 
@@ -63,20 +63,15 @@ def _task(seed: int, batch: float = 1.0) -> Task:
     train, valid = (part[:, None] - 0.3 for part in pictures())
     rng = torch.Generator().manual_seed(0)
     judged = [_views(x, rng) for x in valid[:JUDGED].split(BATCH)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Encoder()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         rows = torch.randperm(len(train), generator=rng)[: round(BATCH * batch)]
         return nt_xent(*model(_views(train[rows], rng)).chunk(2))
 
-    @torch.no_grad()
-    def evaluate() -> float:
+    def judge(model: nn.Module) -> float:
         return sum(nt_xent(*model(views).chunk(2)).item() for views in judged) / len(judged)
 
-    return Task(model, loss, evaluate)
+    return seeded_task(Encoder, loss, judge, seed)
 
 
 CONTRAST = Workload(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thermoopt.benchmarks.workloads.digits import pictures
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 
 __all__ = ["DDPM", "TIMES", "UNET", "Denoiser", "UNet", "kept"]
 
@@ -112,22 +112,17 @@ def _noised(x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
 def _task(make: Callable[[], nn.Module], size: int, seed: int, batch: float) -> Task:
     train, valid = (2 * part[:, None] - 1 for part in pictures())
     judged = _noised(valid.repeat(COPIES, 1, 1, 1), torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = make()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(train), (round(size * batch),), generator=rng)
         x, t, noise = _noised(train[rows], rng)
         return F.mse_loss(model(x, t), noise)
 
-    @torch.no_grad()
-    def evaluate() -> float:
+    def judge(model: nn.Module) -> float:
         x, t, noise = judged
         return F.mse_loss(model(x, t), noise).item()
 
-    return Task(model, loss, evaluate)
+    return seeded_task(make, loss, judge, seed)
 
 
 def _workload(name: str, make: Callable[[], nn.Module], size: int, horizon: int, words: str) -> Workload:

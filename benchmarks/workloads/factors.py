@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 from thermoopt.benchmarks.workloads.words import text_words, vocabulary
 
 __all__ = ["FACTORS", "SKIPGRAM", "Factors", "SkipGram"]
@@ -69,21 +69,13 @@ def _skipgram(seed: int, batch: float = 1.0) -> Task:
     fixed = torch.Generator().manual_seed(0)
     chosen = valid[torch.randperm(len(valid), generator=fixed)[:PAIRS_JUDGED]]
     negatives = torch.multinomial(chances, len(chosen) * NEGATIVES, True, generator=fixed).view(-1, NEGATIVES)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = SkipGram()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(train), (round(PAIRS * batch),), generator=rng)
         drawn = torch.multinomial(chances, len(rows) * NEGATIVES, True, generator=rng)
         return model(train[rows], drawn.view(-1, NEGATIVES))
 
-    @torch.no_grad()
-    def evaluate() -> float:
-        return model(chosen, negatives).item()
-
-    return Task(model, loss, evaluate)
+    return seeded_task(SkipGram, loss, lambda model: model(chosen, negatives), seed)
 
 
 SKIPGRAM = Workload(
@@ -139,20 +131,12 @@ class Factors(nn.Module):
 
 def _factors(seed: int, batch: float = 1.0) -> Task:
     values, train, valid = _matrix()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Factors()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         entries = train[torch.randint(len(train), (round(ENTRIES * batch),), generator=rng)]
         return F.mse_loss(model(entries), values[entries])
 
-    @torch.no_grad()
-    def evaluate() -> float:
-        return F.mse_loss(model(valid), values[valid]).item()
-
-    return Task(model, loss, evaluate)
+    return seeded_task(Factors, loss, lambda model: F.mse_loss(model(valid), values[valid]), seed)
 
 
 FACTORS = Workload(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require, seeded_task
 
 __all__ = ["PINN", "SIREN_IMAGE", "Siren", "exact", "source"]
 
@@ -52,20 +52,12 @@ class Siren(nn.Sequential):
 
 def _siren(seed: int, batch: float = 1.0) -> Task:
     places, values = _image()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Siren()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(places), (round(PIXELS * batch),), generator=rng)
         return F.mse_loss(model(places[rows]), values[rows])
 
-    @torch.no_grad()
-    def evaluate() -> float:
-        return F.mse_loss(model(places), values).item()
-
-    return Task(model, loss, evaluate)
+    return seeded_task(Siren, loss, lambda model: F.mse_loss(model(places), values), seed)
 
 
 SIREN_IMAGE = Workload(
@@ -111,12 +103,8 @@ def _pinn(seed: int, batch: float = 1.0) -> Task:
     axis = torch.linspace(0, 1, GRID)
     grid = torch.cartesian_prod(axis, axis)
     right = exact(grid)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = _pinn_net()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         inside = torch.rand(round(INSIDE * batch), 2, generator=rng)
         edge = torch.rand(round(EDGE * batch), 2, generator=rng)
         rows = torch.arange(len(edge))
@@ -124,11 +112,10 @@ def _pinn(seed: int, batch: float = 1.0) -> Task:
         residual = laplacian(model, inside) + source(inside.detach())
         return residual.square().mean() + EDGE_WEIGHT * model(edge).square().mean()
 
-    @torch.no_grad()
-    def evaluate() -> float:
+    def judge(model: nn.Module) -> float:
         return ((model(grid) - right).square().sum() / right.square().sum()).item()
 
-    return Task(model, loss, evaluate)
+    return seeded_task(_pinn_net, loss, judge, seed)
 
 
 def _pinn_sha256() -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 
 __all__ = ["FLOW", "Flow", "log_density", "ring"]
 
@@ -79,20 +79,12 @@ class Flow(nn.Module):
 
 def _task(seed: int, batch: float = 1.0) -> Task:
     train, valid, truth = _data()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Flow()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(train), (round(BATCH * batch),), generator=rng)
         return -model(train[rows]).mean()
 
-    @torch.no_grad()
-    def evaluate() -> float:
-        return (truth - model(valid)).mean().item()
-
-    return Task(model, loss, evaluate)
+    return seeded_task(Flow, loss, lambda model: (truth - model(valid)).mean(), seed)
 
 
 FLOW = Workload(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 
 __all__ = ["GCN", "GRAPH", "block_model", "normalised"]
 
@@ -62,20 +62,15 @@ class GCN(nn.Module):
 
 def _task(seed: int, batch: float = 1.0) -> Task:
     graph, x, y = _data()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = GCN()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         nodes = torch.randint(LABELLED, (round(BATCH * batch),), generator=rng)
         return F.cross_entropy(model(graph, x)[nodes], y[nodes])
 
-    @torch.no_grad()
-    def evaluate() -> float:
+    def judge(model: nn.Module) -> float:
         return F.cross_entropy(model(graph, x)[LABELLED:], y[LABELLED:]).item()
 
-    return Task(model, loss, evaluate)
+    return seeded_task(GCN, loss, judge, seed)
 
 
 GRAPH = Workload(

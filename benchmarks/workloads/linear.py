@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 
 __all__ = ["LINEAR"]
 
@@ -31,20 +31,15 @@ def _data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _task(seed: int, batch: float = 1.0) -> Task:
     x, y, x_valid, y_valid = _data()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Linear(FEATURES, 1)
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         rows = torch.randint(TRAIN, (round(BATCH * batch),), generator=rng)
         return F.mse_loss(model(x[rows]), y[rows])
 
-    @torch.no_grad()
-    def evaluate() -> float:
+    def judge(model: nn.Module) -> float:
         return F.mse_loss(model(x_valid), y_valid).item()
 
-    return Task(model, loss, evaluate)
+    return seeded_task(lambda: nn.Linear(FEATURES, 1), loss, judge, seed)
 
 
 LINEAR = Workload(

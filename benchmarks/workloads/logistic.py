@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require, seeded_task
 
 __all__ = ["L2", "LOGISTIC", "optimum"]
 
@@ -73,20 +73,15 @@ def _task(seed: int, batch: float = 1.0) -> Task:
     exact, y = _data()
     x = exact.float()
     lowest = optimum()[2]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Linear(PIXELS, CLASSES)
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Linear, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(x), (round(BATCH * batch),), generator=rng)
         return _objective(model.weight, model.bias, x[rows], y[rows])
 
-    @torch.no_grad()
-    def evaluate() -> float:
+    def judge(model: nn.Linear) -> float:
         return _objective(model.weight.double(), model.bias.double(), exact, y).item() - lowest
 
-    return Task(model, loss, evaluate)
+    return seeded_task(lambda: nn.Linear(PIXELS, CLASSES), loss, judge, seed)
 
 
 LOGISTIC = Workload(

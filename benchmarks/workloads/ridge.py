@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, require, seeded_task
 
 __all__ = ["L2", "RIDGE", "objective_matrices", "optimum"]
 
@@ -50,22 +50,17 @@ def optimum() -> Tensor:
 def _task(seed: int, batch: float = 1.0) -> Task:
     x, y = (part.float() for part in _data())
     hessian, best = objective_matrices()[0], optimum()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = nn.Linear(x.shape[1], 1)
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Linear, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(x), (round(BATCH * batch),), generator=rng)
         squares = model.weight.square().sum() + model.bias.square().sum()
         return F.mse_loss(model(x[rows]), y[rows]) / 2 + L2 / 2 * squares
 
-    @torch.no_grad()
-    def evaluate() -> float:
+    def judge(model: nn.Linear) -> float:
         off = torch.cat([model.weight[0], model.bias]).double() - best
         return (off @ hessian @ off).item() / 2  # f − f* without the cancellation
 
-    return Task(model, loss, evaluate)
+    return seeded_task(lambda: nn.Linear(x.shape[1], 1), loss, judge, seed)
 
 
 RIDGE = Workload(

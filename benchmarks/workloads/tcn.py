@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 
 __all__ = ["TCN", "TCN_SERIES", "mackey_glass"]
 
@@ -82,21 +82,16 @@ def _task(seed: int, batch: float = 1.0) -> Task:
     seen, clean = _series()
     own = torch.arange(WINDOW)
     judged = torch.arange(TRAINED, LENGTH - WINDOW - AHEAD, WINDOW // 2)[:, None] + own
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = TCN()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         starts = torch.randint(TRAINED - WINDOW - AHEAD, (round(BATCH * batch), 1), generator=rng)
         return F.mse_loss(model(seen[starts + own]), seen[starts + own + AHEAD])
 
-    @torch.no_grad()
-    def evaluate() -> float:
+    def judge(model: nn.Module) -> float:
         half = WINDOW // 2  # the later half has a past to tell from
         return F.mse_loss(model(seen[judged])[:, half:], clean[judged + AHEAD][:, half:]).item()
 
-    return Task(model, loss, evaluate)
+    return seeded_task(TCN, loss, judge, seed)
 
 
 TCN_SERIES = Workload(

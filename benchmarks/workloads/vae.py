@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thermoopt.benchmarks.workloads.digits import pictures
-from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash
+from thermoopt.benchmarks.workloads.task import Task, Workload, data_hash, seeded_task
 
 __all__ = ["VAE", "VAE_DIGITS"]
 
@@ -41,20 +41,12 @@ class VAE(nn.Module):
 def _task(seed: int, batch: float = 1.0) -> Task:
     train, valid = (part.flatten(1) for part in pictures())
     judged = torch.randn(len(valid), LATENT, generator=torch.Generator().manual_seed(0))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = VAE()
-    rng = torch.Generator().manual_seed(seed)
 
-    def loss() -> Tensor:
+    def loss(model: nn.Module, rng: torch.Generator) -> Tensor:
         rows = torch.randint(len(train), (round(BATCH * batch),), generator=rng)
         return model(train[rows], torch.randn(len(rows), LATENT, generator=rng))
 
-    @torch.no_grad()
-    def evaluate() -> float:
-        return model(valid, judged).item()
-
-    return Task(model, loss, evaluate)
+    return seeded_task(VAE, loss, lambda model: model(valid, judged), seed)
 
 
 VAE_DIGITS = Workload(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 for package in ("sklearn", "mnist1d"):
     pytest.importorskip(package)
 
+from tests.support.training import train  # noqa: E402
 from thermoopt.benchmarks.workloads import (  # noqa: E402
     HELD_OUT,
     WORKLOADS,
@@ -85,11 +86,7 @@ def test_a_seed_gives_the_same_task_and_a_short_run_lowers_the_score(name):
     start = one.evaluate()
     assert one.evaluate() == start > 0
     assert torch.equal(torch.random.get_rng_state(), state)
-    optimizer = torch.optim.AdamW(one.model.parameters(), lr, weight_decay=0.0)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        one.loss().backward()
-        optimizer.step()
+    train(one, lr, steps)
     assert one.evaluate() < left * start
     assert all(m.training for m in one.model.modules())
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("sklearn")
 
+from tests.support.training import train
 from thermoopt.benchmarks.families import DEVELOPMENT
 from thermoopt.benchmarks.workloads import FURTHER, HELD_OUT, WORKLOADS
 from thermoopt.benchmarks.workloads.kinds import (
@@ -80,11 +81,7 @@ def test_a_seed_gives_the_same_task_and_a_short_run_lowers_the_score(name):
     assert one.evaluate() == start > 0
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(p.grad is None for p in one.model.parameters())
-    optimizer = torch.optim.AdamW(one.model.parameters(), lr, weight_decay=0.0)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        one.loss().backward()
-        optimizer.step()
+    train(one, lr, steps)
     assert one.evaluate() < left * start
     assert all(m.training for m in one.model.modules())
 

@@ -19,6 +19,7 @@ __all__ = [
     "momentum_overdamped",
     "oscillation",
     "stopped_uncooled",
+    "surety",
 ]
 
 INTERMITTENT = 0.25
@@ -82,6 +83,19 @@ at a hundred times its best rate."""
 
 SWINGING_HARD = -0.35
 """The same, for HIGH. Measured: no single reading of a healthy run lies below."""
+
+
+def surety(steps: float, of: float, least: float = MIN_READINGS) -> str | None:
+    """Return how sure it is that steps were wasted: HIGH from :data:`STOOD` of a run on, or None.
+
+    Args:
+        steps: how many were.
+        of: of how many.
+        least: fewer than this, or than a tenth of :data:`STOOD`, say nothing.
+    """
+    if steps < least or steps < STOOD / 10 * of:
+        return None
+    return "HIGH" if steps >= STOOD * of else "MEDIUM"
 
 
 def learning_rate_too_high(run: Evidence) -> Finding | None:
@@ -190,11 +204,12 @@ def learning_rate_zero(run: Evidence) -> Finding | None:
     if len(moving) == run.n and not run.skipped.get("lr_zero"):
         return None
     apart = 0 if len(still) else np.diff(run.steps).max(initial=0)  # no reading may have been due yet
-    if idle < MIN_READINGS + apart or idle < STOOD / 10 * run.taken:
+    confidence = surety(idle, run.taken, MIN_READINGS + apart)
+    if confidence is None:
         return None
     return Finding(
         "learning_rate_zero",
-        "HIGH" if idle >= STOOD * run.taken else "MEDIUM",
+        confidence,
         f"the learning rate is 0 since {'' if len(still) else 'about '}step {first}: "
         f"{idle} of {run.taken} steps moved nothing.",
         "Give the schedule the length of the run (total_steps), or stop when it ends.",
@@ -215,11 +230,12 @@ def stopped_uncooled(run: Evidence) -> Finding | None:
     if not run.ended or run.length is None or run.n == 0 or run.peak_lr == 0:
         return None
     left, share = run.length - run.taken, float(run.total("lr_eff")[-1]) / run.peak_lr
-    if left < MIN_READINGS or left < STOOD / 10 * run.length or not share > COOLED:
+    confidence = surety(left, run.length)
+    if confidence is None or not share > COOLED:
         return None
     return Finding(
         "stopped_uncooled",
-        "HIGH" if left >= STOOD * run.length else "MEDIUM",
+        confidence,
         f"the run ended at step {run.taken} of {run.length}: the learning rate was still at {share:.0%} of "
         "its peak, and the gain of cooling it was left out.",
         "Give the controller or schedule the optimizer steps that the run takes (epochs times batches, over "

@@ -8,7 +8,7 @@ import numpy as np
 
 from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, median
 from thermoopt.diagnosis.finding import Finding, two_digits
-from thermoopt.diagnosis.kinds.rates import OVERSIZED, STOOD, UNLEARNED
+from thermoopt.diagnosis.kinds.rates import OVERSIZED, UNLEARNED, surety
 
 __all__ = ["gradient_noise", "gradients_below_eps", "no_gradients", "non_finite_steps"]
 
@@ -41,19 +41,20 @@ FEW = 5
 def no_gradients(run: Evidence) -> Finding | None:
     """A run that goes on after the last gradient: the optimizer holds other tensors than the model.
 
-    Null: none, a step without a gradient moves nothing. HIGH from :data:`STOOD` of the run on, MEDIUM from
-    :data:`MIN_READINGS` steps on, in both cases beyond the steps in which no reading was due. A run without
+    Null: none, a step without a gradient moves nothing. As sure as of a rate of 0 (:func:`.rates.surety`),
+    beyond the steps in which no reading was due. A run without
     any reading says why there is none.
     """
     if run.n == 0 or run.skipped.get("no_gradients", 0) == 0:
         return None
     last = int(run.steps[-1])
     idle = run.taken - last
-    if idle < MIN_READINGS + int(np.diff(run.steps).max(initial=0)) or idle < STOOD / 10 * run.taken:
+    confidence = surety(idle, run.taken, MIN_READINGS + int(np.diff(run.steps).max(initial=0)))
+    if confidence is None:
         return None
     return Finding(
         "no_gradients",
-        "HIGH" if idle >= STOOD * run.taken else "MEDIUM",
+        confidence,
         f"no parameter has had a gradient since about step {last + 1}: {idle} of {run.taken} steps moved "
         "nothing.",
         "Call backward() before step(). If the model's tensors were exchanged (load_state_dict with "
