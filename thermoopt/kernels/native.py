@@ -145,7 +145,7 @@ class Plan:
                 f"lists of different lengths: {n} params, {[len(c) for c in columns]} state tensors"
             )
         self._dry = dry
-        self._given: tuple[Any, ...] | None = None
+        self._known: tuple[tuple[Any, ...], tuple[Any, ...]] = (), ()
         self.refused: str | None = None
         self._names = [f"tensor {i}" for i in range(n)] if names is None else list(names)
         for i, row in enumerate(zip(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps, strict=True)):
@@ -314,7 +314,7 @@ class Plan:
         call.found_inf = one_number("found_inf", found_inf)
         tables["grad"][:] = pointers
         given = (lr, weight_decay, beta1, beta2, eps, maximize, measure, dry)
-        if not _NUMBERS.issuperset(map(type, given)) or given != self._given:
+        if not _NUMBERS.issuperset(map(type, given)) or given != self._known[0]:
             self._set(tables, given)
         out = np.empty((len(pointers), len(Sum))) if measure else None
         call.table = None
@@ -336,13 +336,13 @@ class Plan:
         return None if self.refused == "found_inf" else out
 
     def _set(self, tables: dict[str, NDArray], given: tuple[Any, ...]) -> None:
-        """Write a step's arguments into the tables, unless they have not changed."""
-        rest, known = given[1:], (self._given or ())[1:]
-        self._given = None
-        lr, weight_decay, beta1, beta2, eps, maximize, measure, dry = given
-        tables["lr"][:] = lr
-        # a controller changes lr in every step, and other settings rarely
-        if not (_NUMBERS.issuperset(map(type, rest + known)) and rest == known):
+        """Write a step's arguments into the tables, unless they have not changed; arrays always."""
+        rest, known = given[1:], self._known[1]
+        self._known = (), ()
+        weight_decay, beta1, beta2, eps, maximize, measure, dry = rest
+        tables["lr"][:] = given[0]
+        plain = _NUMBERS.issuperset(map(type, rest))
+        if not plain or rest != known:  # a controller changes lr in every step, and other settings rarely
             tables["weight_decay"][:] = weight_decay
             tables["beta1"][:] = beta1
             tables["beta2"][:] = beta2
@@ -351,7 +351,7 @@ class Plan:
             np.multiply(maximize, _MAXIMIZE, out=flags, casting="unsafe")
             flags += self._amsgrad
             flags += (_MEASURE if measure else 0) + (_DRY if dry else 0)
-        self._given = given
+        self._known = given if plain and type(given[0]) in _NUMBERS else (), rest if plain else ()
 
     def rejected(self, grads: Sequence[Tensor]) -> dict[int, str]:
         """Indices of gradients that the kernel cannot read, with reasons; they go to another backend."""
