@@ -43,6 +43,18 @@ def test_resume_in_the_middle_is_bit_for_bit(dtype):
     assert opt.reading.step == 17
 
 
+def test_numbers_of_numpy_are_plain_in_a_checkpoint():
+    net = model()
+    lr, decay = np.float64(1e-3), np.float32(0.5)
+    opt = ThermoAdamW(net.named_parameters(), lr=lr, weight_decay=decay, betas=(np.float64(0.9), 0.999))
+    group = through_disk(opt.state_dict())["param_groups"][0]  # torch.load reads no number of numpy
+    assert (group["lr"], group["weight_decay"], group["betas"]) == (1e-3, 0.5, (0.9, 0.999))
+
+    law = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.5 * (1 + np.cos(np.pi * step / 4)))
+    train(net, opt, 2, scheduler=law)
+    assert through_disk(opt.state_dict())["param_groups"][0]["lr"] == pytest.approx(5e-4)
+
+
 def test_reading_is_there_right_after_loading():
     net = model()
     opt = ThermoAdamW(net.named_parameters(), **OPTIONS)

@@ -142,6 +142,20 @@ def test_a_tensor_lr_stays_the_same_tensor():
     assert float(lr) == 0.25
 
 
+def test_groups_that_share_a_tensor_lr_get_rates_of_their_own():
+    def rates(lr):
+        net = model()
+        opt = torch.optim.SGD([{"params": net[i].parameters()} for i in (0, 2)], lr=lr)
+        first = opt.param_groups[0]["lr"]
+        train(net, opt, 10, scheduler=ThermoScheduler(opt, 20, shape="constant", controller=autotune(20)))
+        assert not isinstance(lr, torch.Tensor) or opt.param_groups[0]["lr"] is first
+        return [float(group["lr"]) for group in opt.param_groups]
+
+    floats = rates(0.01)
+    assert floats[0] / floats[1] > 1.3
+    assert rates(torch.tensor(0.01)) == pytest.approx(floats, rel=1e-3)
+
+
 # ---------------------------------------------------------------- time
 
 

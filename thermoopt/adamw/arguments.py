@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
@@ -23,6 +24,7 @@ __all__ = [
     "check_names",
     "check_order",
     "inner_optimizer",
+    "plain_number",
 ]
 
 EMA_STEPS = 50
@@ -134,6 +136,16 @@ def averaging_steps(given: float | None, controller: Controller | None) -> float
     """Return the length of the readings' average: the given one, else the controller's, else the default."""
     wanted = None if controller is None else controller.ema_steps
     return float(given if given is not None else wanted or EMA_STEPS)
+
+
+def plain_number(x: Any) -> Any:
+    """Return numpy's numbers, and those in a tuple, as Python's; torch.load refuses numpy's in a checkpoint.
+
+    ``lr=numpy.logspace(...)[i]`` brings them into a group, and so does a LambdaLR whose law says ``numpy.cos``.
+    """
+    if isinstance(x, tuple):
+        return tuple(map(plain_number, x))
+    return x.item() if isinstance(x, np.generic) else x
 
 
 def check_names(groups: Sequence[Mapping[str, Any]]) -> None:

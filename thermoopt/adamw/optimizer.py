@@ -16,6 +16,7 @@ from thermoopt.adamw.arguments import (
     check_materialized,
     check_names,
     check_order,
+    plain_number,
 )
 from thermoopt.adamw.backends import choose_backend
 from thermoopt.adamw.compiled import (
@@ -320,7 +321,9 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         snapshots = export_groups(self.param_groups, self._ledger, self._loop)
         self._sinks.flush()
         with carried(self.param_groups, snapshots, self.state):
-            return super().state_dict()
+            out = super().state_dict()
+        out["param_groups"] = [{k: plain_number(x) for k, x in group.items()} for group in out["param_groups"]]
+        return out
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep, all but sinks and process group; its tensors outlive it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -15,7 +15,16 @@ from torch.optim import Optimizer
 from thermoopt.account import as_leaf
 from thermoopt.controllers import SHAPES, Start, cooling_factor
 
-__all__ = ["ANYTIME", "GroupSchedule", "SchedulePlan", "copied", "geometric_mean", "scaled_lrs", "untracked"]
+__all__ = [
+    "ANYTIME",
+    "GroupSchedule",
+    "SchedulePlan",
+    "copied",
+    "geometric_mean",
+    "scaled_lrs",
+    "untracked",
+    "write_lrs",
+]
 
 ANYTIME = ("constant", "inverse_time")
 """Shapes that do not depend on the length of the run."""
@@ -211,3 +220,20 @@ def geometric_mean(pairs: list[tuple[int, float]]) -> float:
 
 def _like(value: float, lr: float | Tensor) -> float | Tensor:
     return torch.full_like(lr, value) if isinstance(lr, Tensor) else float(value)
+
+
+def write_lrs(groups: Iterable[dict[str, Any]], lrs: Iterable[float | Tensor]) -> None:
+    """Write each group's lr into it, in place if it is a tensor.
+
+    Groups that got their lr from ``lr=torch.tensor(...)`` of the optimizer share one tensor; all but the first
+    are given one of their own.
+    """
+    written: set[int] = set()
+    for group, lr in zip(groups, lrs, strict=True):
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = float(lr)
+            continue
+        if id(group["lr"]) in written:
+            group["lr"] = copied(group["lr"])
+        group["lr"].copy_(torch.as_tensor(lr, device=group["lr"].device))
+        written.add(id(group["lr"]))

@@ -25,7 +25,7 @@ from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
 from thermoopt.physics.travel import Weights
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.clock import count_steps
-from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, scaled_lrs, untracked
+from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, scaled_lrs, untracked, write_lrs
 from thermoopt.tensors import follow_groups, same_members
 from thermoopt.traits import put_run_length
 
@@ -315,11 +315,8 @@ class ThermoScheduler(LRScheduler):
     @torch.no_grad()
     def _write(self) -> None:
         lrs = scaled_lrs(self._held, self._start, self._layer_factors, self._idle, self.optimizer)
-        for group, held, lr in zip(self.optimizer.param_groups, self._held, lrs, strict=True):
-            if isinstance(group["lr"], Tensor):
-                group["lr"].copy_(torch.as_tensor(lr, device=group["lr"].device))
-            else:
-                group["lr"] = float(lr)
+        write_lrs(self.optimizer.param_groups, lrs)
+        for group, held in zip(self.optimizer.param_groups, self._held, strict=True):
             if held.owns_wd:
                 group["weight_decay"] = held.wd * held.wd_scale
         self._last_lr = [copied(group["lr"]) for group in self.optimizer.param_groups]
