@@ -11,7 +11,8 @@ set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
 "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet --target "$tmp" torch==2.13.0 numpy
-"$python" -m pip install --quiet --no-deps --target "$tmp" mnist1d==0.0.2.post1 scipy==1.17.1
+"$python" -m pip install --quiet --no-deps --target "$tmp" mnist1d==0.0.2.post1
+"$python" -m pip install --quiet --target "$tmp" scipy==1.17.1 requests==2.34.2 matplotlib==3.11.2
 PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 import random
 

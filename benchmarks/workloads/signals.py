@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import cache
 
 import numpy as np
@@ -18,13 +19,14 @@ SIGNALS = 10_000  # mnist1d's usual 5,000 twice, 8,000 to train on: networks int
 @cache
 def _mnist1d() -> Arrays:
     data = require("mnist1d.data", "mnist1d")
-    state = np.random.get_state()  # noqa: NPY002 - make_dataset seeds numpy's global generator
+    states = np.random.get_state(), random.getstate()  # noqa: NPY002 - make_dataset seeds both, globally
     try:
         args = data.get_dataset_args()
         args.num_samples = SIGNALS
         made = data.make_dataset(args)
     finally:
-        np.random.set_state(state)  # noqa: NPY002
+        np.random.set_state(states[0])  # noqa: NPY002
+        random.setstate(states[1])
     return tensors(made["x"], made["y"], made["x_test"], made["y_test"])
 
 

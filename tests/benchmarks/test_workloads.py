@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import random
 import subprocess
 import sys
 
@@ -13,7 +14,7 @@ import torch
 for package in ("sklearn", "scipy", "tokenizers", "mnist1d"):
     pytest.importorskip(package)
 
-from thermoopt.benchmarks.workloads import WORKLOADS, bpe, get, logistic, minilm, pieces, ridge  # noqa: E402
+from thermoopt.benchmarks.workloads import WORKLOADS, bpe, get, logistic, minilm, pieces, ridge, signals  # noqa: E402
 
 NEW = ("bpe", "logistic", "ridge")
 minilm_only = pytest.mark.skipif(
@@ -257,3 +258,12 @@ def test_the_gpt_over_pieces_is_judged_by_nats_a_byte():
     letters = sum(len(tokenizer.decode(window).encode()) for window in judged)
     expected = math.log(bpe.PIECES) * count * bpe.CONTEXT / letters
     assert task.evaluate() == pytest.approx(expected, rel=1e-3)
+
+
+def test_making_mnist1d_leaves_the_random_numbers_of_the_process_alone(monkeypatch):
+    monkeypatch.setattr(signals, "SIGNALS", 100)
+    states = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    x, *_ = signals._mnist1d.__wrapped__()
+    assert x.shape[1] == 40
+    assert (np.random.get_state()[1] == states[0]).all()  # noqa: NPY002
+    assert random.getstate() == states[1]
