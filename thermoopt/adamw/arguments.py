@@ -141,7 +141,7 @@ def averaging_steps(given: float | None, controller: Controller | None) -> float
 def plain_number(x: Any) -> Any:
     """Return numpy's numbers, and those in a tuple, as Python's; torch.load refuses numpy's in a checkpoint.
 
-    ``lr=numpy.logspace(...)[i]`` brings them into a group, and so does a LambdaLR whose law says ``numpy.cos``.
+    ``lr=numpy.logspace(...)[i]`` brings them into a group, as does a LambdaLR whose law says ``numpy.cos``.
     """
     if isinstance(x, tuple):
         return tuple(map(plain_number, x))

@@ -322,7 +322,8 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         self._sinks.flush()
         with carried(self.param_groups, snapshots, self.state):
             out = super().state_dict()
-        out["param_groups"] = [{k: plain_number(x) for k, x in group.items()} for group in out["param_groups"]]
+        groups = out["param_groups"]
+        out["param_groups"] = [{key: plain_number(x) for key, x in group.items()} for group in groups]
         return out
 
     def __getstate__(self) -> dict[str, Any]:

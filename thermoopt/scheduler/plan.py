@@ -225,8 +225,8 @@ def _like(value: float, lr: float | Tensor) -> float | Tensor:
 def write_lrs(groups: Iterable[dict[str, Any]], lrs: Iterable[float | Tensor]) -> None:
     """Write each group's lr into it, in place if it is a tensor.
 
-    Groups that got their lr from ``lr=torch.tensor(...)`` of the optimizer share one tensor; all but the first
-    are given one of their own.
+    Groups that got their lr from the optimizer's ``lr=torch.tensor(...)`` share that one tensor; all but the
+    first are given one of their own.
     """
     written: set[int] = set()
     for group, lr in zip(groups, lrs, strict=True):
