@@ -16,7 +16,6 @@ from thermoopt.adamw.arguments import (
     check_materialized,
     check_names,
     check_order,
-    plain_number,
 )
 from thermoopt.adamw.backends import choose_backend
 from thermoopt.adamw.compiled import (
@@ -321,10 +320,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         snapshots = export_groups(self.param_groups, self._ledger, self._loop)
         self._sinks.flush()
         with carried(self.param_groups, snapshots, self.state):
-            out = super().state_dict()
-        groups = out["param_groups"]
-        out["param_groups"] = [{key: plain_number(x) for key, x in group.items()} for group in groups]
-        return out
+            return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what pickle and deepcopy keep, all but sinks and process group; its tensors outlive it."""

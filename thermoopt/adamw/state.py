@@ -23,6 +23,7 @@ from thermoopt.account import (
     plain_name,
     with_present_names,
 )
+from thermoopt.adamw.arguments import plain_number
 from thermoopt.controllers import Controller, Scales, restore
 from thermoopt.kernels import real_elements
 from thermoopt.sinks import SinkQueue
@@ -207,13 +208,15 @@ def carried(
 ) -> Iterator[None]:
     """Put snapshots into the groups, and only their own tensors into ``state``, within this context.
 
-    torch's state dict refers to what a group holds, and hooks may read and edit it.
+    torch's state dict refers to what a group holds, and hooks may read and edit it. Numbers of numpy in the
+    groups become Python's, for good.
     """
     live = [group[KEY] for group in groups]
     own = {p for group in groups for p in group["params"]}
     out = {p: state.pop(p) for p in list(state) if isinstance(p, Tensor) and p not in own}
     try:
         for group, snapshot in zip(groups, snapshots, strict=True):
+            group.update({key: plain_number(x) for key, x in group.items()})
             group[KEY] = snapshot
         yield
     finally:
