@@ -1,10 +1,13 @@
 """Bad input: a clear error that names the argument, its value and what is allowed, before anything moves."""
 
+import copy
+
 import pytest
 import torch
 
 from tests.support.small_net import model, train
-from thermoopt import ThermoAdamW
+from thermoopt import Observer, ThermoAdamW, autotune
+from thermoopt.adamw.state import GroupState
 from thermoopt.controllers import Cooling, Scales
 
 
@@ -42,16 +45,49 @@ def test_torchs_own_errors_come_first(kwargs):
     assert str(ours.value) == str(theirs.value)
 
 
-def test_duplicate_names():
+def test_two_networks_may_use_the_same_names():
+    """torch's AdamW takes them; readings tell them apart by the group, within a group by position."""
+    first, second, third = model(seed=0), model(seed=1), model(seed=2)
+    groups = [
+        {"params": first.named_parameters()},
+        {"params": second.named_parameters(), "name": "critic"},
+        {"params": [*third[0].named_parameters(), *third[2].named_parameters()]},
+    ]
+    theirs = torch.optim.AdamW([{**group, "params": list(group["params"])} for group in groups])
+    own = [list(group["params"]) for group in theirs.param_groups]
+    named = [
+        dict(g, params=list(zip(g["param_names"], g["params"], strict=True))) for g in theirs.param_groups
+    ]
+    ours = ThermoAdamW(named)
+    assert [group["params"] for group in ours.param_groups] == own
+    for group in own:
+        for p in group:
+            p.grad = torch.ones_like(p)
+    ours.step()
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    by_group = [f"critic.{name}" for name in names]
+    assert list(ours.reading.names) == [*names, *by_group, "weight", "bias", "group2.2", "group2.3"]
+    ours.set_layer_factors({"critic.2.weight": 0.5})
+    assert GroupState(ours.param_groups[1]).factors.tolist() == [1, 1, 0.5, 1]
+    assert list(Observer(None, theirs).layer_types) == list(ours.reading.names)
+    ours.load_state_dict(ours.state_dict())
+    copy.deepcopy(ours).step()
+
+
+def test_a_group_that_is_added_may_use_names_that_are_taken():
     a, b = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
-    with pytest.raises(ValueError, match="'w' twice"):
-        ThermoAdamW([("w", a), ("w", b)])
-    opt = ThermoAdamW([("w", a)])
-    with pytest.raises(ValueError, match="'w' twice"):
-        opt.add_param_group({"params": [("w", b)]})
-    assert len(opt.param_groups) == 1
-    a.grad = torch.ones(1)
-    opt.step()  # and it still works
+    opt = ThermoAdamW([("w", a)], controller=autotune(20))
+    for step in range(20):
+        if step == 10:
+            opt.add_param_group({"params": [("w", b)], "name": "late"})
+        a.grad = b.grad = torch.ones(1)
+        opt.step()
+    assert list(opt.reading.names) == ["w", "late.w"]
+    again = ThermoAdamW(
+        [{"params": [("w", a)]}, {"params": [("w", b)], "name": "late"}], controller=autotune(20)
+    )
+    again.load_state_dict(opt.state_dict())
+    assert list(again.reading.names) == ["w", "late.w"]
 
 
 def test_half_named_groups_are_torchs_error():

@@ -117,9 +117,9 @@ def test_names_that_differ_only_by_a_prefix_stay_apart():
     assert list(Observer(None, optimizer).layer_types) == expected
     # one group after another: names are never shared
     apart = ThermoAdamW([{"params": named[:4]}, {"params": named[4:]}])
-    assert list(Observer(None, apart).layer_types) == [*PLAIN, "group1.0", "group1.1"]
-    with pytest.raises(ValueError, match="twice"):
-        ThermoAdamW([{"params": [("a", net.a.weight)]}, {"params": [("a", net.a.bias)]}])
+    assert list(Observer(None, apart).layer_types) == [*PLAIN, "group1.0.weight", "group1.0.bias"]
+    same = ThermoAdamW([{"params": [("a", net.a.weight)]}, {"params": [("a", net.a.bias)]}])
+    assert list(Observer(None, same).layer_types) == ["a", "group1.a"]
 
 
 def test_groups_and_layer_factors():

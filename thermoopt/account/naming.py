@@ -108,13 +108,16 @@ def add_to_meter(
 ) -> None:
     """Add a group's layers, named by the group, else by ``names``, else by position, without duplicates.
 
-    ``kept``, the names of layers whose groups were edited by hand, takes precedence over all of them. Parts
-    that wrappers add are removed, unless that would make two names the same.
+    A name that an earlier group has, as of another network, gets the group's name in front; one that is twice
+    in a group is replaced by the position. ``kept``, the names of layers whose groups were edited by hand,
+    takes precedence over all of them. Parts that wrappers add are removed, unless that would make two names
+    the same.
 
     Warns:
         RuntimeWarning: if names are those of FSDP1, whose parameters do not reveal that they are parts.
     """
     index, params = len(meter.group_names), group["params"]
+    title = plain_name(str(group.get("name", f"group{index}")))
     given = layer_names(index, group)
     if names and not group.get("param_names"):
         given = [names.get(p, name) for p, name in zip(params, given, strict=True)]
@@ -133,10 +136,10 @@ def add_to_meter(
     plain = [plain_name(name) for name in given]
     times = Counter([*plain, *(name for name, short in zip(given, plain, strict=True) if name != short)])
     for name, short, place in zip(given, plain, names_by_position(index, len(given)), strict=True):
-        wanted = (short, name) if times[short] == 1 else (name,)
+        wanted = (short, name, f"{title}.{short}") if times[short] == 1 else (name,)
         layers.append(next((n for n in wanted if n not in taken), place))
         while layers[-1] in taken:
             layers[-1] += "'"
         taken.add(layers[-1])
     numel = [real_elements(p) for p in params]
-    meter.add_group(plain_name(str(group.get("name", f"group{index}"))), layers, numel)
+    meter.add_group(title, layers, numel)

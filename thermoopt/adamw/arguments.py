@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from thermoopt.account import layer_names
 from thermoopt.controllers import Controller
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "check_count",
     "check_hookable",
     "check_materialized",
-    "check_names",
     "check_order",
     "inner_optimizer",
     "plain_number",
@@ -146,20 +144,6 @@ def plain_number(x: Any) -> Any:
     if isinstance(x, tuple):
         return tuple(map(plain_number, x))
     return x.item() if isinstance(x, np.generic) else x
-
-
-def check_names(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Check that no two layers share a name.
-
-    Raises:
-        ValueError: with the name that occurs twice.
-    """
-    names: set[str] = set()
-    for i, group in enumerate(groups):
-        for name in layer_names(i, group):
-            if name in names:
-                raise ValueError(f"params holds the name {name!r} twice; names of parameters must differ")
-            names.add(name)
 
 
 def check_order(groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:

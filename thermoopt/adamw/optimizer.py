@@ -14,7 +14,6 @@ from thermoopt.adamw.arguments import (
     averaging_steps,
     check_arguments,
     check_materialized,
-    check_names,
     check_order,
 )
 from thermoopt.adamw.backends import choose_backend
@@ -62,8 +61,9 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
 
     Args:
         params: parameters, ``model.named_parameters()``, or groups of either. Names become layer names;
-            without names a layer is called ``group{i}.{j}``. Groups may have a ``name``. Parts of names that
-            DDP, FSDP, ``torch.compile`` and activation checkpointing add are removed.
+            without names a layer is called ``group{i}.{j}``. Groups may have a ``name``; it goes in front of
+            a layer's where an earlier group has a layer of that name. Parts of names that DDP, FSDP,
+            ``torch.compile`` and activation checkpointing add are removed.
         lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`.
         controller: turns readings into scales; None only measures. :func:`thermoopt.autotune` makes one that
@@ -269,14 +269,13 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         """Add a parameter group as torch does; its layers are measured from the next step on.
 
         Raises:
-            ValueError: as torch does, and if a layer name is taken; the group is not added then.
+            ValueError: as torch does, and for lazy parameters; the group is not added then.
         """
         if hasattr(self, "_ledger"):
             self.follow_groups()
         super().add_param_group(param_group)
         try:
             check_materialized(self.param_groups[-1]["params"])
-            check_names(self.param_groups)
         except ValueError:
             self.param_groups.pop()
             raise

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from thermoopt.diagnosis.evidence import Array, Evidence, median
 from thermoopt.diagnosis.finding import Finding, two_digits
-from thermoopt.physics import ANGULAR_BOUND, FREE_FALL, NU
+from thermoopt.physics import ANGULAR_BOUND, FREE_FALL, NU, norm_forecast
 
 __all__ = ["weight_decay_collapse", "weight_decay_irrelevant"]
 
@@ -34,9 +34,9 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
     not rising), and the angular step at the forecast is above :data:`~thermoopt.physics.ANGULAR_BOUND`. A
     negative source is due to the gradient and does not count. Null: free fall is 0 at equilibrium; the
     forecast of a converged run with tiny decay is its present norm, and the angular step of a scale-invariant
-    layer is small. HIGH for :data:`SUSTAINED` successive readings that reach into the second half of the run,
-    MEDIUM for three; HIGH also if decay erases a weight within :data:`FORGETFUL` steps and has done so for as
-    long.
+    layer is small; a run whose length is known is forecast to its end at most. HIGH for :data:`SUSTAINED`
+    successive readings that reach into the second half of the run, MEDIUM for three; HIGH also if decay
+    erases a weight within :data:`FORGETFUL` steps and has done so for as long.
     """
     if not run.enough:
         return None
@@ -45,6 +45,7 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
         norm, forecast = run.layers("param_norm")[:, m], run.layers("norm_forecast")[:, m]
         fall, angular = run.layers("free_fall")[:, m], run.layers("angular_step")[:, m]
         small = norm < NU * run.start[m]
+        forecast = np.maximum(forecast, _at_the_end(run, norm, fall, m))
         falls = ((fall > FREE_FALL) & (fall <= 1)) | (small & (fall >= 0) & (fall <= 1))
         falls &= (forecast < NU * run.start[m]) & (angular * norm / forecast > ANGULAR_BOUND)
         rate = run.layers("lr_eff")[:, m] * run.layers("wd_eff")[:, m]
@@ -98,6 +99,18 @@ def _fall(name: str, excess: float, now: float, ahead: float) -> str:
         return f"decay has reduced {name} to {now:.2g} of its initial norm and holds it there."
     takes = f"decay removes {two_digits(excess)} times what {name}'s source restores"
     return f"{takes}: its norm, {now:.2g} of its initial value, is forecast to reach {ahead:.2g} of it."
+
+
+def _at_the_end(run: Evidence, norm: Array, fall: Array, matrix: NDArray[np.bool_]) -> Array:
+    """Norms to which the present balance leads by the end of the run, 0 where that is not known, ``[m, n]``.
+
+    A forecast looks 1/(1 - beta2) steps ahead, a thousand by default; a run that ends sooner keeps more.
+    """
+    if run.length is None:
+        return np.zeros_like(norm)
+    left = np.maximum(run.length - run.layer_steps, 0.0)[:, None]
+    pull = (run.layers("lr_eff") * run.layers("wd_eff"))[:, matrix]
+    return np.sqrt(np.maximum(norm_forecast(norm**2, (1 - fall) * 2 * pull * norm**2, 1 - pull, left), 0.0))
 
 
 def _longest(falls: NDArray[np.bool_]) -> NDArray[np.int64]:
