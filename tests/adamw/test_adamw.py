@@ -360,9 +360,3 @@ def test_no_host_sync_on_the_way(monkeypatch):
     opt.step()
     assert arrived() == 1
     assert opt.reading.step == MAX_PENDING + 1  # reading waits for all of them
-
-
-@pytest.mark.parametrize("name", ["_fsdp_wrapped_module.0.weight", "0._flat_param"])
-def test_parts_that_fsdp1_hands_out_are_warned_of(name):
-    with pytest.warns(RuntimeWarning, match="FSDP1.*this rank's part only"):
-        ThermoAdamW([(name, torch.nn.Parameter(torch.ones(3)))])

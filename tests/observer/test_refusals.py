@@ -41,6 +41,7 @@ def sgd(**options):
         (Holder(base=sgd()), r"its \.base$"),
         (Holder(original_optimizer=sgd()), r"its \.original_optimizer$"),  # Opacus
         (Holder(optimizer=sgd()), r"its \.optimizer$"),
+        (Holder(optim=sgd()), r"its \.optim$"),  # torch's PostLocalSGDOptimizer
         (Holder(optimizer=Holder(optimizer=sgd())), r"its \.optimizer\.optimizer$"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,10 +19,6 @@ __all__ = [
     "with_plain_names",
     "with_present_names",
 ]
-
-_FSDP1 = ("_fsdp_wrapped_module.", "_flat_param")
-"""What FSDP1 adds to the names of parameters, of which each rank holds a part."""
-
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts that torch.compile, FSDP1 and activation checkpointing add anywhere in a name."""
@@ -112,9 +107,6 @@ def add_to_meter(
     in a group is replaced by the position. ``kept``, the names of layers whose groups were edited by hand,
     takes precedence over all of them. Parts that wrappers add are removed, unless that would make two names
     the same.
-
-    Warns:
-        RuntimeWarning: if names are those of FSDP1, whose parameters do not reveal that they are parts.
     """
     index, params = len(meter.group_names), group["params"]
     title = plain_name(str(group.get("name", f"group{index}")))
@@ -123,14 +115,6 @@ def add_to_meter(
         given = [names.get(p, name) for p, name in zip(params, given, strict=True)]
     if kept:
         given = [kept.get(p, name) for p, name in zip(params, given, strict=True)]
-    if fsdp1 := [name for name in given if any(mark in name for mark in _FSDP1)]:
-        warnings.warn(
-            f"params holds {fsdp1[0]!r}, a local part that FullyShardedDataParallel (FSDP1) hands out: "
-            "readings are of this rank's part only, and ranks may decide differently; of layers sharded by "
-            "fully_shard (FSDP2) they are of the whole",
-            RuntimeWarning,
-            stacklevel=4,
-        )
     taken = set(meter.names)
     layers: list[str] = []
     plain = [plain_name(name) for name in given]

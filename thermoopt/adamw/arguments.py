@@ -1,17 +1,20 @@
-"""Checks of ThermoAdamW's own arguments, made before anything is built."""
+"""Checks of what ThermoAdamW is given: arguments before anything is built, and state that is not its own."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from thermoopt.controllers import Controller
+from thermoopt.tensors import check_whole
 
 __all__ = [
     "EMA_STEPS",
@@ -21,22 +24,28 @@ __all__ = [
     "check_hookable",
     "check_materialized",
     "check_order",
+    "drop_foreign_state",
     "inner_optimizer",
     "plain_number",
+    "tell_of_scales",
 ]
 
 EMA_STEPS = 50
 """Default length of an average, in steps: long compared with batch noise, short compared with a run."""
 
 
-def check_arguments(controller: object, measure_every: object, ema_steps: object) -> None:
-    """Check ThermoAdamW's own arguments.
+def check_arguments(
+    controller: object, measure_every: object, ema_steps: object, groups: Sequence[Mapping[str, Any]]
+) -> None:
+    """Check ThermoAdamW's own arguments, those of torch's having become its groups.
 
     Raises:
         TypeError, ValueError: with the name of the argument, its value and what is allowed.
     """
     if controller is not None and not isinstance(controller, Controller):
         raise TypeError(f"controller must be None or a thermoopt.controllers.Controller, got {controller!r}")
+    if controller is not None:
+        check_whole([p for group in groups for p in group["params"]])
     if measure_every is not None and (
         isinstance(measure_every, bool) or not isinstance(measure_every, int) or measure_every < 1
     ):
@@ -63,9 +72,9 @@ def check_count(name: str, value: object) -> None:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
-INNER = ("optimizer", "opt", "base", "base_optimizer", "original_optimizer")
+INNER = ("optimizer", "opt", "optim", "base", "base_optimizer", "original_optimizer")
 """Attributes under which wrappers hold the optimizer that steps: Accelerate, Lightning and DeepSpeed, fastai,
-schedule-free's wrapper, SAM, Opacus."""
+torch's PostLocalSGDOptimizer, schedule-free's wrapper, SAM, Opacus."""
 
 HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_load_state_dict_post_hooks")
 """Where ``torch.optim.Optimizer.__init__`` puts the hooks that an optimizer runs."""
@@ -114,6 +123,34 @@ def check_hookable(optimizer: object) -> None:
         raise TypeError(
             f"optimizer must run step hooks, got a {kind}, which does not (its __init__ does not call "
             f"torch.optim.Optimizer's, or it is a wrapper){hint}"
+        )
+
+
+def drop_foreign_state(groups: Sequence[dict[str, Any]], key: str) -> None:
+    """Take out of groups, with a warning, what others have put there under a key."""
+    for group in groups:
+        del group[key]
+    warnings.warn(
+        "groups hold a 'thermo' that was not loaded by this optimizer's load_state_dict: "
+        "ZeroRedundancyOptimizer gives every rank that of one, whose layers are others. Averages and "
+        "controller start over at the present step; layers sharded by fully_shard keep theirs",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+
+
+def tell_of_scales(saved: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of scales that a controller left in a checkpoint and that no controller will move."""
+    scales = [float(group.get(key, 1.0)) for key in ("lr_scale", "wd_scale") for group in saved]
+    factors = any((torch.as_tensor(group.get("layer_factors", 1.0)) != 1).any() for group in saved)
+    if factors or any(scale != 1 for scale in scales):
+        listed = ", ".join(f"{scale:.3g}" for scale in scales[: len(saved)])
+        warnings.warn(
+            "the checkpoint is of an optimizer with a controller, this one has none: it goes on at the last "
+            f"scales for good (lr_scale of its groups {listed}). Make it with the controller, or delete "
+            "'thermo' from the groups of the state, to step at lr",
+            RuntimeWarning,
+            stacklevel=2,
         )
 
 

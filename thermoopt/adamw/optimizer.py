@@ -10,12 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from thermoopt.account import History, Ledger, if_alive, is_measured
-from thermoopt.adamw.arguments import (
-    averaging_steps,
-    check_arguments,
-    check_materialized,
-    check_order,
-)
+from thermoopt.adamw.arguments import averaging_steps, check_arguments, check_materialized, check_order
 from thermoopt.adamw.backends import choose_backend
 from thermoopt.adamw.compiled import (
     Traceable,
@@ -126,7 +121,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             differentiable=differentiable,
             fused=fused,
         )
-        check_arguments(controller, measure_every, ema_steps)
+        check_arguments(controller, measure_every, ema_steps, self.param_groups)
         self._setup(
             controller=controller,
             measure_every=measure_every,
@@ -294,6 +289,8 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         edit = self._layout.follow(self.param_groups, self._ledger)
         if edit is None:
             return
+        if edit == "foreign":
+            return self._adopt_groups()
         self._backend.reset()
         self._factors, self._factors_set = RatesCache(), None
         if self._loop is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -23,11 +22,11 @@ from thermoopt.account import (
     plain_name,
     with_present_names,
 )
-from thermoopt.adamw.arguments import plain_number
+from thermoopt.adamw.arguments import drop_foreign_state, plain_number, tell_of_scales
 from thermoopt.controllers import Controller, Scales, restore
 from thermoopt.kernels import real_elements
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import follow_groups, root_mean_squares, same_members
+from thermoopt.tensors import follow_groups, root_mean_squares, same_members, see_parts
 from thermoopt.uncompiled import uncompiled
 
 __all__ = [
@@ -169,11 +168,16 @@ class Layout:
         """Make ledger and groups follow their tensors if groups were edited by hand.
 
         Returns:
-            None if they were not, ``"exchange"`` if tensors were only replaced one by one, else ``"edit"``.
+            None if they were not, ``"exchange"`` if tensors were only replaced one by one, ``"foreign"`` if
+            others had put theirs into them, which is dropped, else ``"edit"``.
         """
         members = [group["params"] for group in groups]
-        if same_members(members, self._members) and all(KEY in group for group in groups):
-            return None
+        if same_members(members, self._members):
+            if all(group.get(KEY) is own for group, own in zip(groups, self._held, strict=True)):
+                return None
+            if all(KEY in group for group in groups):
+                drop_foreign_state(groups, KEY)
+                return "foreign"
         old, labels = ledger.meter.names, ledger.meter.group_names
         for group, i in zip(groups, follow_groups(self._members, members), strict=True):
             if i is not None:
@@ -262,22 +266,7 @@ def import_groups(
             restore(loop.controller, with_present_names(from_leaf(controller), nameless, names))
         loop.import_groups(saved, ledger.meter, params)
     elif controller is not None:
-        _tell_of_scales(saved)
-
-
-def _tell_of_scales(saved: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of scales that a controller left in a checkpoint and that no controller will move."""
-    scales = [float(group.get(key, 1.0)) for key in ("lr_scale", "wd_scale") for group in saved]
-    factors = any((torch.as_tensor(group.get("layer_factors", 1.0)) != 1).any() for group in saved)
-    if factors or any(scale != 1 for scale in scales):
-        listed = ", ".join(f"{scale:.3g}" for scale in scales[: len(saved)])
-        warnings.warn(
-            "the checkpoint is of an optimizer with a controller, this one has none: it goes on at the last "
-            f"scales for good (lr_scale of its groups {listed}). Make it with the controller, or delete "
-            "'thermo' from the groups of the state, to step at lr",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        tell_of_scales(saved)
 
 
 def apply_scales(groups: Sequence[Mapping[str, Any]], scales: Scales) -> None:
@@ -352,8 +341,10 @@ class RunStart:
         Of layers that ranks share that reading is the start, since a record is kept on one rank alone.
         """
         self._groups = groups
-        if self._begun < len(groups) and self._sinks.keeps_facts and not self._ledger.sharding:
-            start_norms(groups[self._begun :])
+        if self._begun < len(groups):
+            see_parts([p for group in groups for p in group["params"]], self._controller is not None)
+            if self._sinks.keeps_facts and not self._ledger.sharding:
+                start_norms(groups[self._begun :])
         self._begun = len(groups)
 
     @uncompiled

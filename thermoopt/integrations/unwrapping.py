@@ -15,7 +15,7 @@ def unwrap(optimizer: Optimizer) -> Optimizer:
     Wrappers are optimizers that hold another one as ``.optimizer``: Accelerate's AcceleratedOptimizer, which
     hands on neither hooks nor attributes like ``reading`` and ``controller``, and Lightning's
     LightningOptimizer, which takes on the class of what it holds, so that ``isinstance`` does not tell it; or
-    as ``.original_optimizer``: Opacus' DPOptimizer.
+    as ``.original_optimizer``: Opacus' DPOptimizer; or as ``.optim``: torch's PostLocalSGDOptimizer.
 
     An object that is not an optimizer but holds one (fastai's OptimWrapper as ``.opt``, schedule-free's
     wrapper as ``.base``, DeepSpeed's engine as ``.optimizer.optimizer``) is unwrapped, too.
@@ -29,7 +29,11 @@ def unwrap(optimizer: Optimizer) -> Optimizer:
             raise TypeError(f"optimizer must be or hold a torch.optim.Optimizer, got {optimizer!r}")
         optimizer = inner[1]
     while True:
-        held = (getattr(optimizer, name, None) for name in ("optimizer", "original_optimizer"))
+        names = ["optimizer", "original_optimizer"]
+        names += (
+            [] if hasattr(optimizer, "_optimizer_step_pre_hooks") else ["optim"]
+        )  # ZeRO's steps a part only
+        held = (getattr(optimizer, name, None) for name in names)
         inner_one = next((inner for inner in held if isinstance(inner, Optimizer)), None)
         if inner_one is None:
             return optimizer

@@ -16,7 +16,7 @@ from thermoopt.adamw import MeasuringPass, Rates, dry_kernel
 from thermoopt.observer.displacement import MOMENT_SUMS, Displacement
 from thermoopt.observer.whole_steps import on_whole_steps
 from thermoopt.sinks import SinkQueue
-from thermoopt.tensors import Sharding, capturing, local, same_members
+from thermoopt.tensors import Sharding, capturing, local, same_members, see_parts
 from thermoopt.traits import decoupled_decay, effective_lr, found_factor, group_lr, steps_by_moments
 
 __all__ = [
@@ -71,6 +71,7 @@ class StepHooks(LedgerView):
         self._names = names
         self._measure_every = measure_every
         self._sinks = sinks
+        self._serves = False
         self._begun: Done | Displacement = None
         self.sparse: set[str] = set()
         self._by_moments = steps_by_moments(optimizer)
@@ -96,6 +97,8 @@ class StepHooks(LedgerView):
     def _before(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         self._begun = None
         check_whole_step(optimizer, args, kwargs)
+        if self._ledger.run.step == self.begun_at:
+            see_parts([p for group in optimizer.param_groups for p in group["params"]], self._serves)
         closure = closure_of(args, kwargs)
         captured = capturing()
         if closure is None and not captured and is_dry(optimizer):
@@ -197,6 +200,7 @@ class StepHooks(LedgerView):
 
     def serve(self, every: int | None) -> None:
         """Record readings as often as a controller wants them."""
+        self._serves = True
         if every is not None:
             self._ledger.record_every = every
 

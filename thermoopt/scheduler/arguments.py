@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 from thermoopt.adamw import ThermoAdamW, check_materialized
 from thermoopt.controllers import Controller, Cooling
 from thermoopt.observer import Observer
+from thermoopt.tensors import check_whole
 from thermoopt.traits import found_factor
 
 __all__ = ["check_control", "check_lr"]
@@ -41,7 +42,9 @@ def check_control(
             raise ValueError("observer must observe the optimizer given, got one of another optimizer")
     if controller is None:
         return
-    check_materialized(p for group in optimizer.param_groups for p in group["params"])
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    check_materialized(params)
+    check_whole(params)
     if not isinstance(controller, Controller):
         raise TypeError(f"controller must be None or a thermoopt.controllers.Controller, got {controller!r}")
     if shape != "constant" and any(isinstance(part, Cooling) for part in _parts(controller)):

@@ -1,5 +1,6 @@
 """From tensors, on any device and any number of ranks, to numbers on the host."""
 
+from thermoopt.tensors.fsdp1 import check_whole, see_parts
 from thermoopt.tensors.layout import (
     follow_groups,
     follow_layers,
@@ -25,6 +26,7 @@ __all__ = [
     "TravelProbe",
     "block_size",
     "capturing",
+    "check_whole",
     "follow_groups",
     "follow_layers",
     "holds_numbers",
@@ -35,6 +37,7 @@ __all__ = [
     "same_members",
     "same_objects",
     "sample_pages",
+    "see_parts",
     "send",
     "uneven_rows",
     "widest",

@@ -138,17 +138,19 @@ class TravelProbe:
         else:
             old, before = self._saved, [self._saved_of.get(id(p)) for p in params]
         kept = {i: old[j] for i, j in enumerate(before) if j is not None and j in old}
-        self._params = list(params)
+        loaded, self._params = bool(self._saved), list(params)
         share = share_of(sum(real_elements(p) for p in params))
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         widths: dict[int, torch.Size] = {}
         self._scale = np.ones(len(params))
         self._share = share
+        here = np.zeros(len(params))
         for i, p in enumerate(params):
             if not holds_numbers(local(p)):
                 continue
             own = sample(p, share)
             if own.numel():
+                here[i] = 1.0
                 groups.setdefault((own.device, own.dtype), []).append(i)
                 widths[i] = own.shape[1:]
             self._scale[i] = sample_scale(p, share)
@@ -156,6 +158,8 @@ class TravelProbe:
             if device.type in travel_bucket.BATCHED:
                 index.sort(key=widths.__getitem__)  # what can be put together in one launch
         self._buckets = [Bucket(index, [params[i] for i in index], share) for index in groups.values()]
+        if loaded and (sharding := Sharding(params)):
+            kept = _divided(kept, here, sharding)
         for bucket in self._buckets:
             if "impulse" in self.needs:
                 bucket.sum_forces()
@@ -352,11 +356,28 @@ class TravelProbe:
         works = list(work) if isinstance(work, Tensor) else [None] * len(cuts)
         for (i, p, _), a, b, c in zip(kept, start.split(cuts), impulses, works, strict=True):
             own = None if b is None else own_part(p, share, b)
-            # any division of the work among the shards will do
+            # of the work each rank has the same part until it is known which of them hold elements
             part = None if c is None else c / int(Sharding([p]).shards[0])
             self._saved_of[id(p)] = i
             self._saved[i] = (own_part(p, share, a), own, part)
         return whole
+
+
+def _divided(
+    kept: Mapping[int, tuple[Tensor, Tensor | None, Tensor | None]], here: Array, sharding: Sharding
+) -> dict[int, tuple[Tensor, Tensor | None, Tensor | None]]:
+    """Divide loaded work, so far in equal parts for all, among the ranks that sample elements of its layer.
+
+    A rank without any has no place for its part. All ranks must call it.
+
+    Args:
+        kept: start, impulse and work by layer.
+        here: ``[n_layers]`` 1 where this rank samples elements, else 0.
+        sharding: of all layers.
+    """
+    ranks = sharding.add(torch.from_numpy(here)[:, None].clone()).numpy()[:, 0]
+    part = here * sharding.shards / np.maximum(ranks, 1.0)
+    return {i: (x0, s, None if work is None else work * float(part[i])) for i, (x0, s, work) in kept.items()}
 
 
 def _host_and_device(
