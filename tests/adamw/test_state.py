@@ -3,11 +3,13 @@
 import copy
 import gc
 import pickle
+import warnings
 import weakref
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from tests.support.disk import through_disk
 from tests.support.small_net import assert_same_bits, model, train
@@ -53,6 +55,23 @@ def test_numbers_of_numpy_are_plain_in_a_checkpoint():
     law = torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 0.5 * (1 + np.cos(np.pi * step / 4)))
     train(net, opt, 2, scheduler=law)
     assert through_disk(opt.state_dict())["param_groups"][0]["lr"] == pytest.approx(5e-4)
+
+
+def test_a_checkpoint_without_moments_is_told_of(tmp_path):
+    net = model()
+    opt = ThermoAdamW(net.named_parameters(), **OPTIONS)
+    train(net, opt, 4)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.save({"optimizer": opt.state_dict()}, checkpoint_id=tmp_path)
+        fresh = ThermoAdamW(model().named_parameters(), **OPTIONS)
+        state = {"optimizer": fresh.state_dict()}
+        dcp.load(state, checkpoint_id=tmp_path)  # fills in what a fresh state_dict has: no moments
+    with pytest.warns(RuntimeWarning, match="counts 4 steps and holds no moments"):
+        fresh.load_state_dict(state["optimizer"])
+    assert fresh.reading.step == opt.reading.step
+    fresh.load_state_dict(through_disk(opt.state_dict()))
+    fresh.load_state_dict(through_disk(ThermoAdamW(net.named_parameters(), **OPTIONS).state_dict()))
 
 
 def test_reading_is_there_right_after_loading():

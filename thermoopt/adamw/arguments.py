@@ -27,6 +27,7 @@ __all__ = [
     "drop_foreign_state",
     "inner_optimizer",
     "plain_number",
+    "tell_of_missing_moments",
     "tell_of_scales",
 ]
 
@@ -149,6 +150,18 @@ def tell_of_scales(saved: Sequence[Mapping[str, Any]]) -> None:
             "the checkpoint is of an optimizer with a controller, this one has none: it goes on at the last "
             f"scales for good (lr_scale of its groups {listed}). Make it with the controller, or delete "
             "'thermo' from the groups of the state, to step at lr",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def tell_of_missing_moments(steps: int, state: Mapping[Any, Any]) -> None:
+    """Warn of a checkpoint of a run that has stepped and in which no parameter has moments."""
+    if steps > 0 and not state:
+        warnings.warn(
+            f"the checkpoint counts {steps} steps and holds no moments: they start from zero. "
+            "torch.distributed.checkpoint.load fills in only what a state_dict already has, which is none of a "
+            "fresh optimizer's: use get_state_dict and set_state_dict (torch.distributed.checkpoint.state_dict)",
             RuntimeWarning,
             stacklevel=2,
         )

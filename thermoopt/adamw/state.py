@@ -22,7 +22,12 @@ from thermoopt.account import (
     plain_name,
     with_present_names,
 )
-from thermoopt.adamw.arguments import drop_foreign_state, plain_number, tell_of_scales
+from thermoopt.adamw.arguments import (
+    drop_foreign_state,
+    plain_number,
+    tell_of_missing_moments,
+    tell_of_scales,
+)
 from thermoopt.controllers import Controller, Scales, restore
 from thermoopt.kernels import real_elements
 from thermoopt.sinks import SinkQueue
@@ -254,6 +259,7 @@ def import_groups(
 ) -> None:
     """Restore what :func:`export_groups` returned; if nothing, count on from the steps in ``state``."""
     ledger.import_groups(saved)
+    tell_of_missing_moments(ledger.run.step - sum(ledger.run.skipped.values()), state)
     if ledger.run.step == 0:
         counts = [own["step"] for own in state.values() if isinstance(own, dict) and "step" in own]
         ledger.run.step = int(max((float(count) for count in counts), default=0))
