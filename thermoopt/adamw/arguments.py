@@ -160,8 +160,9 @@ def tell_of_missing_moments(steps: int, state: Mapping[Any, Any]) -> None:
     if steps > 0 and not state:
         warnings.warn(
             f"the checkpoint counts {steps} steps and holds no moments: they start from zero. "
-            "torch.distributed.checkpoint.load fills in only what a state_dict already has, which is none of a "
-            "fresh optimizer's: use get_state_dict and set_state_dict (torch.distributed.checkpoint.state_dict)",
+            "torch.distributed.checkpoint.load fills in only what a state_dict already has, and a fresh "
+            "optimizer's has none: use get_state_dict and set_state_dict "
+            "(torch.distributed.checkpoint.state_dict)",
             RuntimeWarning,
             stacklevel=2,
         )
