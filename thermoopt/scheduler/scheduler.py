@@ -25,6 +25,7 @@ from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
 from thermoopt.physics.travel import Weights
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.clock import count_steps
+from thermoopt.scheduler.copies import taken_apart
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, scaled_lrs, untracked, write_lrs
 from thermoopt.tensors import follow_groups, same_members
 from thermoopt.traits import put_run_length
@@ -79,6 +80,10 @@ class ThermoScheduler(LRScheduler):
     mean of its layers' units); with one layer per group this is the layer's own factor. If the size of an
     optimizer's update is not known in advance (all but Adam and AdamW), a law of absolute rates, as in
     :func:`thermoopt.autotune`, leaves the given lr unchanged until the first reading.
+
+    *Copies* and pickles hold a copy of the optimizer, as torch's do; history is not part of them.
+
+    *Copies* and pickles take a copy of the optimizer with them, as torch's do; an observer's history is left.
 
     *Distance.* For a law that uses the distance from the start (autotune's), a sample of the parameters
     before the first step, one element in 17 (all, up to 16,384), is kept in the optimizer's groups as
@@ -137,7 +142,7 @@ class ThermoScheduler(LRScheduler):
         self._begun = False
         super().__init__(optimizer, last_epoch)
         self._begun = True
-        self._controller, self._observer = controller, observer
+        self._controller, self._observer, self._has_own_observer = controller, observer, observer is None
         self._carried: CarriedTravel | None = None
         if controller is not None and observer is None:
             self._observer = Observer(
@@ -155,6 +160,7 @@ class ThermoScheduler(LRScheduler):
         self._start: Start | None = None
         self._rms: dict[str, float] = {}
         self._layer_factors: dict[str, float] = {}
+        self._handed_on: dict[str, float] = {}  # factors that a ThermoAdamW applies itself
         self._named: Mapping[str, float] = {}
         self._idle: frozenset[str] = frozenset()
         self.last_epoch, self._seen, self._taken = last_epoch, last_epoch, last_epoch + 1
@@ -188,12 +194,8 @@ class ThermoScheduler(LRScheduler):
             if self._observer is not None:
                 self._observer.report_loss(value)
         if self._step_count == 1 and self._taken == self._seen:
-            warnings.warn(
-                "Detected call of `lr_scheduler.step()` before `optimizer.step()`. Call them in the opposite "
-                "order: time is counted in optimizer steps, so until the first this does nothing.",
-                UserWarning,
-                stacklevel=2,
-            )
+            early = "Detected call of `lr_scheduler.step()` before `optimizer.step()`: it does nothing there."
+            warnings.warn(early, UserWarning, stacklevel=2)
         self._step_count += 1
         self._advance()
 
@@ -306,6 +308,7 @@ class ThermoScheduler(LRScheduler):
         if isinstance(self.optimizer, ThermoAdamW):
             own = {} if self._observer is None else self._observer.own_names()
             self.optimizer.set_layer_factors({own.get(name, name): f for name, f in layers.items()})
+            self._handed_on.update(layers)
             return
         for name in layers:
             if name not in names:
@@ -337,6 +340,7 @@ class ThermoScheduler(LRScheduler):
             "plan": asdict(self._plan),
             "groups": [held.state_dict() for held in self._held],
             "layer_factors": as_leaf(self._layer_factors),
+            "handed_on": as_leaf(self._handed_on),
             "idle": as_leaf(sorted(self._idle)),
             "rms": dict(self._rms),
             "controller": None if self._controller is None else as_leaf(self._controller.state_dict()),
@@ -379,15 +383,15 @@ class ThermoScheduler(LRScheduler):
             restore(self._controller, named(from_leaf(state_dict["controller"])))
             self._rms = named(state_dict.get("rms", self._rms))
             self._attach()
+        self._put_factors(named(from_leaf(state_dict.get("handed_on", "{}"))))
         if self._carried is not None and (weights := from_leaf(state_dict.get("weights", "null"))):
             self._carried.weights = Weights(**weights)
         if self._observer is not None and state_dict["observer"] is not None:
             self._observer.load_state_dict(from_leaf(state_dict["observer"]))
         self._write()
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        what = "a ThermoScheduler cannot be copied or pickled: it counts its optimizer's steps by a hook. "
-        raise TypeError(what + "Make a new one and hand over state_dict()")
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return taken_apart(self, self._plan, self._controller, self._has_own_observer)
 
 
 def _count(scheduler: weakref.ref[ThermoScheduler]) -> None:

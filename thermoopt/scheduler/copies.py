@@ -1,0 +1,48 @@
+"""Copies and pickles of a scheduler: a new one over the copy of its optimizer, with its state."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from thermoopt.controllers import Controller
+from thermoopt.scheduler.plan import SchedulePlan
+
+__all__ = ["taken_apart"]
+
+
+def taken_apart(
+    scheduler: LRScheduler, plan: SchedulePlan, controller: Controller | None, has_own_observer: bool
+) -> tuple[Any, ...]:
+    """Return what pickle and deepcopy make a copy of, as ``__reduce_ex__`` does; step hooks cannot be copied.
+
+    Raises:
+        TypeError: for a scheduler whose observer was given to it: an observer is not copied.
+    """
+    if not has_own_observer:
+        raise TypeError(
+            "a ThermoScheduler with an observer of its caller cannot be copied or pickled: the observer "
+            "measures by hooks of its own optimizer. Make a new one and hand over state_dict()"
+        )
+    blank = copy.deepcopy(controller)
+    if blank is not None:
+        blank.reset()  # its state is in the scheduler's
+    kind, optimizer, state = type(scheduler), scheduler.optimizer, scheduler.state_dict()
+    return _put_together, (kind, optimizer, asdict(plan), blank, state)
+
+
+def _put_together(
+    kind: Callable[..., LRScheduler],
+    optimizer: Optimizer,
+    plan: Mapping[str, Any],
+    controller: Controller | None,
+    state: Mapping[str, Any],
+) -> LRScheduler:
+    scheduler = kind(optimizer, **plan, controller=controller)
+    scheduler.load_state_dict(state)
+    return scheduler
