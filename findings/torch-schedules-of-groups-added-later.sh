@@ -3,8 +3,8 @@
 #
 # The documentation of add_param_group recommends it for layers that are unfrozen as training goes on. One would guess
 # that the scheduler either takes the group in or leaves it alone. Seen: LambdaLR (all of Hugging Face's schedules),
-# MultiplicativeLR, CyclicLR, CosineAnnealingWarmRestarts and OneCycleLR raise ValueError or KeyError about zip() at their next
-# step; StepLR, ExponentialLR and MultiStepLR take it in; and of a warm-up by LinearLR or ConstantLR it ends above its own lr,
+# MultiplicativeLR, CyclicLR and CosineAnnealingWarmRestarts raise ValueError (of a zip()) at their next step, OneCycleLR a
+# KeyError; StepLR, ExponentialLR and MultiStepLR take it in; and of a warm-up by LinearLR or ConstantLR it ends above its own lr,
 # for good: it is divided by the warm-up's factor though it was never multiplied by it. Likewise
 # SequentialLR takes a ChainedScheduler or another SequentialLR, and raises NotImplementedError at the milestone.
 #
