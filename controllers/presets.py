@@ -31,7 +31,7 @@ at 0.99 of a tuned AdamW in full fine-tuning (3 seeds) and 0.1 at 1.04 (one seed
 SHALLOW, DEEP_KAPPA = 8, 0.2
 """Matrices up to which a new network starts at ``DRIVEN_START``, and the lowest start of deeper ones. Changes
 of layers one after the other add up (Bernstein et al., arXiv 2002.03432); normalisation and skips, which an
-optimizer does not see, undo that. Measured by this project on 19 networks of 8 to 62 matrices: from 0.5 they
+optimizer does not see, undo that. Measured by this project on 18 networks of 8 to 62 matrices: from 0.5 they
 end at 1.43 of a tuned AdamW, plain stacks of 20 layers at chance, and from 0.2 at 1.14; one, a stack with
 BatchNorm, loses more than a fifth by it (benchmarks/results/families/driven.md)."""
 
