@@ -30,6 +30,24 @@ class Lookalike(torch.optim.Optimizer):
         return self.optimizer.step(closure)
 
 
+class Fabrics:
+    """Holds its optimizer as a property, takes on its class and hands on all else, as Fabric's does."""
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self.__class__ = type("FabricSGD", (type(self), type(optimizer)), {})
+
+    @property
+    def optimizer(self):
+        return self._optimizer
+
+    def step(self, closure=None):
+        return self._optimizer.step(closure)
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)
+
+
 def sgd(**options):
     return torch.optim.SGD(torch.nn.Linear(3, 2).parameters(), lr=0.1, **options)
 
@@ -54,6 +72,18 @@ def test_a_holder_is_refused_with_the_place_of_what_it_holds(wrapper, place):
     inner = wrapper
     for name in place.strip("$").split(r"\.")[1:]:
         inner = getattr(inner, name)
+    assert unwrap(wrapper) is inner
+
+
+def test_a_wrapper_that_takes_on_the_class_of_what_it_holds():
+    inner = sgd()
+    wrapper = Fabrics(inner)
+    assert isinstance(wrapper, torch.optim.SGD)
+    for refuse in (lambda: Observer(None, wrapper), lambda: ThermoScheduler(wrapper, 10)):
+        with pytest.raises(
+            TypeError, match=r"got a FabricSGD, .*; the one that it wraps is its \.optimizer$"
+        ):
+            refuse()
     assert unwrap(wrapper) is inner
 
 

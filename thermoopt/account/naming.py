@@ -23,8 +23,8 @@ __all__ = [
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 """Parts that torch.compile, FSDP1 and activation checkpointing add anywhere in a name."""
 
-_AT_THE_FRONT = {"module", "_module"}
-"""What DDP and Opacus add in front; elsewhere it may be the model's own word."""
+_AT_THE_FRONT = {"module", "_module", "_forward_module"}
+"""What DDP, Opacus and Fabric add in front; elsewhere it may be the model's own word."""
 
 
 def plain_name(name: str) -> str:

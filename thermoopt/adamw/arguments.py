@@ -74,8 +74,8 @@ def check_count(name: str, value: object) -> None:
 
 
 INNER = ("optimizer", "opt", "optim", "base", "base_optimizer", "original_optimizer")
-"""Attributes under which wrappers hold the optimizer that steps: Accelerate, Lightning and DeepSpeed, fastai,
-torch's PostLocalSGDOptimizer, schedule-free's wrapper, SAM, Opacus."""
+"""Attributes under which wrappers hold the optimizer that steps: Accelerate, Lightning, Fabric and DeepSpeed,
+fastai, torch's PostLocalSGDOptimizer, schedule-free's wrapper, SAM, Opacus."""
 
 HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_optimizer_load_state_dict_post_hooks")
 """Where ``torch.optim.Optimizer.__init__`` puts the hooks that an optimizer runs."""
@@ -90,10 +90,11 @@ def inner_optimizer(wrapper: object) -> tuple[str, Optimizer] | None:
     here: list[tuple[str, object]] = [("", wrapper)]
     for _ in range(3):
         here = [
-            (f"{path}.{name}", vars(held)[name])
+            (f"{path}.{name}", getattr(held, name, None))
             for path, held in here
             for name in INNER
-            if name in getattr(held, "__dict__", {})
+            # not what the wrapper's __getattr__ would find in the optimizer
+            if name in getattr(held, "__dict__", {}) or isinstance(getattr(type(held), name, None), property)
         ]
         for path, held in here:
             if isinstance(held, Optimizer):

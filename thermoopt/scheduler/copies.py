@@ -41,7 +41,7 @@ def _put_together(
     optimizer: Optimizer,
     plan: Mapping[str, Any],
     controller: Controller | None,
-    state: Mapping[str, Any],
+    state: dict[str, Any],
 ) -> LRScheduler:
     scheduler = kind(optimizer, **plan, controller=controller)
     scheduler.load_state_dict(state)
