@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from thermoopt.physics import Term, check_quantity, dispersion, quantities
 from thermoopt.physics.travel import Travel
 
-__all__ = ["BAND", "SKIP_CAUSES", "LastReadings", "Quantities", "Reading", "ReadingSink"]
+__all__ = ["BAND", "SKIP_CAUSES", "LastReadings", "Quantities", "Reading", "ReadingSink", "seen_by_all"]
 
 Array = NDArray[np.float64]
 
@@ -221,3 +222,60 @@ class LastReadings:
         while self._unseen and self._unseen[0][0] + lag <= steps:
             _, form = self._unseen.popleft()
         return None if form is None else form()
+
+
+def seen_by_all(reading: Reading, group: Any = None) -> Reading:
+    """Return a reading on which all ranks decide alike.
+
+    Args:
+        reading: the same on all ranks but for rounding and for its loss, which is of each rank's own data.
+        group: a ``torch.distributed`` group: all of its ranks get the first one's reading, and all must call
+            this; None leaves the loss out where there are several ranks.
+    """
+    if group is not None:
+        return _of_first_rank(reading, group)
+    if reading.loss is None:
+        return reading
+    import torch.distributed as dist
+
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return reading
+    _tell_of_own_loss()
+    return replace(reading, loss=None)
+
+
+@cache
+def _tell_of_own_loss() -> None:
+    """Warn, once in a process, that a controller is not told the loss."""
+    warnings.warn(
+        "the loss reported is of this rank's own data: the controller is not told it, since ranks would "
+        "decide differently. ThermoAdamW(process_group=torch.distributed.group.WORLD) tells all ranks the "
+        "first one's",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _of_first_rank(reading: Reading, group: Any) -> Reading:
+    """Return the reading of the first rank: all ranks then decide alike, whatever their own rounding."""
+    import torch
+    import torch.distributed as dist
+
+    travel = reading.travel
+    rows = [reading.terms]
+    if travel is not None:
+        rows.append(np.stack([travel.distance2, travel.work, travel.impulse]))
+    loss = np.full((1, reading.terms.shape[1]), math.nan if reading.loss is None else reading.loss)
+    packed = torch.from_numpy(np.concatenate([*rows, loss]).copy())
+    device = torch.device("cpu") if dist.get_backend(group) == "gloo" else torch.device("cuda")
+    sent = packed.to(device)
+    dist.broadcast(sent, src=dist.get_global_rank(group, 0), group=group)
+    got = sent.cpu().numpy()
+    n = reading.terms.shape[0]
+    value = float(got[-1, 0])
+    return replace(
+        reading,
+        terms=got[:n],
+        travel=None if travel is None else Travel(got[n], got[n + 1], got[n + 2]),
+        loss=value if math.isfinite(value) else None,
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from thermoopt.account import LedgerView, Meter, as_loss
-from thermoopt.account.reading import Reading
+from thermoopt.account.reading import Reading, seen_by_all
 from thermoopt.adamw.rates import Rates, RatesCache, Rows, group_rates, layer_rates
 from thermoopt.adamw.state import GroupState
 from thermoopt.adamw.torch_backend import Backend
@@ -201,8 +201,7 @@ class ControlLoop:
         self, reading: Reading, travel: PendingTravel | Travel | None, loss: Fetch | float | None
     ) -> Reading:
         came = travel.travel() if isinstance(travel, PendingTravel) else travel
-        whole = replace(reading, travel=came, loss=_finite(loss))
-        return whole if self._group is None else _of_first_rank(whole, self._group)
+        return seen_by_all(replace(reading, travel=came, loss=_finite(loss)), self._group)
 
     # -------------------------------------------------------------- state
 
@@ -297,30 +296,6 @@ def start_of(
         beta2=tuple(float(b[1]) for b in betas),
         trainable=tuple(p.requires_grad for p in params),
         uneven=tuple(uneven_rows(params).tolist()),
-    )
-
-
-def _of_first_rank(reading: Reading, group: Any) -> Reading:
-    """Return the reading of the first rank: all ranks then decide alike, whatever their own rounding."""
-    import torch.distributed as dist
-
-    travel = reading.travel
-    rows = [reading.terms]
-    if travel is not None:
-        rows.append(np.stack([travel.distance2, travel.work, travel.impulse]))
-    loss = np.full((1, reading.terms.shape[1]), math.nan if reading.loss is None else reading.loss)
-    packed = torch.from_numpy(np.concatenate([*rows, loss]).copy())
-    device = torch.device("cpu") if dist.get_backend(group) == "gloo" else torch.device("cuda")
-    sent = packed.to(device)
-    dist.broadcast(sent, src=dist.get_global_rank(group, 0), group=group)
-    got = sent.cpu().numpy()
-    n = reading.terms.shape[0]
-    value = float(got[-1, 0])
-    return replace(
-        reading,
-        terms=got[:n],
-        travel=None if travel is None else Travel(got[n], got[n + 1], got[n + 2]),
-        loss=value if math.isfinite(value) else None,
     )
 
 

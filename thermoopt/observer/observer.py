@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thermoopt.account import History, Losses
-from thermoopt.account.reading import Reading
+from thermoopt.account.reading import Reading, seen_by_all
 from thermoopt.adamw import EMA_STEPS
 from thermoopt.controllers import Controller, Start
 from thermoopt.observer.arguments import check_arguments
@@ -323,7 +323,7 @@ class Observer(RunReports):
         if found is None:
             return None
         self._losses.settle(wait=False)
-        return replace(self._complete(found[0]), travel=found[1])
+        return seen_by_all(replace(self._complete(found[0]), travel=found[1]))
 
     def stand(self, step: int, standings: Collection[Standing], actions: Sequence[Any]) -> None:
         """Keep what a controller made of a reading (:meth:`thermoopt.account.LedgerView.stand`)."""
