@@ -30,6 +30,7 @@ from tests.support.sharded_runs import (
     scales,
     shard,
     thermo,
+    train,
     wholes,
 )
 from thermoopt import Observer, ThermoScheduler, autotune
@@ -552,3 +553,30 @@ def test_the_others_are_told_in_which_step_a_rank_failed(tmp_path, how, kind):
         assert results[rank]["failed"] is not None
         assert f"step {FAILS_AT}" in results[rank]["failed"]
         assert results[rank]["waited"] < patience + 10
+
+
+def alone_in(ranks, call):
+    """Rank 0 does what all ranks must do; what it is told."""
+    model = shard(net(F64), (ranks.world,))
+    optimizer, _ = thermo(model)
+    train(ranks, model, optimizer, range(2))
+    if ranks.rank:
+        return ""
+    calls = {
+        "observer": lambda: Observer(model, ADAMW(model.parameters())),
+        "step": optimizer.step,
+    }
+    try:
+        calls[call]()
+        optimizer.state_dict()
+    except RuntimeError as failed:
+        return str(failed)
+    return "nothing"
+
+
+@pytest.mark.parametrize("call", ["observer", "step"])
+def test_a_call_of_one_rank_alone_says_what_all_must_do(tmp_path, call):
+    told, _ = launch(alone_in, 2, tmp_path, call, patience=3)
+    assert "could not be added up with those of the other ranks" in told
+    assert "step() and state_dict()" in told
+    assert ("must make the optimizer, Observer" in told) == (call == "observer")

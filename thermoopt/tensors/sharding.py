@@ -119,8 +119,19 @@ class Sharding:
         return _AddedUp(rows, *last)
 
     def add(self, rows: Tensor) -> Tensor:
-        """Sum ``[n_layers, k]`` numbers, float64 on the host, over the ranks and wait for the result."""
-        return torch.from_numpy(self.start(rows.to(self._device)).numpy())
+        """Sum ``[n_layers, k]`` numbers, float64 on the host, over the ranks and wait for the result.
+
+        Raises:
+            RuntimeError: if the ranks' numbers could not be added up.
+        """
+        try:
+            return torch.from_numpy(self.start(rows.to(self._device)).numpy())
+        except RuntimeError as error:
+            raise RuntimeError(
+                "numbers of sharded layers could not be added up with those of the other ranks: one has "
+                "failed, or has not done what this one does. All ranks must make the optimizer, Observer and "
+                f"ThermoScheduler, and call step() and state_dict(): {error}"
+            ) from error
 
     def _start_on_stream(self, rows: Tensor) -> Arrival:
         """Reduce on a separate stream, so that neither the training stream nor the host waits."""
