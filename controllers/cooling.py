@@ -178,7 +178,7 @@ class Cooling(Controller):
         if self._fixed["shape"] == "constant" or self.told_of_schedule or len(lr) != len(self._lr):
             return
         for now, base in zip(lr, self._lr, strict=True):
-            if math.isfinite(now) and abs(now - base) > OUTSIDE * base:
+            if base and math.isfinite(now) and abs(now - base) > OUTSIDE * base:
                 self.told_of_schedule = True
                 warnings.warn(
                     f"group['lr'] went from {base:g} to {now:g}: an outside schedule multiplies with the "

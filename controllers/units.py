@@ -160,6 +160,8 @@ class GroupRates:
     def __init__(self, metric: str, lr_scale: tuple[float, float], bounded: bool) -> None:
         self._metric, self._lr_scale, self._bounded = metric, lr_scale, bounded
         self._start: Start | None = None
+        self._base: list[float] = []
+        self._still: set[str] = set()  # groups that began frozen, at lr 0
         self.sizes: dict[str, float] = {}
         self.peaks: dict[str, float] = {}
         self.least: dict[str, float] = {}
@@ -170,30 +172,34 @@ class GroupRates:
         """Receive groups and units, and whether the layers of a group have separate rates.
 
         Raises:
-            ValueError: if a group's lr is 0 and the law yields an absolute rate.
+            ValueError: if the lr of a group is 0 and the law yields an absolute rate, unless the group has no
+                layers or all are frozen.
 
         Warns:
             UserWarning: once, if groups differ in lr and an absolute rate without bounds overrides that.
         """
+        takes = start.trainable or (True,) * len(start.names)
+        trained = {group for group, take in zip(start.group_of, takes, strict=True) if take}
+        given = [(name, start.lr[group]) for group, name in enumerate(start.group_names) if group in trained]
         if self._metric == "rms":
-            for name, lr in zip(start.group_names, start.lr, strict=True):
-                if not lr > 0:
+            for name, lr in given:
+                if not lr > 0 and name not in self._still:
                     raise ValueError(
                         f"lr of group {name!r} must be > 0 where a thermostat is attached, since its "
                         f"absolute rate is expressed as a factor on it, got {lr!r}. To hold it still, set "
                         "requires_grad of its parameters to False"
                     )
-            if self._start is None and self._lr_scale == (0.0, math.inf) and len(set(start.lr)) > 1:
-                rates = ", ".join(
-                    f"{name} {lr:g}" for name, lr in zip(start.group_names, start.lr, strict=True)
-                )
+            differ = len({lr for _, lr in given}) > 1
+            if self._start is None and self._lr_scale == (0.0, math.inf) and differ:
+                rates = ", ".join(f"{name} {lr:g}" for name, lr in given)
                 warnings.warn(
                     f"groups differ in lr ({rates}), which a controller of absolute rates overrides: it "
                     "gives each layer its own. autotune(total_steps, 'respect_lr') keeps groups apart",
                     UserWarning,
                     stacklevel=2,
                 )
-        self._start, self._units = start, units
+        self._still |= {start.group_names[i] for i, lr in enumerate(start.lr) if lr == 0}
+        self._start, self._units, self._base = start, units, list(start.lr)
         sizes = np.maximum(np.asarray(start.rms), units.layer)
         factor = np.array([units.factor[name] if layers else 1.0 for name in start.names])
         numel, room = np.asarray(start.numel, dtype=np.float64), SHARE * sizes / factor
@@ -220,8 +226,9 @@ class GroupRates:
         if self._start is None or self._metric != "rms":
             return None
         said = None
-        for name, now, base in zip(self._start.group_names, lr, self._start.lr, strict=True):
-            factor = now / base
+        self._base = [base or now for base, now in zip(self._base, lr, strict=True)]  # 0 where it was frozen
+        for name, now, base in zip(self._start.group_names, lr, self._base, strict=True):
+            factor = now / base if base else 1.0
             if math.isfinite(factor) and factor > self.peaks.get(name, 1.0):
                 if name not in self.peaks:
                     said = said or (
@@ -286,17 +293,15 @@ class GroupRates:
         assert self._start is not None
         numel = terms[Term.NUMEL].sum()
         lr = terms[Term.LR_NUMEL].sum() / numel if numel > 0 else math.nan
-        one = self._start.lr[group] * self._mean_factor[group]
+        one = self._base[group] * self._mean_factor[group]
         return float(lr / one) if one > 0 else math.nan
 
     def _first(self, group: int, scale: float) -> float:
         """Return a scale within what is safe before anything was measured, for updates of Adam's size."""
         assert self._start is not None
-        if self.read or not (self._bounded and self._start.beta2[group] > 0 and self._start.lr[group] > 0):
+        if self.read or not (self._bounded and self._start.beta2[group] > 0 and self._base[group] > 0):
             return scale
-        most = self._most[group] / (
-            self._start.lr[group] * self.peaks.get(self._start.group_names[group], 1.0)
-        )
+        most = self._most[group] / (self._base[group] * self.peaks.get(self._start.group_names[group], 1.0))
         if scale > most:
             self._capped[group] = (scale, most)
         return min(scale, most)
@@ -311,19 +316,24 @@ class GroupRates:
         lo, hi = self._lr_scale
         if self._metric == "lr":
             return lo, hi
-        names = [(g, name) for g, name in enumerate(self._start.group_names) if base in ("all", name)]
+        of = [group for group, lr in enumerate(self._base) if lr > 0]
+        names = [
+            (g, name) for g, name in enumerate(self._start.group_names) if base in ("all", name) and g in of
+        ]
         ones = [self._one(group) for group, _ in names]
-        if not all(map(math.isfinite, ones)):
+        if not (ones and all(map(math.isfinite, ones))):
             return 0.0, math.inf
         least = [self.least.get(name, lo) * one for (_, name), one in zip(names, ones, strict=True)]
         return min(least), hi * max(ones)
 
     def _one(self, group: int) -> float:
-        """Return the rate of a group at lr_scale 1; NaN while the size of its update is unknown."""
+        """Return the rate of a group at lr_scale 1; NaN while its lr is 0 or its update's size unknown."""
         assert self._start is not None
+        if not self._base[group] > 0:
+            return math.nan
         name = self._start.group_names[group]
         size = 1.0 if self._start.beta2[group] > 0 else self.sizes.get(name, math.nan)
-        return self._start.lr[group] * size * self.peaks.get(name, 1.0) / self._units.group[group]
+        return self._base[group] * size * self.peaks.get(name, 1.0) / self._units.group[group]
 
 
 UNEVEN = 2.0
