@@ -69,9 +69,14 @@ def fresh_kappa(start: Start) -> float:
 
     .. math:: \kappa = \max\bigl(0.2,\ 0.5\,\min(1,\ 8/n)\bigr)
 
+    Adapters, and branches that start at 0, stand beside the way through the network and not in it: with them
+    it is 0.5 whatever n.
+
     Args:
         start: the parameters; n is the number of those with two dimensions or more that take a gradient.
     """
+    if _new(start):
+        return DRIVEN_START
     moves = start.trainable or (True,) * len(start.names)
     matrices = sum(own and ndim >= 2 for ndim, own in zip(start.ndim, moves, strict=True))
     return max(DEEP_KAPPA, DRIVEN_START * min(1.0, SHALLOW / max(1, matrices)))

@@ -15,9 +15,9 @@ from thermoopt.controllers.base import Start
 from thermoopt.controllers.presets import fresh_kappa
 
 
-def start(ndim, trainable=()):
+def start(ndim, trainable=(), rms=None):
     n = len(ndim)
-    blank, ones = (0,) * n, (1.0,) * n
+    blank, ones = (0,) * n, rms or (1.0,) * n
     names = tuple(f"p{i}" for i in range(n))
     return Start(names, blank, ("g",), (64,) * n, ndim, ones, blank, (), (), (), (), trainable)
 
@@ -32,6 +32,11 @@ def test_half_up_to_eight_matrices_then_in_inverse_proportion_down_to_a_fifth(ma
 def test_convolutions_count_and_frozen_layers_do_not():
     assert fresh_kappa(start((4, 3) * 8)) == pytest.approx(0.25)
     assert fresh_kappa(start((2,) * 40, (True,) * 10 + (False,) * 30)) == pytest.approx(0.4)
+
+
+def test_adapters_and_branches_that_start_at_0_do_not_add_up():
+    assert fresh_kappa(start((2,) * 28, rms=(0.1, 0.0) * 14)) == pytest.approx(0.5)  # LoRA's A and B
+    assert fresh_kappa(start((2,) * 28, rms=(0.1,) * 27 + (0.0,))) == pytest.approx(0.2)  # a read-out
 
 
 def stack(layers, seed=0):
