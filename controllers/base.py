@@ -116,6 +116,11 @@ class Start:
     trainable: tuple[bool, ...] = ()
     uneven: tuple[float, ...] = ()
 
+    @property
+    def takes_gradient(self) -> tuple[bool, ...]:
+        """Whether each layer takes a gradient; ``trainable`` may be empty, this has an entry a layer."""
+        return self.trainable or (True,) * len(self.names)
+
 
 @dataclass(frozen=True)
 class Action:

@@ -56,8 +56,7 @@ RESPECT = 4.0
 
 def _new(start: Start) -> bool:
     """Whether what is trained is new and not pre-trained: adapters, as LoRA's A and B, or a head alone."""
-    moves = start.trainable or (True,) * len(start.names)
-    layers = list(zip(start.rms, start.ndim, start.numel, moves, strict=True))
+    layers = list(zip(start.rms, start.ndim, start.numel, start.takes_gradient, strict=True))
     matrices = [rms for rms, ndim, _, own in layers if own and ndim >= 2]
     trained = sum(numel for *_, numel, own in layers if own)
     adapters = bool(matrices) and matrices.count(0.0) >= ADAPTERS * len(matrices)
@@ -69,16 +68,18 @@ def fresh_kappa(start: Start) -> float:
 
     .. math:: \kappa = \max\bigl(0.2,\ 0.5\,\min(1,\ 8/n)\bigr)
 
-    Adapters, and branches that start at 0, stand beside the way through the network and not in it: with them
-    it is 0.5 whatever n.
+    Where a quarter or more of the matrices are 0 (adapters, residual branches that begin at 0), or only a
+    head is trained, layers do not follow one another and the displacement is 0.5 whatever n.
 
     Args:
         start: the parameters; n is the number of those with two dimensions or more that take a gradient.
+
+    Returns:
+        kappa, dimensionless, 0.2 to 0.5.
     """
     if _new(start):
         return DRIVEN_START
-    moves = start.trainable or (True,) * len(start.names)
-    matrices = sum(own and ndim >= 2 for ndim, own in zip(start.ndim, moves, strict=True))
+    matrices = sum(own and ndim >= 2 for ndim, own in zip(start.ndim, start.takes_gradient, strict=True))
     return max(DEEP_KAPPA, DRIVEN_START * min(1.0, SHALLOW / max(1, matrices)))
 
 
@@ -178,6 +179,9 @@ def autotune(total_steps: int | None = None, preset: str = "default", *, shape: 
     controller=autotune(T))`` needs no lr. Weight decay is lowered before it makes a layer collapse. The
     default preset also raises it, far above what the groups say, where a network knows its data by heart
     (the barostat's confinement). Decay 0 stays 0.
+
+    The default preset starts new networks of more than eight matrices lower, in inverse proportion to their
+    number and down to two fifths of the rate of shallow ones (:func:`fresh_kappa`).
 
     Weights that training has left (a quarter or more of the matrices have rows of uneven size,
     :func:`thermoopt.controllers.units.trained_share`) start as with ``"finetune"`` under the default, too,

@@ -178,8 +178,7 @@ class GroupRates:
         Warns:
             UserWarning: once, if groups differ in lr and an absolute rate without bounds overrides that.
         """
-        takes = start.trainable or (True,) * len(start.names)
-        trained = {group for group, take in zip(start.group_of, takes, strict=True) if take}
+        trained = {g for g, takes in zip(start.group_of, start.takes_gradient, strict=True) if takes}
         given = [(name, start.lr[group]) for group, name in enumerate(start.group_names) if group in trained]
         if self._metric == "rms":
             for name, lr in given:
@@ -316,9 +315,10 @@ class GroupRates:
         lo, hi = self._lr_scale
         if self._metric == "lr":
             return lo, hi
-        of = [group for group, lr in enumerate(self._base) if lr > 0]
         names = [
-            (g, name) for g, name in enumerate(self._start.group_names) if base in ("all", name) and g in of
+            (group, name)
+            for group, name in enumerate(self._start.group_names)
+            if base in ("all", name) and self._base[group] > 0
         ]
         ones = [self._one(group) for group, _ in names]
         if not (ones and all(map(math.isfinite, ones))):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# datasets 5.2.0: Dataset.from_generator gives yesterday's data when what the generator reads has changed.
+# datasets 5.2.0: Dataset.from_generator gives the earlier data when what the generator reads has changed.
 #
 # load_dataset on a CSV file notices that the file is another; one would guess that from_generator runs the generator that it is given.
 # Seen: the result is cached on disk by a hash of the generator's code and of the globals that it names, and found again by the

@@ -5,8 +5,8 @@
 # that the scheduler either takes the group in or leaves it alone. Seen: LambdaLR (all of Hugging Face's schedules),
 # MultiplicativeLR, CyclicLR and CosineAnnealingWarmRestarts raise ValueError (of a zip()) at their next step, OneCycleLR a
 # KeyError; StepLR, ExponentialLR and MultiStepLR take it in; and of a warm-up by LinearLR or ConstantLR it ends above its own lr,
-# for good: it is divided by the warm-up's factor though it was never multiplied by it. Likewise
-# SequentialLR takes a ChainedScheduler or another SequentialLR, and raises NotImplementedError at the milestone.
+# for good: it is divided by the warm-up's factor though it was never multiplied by it. Another surprise in mid-run:
+# SequentialLR takes a ChainedScheduler or another SequentialLR, and raises NotImplementedError at its milestone.
 #
 # Exits non-zero if torch does something else.
 set -euo pipefail

@@ -246,11 +246,15 @@ def seen_by_all(reading: Reading, group: Any = None) -> Reading:
 
 @cache
 def _tell_of_own_loss() -> None:
-    """Warn, once in a process, that a controller is not told the loss."""
+    """Warn that a controller is not told the loss.
+
+    Warns:
+        RuntimeWarning: once in a process.
+    """
     warnings.warn(
-        "the loss reported is of this rank's own data: the controller is not told it, since ranks would "
-        "decide differently. ThermoAdamW(process_group=torch.distributed.group.WORLD) tells all ranks the "
-        "first one's",
+        "the reported loss is taken to be of this rank's own data: the controller is not told it, since "
+        "ranks could decide differently. ThermoAdamW(process_group=torch.distributed.group.WORLD) tells all "
+        "ranks the first one's",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -38,7 +38,11 @@ EMA_STEPS = 50
 def check_arguments(
     controller: object, measure_every: object, ema_steps: object, groups: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Check ThermoAdamW's own arguments, those of torch's having become its groups.
+    """Check the arguments that ThermoAdamW has beside torch's.
+
+    Args:
+        controller, measure_every, ema_steps: as given.
+        groups: parameter groups, as torch has made and checked them.
 
     Raises:
         TypeError, ValueError: with the name of the argument, its value and what is allowed.
@@ -129,7 +133,11 @@ def check_hookable(optimizer: object) -> None:
 
 
 def drop_foreign_state(groups: Sequence[dict[str, Any]], key: str) -> None:
-    """Take out of groups, with a warning, what others have put there under a key."""
+    """Take out of groups what others have put there under a key.
+
+    Warns:
+        RuntimeWarning: always.
+    """
     for group in groups:
         del group[key]
     warnings.warn(
@@ -142,7 +150,14 @@ def drop_foreign_state(groups: Sequence[dict[str, Any]], key: str) -> None:
 
 
 def tell_of_scales(saved: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of scales that a controller left in a checkpoint and that no controller will move."""
+    """Tell of scales that a controller left in a checkpoint and that no controller will move.
+
+    Args:
+        saved: the account of each group in the checkpoint.
+
+    Warns:
+        RuntimeWarning: if a scale or a layer factor is not 1.
+    """
     scales = [float(group.get(key, 1.0)) for key in ("lr_scale", "wd_scale") for group in saved]
     factors = any((torch.as_tensor(group.get("layer_factors", 1.0)) != 1).any() for group in saved)
     if factors or any(scale != 1 for scale in scales):
@@ -157,7 +172,15 @@ def tell_of_scales(saved: Sequence[Mapping[str, Any]]) -> None:
 
 
 def tell_of_missing_moments(steps: int, state: Mapping[Any, Any]) -> None:
-    """Warn of a checkpoint of a run that has stepped and in which no parameter has moments."""
+    """Tell of a checkpoint of a run that has stepped and in which no parameter has moments.
+
+    Args:
+        steps: optimizer steps counted in it, without skipped ones.
+        state: the optimizer's, by parameter.
+
+    Warns:
+        RuntimeWarning: if that is so.
+    """
     if steps > 0 and not state:
         warnings.warn(
             f"the checkpoint counts {steps} steps and holds no moments: they start from zero. "

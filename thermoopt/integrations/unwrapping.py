@@ -30,9 +30,8 @@ def unwrap(optimizer: Optimizer) -> Optimizer:
         optimizer = inner[1]
     while True:
         names = ["optimizer", "original_optimizer"]
-        names += (
-            [] if hasattr(optimizer, "_optimizer_step_pre_hooks") else ["optim"]
-        )  # ZeRO's steps a part only
+        if not hasattr(optimizer, "_optimizer_step_pre_hooks"):  # ZeRO has them; its .optim steps a part only
+            names.append("optim")
         held = (getattr(optimizer, name, None) for name in names)
         inner_one = next((inner for inner in held if isinstance(inner, Optimizer)), None)
         if inner_one is None:

@@ -81,8 +81,6 @@ class ThermoScheduler(LRScheduler):
     optimizer's update is not known in advance (all but Adam and AdamW), a law of absolute rates, as in
     :func:`thermoopt.autotune`, leaves the given lr unchanged until the first reading.
 
-    *Copies* and pickles hold a copy of the optimizer, as torch's do; history is not part of them.
-
     *Copies* and pickles take a copy of the optimizer with them, as torch's do; an observer's history is left.
 
     *Distance.* For a law that uses the distance from the start (autotune's), a sample of the parameters

@@ -102,9 +102,14 @@ def _fall(name: str, excess: float, now: float, ahead: float) -> str:
 
 
 def _at_the_end(run: Evidence, norm: Array, fall: Array, matrix: NDArray[np.bool_]) -> Array:
-    """Norms to which the present balance leads by the end of the run, 0 where that is not known, ``[m, n]``.
+    """Return the norms to which the present balance leads by the end of the run, 0 if its length is unknown.
 
     A forecast looks 1/(1 - beta2) steps ahead, a thousand by default; a run that ends sooner keeps more.
+
+    Args:
+        run: the evidence.
+        norm, fall: ``[m, n]`` norm and free fall at m readings of n matrices.
+        matrix: ``[layers]`` which layers these are.
     """
     if run.length is None:
         return np.zeros_like(norm)
