@@ -65,6 +65,24 @@ def test_a_group_that_is_trained_must_have_an_lr():
         train(body, head, opt, None, 1)
 
 
+@pytest.mark.parametrize("lr", [0.0, 1e-5])
+@pytest.mark.parametrize("controlled", [False, True], ids=["plain", "controlled"])
+def test_a_scheduler_trains_what_is_unfrozen_if_it_had_an_lr_and_says_so_if_not(lr, controlled):
+    body, head = nets()
+    opt = torch.optim.AdamW([{"params": body.parameters(), "lr": lr}, {"params": head.parameters()}])
+    scheduler = ThermoScheduler(opt, T, shape="constant", controller=autotune(T) if controlled else None)
+    train(body, head, opt, scheduler, 10)
+    body.requires_grad_(True)
+    if lr == 0:
+        opt.param_groups[0]["lr"] = 1e-3
+        with pytest.warns(UserWarning, match=r"lr of group 'group0' was set to 0.001 and is 0 again"):
+            train(body, head, opt, scheduler, 1, start=10)
+    before = body.weight.detach().clone()
+    train(body, head, opt, scheduler, 10, start=11)
+    assert bool((body.weight != before).any()) is (lr > 0)
+    assert (opt.param_groups[0]["lr"] > 0) is (lr > 0)
+
+
 def test_one_that_is_unfrozen_with_an_lr_gets_a_rate_of_its_own():
     """Which does not depend on that lr: a rate is absolute."""
     moved = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
@@ -222,15 +223,33 @@ def _like(value: float, lr: float | Tensor) -> float | Tensor:
     return torch.full_like(lr, value) if isinstance(lr, Tensor) else float(value)
 
 
-def write_lrs(groups: Iterable[dict[str, Any]], lrs: Iterable[float | Tensor]) -> None:
+def write_lrs(
+    groups: Iterable[dict[str, Any]], lrs: Iterable[float | Tensor], held: Iterable[GroupSchedule]
+) -> None:
     """Write each group's lr into it, in place if it is a tensor.
 
     Groups that got their lr from the optimizer's ``lr=torch.tensor(...)`` share that one tensor; all but the
     first are given one of their own.
+
+    Args:
+        groups: the optimizer's.
+        lrs: what to write.
+        held: the groups' schedules.
+
+    Warns:
+        UserWarning: if a group whose base is 0 was given another lr from outside, as layers are unfrozen.
     """
     written: set[int] = set()
-    for group, lr in zip(groups, lrs, strict=True):
+    for index, (group, lr, own) in enumerate(zip(groups, lrs, held, strict=True)):
         if not isinstance(group["lr"], Tensor):
+            if group["lr"] > 0 and float(own.base) == 0:
+                warnings.warn(
+                    f"lr of group {group.get('name', f'group{index}')!r} was set to {group['lr']:g} and is 0 "
+                    "again: a ThermoScheduler keeps a group at lr 0 that had it when it was added. To train "
+                    "frozen layers later, give their group an lr above 0 from the start",
+                    UserWarning,
+                    stacklevel=5,
+                )
             group["lr"] = float(lr)
             continue
         if id(group["lr"]) in written:

@@ -70,7 +70,8 @@ class ThermoScheduler(LRScheduler):
 
     *Ownership.* lr, and weight decay once a controller has asked for a wd factor other than 1, are always
     computed from the base values (``initial_lr``; the decay at construction), so a value written from outside
-    lasts only until the next :meth:`step`. An lr that is a Tensor stays one. The base of a group that is
+    lasts only until the next :meth:`step`; frozen layers that are to be trained later need an lr above 0 from
+    the start. An lr that is a Tensor stays one. The base of a group that is
     added during the run is the lr it was added with; it follows the shape from the next :meth:`step` on.
 
     *Controller.* Once per optimizer step the controller sees the newest reading of an
@@ -316,7 +317,7 @@ class ThermoScheduler(LRScheduler):
     @torch.no_grad()
     def _write(self) -> None:
         lrs = scaled_lrs(self._held, self._start, self._layer_factors, self._idle, self.optimizer)
-        write_lrs(self.optimizer.param_groups, lrs)
+        write_lrs(self.optimizer.param_groups, lrs, self._held)
         for group, held in zip(self.optimizer.param_groups, self._held, strict=True):
             if held.owns_wd:
                 group["weight_decay"] = held.wd * held.wd_scale
