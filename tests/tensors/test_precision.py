@@ -71,7 +71,7 @@ def test_forces_are_summed_without_float64(narrow, scaled):
         for p in params:
             p.grad = torch.randn(p.shape, generator=rng)
         samples = [x.clone().double() for b in buckets for x in b._samples(b.params)]
-        forces = [x.clone().double() for b in buckets for x in b.views(b.forces(b.params))]
+        forces = [x.clone().double() for b in buckets for x in b.views(b.forces(b.params, b.own_grads()))]
         for i, (x, x0, g) in enumerate(zip(samples, starts, forces, strict=True)):
             g = rates[i] * g / (8.0 if scaled else 1.0)
             n[i] = keep * n[i] - weights.work * float((g * (x - x0)).sum())

@@ -48,9 +48,13 @@ class TravelLayers:
         """Whether the layers are still at the same addresses."""
         return self._addresses == list(map(_data_ptr, self._params))
 
-    def grads_at(self) -> NDArray[np.int64] | None:
-        """Return the gradients' addresses, ``[n]``, 0 for none, or None if one cannot be read."""
-        grads = [p.grad for p in self._params]
+    def grads_at(self, grads: Sequence[Tensor | None] | None = None) -> NDArray[np.int64] | None:
+        """Return the gradients' addresses, ``[n]``, 0 for none, or None if one cannot be read.
+
+        Args:
+            grads: of the layers; None takes each layer's own, which shards have not.
+        """
+        grads = [p.grad for p in self._params] if grads is None else grads
         found, params = [g for g in grads if g is not None], self._params
         if len(found) < len(grads):
             params = [p for g, p in zip(grads, self._params, strict=True) if g is not None]

@@ -45,6 +45,9 @@ class TravelKernel(Protocol):
     def stands(self) -> bool:
         """Whether the layers are still at the same addresses."""
 
+    def grads_at(self, grads: Sequence[Tensor | None] | None = None) -> NDArray[np.int64] | None:
+        """Return the gradients' addresses, ``[n]``, 0 for none, or None if one cannot be read."""
+
     def put(self, rates: NDArray[np.float64], keep: float, work: float, impulse: float) -> None:
         """Make replays of a captured :meth:`push` take these rates and weights."""
 

@@ -13,6 +13,7 @@ from thermoopt.kernels import PLAIN, Addresses, DeviceNumbers, TravelKernel, Tra
 from thermoopt.physics.travel import Weights
 from thermoopt.tensors import precision
 from thermoopt.tensors.sampling import in_order_of, sample
+from thermoopt.tensors.sharding import is_distributed, local
 from thermoopt.tensors.transit import WARM_UP, capturing, send
 
 __all__ = ["Bucket", "wide"]
@@ -38,6 +39,7 @@ class Bucket:
 
     def __init__(self, index: Sequence[int], params: Sequence[Tensor], share: int) -> None:
         self.params, self.index = list(params), np.asarray(index, dtype=np.int64)
+        self._sharded = any(map(is_distributed, self.params))
         self.in_order = bool((np.diff(self.index) > 0).all())
         self._index_there: Tensor | None = None
         self._met: tuple[NDArray[np.int64], TravelKernel, NDArray[np.int64] | None] | None = None
@@ -86,34 +88,46 @@ class Bucket:
 
     def _samples(self, params: Sequence[Tensor]) -> list[Tensor]:
         """Return the layers' samples; views of plain tensors are kept while these lie where they lay."""
-        plain = PLAIN.issuperset(map(type, params))
-        addresses = list(map(_data_ptr, params)) if plain else None
+        held = self._held(params)
+        plain = PLAIN.issuperset(map(type, held))
+        addresses = list(map(_data_ptr, held)) if plain else None
         if addresses is None or addresses != self._seen:
             self._views = [sample(p, self._share) for p in params]
-            kept = [_is_view(v, p) for v, p in zip(self._views, params, strict=True)] if plain else [False]
+            kept = [_is_view(v, p) for v, p in zip(self._views, held, strict=True)] if plain else [False]
             self._seen = addresses if all(kept) else None
             # size, strides and offset of a sample of anything that lies as its layer does
             self._cut = [
                 (v.size(), v.stride(), v.storage_offset() - p.storage_offset(), p.stride())
-                for v, p in zip(self._views, params, strict=True)
+                for v, p in zip(self._views, held, strict=True)
                 if self._seen is not None
             ]
         return self._views
+
+    def _held(self, params: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what this rank holds of the layers: tensors that are not sharded as they are."""
+        return list(map(local, params)) if self._sharded else params
 
     def displacement(self, params: Sequence[Tensor]) -> Tensor:
         """Return theta - x0 in the scratch buffer."""
         self._into(self.work, self._samples(params))
         return self.work.sub_(self.start)
 
-    def forces(self, params: Sequence[Tensor]) -> Tensor:
-        """Samples of the gradients in a new flat buffer, 0 where there is none."""
+    def own_grads(self) -> list[Tensor | None]:
+        """Return what this rank holds of the gradients; once a step, as it may wait for the other ranks."""
+        grads = [p.grad for p in self.params]
+        if not self._sharded:
+            return grads
+        return [None if g is None else local(g, p) for g, p in zip(grads, self.params, strict=True)]
+
+    def forces(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
+        """Samples of the gradients, :meth:`own_grads`, in a new flat buffer, 0 where there is none."""
         out = torch.empty_like(self.work)
         nothing = self.start.new_zeros(())
         found = [
             nothing.expand(shape)
-            if p.grad is None or p.grad.is_sparse
-            else self._sample_of_grad(i, p, p.grad).view(shape)
-            for i, (p, shape) in enumerate(zip(params, self.shapes, strict=True))
+            if grad is None or grad.is_sparse
+            else self._sample_of_grad(i, p, grad).view(shape)
+            for i, (p, grad, shape) in enumerate(zip(params, grads, self.shapes, strict=True))
         ]
         self._into(out, found)
         return out
@@ -123,7 +137,7 @@ class Bucket:
             size, stride, offset, layout = self._cut[i]
             if grad.stride() == layout:
                 return torch.as_strided(grad, size, stride, grad.storage_offset() + offset)
-        return sample(p, self._share, in_order_of(p, grad))
+        return sample(p, self._share, in_order_of(local(p), grad))
 
     def layer_sums(self, flat: Tensor) -> Tensor:
         """Sums of every layer's stretch of a flat buffer, ``[n]``."""
@@ -167,6 +181,10 @@ class Bucket:
         """
         grads = self._grads(at) if at is not None and self._meet(at) else None
         plan, params = self._plan if grads is not None else self.plan(), self.params
+        found = self.own_grads() if grads is None and (plan is None or self._sharded) else None
+        if plan is not None and found is not None:  # a plan knows this rank's tensors, which have no grad
+            grads = plan.grads_at(found)
+            plan = plan if grads is not None else None
         if plan is not None:
             own = None if base is None else base.to(self.start.device)
             numbers = (weights.keep, weights.work, weights.impulse)
@@ -179,7 +197,7 @@ class Bucket:
             self._numbers = DeviceNumbers(len(rates) + 3, wide, there, baked=False)
         self._send(rates, weights)
         *_, forget, work_weight, weight = self._numbers.tensor.unbind()
-        away, force = self.displacement(params), self.forces(params)
+        away, force = self.displacement(params), self.forces(params, found or self.own_grads())
         if grad_scale is not None:
             force.div_(grad_scale.to(force.device))
         force.nan_to_num_(0.0, 0.0, 0.0)
@@ -248,15 +266,21 @@ class Bucket:
 
     def plan(self) -> TravelKernel | None:
         """Return the kernel for the layers' sums, None where there is none that can read them."""
-        if self._plan is None or not self._plan.stands:
+        if self._plan is None or not self._stands(self._plan):
             if capturing():
                 if self._plan is None and self._looked:
                     return None
                 raise RuntimeError(WARM_UP)
-            samples = self._samples(self.params)
-            self._plan = travel_plan(self.params, samples, self.start, self.impulse, self.done)
+            samples, held = self._samples(self.params), self._held(self.params)
+            self._plan = travel_plan(held, samples, self.start, self.impulse, self.done)
             self._looked = True
         return self._plan
+
+    def _stands(self, plan: TravelKernel) -> bool:
+        """Whether the layers are where the plan found them; a shard may be another tensor by now."""
+        if self._sharded:
+            return plan.params_at.tolist() == list(map(_data_ptr, self._held(self.params)))
+        return plan.stands
 
 
 def _is_view(view: Tensor, p: Tensor) -> bool:
