@@ -94,8 +94,8 @@ class FineTuning(Thermostat):
         super().__init__(FINETUNE_LAW, total_steps=total_steps, kappa=FINETUNE_KAPPA)
 
     def attach(self, start: Start) -> None:
-        """Receive the layers; the first time, see whether they are new."""
-        first = not self._cohorts
+        """Receive the layers; the first time in a run, see whether they are new."""
+        first = not self._known
         super().attach(start)
         if first:
             _raise_new(self, start)
@@ -134,8 +134,8 @@ class FromStart(Thermostat):
             self._follow(FRESH_LAW, {"kappa": kappa})
 
     def attach(self, start: Start) -> None:
-        """Receive the layers; the first time, see whether they are trained, and how many there are."""
-        first = not self._cohorts
+        """Receive the layers; the first time in a run, see if they are trained, and how many there are."""
+        first = not self._known
         if first:
             self._take_for(trained_share(start), fresh_kappa(start))
         super().attach(start)

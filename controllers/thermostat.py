@@ -175,11 +175,10 @@ class Thermostat(Controller):
         Raises:
             ValueError: if a group's lr is 0 and the law yields an absolute rate.
         """
-        same = {
-            name: self._known[name][0]
-            for name, numel in zip(start.names, start.numel, strict=True)
-            if name in self._known and self._known[name][1] == numel
-        }
+        if not self._known:
+            self._cohorts.clear()  # those of the layers before a reset
+        sizes = dict(zip(start.names, start.numel, strict=True))
+        same = {name: unit for name, (unit, numel) in self._known.items() if sizes.get(name) == numel}
         if self._readings and self._law.metric == "rms":
             fresh = set(start.names) - set(same)
             self._waiting |= fresh  # until their first gradient

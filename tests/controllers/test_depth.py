@@ -97,6 +97,29 @@ def test_a_checkpoint_keeps_its_start_and_one_of_earlier_versions_too():
         assert kept["cohorts"] == state["members"][0]["state"]["cohorts"]  # the rate held stays
 
 
+@pytest.mark.parametrize("preset", ["default", "finetune"])
+def test_after_a_reset_the_next_network_has_the_start_of_its_own(preset):
+    """As of a fresh controller, whatever the first one was: shallow, or adapters."""
+
+    def log(controller, model):
+        optimizer = ThermoAdamW(model.named_parameters(), controller=controller, measure_every=1)
+        for _ in range(20):
+            optimizer.zero_grad()
+            model(torch.ones(8, 64)).square().mean().backward()
+            optimizer.step()
+        return optimizer.controller.state_dict()["members"][0]["state"]
+
+    first = stack(3)
+    for m in first[:3:2]:
+        nn.init.zeros_(m.weight)  # as adapters have
+    controller = autotune(20, preset)
+    log(controller, first)
+    controller.reset()
+    again, fresh = log(controller, stack(20)), log(autotune(20, preset), stack(20))
+    assert again.get("kappa") == fresh.get("kappa")
+    assert again["cohorts"] == fresh["cohorts"]
+
+
 def test_a_resumed_run_goes_on_bit_for_bit():
     def run(model, optimizer, batches):
         for x in batches:
