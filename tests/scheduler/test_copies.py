@@ -58,6 +58,16 @@ def test_a_copy_alone_leaves_the_original_to_its_optimizer():
     assert (scheduler.last_epoch, other.last_epoch) == (20, 10)
 
 
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_does_not_warn_again_of_groups_that_differ(clone):
+    net = model()
+    opt = torch.optim.SGD([{"params": net[i].parameters(), "lr": 0.1 / (1 + i)} for i in (0, 2)])
+    with pytest.warns(UserWarning, match="groups differ in lr"):
+        scheduler = ThermoScheduler(opt, 40, shape="constant", controller=autotune(40))
+    train(net, opt, 10, scheduler=scheduler)
+    clone((net, opt, scheduler))  # where a warning is an error
+
+
 def test_an_observer_that_was_given_is_not_copied():
     opt = torch.optim.SGD(model().parameters(), lr=0.1)
     scheduler = ThermoScheduler(Observer(None, opt), opt, 40, shape="constant", controller=autotune(40))

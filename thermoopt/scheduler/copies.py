@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -31,9 +33,18 @@ def taken_apart(
         )
     blank = copy.deepcopy(controller)
     if blank is not None:
-        blank.reset()  # its state is in the scheduler's
+        with _told_before():
+            blank.reset()  # its state is in the scheduler's
     kind, optimizer, state = type(scheduler), scheduler.optimizer, scheduler.state_dict()
     return _put_together, (kind, optimizer, asdict(plan), blank, state)
+
+
+@contextmanager
+def _told_before() -> Iterator[None]:
+    """Leave out what a controller says once of a run's groups: the original has said it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="groups differ in lr")
+        yield
 
 
 def _put_together(
@@ -43,6 +54,7 @@ def _put_together(
     controller: Controller | None,
     state: dict[str, Any],
 ) -> LRScheduler:
-    scheduler = kind(optimizer, **plan, controller=controller)
-    scheduler.load_state_dict(state)
+    with _told_before():
+        scheduler = kind(optimizer, **plan, controller=controller)
+        scheduler.load_state_dict(state)
     return scheduler
