@@ -180,12 +180,11 @@ class Bucket:
             at: where layers and gradients lie, if a kernel has checked them.
         """
         grads = self._grads(at) if at is not None and self._meet(at) else None
-        plan, params = self._plan if grads is not None else self.plan(), self.params
-        found = self.own_grads() if grads is None and (plan is None or self._sharded) else None
-        if plan is not None and found is not None:  # a plan knows this rank's tensors, which have no grad
-            grads = plan.grads_at(found)
-            plan = plan if grads is not None else None
-        if plan is not None:
+        plan, params, found = self._plan, self.params, None
+        if grads is None:
+            plan, found = self.plan(), self.own_grads()
+            grads = None if plan is None else plan.grads_at(found)
+        if plan is not None and grads is not None:
             own = None if base is None else base.to(self.start.device)
             numbers = (weights.keep, weights.work, weights.impulse)
             if plan.push(rates, *numbers, grad_scale, found_inf, own, grads):

@@ -42,8 +42,7 @@ def no_gradients(run: Evidence) -> Finding | None:
     """A run that goes on after the last gradient: the optimizer holds other tensors than the model.
 
     Null: none, a step without a gradient moves nothing. As sure as of a rate of 0 (:func:`.rates.surety`),
-    beyond the steps in which no reading was due. A run without
-    any reading says why there is none.
+    beyond the steps in which no reading was due. A run without any reading says why there is none.
     """
     if run.n == 0 or run.skipped.get("no_gradients", 0) == 0:
         return None
