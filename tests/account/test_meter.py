@@ -6,6 +6,7 @@ import torch
 
 from tests.support.small_net import model, train
 from thermoopt import ThermoAdamW
+from thermoopt.account.history import History
 from thermoopt.account.meter import Meter
 from thermoopt.kernels import Sum
 from thermoopt.physics.terms import COLUMNS
@@ -137,3 +138,34 @@ def test_reading_is_formed_once():
     opt = ThermoAdamW(net.parameters(), measure_every=1)
     train(net, opt, 2)
     assert opt.reading is opt.reading
+
+
+@pytest.mark.parametrize("unavailable", [(), (Sum.A, Sum.UU)])
+def test_readings_formed_together_are_those_formed_alone(unavailable):
+    meter = Meter(ema_steps=3.0, unavailable=unavailable)
+    meter.add_group("group0", ["w0", "w1"], [4, 7])
+    copies, alone = [], []
+    for step, layers in enumerate(
+        [(0,), (0, 1), (1,), (1,), (1,), (1,)], start=1
+    ):  # w0 is out of date in the end
+        feed(meter, step, 2.0 + step, layers)
+        meter.skip("nonfinite")
+        copies.append(meter.snapshot())
+        alone.append(meter.reading)
+    Meter.form(copies)
+    for copy, reading in zip(copies, alone, strict=True):
+        assert (copy.reading.step, copy.reading.skipped) == (reading.step, reading.skipped)
+        assert copy.reading.seen.tolist() == reading.seen.tolist()
+        np.testing.assert_array_equal(copy.reading.terms, reading.terms)
+    assert [r.seen.tolist() for r in alone][::5] == [[True, False], [False, True]]
+
+
+def test_a_history_forms_readings_of_before_and_after_a_group_joined():
+    meter, history = fresh(), History()
+    feed(meter, 1, 2.0)
+    history.append_later(meter.snapshot())
+    meter.add_group("late", ["v"], [3])
+    feed(meter, 2, 4.0, layers=(0, 1))
+    history.append_later(meter.snapshot())
+    assert history.steps.tolist() == [1, 2]
+    np.testing.assert_array_equal(history.group(1, "sigma"), [np.nan, meter.reading.groups[1].sigma])

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from thermoopt.account.meter import Meter
 from thermoopt.account.reading import Quantities, Reading
 from thermoopt.physics import QUANTITIES, Standing, Term, check_quantity, quantities
 
@@ -38,17 +39,9 @@ MAX_LAYER_READINGS = 256
 
 
 TOGETHER = 16
-"""Readings that nobody waits for are formed so many in one go: one by one between steps, each would find
-numpy's code out of the processor's caches and take several times as long. Until then they hold 3.5 KB a
+"""Readings that nobody waits for are formed so many in one go: one by one between steps, each would pay for
+numpy's calls and find its code out of the processor's caches. Until then they hold 3.5 KB a
 layer."""
-
-
-class Unformed(Protocol):
-    """A reading that was not formed yet."""
-
-    @property
-    def reading(self) -> Reading | None:
-        """Form it."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +111,7 @@ class History:
         self._max_layers = max_layer_readings
         self._group_rows: deque[_Row] = deque()
         self._layer_rows: list[_Row] = []
-        self._later: list[Unformed] = []
+        self._later: list[Meter] = []
         self._stride = 1
         self._count = 0
 
@@ -130,19 +123,22 @@ class History:
         self._form()
         self._add(reading)
 
-    def append_later(self, unformed: Unformed) -> None:
-        """Add a reading that is formed with others, or when the history is looked at."""
-        self._later.append(unformed)
+    def append_later(self, measured: Meter) -> None:
+        """Add the reading of a meter's copy: formed with others, or when the history is looked at."""
+        if self._later and not measured.has_layers_of(self._later[-1]):
+            self._form()
+        self._later.append(measured)
         if len(self._later) >= TOGETHER:
             self._form()
 
     def _form(self) -> None:
         """Add the readings that were not formed yet."""
         later, self._later = self._later, []
-        for unformed in later:
-            reading = unformed.reading
-            assert reading is not None
-            self._add(reading)
+        if later:
+            Meter.form(later)
+        for measured in later:
+            assert measured.reading is not None
+            self._add(measured.reading)
 
     @np.errstate(over="ignore")  # a diverging run: infinite in float32
     def _add(self, reading: Reading) -> None:

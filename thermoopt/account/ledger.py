@@ -317,9 +317,9 @@ class Ledger:
     def _record(self, step: int, travel: PendingTravel | None) -> None:
         self.meter.run.recorded, self.meter.run.unseen = step, 1
         if not (self._complete or self._on_record or self._sinks):  # nobody waits for it
-            unformed = self.meter.snapshot()
-            self._last.add(step, lambda: unformed.reading)
-            return self._history.append_later(unformed)
+            measured = self.meter.snapshot()
+            self._last.add(step, lambda: measured.reading)
+            return self._history.append_later(measured)
         reading = self.meter.reading
         assert reading is not None
         if self._complete is not None:

@@ -198,7 +198,7 @@ def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, 
     ``[0, self]`` here, after averaging, so that signal = self - noise is never negative.
 
     Args:
-        mean: ``[COLUMNS, n]`` averaged sums (:func:`linear_sums`).
+        mean: ``[COLUMNS, n]`` averaged sums (:func:`linear_sums`); n may stand for several axes.
         error2: ``[n]``, sum of the squared averaging weights; the variance of an average is this times the
             variance of one step.
         lr, wd, beta2: ``[n]`` effective learning rate and weight decay, second-moment decay.
@@ -217,7 +217,7 @@ def layer_terms(mean: Array, error2: Array, lr: Array, wd: Array, beta2: Array, 
     memory, lr2, quarter = a - self_, lr**2, lr / 4
     source = lr2 * uu - 2 * alpha * lr * mean[Sum.TU]
     decay = decayed * mean[Sum.GT]
-    out = np.empty((len(Term), mean.shape[1]))
+    out = np.empty((len(Term), *mean.shape[1:]))
     out[Term.SIGMA] = lr * a
     out[Term.SIGMA_SGD] = lr * mean[Sum.GG]
     out[Term.D_ES] = lr * (self_ - noise + np.maximum(memory, 0.0))
