@@ -67,3 +67,32 @@ def test_decay_that_is_too_high_is_found_in_a_run_of_known_length():
     assert diagnose(observer).facts["length"] == 200
     assert min(norms.values()) < NU
     assert "weight_decay_collapse" in kinds(observer)
+
+
+@pytest.mark.parametrize(
+    ("length", "memory", "found"),
+    [
+        (400, 81, False),
+        (400, 60, True),
+        (300, 61, False),
+        (300, 40, True),
+        (None, 90, True),
+        (None, 110, False),
+    ],
+)
+def test_decay_to_which_a_controller_confines_is_no_collapse(length, memory, found):
+    """lr * decay is 1 / memory throughout; noise makes the norm grow from next to nothing."""
+    net = nn.Linear(8, 8, bias=False)
+    nn.init.normal_(net.weight, std=1e-3)
+    opt = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=100 / memory)
+    scheduler = None if length is None else ThermoScheduler(opt, length, shape="wsd")
+    observer = Observer(net, opt, log_every=1)
+    for step in range(299):
+        net.weight.grad = torch.randn(8, 8, generator=torch.Generator().manual_seed(step))
+        opt.step()
+        if scheduler is not None:
+            scheduler.step()
+        observer.step(loss=1.0)
+    report = diagnose(observer)
+    assert report.facts.get("length") == length
+    assert ("1/(lr decay)" in {finding.measure for finding in report.findings}) is found

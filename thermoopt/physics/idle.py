@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["AGREEING", "LEAST", "MEMORY", "SPENT", "Force", "confining_decay", "idleness"]
+__all__ = ["AGREEING", "LEAST", "MEMORY", "SPENT", "Force", "confined_memory", "confining_decay", "idleness"]
 
 MEMORY = 0.2
 """Share of the run over which confined weights remember their updates. Measured by this project: with 0.1
@@ -96,6 +96,15 @@ def idleness(force: float, coherence: float) -> float:
     return spent * min(1.0, max(0.0, (coherence - low) / (high - low)))
 
 
+def confined_memory(total_steps: int) -> float:
+    r"""Return the steps over which confined weights remember, :math:`\max(0.2\,T,\ 60)`.
+
+    Args:
+        total_steps: length T of the run.
+    """
+    return max(MEMORY * total_steps, LEAST)
+
+
 def confining_decay(lr: float, total_steps: int) -> float:
     r"""Return the decay at which weights remember :data:`MEMORY` of the run at a learning rate.
 
@@ -108,4 +117,4 @@ def confining_decay(lr: float, total_steps: int) -> float:
     References:
         AdamW as an average of its updates: Wang and Aitchison, arXiv 2405.13698.
     """
-    return 1 / (lr * max(MEMORY * total_steps, LEAST))
+    return 1 / (lr * confined_memory(total_steps))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from thermoopt.diagnosis.evidence import Array, Evidence, median
 from thermoopt.diagnosis.finding import Finding, two_digits
-from thermoopt.physics import ANGULAR_BOUND, FREE_FALL, NU, norm_forecast
+from thermoopt.physics import ANGULAR_BOUND, FREE_FALL, NU, confined_memory, norm_forecast
 
 __all__ = ["weight_decay_collapse", "weight_decay_irrelevant"]
 
@@ -20,6 +20,9 @@ most two in healthy runs."""
 FORGETFUL = 100.0
 """Time 1/(lr decay), in steps, below which decay erases weights while momentum (10 steps) still builds them:
 decay should act ten times more slowly (theory, section 4). Measured: at least 330 in healthy runs."""
+
+ROUNDING = 0.99
+"""Factor on a memory to which a controller may have raised decay: less than that is not the controller's."""
 
 IRRELEVANT = 0.01
 """Sum of lr times decay below which decay removed less than 1 % of any weight."""
@@ -36,7 +39,9 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
     forecast of a converged run with tiny decay is its present norm, and the angular step of a scale-invariant
     layer is small; a run whose length is known is forecast to its end at most. HIGH for :data:`SUSTAINED`
     successive readings that reach into the second half of the run, MEDIUM for three; HIGH also if decay
-    erases a weight within :data:`FORGETFUL` steps and has done so for as long.
+    erases a weight within :data:`FORGETFUL` steps and has done so for as long. In a run of known length that
+    time is at most the memory to which a controller confines weights that are no longer driven
+    (:func:`~thermoopt.physics.confined_memory`, 60 to 100 steps in runs shorter than 500).
     """
     if not run.enough:
         return None
@@ -129,9 +134,10 @@ def _longest(falls: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _long_enough(run: Evidence, rate: Array) -> NDArray[np.bool_]:
-    """Whether decay was above 1/FORGETFUL per step for at least FORGETFUL steps in total, ``[n]``."""
+    """Whether decay erased weights within too few steps for at least FORGETFUL steps in total, ``[n]``."""
+    few = FORGETFUL if run.length is None else min(FORGETFUL, ROUNDING * confined_memory(run.length))
     steps = np.diff(run.layer_steps, prepend=0)
-    return ((rate > 1 / FORGETFUL) * steps[:, None]).sum(axis=0) >= FORGETFUL
+    return ((rate > 1 / few) * steps[:, None]).sum(axis=0) >= FORGETFUL
 
 
 def weight_decay_irrelevant(run: Evidence) -> Finding | None:
