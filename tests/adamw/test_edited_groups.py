@@ -163,7 +163,7 @@ def test_a_tensor_of_another_shape_starts_afresh_under_its_name():
             opt.param_groups[0]["params"][0] = p
         p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
         if t == 2:
-            with pytest.warns(RuntimeWarning, match="no longer there: w; new, measured from here on: w$"):
+            with pytest.warns(RuntimeWarning, match="of another shape, measured afresh: w$"):
                 opt.step()
         else:
             opt.step()

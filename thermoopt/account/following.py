@@ -101,12 +101,15 @@ def _tell(
 ) -> None:
     tensors = [p for group in before for p in group]
     kept = {i for i in place if i is not None}
+    gone = [name for i, name in enumerate(old) if i not in kept]
+    new = [now[j] for j, i in enumerate(place) if i is None]
     kinds = {
         "followed on the tensors put in their place": [
             now[j] for j, i in enumerate(place) if i is not None and tensors[i] is not params[j]
         ],
-        "no longer there": [name for i, name in enumerate(old) if i not in kept],
-        "new, measured from here on": [now[j] for j, i in enumerate(place) if i is None],
+        "of another shape, measured afresh": [name for name in new if name in gone],
+        "no longer there": [name for name in gone if name not in new],
+        "new, measured from here on": [name for name in new if name not in gone],
     }
     said = [f"{what}: {_listed(layers)}" for what, layers in kinds.items() if layers]
     if said:
