@@ -6,6 +6,7 @@ import csv
 import math
 import types
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def test_readings_wait_for_trackio_to_begin() -> None:
 
 
 def test_a_wrong_logger_is_named() -> None:
-    with pytest.raises(TypeError, match=r"logger must be an object with log\(dict, step\), got 3"):
+    with pytest.raises(TypeError, match=r"an object with log\(dict, step\) or a function f\(dict, step=\), got 3"):
         LogSink(3)
 
 
@@ -206,6 +207,69 @@ def test_a_run_that_is_not_there_is_explained() -> None:
         TypeError, match=r"sinks must be .* got None.*wandb\.run is None before wandb\.init\(\)"
     ):
         make_optimizer(None)
+
+
+# -------------------------------------------------------------------- SwanLab, functions
+
+
+class SwanLab(types.ModuleType):
+    """SwanLab 0.10 as far as sinks go, module and run: W&B's names, but no ``commit`` and no step of a row."""
+
+    def __init__(self) -> None:
+        super().__init__("swanlab")
+        self.calls: list[tuple[dict[str, float], int | None]] = []
+        self.run = types.SimpleNamespace(log=self.log, define_metric=self.define_metric)
+
+    def log(self, data: dict[str, float], step: int | None = None) -> None:
+        self.calls.append((data, step))
+
+    def define_metric(self, key: str, **kwargs: Any) -> None:
+        pytest.fail("SwanLab takes a step with each value")
+
+
+@pytest.mark.parametrize("given", ["module", "run", "log"])
+def test_swanlab_is_not_taken_for_wandb(given: str) -> None:
+    swanlab = SwanLab()
+    sink = {"module": swanlab, "run": swanlab.run, "log": swanlab.log}[given]
+    readings = train(make_optimizer(sink), 3)
+    assert swanlab.calls == [(expected_scalars(r), r.step) for r in readings]
+    with pytest.raises(TypeError, match=r"run must be wandb or the run that wandb\.init"):
+        WandbSink(swanlab.run)
+
+
+def test_a_function_gets_each_reading() -> None:
+    calls: list[tuple[str, float, int]] = []
+
+    def record(values: dict[str, float], step: int) -> None:
+        calls.extend((name, value, step) for name, value in values.items())
+
+    class AimRun:
+        def track(self, values: dict[str, float], name: str | None = None, step: int | None = None) -> None:
+            assert name is None
+            record(values, step)
+
+    for sink in (record, partial(record), AimRun().track):
+        calls.clear()
+        readings = train(make_optimizer(sink), 2)
+        assert calls == [(name, v, r.step) for r in readings for name, v in expected_scalars(r).items()]
+    (reading,) = train(make_optimizer(LogSink(record, prefix="critic", layers="*")), 1)
+    assert {f"critic/layers/{name}/sigma" for name in reading.names} <= {name for name, _, _ in calls}
+
+
+def test_a_trackers_log_is_taken_for_the_tracker() -> None:
+    """``wandb.log`` is a method of the run: called with a step of ours it would drop the user's rows."""
+    run, mlflow = WandbRun(), MLflow()
+    readings = train(make_optimizer(run.log, mlflow.log_metrics), 2)
+    run.finish()
+    assert [row["thermo/step"] for row in run.history] == [r.step for r in readings]
+    assert run.refused == []
+    assert [step for _, step, _ in mlflow.calls] == [r.step for r in readings]
+
+
+def test_what_can_be_called_but_is_no_function_is_refused() -> None:
+    for wrong in (torch.nn.Linear(2, 2), torch.optim.AdamW):
+        with pytest.raises(TypeError, match=r"or functions f\(dict, step=\) that hand .*, got "):
+            make_optimizer(wrong)
 
 
 # -------------------------------------------------------------------- MLflow

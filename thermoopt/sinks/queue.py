@@ -14,7 +14,15 @@ from thermoopt.account.reading import Reading
 from thermoopt.physics import Standing
 from thermoopt.sinks.jsonl import FileSink
 from thermoopt.sinks.schedule import Facts
-from thermoopt.sinks.trackers import LogSink, MLflowSink, TensorBoardSink, WandbSink, has_method
+from thermoopt.sinks.trackers import (
+    LogSink,
+    MLflowSink,
+    TensorBoardSink,
+    WandbSink,
+    has_method,
+    is_function,
+    is_wandb,
+)
 
 __all__ = ["MAX_UNSENT", "Sink", "SinkQueue"]
 
@@ -40,8 +48,8 @@ class SinkQueue:
 
     Args:
         sinks: :class:`Sink` objects, or objects that can be wrapped as one: a TensorBoard ``SummaryWriter``,
-            a W&B run or the module ``wandb``, the modules ``mlflow`` and ``trackio``, any object with
-            ``log(dict, step)`` or ``log_metrics(dict, step)``.
+            a W&B run or the module ``wandb``, the modules ``mlflow``, ``trackio`` and ``swanlab``, any object
+            with ``log(dict, step)`` or ``log_metrics(dict, step)``, any function of ``(dict, step=)``.
 
     Raises:
         TypeError: for any other object.
@@ -157,24 +165,31 @@ class SinkQueue:
 
 
 def _as_sink(sink: Any) -> Sink:
-    if isinstance(sink, Sink) and not isinstance(sink, type):
-        return sink
-    for method, kind in _KINDS:
-        if has_method(sink, method) and not isinstance(sink, type):
+    if not isinstance(sink, type):
+        owner = getattr(sink, "__self__", None)
+        if is_function(sink) and _kind(owner) is not None:  # wandb.log is a method of the run
+            sink = owner
+        if isinstance(sink, Sink):
+            return sink
+        kind = _kind(sink) or (LogSink if is_function(sink) else None)
+        if kind is not None:
             return kind(sink)
     raise TypeError(
         "sinks must be objects with write(reading) or log(dict, step), such as those of thermoopt.sinks, a "
-        f"SummaryWriter, a W&B run, mlflow or trackio, got {sink!r}{_hint(sink)}"
+        "SummaryWriter, a W&B run, mlflow or trackio, or functions f(dict, step=) that hand a reading's values "
+        f"to another tracker, got {sink!r}{_hint(sink)}"
     )
 
 
-_KINDS: tuple[tuple[str, Callable[[Any], Sink]], ...] = (
-    ("add_scalar", TensorBoardSink),
-    ("define_metric", WandbSink),
-    ("log", LogSink),
-    ("log_metrics", MLflowSink),
-)
-"""What an object is taken for by a method it has, in this order: W&B has ``log``, too."""
+def _kind(tracker: Any) -> Callable[[Any], Sink] | None:
+    """The sink for a tracker, told by a method that it has; W&B has ``log``, too."""
+    if has_method(tracker, "add_scalar"):
+        return TensorBoardSink
+    if is_wandb(tracker):
+        return WandbSink
+    if has_method(tracker, "log"):
+        return LogSink
+    return MLflowSink if has_method(tracker, "log_metrics") else None
 
 
 def _hint(sink: Any) -> str:

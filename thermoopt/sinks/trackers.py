@@ -1,4 +1,4 @@
-"""Readings for experiment trackers: TensorBoard, W&B, MLflow, trackio, any object with ``log(dict, step)``.
+"""Readings for experiment trackers: TensorBoard, W&B, MLflow, trackio, any ``log(dict, step)``, any function.
 
 Nothing is imported: a sink calls methods of the given writer, run or module in the training thread, where
 trackers keep their active run; most of them send in a separate thread.
@@ -6,11 +6,13 @@ trackers keep their active run; most of them send in a separate thread.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -71,25 +73,29 @@ class TensorBoardSink:
 
 
 class LogSink:
-    """Calls ``log(dict, step)`` of a logger: trackio or its run, Accelerate, or a custom object.
+    """Calls ``log(dict, step=)`` of a logger: trackio, SwanLab or their runs, Accelerate, or a custom object.
 
     Args:
-        logger: an object with ``log``.
+        logger: an object with ``log``, or a function that takes what ``log`` does (Aim's ``run.track``).
         prefix, layers: as for :class:`TensorBoardSink`.
 
     Raises:
-        TypeError, ValueError: if the logger has no ``log``; for a prefix that is not a name.
+        TypeError, ValueError: if the logger is neither; for a prefix that is not a name.
     """
 
     def __init__(self, logger: Any, *, prefix: str = PREFIX, layers: str | None = None) -> None:
-        if not has_method(logger, "log"):
-            raise TypeError(f"LogSink: logger must be an object with log(dict, step), got {logger!r}")
+        if not (has_method(logger, "log") or is_function(logger)):
+            raise TypeError(
+                "LogSink: logger must be an object with log(dict, step) or a function f(dict, step=), got "
+                f"{logger!r}"
+            )
         self._logger = logger
         self._names = _Names(prefix, layers)
 
     def write(self, reading: Reading) -> None:
         """Call ``log`` once with every finite scalar of total, groups and the layers asked for."""
-        self._logger.log(self._names.scalars(reading), step=reading.step)
+        log = self._logger if is_function(self._logger) else self._logger.log
+        log(self._names.scalars(reading), step=reading.step)
 
 
 class WandbSink:
@@ -108,13 +114,13 @@ class WandbSink:
         prefix, layers: as for :class:`TensorBoardSink`; the step is then ``PREFIX/step``.
 
     Raises:
-        TypeError, ValueError: if the run lacks ``log`` or ``define_metric``; for a prefix that is not a name.
+        TypeError, ValueError: for anything but a W&B run; for a prefix that is not a name.
     """
 
     def __init__(
         self, run: Any, *, keep_all: bool = True, prefix: str = PREFIX, layers: str | None = None
     ) -> None:
-        if not (has_method(run, "define_metric") and has_method(run, "log")):
+        if not is_wandb(run):
             raise TypeError(
                 f"WandbSink: run must be wandb or the run that wandb.init() returned, got {run!r}"
             )
@@ -265,6 +271,24 @@ class _Names:
 def has_method(x: Any, name: str) -> bool:
     """Whether an object can be asked to do something."""
     return callable(getattr(x, name, None))
+
+
+def is_function(x: Any) -> bool:
+    """Whether something is a function, a method or a partial one, not just any object with ``__call__``."""
+    return inspect.isroutine(x) or isinstance(x, partial)
+
+
+def is_wandb(x: Any) -> bool:
+    """Whether something is the module ``wandb`` or a run of it, which knows the step of the row that is open.
+
+    SwanLab and its runs have ``define_metric`` and ``log`` as well, but no such step, and no ``commit``.
+    """
+    if isinstance(x, ModuleType):
+        return x.__name__ == "wandb"
+    if not (has_method(x, "define_metric") and has_method(x, "log")):
+        return False
+    # told by its class, since a run in shared mode may refuse to say its step
+    return hasattr(type(x), "step") or "step" in vars(x)
 
 
 def _mlflow_names(names: Sequence[str]) -> list[str]:
