@@ -95,7 +95,9 @@ def test_readings_wait_for_trackio_to_begin() -> None:
 
 
 def test_a_wrong_logger_is_named() -> None:
-    with pytest.raises(TypeError, match=r"an object with log\(dict, step\) or a function f\(dict, step=\), got 3"):
+    with pytest.raises(
+        TypeError, match=r"an object with log\(dict, step\) or a function f\(dict, step=\), got 3"
+    ):
         LogSink(3)
 
 
@@ -213,7 +215,7 @@ def test_a_run_that_is_not_there_is_explained() -> None:
 
 
 class SwanLab(types.ModuleType):
-    """SwanLab 0.10 as far as sinks go, module and run: W&B's names, but no ``commit`` and no step of a row."""
+    """SwanLab 0.10 as far as sinks go, module and run: W&B's names, but no ``commit``, no step of a row."""
 
     def __init__(self) -> None:
         super().__init__("swanlab")

@@ -176,8 +176,8 @@ def _as_sink(sink: Any) -> Sink:
             return kind(sink)
     raise TypeError(
         "sinks must be objects with write(reading) or log(dict, step), such as those of thermoopt.sinks, a "
-        "SummaryWriter, a W&B run, mlflow or trackio, or functions f(dict, step=) that hand a reading's values "
-        f"to another tracker, got {sink!r}{_hint(sink)}"
+        "SummaryWriter, a W&B run, mlflow or trackio, or functions f(dict, step=) that hand the values to "
+        f"another tracker, got {sink!r}{_hint(sink)}"
     )
 
 
