@@ -73,8 +73,8 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
             ``foreach`` is given.
         sinks: objects that receive readings during the run: those of :mod:`thermoopt.sinks`, a SummaryWriter,
             ``wandb.run``, ``mlflow``, ``trackio``, any object with ``write(reading)``, ``log(dict, step)`` or
-            ``log_metrics(dict, step)``, any function of ``(dict, step=)``. Copies and pickles of the optimizer
-            have none.
+            ``log_metrics(dict, step)``, any function of ``(dict, step=)``. Copies and pickles of the
+            optimizer have none.
         process_group: a ``torch.distributed`` group whose ranks must take the same decisions: all get the
             readings of its first rank. DDP ranks hold the same gradients and decide alike without it as long
             as their arithmetic is the same; a law that uses a reported loss needs it. Copies have none.
