@@ -111,3 +111,30 @@ def test_parameters_without_elements_are_neither_dead_nor_warned_of(make):
             (F.mse_loss(model(x), x.sum((0, 2))[:, None]) + model.empty.sum()).backward()
             optimizer.step()
         assert not dead_layers(observer)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_bias_that_cancels_in_differences_of_outputs_is_no_dead_layer(make):
+    """Pairs are ranked by the difference of their outputs, in which the last bias cancels."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = make(model)
+    observer = Observer(model, optimizer)
+    for step in range(900):
+        a, b = torch.randn(2, 32, 4)
+        sign = (a[:, :1] - b[:, :1]).sign()
+        loss = F.softplus(-sign * (model(a) - model(b))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        model[2].bias.grad.zero_()  # sums of plus and minus the same numbers, but for rounding
+        if step >= 300:
+            model[0].bias.grad.zero_()
+        optimizer.step()
+        observer.step(loss=loss)
+        if step == 299:
+            (shift,) = dead_layers(observer)
+            assert shift.confidence == "LOW"
+            assert shift.layers == ("2.bias",)
+    (dead,) = dead_layers(observer)
+    assert dead.confidence == "HIGH"  # one that dies later is
+    assert dead.layers == ("0.bias",)

@@ -60,7 +60,8 @@ def dead_layer(run: Evidence) -> Finding | None:
     what it was: where moments are known the first power must forget, too, elsewhere squares must do so for
     :data:`SURE` averages. Where all layers fade while the loss goes to 0 (:data:`FITTED`), none is dead. HIGH
     where gradients are zero (the layer is in the graph, and something blocks it), MEDIUM where there is none
-    (it may be unused on purpose) and where all vanish and no loss tells why.
+    (it may be unused on purpose) and where all vanish and no loss tells why, LOW for shifts that cancel
+    (:func:`_cancelled`).
     """
     if len(run.layer_steps) < MIN_READINGS:
         return None
@@ -68,6 +69,8 @@ def dead_layer(run: Evidence) -> Finding | None:
     free = np.array([name not in run.frozen for name in run.names]) & (run.layers("numel")[-1] != 0)
     never = np.isnan(norms).all(axis=0) & free
     silent = {"zero": _zero_since(run), "none": _none_since(norms)}
+    cancelled = _cancelled(run, silent["zero"]) & free
+    free &= ~cancelled
     faded = (silent["zero"] > 0) & (silent["zero"] < len(norms) - LASTING)
     all_fade = bool(faded[free].all())
     fitted = run.loss_ratios()[1]
@@ -78,7 +81,7 @@ def dead_layer(run: Evidence) -> Finding | None:
         if dead.any() or (what == "none" and never.any()):
             break
     else:
-        return None
+        return _shifts(run, run.select(cancelled)) if cancelled.any() else None
     whole = since[dead].min(initial=len(norms)) == 0
     layers = run.select(dead if dead.any() else never)
     many = f"{layers[0]} and {len(layers) - 1} more have" if len(layers) > 1 else f"{layers[0]} has"
@@ -110,6 +113,33 @@ def dead_layer(run: Evidence) -> Finding | None:
         effect=0.0,
         null=math.nan,
         readings=readings,
+        layers=layers,
+        layer_type=run.type_of(layers),
+    )
+
+
+def _cancelled(run: Evidence, since: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Vectors whose gradient was zero from the first step on beside a matrix of the same module that has one.
+
+    So is a bias where outputs enter a loss by their differences alone (ranking, contrastive losses).
+    """
+    modules = np.array([name.rpartition(".")[0] for name in run.names])
+    learning = set(modules[run.matrix & (since > 0)].tolist())
+    return (since == 0) & ~run.matrix & np.array([module in learning for module in modules], dtype=bool)
+
+
+def _shifts(run: Evidence, layers: tuple[str, ...]) -> Finding:
+    """Say of biases that nothing depends on them."""
+    return Finding(
+        "dead_layer",
+        "LOW",
+        f"{', '.join(layers)}: a gradient of exactly zero from the first step on, beside a matrix that has "
+        "one. The loss does not depend on such a shift where outputs enter it by their differences.",
+        "Nothing needs to be done; bias=False saves the parameter.",
+        measure="grad_norm",
+        effect=0.0,
+        null=math.nan,
+        readings=run.n,
         layers=layers,
         layer_type=run.type_of(layers),
     )
