@@ -11,14 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoopt.account.meter import Meter
 from thermoopt.account.reading import Quantities, Reading
 from thermoopt.physics import QUANTITIES, Standing, Term, check_quantity, quantities
+
+if TYPE_CHECKING:  # records are read without torch
+    from thermoopt.account.meter import Meter
 
 __all__ = ["History", "HistoryLike", "plain_quantities", "reading_record"]
 
@@ -135,7 +137,7 @@ class History:
         """Add the readings that were not formed yet."""
         later, self._later = self._later, []
         if later:
-            Meter.form(later)
+            later[0].form(later)
         for measured in later:
             assert measured.reading is not None
             self._add(measured.reading)
