@@ -108,10 +108,11 @@ class Barostat(Controller):
 
     *Confinement*, where the length of the run is given: as far as the motion goes on without a force
     (:func:`thermoopt.physics.idleness`) after 15 % of the run, decay is raised towards the value at which
-    weights remember their updates over 20 % of the run at the highest learning rate of a decayed matrix. It
-    falls with the rate as the group's own decay does, is never below it, and needs Adam's moments. The log
-    says when it begins, doubles, halves and ends. Trained weights (:func:`.units.trained_share`) are not
-    confined: what they hold was not learned in this run.
+    weights remember their updates over a part of the run (:func:`thermoopt.physics.confined_memory`: 60 steps
+    of 300, 350 of 10,000) at the highest learning rate of a decayed matrix. It falls with the rate as the
+    group's own decay does, is never below it, and needs Adam's moments. The log says when it begins, doubles,
+    halves and ends. Trained weights (:func:`.units.trained_share`) are not confined: what they hold was not
+    learned in this run.
 
     Args:
         total_steps: length of the run in optimizer steps, at least 1; None for no confinement.

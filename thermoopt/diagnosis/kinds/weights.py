@@ -41,7 +41,7 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
     successive readings that reach into the second half of the run, MEDIUM for three; HIGH also if decay
     erases a weight within :data:`FORGETFUL` steps and has done so for as long. In a run of known length that
     time is at most the memory to which a controller confines weights that are no longer driven
-    (:func:`~thermoopt.physics.confined_memory`, 60 to 100 steps in runs shorter than 500).
+    (:func:`~thermoopt.physics.confined_memory`, 60 to 100 steps in runs shorter than 830).
     """
     if not run.enough:
         return None
