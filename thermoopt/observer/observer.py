@@ -23,7 +23,7 @@ from thermoopt.observer.serving import Serving
 from thermoopt.observer.source import source_of
 from thermoopt.observer.step_hooks import closure_of, is_dry, when_gradients_are_there
 from thermoopt.observer.tracker import Tracker
-from thermoopt.observer.watched_layers import Watched
+from thermoopt.observer.watched_layers import ModelNames, Watched
 from thermoopt.observer.whole_steps import on_whole_steps
 from thermoopt.physics import Standing
 from thermoopt.sinks import SinkQueue
@@ -97,7 +97,7 @@ class Observer(RunReports):
         check_arguments(model, optimizer, log_every, track, ema_steps)
         super().__init__()
         self._model, self._optimizer = model, optimizer
-        names: dict[Tensor, str] = {} if model is None else {p: n for n, p in model.named_parameters()}
+        names = ModelNames(model)
         queue = SinkQueue(sinks)
         self._source = source_of(optimizer, names, log_every, float(ema_steps), queue, self._complete)
         self.sinks, source = self._source.sinks, self._source

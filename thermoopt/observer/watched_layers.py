@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,7 +17,38 @@ from thermoopt.param_groups import detect_layer_type, layer_types
 from thermoopt.tensors import root_mean_squares
 from thermoopt.traits import group_decay, has_adam_moments
 
-__all__ = ["Watched"]
+__all__ = ["ModelNames", "Watched"]
+
+
+class ModelNames(Mapping[Tensor, str]):
+    """Names of a model's parameters by tensor, also of those that it gets later, such as a new head.
+
+    Args:
+        model: is asked again for a tensor that has not been asked for before; None knows no names.
+    """
+
+    def __init__(self, model: torch.nn.Module | None) -> None:
+        self._model = model
+        self._known: dict[Tensor, str | None] = {}
+        self._look()
+
+    def _look(self) -> None:
+        if self._model is not None:
+            self._known.update((p, name) for name, p in self._model.named_parameters())
+
+    def __getitem__(self, p: Tensor) -> str:
+        if p not in self._known:
+            self._look()
+        name = self._known.setdefault(p, None)
+        if name is None:
+            raise KeyError(p)
+        return name
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (p for p, name in self._known.items() if name is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 class Watched:
@@ -34,7 +65,7 @@ class Watched:
         self,
         model: torch.nn.Module | None,
         optimizer: Optimizer,
-        names: dict[Tensor, str],
+        names: Mapping[Tensor, str],
         kept_names: Callable[[], Mapping[Tensor, str]],
     ) -> None:
         self._model = model
