@@ -37,7 +37,7 @@ def step(model: Net, optimizer: Optimizer, observer: Observer) -> None:
 
 @pytest.mark.parametrize("kind", [AdamW, ThermoAdamW])
 def test_a_head_that_grows_keeps_its_name(kind: type[Optimizer]) -> None:
-    """As continual learning does it: a wider layer in the place of the last, its tensors put into the group."""
+    """As continual learning does it: a wider layer in the place of the last, its tensors in the group."""
     model, optimizer, observer = make(kind)
     step(model, optimizer, observer)
     old = model.head.weight
