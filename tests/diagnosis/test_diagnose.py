@@ -143,9 +143,11 @@ SICK = [
         "HIGH",
         record({"coherence": 6.0}, {"phi_star": 1e-3 / 4 * 100 * 0.0025}),
     ),
-    ("oscillation", "HIGH", record({"rho_momentum": -0.5})),
-    ("oscillation", "MEDIUM", record({"rho_momentum": -0.3})),
-    ("oscillation", "HIGH", record({"rho_momentum": math.nan, "rho": -0.6})),
+    ("oscillation", "HIGH", record({"rho_momentum": -0.5}, losses=losses(np.full(40, 2.0)))),
+    ("oscillation", "MEDIUM", record({"rho_momentum": -0.3}, losses=losses(np.full(40, 2.0)))),
+    ("oscillation", "MEDIUM", record({"rho_momentum": -0.5})),  # it learns
+    ("oscillation", "MEDIUM", record({"rho_momentum": -0.5}, losses=losses([]))),
+    ("oscillation", "HIGH", record({"rho_momentum": math.nan, "rho": -0.6}, losses=losses(np.full(40, 2.0)))),
     ("weight_decay_collapse", "HIGH", record(layers={k: one(1, v, HEALTHY[k]) for k, v in FALLS.items()})),
     (
         "weight_decay_collapse",
