@@ -124,6 +124,11 @@ SICK = [
     ("no_gradients", "MEDIUM", record(steps=430, skipped={"no_gradients": 3})),
     ("progress_lost", "HIGH", record(FADES, losses=lost(0.95))),
     ("progress_lost", "MEDIUM", record(FADES, losses=lost(0.6))),
+    (
+        "nothing_learned",
+        "LOW",
+        record(losses=losses(np.full(int(STEPS[-1]), 2.0)), layers={"angular_step": 1e-2}),
+    ),
     ("learning_rate_too_high", "HIGH", record(BURSTS, HOT)),
     ("learning_rate_too_high", "MEDIUM", record(BURSTS, HOT, losses=losses([]))),
     (

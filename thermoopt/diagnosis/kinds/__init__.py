@@ -10,7 +10,7 @@ from collections.abc import Callable
 from thermoopt.diagnosis.evidence import Evidence
 from thermoopt.diagnosis.finding import Finding
 from thermoopt.diagnosis.kinds.layers import dead_layer, exploding_layer, layers_out_of_step
-from thermoopt.diagnosis.kinds.progress import progress_lost
+from thermoopt.diagnosis.kinds.progress import nothing_learned, progress_lost
 from thermoopt.diagnosis.kinds.rates import (
     learning_rate_runaway,
     learning_rate_too_high,
@@ -47,6 +47,7 @@ KINDS: dict[str, Callable[[Evidence], Finding | None]] = {
         learning_rate_too_low,
         oscillation,
         dead_layer,
+        nothing_learned,
         layers_out_of_step,
         gradient_noise,
         weight_decay_irrelevant,
@@ -66,10 +67,29 @@ FOLLOWS = {
         "dead_layer",
         "layers_out_of_step",
         "gradient_noise",
+        "nothing_learned",
     },
-    "no_gradients": {"learning_rate_too_low", "oscillation", "layers_out_of_step", "gradient_noise"},
-    "learning_rate_zero": {"learning_rate_too_low", "oscillation", "layers_out_of_step", "gradient_noise"},
-    "gradients_below_eps": {"learning_rate_too_low", "layers_out_of_step", "oscillation", "gradient_noise"},
+    "no_gradients": {
+        "learning_rate_too_low",
+        "oscillation",
+        "layers_out_of_step",
+        "gradient_noise",
+        "nothing_learned",
+    },
+    "learning_rate_zero": {
+        "learning_rate_too_low",
+        "oscillation",
+        "layers_out_of_step",
+        "gradient_noise",
+        "nothing_learned",
+    },
+    "gradients_below_eps": {
+        "learning_rate_too_low",
+        "layers_out_of_step",
+        "oscillation",
+        "gradient_noise",
+        "nothing_learned",
+    },
     "non_finite_steps": {
         "learning_rate_too_high",
         "progress_lost",
@@ -77,6 +97,7 @@ FOLLOWS = {
         "weight_decay_collapse",
         "oscillation",
         "layers_out_of_step",
+        "nothing_learned",
     },
     "learning_rate_too_high": {
         "progress_lost",
@@ -86,12 +107,14 @@ FOLLOWS = {
         "oscillation",
         "layers_out_of_step",
         "gradient_noise",
+        "nothing_learned",
     },
     "progress_lost": {
         "learning_rate_too_low",
         "dead_layer",
         "layers_out_of_step",
         "gradient_noise",
+        "nothing_learned",
     },
     "weight_decay_collapse": {
         "progress_lost",
@@ -99,14 +122,24 @@ FOLLOWS = {
         "dead_layer",
         "layers_out_of_step",
         "gradient_noise",
+        "nothing_learned",
     },
     "momentum_overdamped": {
         "learning_rate_too_low",
         "oscillation",
         "layers_out_of_step",
         "gradient_noise",
+        "nothing_learned",
     },
-    "exploding_layer": {"progress_lost", "weight_decay_collapse", "oscillation", "layers_out_of_step"},
+    "exploding_layer": {
+        "progress_lost",
+        "weight_decay_collapse",
+        "oscillation",
+        "layers_out_of_step",
+        "nothing_learned",
+    },
+    "learning_rate_too_low": {"nothing_learned"},
+    "dead_layer": {"nothing_learned"},
 }
 """The kinds that a finding of HIGH or MEDIUM confidence explains: those are reported as LOW, with the cause.
 For example, a learning rate far too high makes layers explode and oscillate; one change repairs all three."""
