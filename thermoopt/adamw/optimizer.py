@@ -200,7 +200,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         Returns:
             With ``traced``, what is left to be stepped where the compiler can see it.
         """
-        self.follow_groups()
+        self._follow_groups()
         captured = capturing()
         if captured:
             check_capturable(self)
@@ -287,6 +287,10 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
     @uncompiled
     def follow_groups(self) -> None:
         """Follow edits of ``param_groups`` made by hand, as every step does; warn of what changed."""
+        self._follow_groups()
+
+    def _follow_groups(self) -> None:
+        """The same within a step, which is uncompiled already."""
         edit = self._layout.follow(self.param_groups, self._ledger)
         if edit is None:
             return
