@@ -291,8 +291,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
 
     def _follow_groups(self) -> None:
         """The same within a step, which is uncompiled already."""
-        edit = self._layout.follow(self.param_groups, self._ledger)
-        if edit is None:
+        if (edit := self._layout.follow(self.param_groups, self._ledger)) is None:
             return
         if edit == "foreign":
             return self._adopt_groups()
