@@ -145,9 +145,8 @@ def test_readings_formed_together_are_those_formed_alone(unavailable):
     meter = Meter(ema_steps=3.0, unavailable=unavailable)
     meter.add_group("group0", ["w0", "w1"], [4, 7])
     copies, alone = [], []
-    for step, layers in enumerate(
-        [(0,), (0, 1), (1,), (1,), (1,), (1,)], start=1
-    ):  # w0 is out of date in the end
+    measured = [(0,), (0, 1), (1,), (1,), (1,), (1,)]  # w0 is out of date in the end
+    for step, layers in enumerate(measured, start=1):
         feed(meter, step, 2.0 + step, layers)
         meter.skip("nonfinite")
         copies.append(meter.snapshot())

@@ -42,8 +42,7 @@ MAX_LAYER_READINGS = 256
 
 TOGETHER = 16
 """Readings that nobody waits for are formed so many in one go: one by one between steps, each would pay for
-numpy's calls and find its code out of the processor's caches. Until then they hold 3.5 KB a
-layer."""
+numpy's calls and find its code out of the processor's caches. Until then they hold 3.5 KB a layer."""
 
 
 @dataclass(frozen=True)

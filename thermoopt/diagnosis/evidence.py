@@ -98,6 +98,7 @@ class Evidence:
         n: number of readings.
         steps: ``[n]`` their steps.
         late: ``[n]`` mask of the readings in the second half.
+        layer_steps, layer_spans: ``[m]`` steps of the layers' readings, and how many each stands for.
         keep: factor by which an average forgets in a step, NaN where it is not known.
         rate_kind: what ``lr_eff`` is (:data:`thermoopt.physics.LR`); lr where that is not known.
         names: layer names; columns of every ``[m, n_layers]`` array.
@@ -121,6 +122,7 @@ class Evidence:
         self.n = len(self.steps)
         self.late = np.arange(self.n) >= self.n // 2
         self.layer_steps = np.asarray(run.history.layer_steps)
+        self.layer_spans = np.diff(self.layer_steps, prepend=0)
         self.names = list(run.history.layer_names)
         self.start = np.array([math.sqrt(run.start_norms.get(name, math.nan)) for name in self.names])
         matrices = frozenset(run.matrices)
@@ -187,18 +189,22 @@ class Evidence:
             )
             return median(rates[self.matrix])
 
+    @property
+    def finite_loss(self) -> Array:
+        """The reported losses that are finite, oldest first."""
+        return self.loss[np.isfinite(self.loss)]
+
     def loss_ratios(self) -> tuple[float, float]:
         """Highest running mean of ten losses and mean of the last quarter, both over the first loss.
 
         If losses were reported from the start, the first one precedes the first step. NaN if there are too
         few losses or the first is not positive.
         """
-        finite = self.loss[np.isfinite(self.loss)]
+        finite = self.finite_loss
         if len(finite) < 2 * MIN_READINGS or finite[0] <= 0:
             return math.nan, math.nan
         first = finite[0]
-        running = np.convolve(finite, np.full(10, 0.1), mode="valid")
-        return running.max() / first, finite[-(len(finite) // 4) :].mean() / first
+        return running_mean(finite, 10).max() / first, last_quarter(finite).mean() / first
 
     def select(self, mask: NDArray[np.bool_]) -> tuple[str, ...]:
         """Names of the layers that a mask ``[n_layers]`` selects."""
@@ -208,6 +214,16 @@ class Evidence:
         """Type shared by all the given layers, or None."""
         types = Counter(self._types.get(name, "other") for name in layers)
         return next(iter(types)) if len(types) == 1 else None
+
+
+def running_mean(x: Array, width: int) -> Array:
+    """Means of ``width`` neighbours, ``[n - width + 1]``."""
+    return np.convolve(x, np.full(width, 1 / width), mode="valid")
+
+
+def last_quarter(x: Array) -> Array:
+    """The last quarter of at least four values."""
+    return x[-(len(x) // 4) :]
 
 
 def median(x: Array) -> float:

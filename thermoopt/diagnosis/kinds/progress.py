@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, median
+from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, last_quarter, median, running_mean
 from thermoopt.diagnosis.finding import Finding, two_digits
 
 __all__ = ["nothing_learned", "progress_lost"]
@@ -62,7 +62,7 @@ def progress_lost(run: Evidence) -> Finding | None:
     if not run.enough or len(loss) < 2 * MIN_READINGS:
         return None
     width = max(MIN_READINGS // 2, len(loss) // 20)
-    mean = np.convolve(loss, np.full(width, 1 / width), mode="valid")
+    mean = running_mean(loss, width)
     noise = float(np.abs(np.diff(loss)).mean())
     lowest = int(mean.argmin())
     best, late = float(mean[lowest]), float(mean[-1])
@@ -103,18 +103,18 @@ def nothing_learned(run: Evidence) -> Finding | None:
     :data:`EARLY` steps. A network whose first steps were too large, or whose signals fade on their way, shows
     this; one on a plateau, too, and networks that play against each other. So it is never more than LOW.
     """
-    finite = run.loss[np.isfinite(run.loss)]
+    finite = run.finite_loss
     old = run.taken >= EARLY if run.length is None else 2 * run.taken >= run.length
     if not (run.enough and old and len(finite) >= 4 * MIN_READINGS):
         return None
-    first, last = min(float(finite[0]), float(finite[:3].mean())), finite[-(len(finite) // 4) :]
+    first, last = min(float(finite[0]), float(finite[:3].mean())), last_quarter(finite)
     if not first > 0:
         return None
     left, fluctuation = float(last.mean()) / first, float(np.abs(np.diff(last)).mean()) / first
-    lowest = float(np.convolve(finite, np.full(10, 0.1), mode="valid").min()) / first
+    lowest = float(running_mean(finite, 10).min()) / first
     if not (FLAT[0] <= left <= FLAT[1] and lowest >= EVER and fluctuation <= QUIET):
         return None
-    turns = np.nan_to_num(run.layers("angular_step")) * np.diff(run.layer_steps, prepend=0)[:, None]
+    turns = np.nan_to_num(run.layers("angular_step")) * run.layer_spans[:, None]
     way = float(turns.sum(axis=0)[run.matrix].max(initial=0.0))
     if not way >= TURNED:
         return None

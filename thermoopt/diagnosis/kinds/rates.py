@@ -365,7 +365,7 @@ def oscillation(run: Evidence) -> Finding | None:
     if not (cosine < SWINGING and interval[1] < SWINGING):
         return None
     left = run.loss_ratios()[1]
-    learned = "" if not left <= UNLEARNED else " The loss fell all the same: see whether it falls further."
+    learned = " The loss fell all the same: see whether it falls further." if left <= UNLEARNED else ""
     return Finding(
         "oscillation",
         "HIGH" if interval[1] < SWINGING_HARD and left > UNLEARNED else "MEDIUM",

@@ -136,8 +136,7 @@ def _longest(falls: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _long_enough(run: Evidence, rate: Array) -> NDArray[np.bool_]:
     """Whether decay erased weights within too few steps for at least FORGETFUL steps in total, ``[n]``."""
     few = FORGETFUL if run.length is None else min(FORGETFUL, ROUNDING * confined_memory(run.length))
-    steps = np.diff(run.layer_steps, prepend=0)
-    return ((rate > 1 / few) * steps[:, None]).sum(axis=0) >= FORGETFUL
+    return ((rate > 1 / few) * run.layer_spans[:, None]).sum(axis=0) >= FORGETFUL
 
 
 def weight_decay_irrelevant(run: Evidence) -> Finding | None:
