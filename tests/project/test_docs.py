@@ -46,6 +46,24 @@ def test_a_table_that_is_gone_is_an_error(results, tmp_path):
             results.refreshed(page.format(heading, columns), tmp_path)
 
 
+def test_what_pages_import_is_there():
+    missing, seen = [], 0
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for name, things in re.findall(r"^ *from (thermoopt[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+            try:
+                module = importlib.import_module(name)
+            except ModuleNotFoundError as error:
+                if not str(error.name).startswith("thermoopt"):
+                    continue  # an extra that is not installed
+                missing.append(f"{page.name}: {name}")
+                continue
+            seen += 1
+            missing += [f"{page.name}: {name}.{x}" for x in things.split(", ") if not hasattr(module, x)]
+    assert missing == []
+    assert seen >= 10
+
+
 @pytest.mark.slow
 def test_the_site_builds_and_its_reference_is_whole(tmp_path):
     pytest.importorskip("mkdocstrings")
