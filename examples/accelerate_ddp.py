@@ -1,4 +1,4 @@
-"""ThermoAdamW under Accelerate: the same script for one process and several, with a checkpoint half way.
+"""Use ThermoAdamW under Accelerate: one script for one or several processes, with a checkpoint half way.
 
 Run it: python examples/accelerate_ddp.py [--steps 200] [--seed 0] [--out runs/accelerate_ddp]
 """

@@ -1,4 +1,4 @@
-"""Training without a known end: hold the rate, quench it whenever a good model is wanted, and go on hot.
+"""Train without a known end: hold the rate, cool whenever a good model is needed, and continue hot.
 
 Run it: python examples/anytime.py [--steps 300] [--seed 0] [--out runs/anytime]
 """

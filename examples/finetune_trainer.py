@@ -1,4 +1,4 @@
-"""Fine-tuning by a Hugging Face Trainer: its AdamW with linear decay, and ThermoAdamW with the preset for it.
+"""Fine-tune with a Hugging Face Trainer: its AdamW with linear decay, then ThermoAdamW's preset.
 
 Run it: python examples/finetune_trainer.py [--steps 60] [--seed 0] [--lr 5e-5] [--out runs/finetune]
 """

@@ -1,4 +1,4 @@
-"""A language model sharded by FSDP2 and trained without a learning rate; checkpoints fit any number of ranks.
+"""Train an FSDP2-sharded language model without a learning rate; checkpoints fit any number of ranks.
 
 Run it: python examples/fsdp_lm.py [--steps 100] [--seed 0] [--save 50] [--out runs/fsdp_lm] [--resume FOLDER]
 """

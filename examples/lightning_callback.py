@@ -1,4 +1,4 @@
-"""A Lightning run without a learning rate: ThermoAdamW tunes it, ThermoCallback logs it and says what it saw.
+"""Train with Lightning and no learning rate: ThermoAdamW sets it, ThermoCallback logs and diagnoses.
 
 Run it: python examples/lightning_callback.py [--steps 300] [--seed 0] [--out runs/lightning_callback]
 """

@@ -1,4 +1,4 @@
-"""What every layer's step was made of, measured by ThermoAdamW while it takes AdamW's step bit for bit.
+"""Measure what every layer's step consists of, while ThermoAdamW takes AdamW's step bit for bit.
 
 Run it: python examples/monitor_only.py [--steps 300] [--seed 0] [--out runs/monitor_only]
 """

@@ -1,4 +1,4 @@
-"""AdamW with a cosine at torch's default lr against ThermoAdamW, which is given no learning rate at all.
+"""Compare AdamW with a cosine at torch's default lr and ThermoAdamW without any learning rate.
 
 Run it: python examples/replace_adamw.py [--steps 600] [--seed 0] [--lr 1e-3]
 """

@@ -1,4 +1,4 @@
-"""sentence-transformers' own trainer with ThermoAdamW: sentence embeddings trained and measured.
+"""Train and measure sentence embeddings with ThermoAdamW in sentence-transformers' own trainer.
 
 Run it: python examples/sentence_embeddings.py [--steps 60] [--seed 0] [--out runs/embeddings]
 """

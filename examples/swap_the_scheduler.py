@@ -1,4 +1,4 @@
-"""SGD with momentum, its CosineAnnealingLR swapped for a ThermoScheduler, without and with a controller.
+"""Replace SGD's CosineAnnealingLR by a ThermoScheduler, without and with a controller.
 
 Run it: python examples/swap_the_scheduler.py [--steps 400] [--seed 0] [--lr 0.1]
 """

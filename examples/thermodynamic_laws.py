@@ -1,4 +1,4 @@
-"""The figures of docs/physics.md in small: a river valley, and an MLP and a convolution net that are cooled.
+"""Make small versions of the figures of docs/physics.md: a river valley, an MLP and a convolution net.
 
 Run it: python examples/thermodynamic_laws.py [--steps 300] [--out runs/thermodynamic_laws] [--seeds 3]
 """

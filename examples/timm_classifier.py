@@ -1,4 +1,4 @@
-"""A timm model under timm's own optimizers, and under ThermoAdamW: what an Observer reads of each.
+"""Compare what an Observer reads of a timm model under timm's own optimizers and under ThermoAdamW.
 
 Run it: python examples/timm_classifier.py [--steps 40] [--seed 0] [--out runs/timm]
 """

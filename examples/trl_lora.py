@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer with LoRA, measured: which adapters drift, which are in equilibrium.
+"""Measure TRL's SFTTrainer with LoRA: which adapters drift, and which are in equilibrium.
 
 Run it: python examples/trl_lora.py [--steps 60] [--seed 0] [--lr 2e-3] [--out runs/trl]
 """

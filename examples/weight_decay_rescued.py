@@ -1,4 +1,4 @@
-"""Weight decay set 30 times too high: under AdamW the weights collapse, a Barostat notices and gives way.
+"""Set weight decay 30 times too high: AdamW's weights collapse; a Barostat notices and lowers the decay.
 
 Run it: python examples/weight_decay_rescued.py [--steps 500] [--seed 0] [--times 30]
 """

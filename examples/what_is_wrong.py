@@ -1,4 +1,4 @@
-"""What is wrong with a run: AdamW at a good learning rate, at 100 times that, and with far too much decay.
+"""Diagnose AdamW at a good learning rate, at 100 times that rate, and with far too much decay.
 
 Run it: python examples/what_is_wrong.py [--steps 200] [--seed 0]
 """
