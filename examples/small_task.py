@@ -1,6 +1,7 @@
 """The task that the examples share: a small GPT predicts the next byte of Python's own source code.
 
-Nothing is downloaded: the text is the standard library of the Python that runs it. Losses are in nats per byte.
+The text is the standard library of the Python that runs it, so nothing is downloaded. Losses are in nats per
+byte.
 """
 
 from collections.abc import Callable, Iterator
