@@ -106,7 +106,7 @@ def test_the_kernels_of_travel_compile(tmp_path, monkeypatch, dtype, kind):
         (code.distance_kernel, {**block, "impulse": None}),
         (code.work_kernel, {**reduction, "found_inf": None}),
         (code.work_kernel, reduction),
-        (device_code.reduce_kernel, {**reduction, "settings": None, "flags": None, "COLUMNS": 2, "LANES": 2}),
+        (device_code.reduce_kernel, {**reduction, "settings": None, "flags": None, "COLUMNS": 2}),
     ):
         assert "ld.global" in compiled(kernel, pointers, constants)
 

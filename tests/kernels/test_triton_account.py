@@ -161,7 +161,7 @@ def test_every_kernel_compiles(tmp_path, monkeypatch, kernel, capability):
     types |= dict.fromkeys(("sums", "table", "run"), "*fp64")
     types |= dict.fromkeys(("chunk_tensor", "chunk_index", "columns", "flags"), "*i32")
     types |= dict.fromkeys(("partials", "found_inf", "grad_scale"), "*fp32")
-    constants = {"BLOCK": 128, "COLUMNS": 14, "LANES": 16, "CHUNK": 4096, "DRY": True, "DTYPE": tl.bfloat16}
+    constants = {"BLOCK": 128, "COLUMNS": 14, "CHUNK": 4096, "DRY": True, "DTYPE": tl.bfloat16}
     constants |= {"AMSGRAD": True, "MEASURE": True, "ALIGNED": False}
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in fn.arg_names}
     constexprs = {(i,): constants[name] for i, name in enumerate(fn.arg_names) if name in constants}

@@ -60,11 +60,12 @@ __all__ = ["Plan", "Setting", "available", "ineligible", "unavailable_reason"]
 NUM_WARPS = 4
 """Warps per program: with 120 registers a thread (ptxas) four programs fit a multiprocessor (unmeasured)."""
 
-TENSORS_PER_PROGRAM = 128
-"""Rows of settings that a program computes (any power of two works)."""
+TENSORS_PER_PROGRAM = 32
+"""Rows of settings that a program of one warp computes, in float64, of which consumer cards do two a clock
+(any power of two works)."""
 
-REDUCE_BLOCK = 256
-"""Partial sums added at a time: a tensor of 1 M elements takes one round (unmeasured)."""
+REDUCE_BLOCK = 1024
+"""Partial sums of a column added at a time, eight a thread: 8 M elements take two rounds (unmeasured)."""
 
 ACCOUNT_BLOCK = 32
 """Layers that a program of the last kernel averages."""
@@ -287,6 +288,7 @@ class Plan:
                 n,
                 DRY=self._dry,
                 BLOCK=TENSORS_PER_PROGRAM,
+                num_warps=1,
                 enable_fp_fusion=False,
             )
             for part in chunks.parts:
@@ -316,7 +318,7 @@ class Plan:
             if not measure:
                 return None
             sums = self._sums if table is not None else torch.empty_like(self._sums)
-            reduce_kernel[(n,)](
+            reduce_kernel[(n, len(Sum))](
                 self._partials,
                 chunks.first,
                 chunks.last,
@@ -325,7 +327,6 @@ class Plan:
                 None if run is None else self._flags,
                 chunks.count,
                 COLUMNS=len(Sum),
-                LANES=triton.next_power_of_2(len(Sum)),
                 BLOCK=REDUCE_BLOCK,
                 enable_fp_fusion=False,
             )

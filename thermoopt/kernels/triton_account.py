@@ -11,13 +11,6 @@ __all__ = ["account_kernel"]
 
 
 @jit
-def _average(table, n_layers, row, column, q, x, ok) -> None:
-    """Update the running average of one number per layer."""
-    at = table + row * n_layers + column
-    tl.store(at, q * tl.load(at, mask=ok, other=0.0) + (1 - q) * x, mask=ok)
-
-
-@jit
 def account_kernel(
     sums,
     settings,
@@ -72,8 +65,33 @@ def account_kernel(
         sv = tl.load(s + 6, mask=ok, other=0.0)
         energy = tl.load(s + 11, mask=ok, other=0.0)
         d = tl.load(s + 13, mask=ok, other=0.0)
-        for k in tl.static_range(14):
-            _average(table, n_layers, k, c, q, tl.load(s + k, mask=ok, other=0.0), ok)
+        # everything is read before anything is written: a read after a write would wait for it
+        rows = tl.arange(0, 16)[:, None]
+        both = (rows < 14) & ok[None, :]
+        new = tl.load(s[None, :] + rows, mask=both, other=0.0)
+        at = table + rows * n_layers + c[None, :]
+        old = tl.load(at, mask=both, other=0.0)
+        row14 = table + 14 * n_layers + c
+        row15 = row14 + n_layers
+        row16 = row15 + n_layers
+        row17 = row16 + n_layers
+        row18 = row17 + n_layers
+        row19 = row18 + n_layers
+        row20 = row19 + n_layers
+        row21 = row20 + n_layers
+        row22 = row21 + n_layers
+        old14 = tl.load(row14, mask=ok, other=0.0)
+        old15 = tl.load(row15, mask=ok, other=0.0)
+        old16 = tl.load(row16, mask=ok, other=0.0)
+        old17 = tl.load(row17, mask=ok, other=0.0)
+        old18 = tl.load(row18, mask=ok, other=0.0)
+        old19 = tl.load(row19, mask=ok, other=0.0)
+        old20 = tl.load(row20, mask=ok, other=0.0)
+        old21 = tl.load(row21, mask=ok, other=0.0)
+        old22 = tl.load(row22, mask=ok, other=0.0)
+        lr = tl.load(row + 12, mask=ok, other=0.0)
+        wd = tl.load(row + 13, mask=ok, other=0.0)
+        b2 = tl.load(row + 4, mask=ok, other=0.0)
         # the terms of linear_sums() in thermoopt/physics: the definitions stand there
         apart = 1 - n0
         nothing = tl.where(b1 == 0, float("nan"), 0.0)
@@ -81,19 +99,19 @@ def account_kernel(
         with_g = (1 - power) * a
         fresh = (1 - b1) * b
         with_m = (1 - power) * (1 - power) * mu - (1 - b1) * (2 * with_g - fresh)
-        _average(table, n_layers, 14, c, q, d * n0, ok)
-        _average(table, n_layers, 15, c, q, energy * n0, ok)
-        _average(table, n_layers, 16, c, q, b * gain, ok)
-        _average(table, n_layers, 17, c, q, noise, ok)
-        _average(table, n_layers, 18, c, q, (a - noise) * (a - noise), ok)
-        _average(table, n_layers, 19, c, q, tl.where(t > 1, with_g - fresh, 0.0), ok)
-        _average(table, n_layers, 20, c, q, tl.where(t > 1, tl.maximum(with_m, 0.0), 0.0), ok)
+        part = 1 - q
+        tl.store(at, q[None, :] * old + part[None, :] * new, mask=both)
+        tl.store(row14, q * old14 + part * (d * n0), mask=ok)
+        tl.store(row15, q * old15 + part * (energy * n0), mask=ok)
+        tl.store(row16, q * old16 + part * (b * gain), mask=ok)
+        tl.store(row17, q * old17 + part * noise, mask=ok)
+        tl.store(row18, q * old18 + part * ((a - noise) * (a - noise)), mask=ok)
+        tl.store(row19, q * old19 + part * tl.where(t > 1, with_g - fresh, 0.0), mask=ok)
+        tl.store(row20, q * old20 + part * tl.where(t > 1, tl.maximum(with_m, 0.0), 0.0), mask=ok)
         # weight, sum of squared weights, last step, and the rates of the step
-        _average(table, n_layers, 21, c, q, 1.0, ok)
-        weight2 = table + 22 * n_layers + c
-        old = tl.load(weight2, mask=ok, other=0.0)
-        tl.store(weight2, q * q * old + (1 - q) * (1 - q), mask=ok)
-        tl.store(table + 23 * n_layers + c, number, mask=ok)
-        tl.store(table + 24 * n_layers + c, tl.load(row + 12, mask=ok, other=0.0), mask=ok)
-        tl.store(table + 25 * n_layers + c, tl.load(row + 13, mask=ok, other=0.0), mask=ok)
-        tl.store(table + 26 * n_layers + c, tl.load(row + 4, mask=ok, other=0.0), mask=ok)
+        tl.store(row21, q * old21 + part, mask=ok)
+        tl.store(row22, q * q * old22 + part * part, mask=ok)
+        tl.store(row22 + n_layers, number, mask=ok)
+        tl.store(row22 + 2 * n_layers, lr, mask=ok)
+        tl.store(row22 + 3 * n_layers, wd, mask=ok)
+        tl.store(row22 + 4 * n_layers, b2, mask=ok)

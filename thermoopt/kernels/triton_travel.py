@@ -142,7 +142,7 @@ class DeviceTravelPlan(TravelLayers):
                     DTYPE=self._triton_dtype(),
                     BLOCK=BLOCK,
                 )
-            reduce_kernel[(n,)](
+            reduce_kernel[(n, 2)](
                 self._partials,
                 self._first,
                 self._last,
@@ -151,7 +151,6 @@ class DeviceTravelPlan(TravelLayers):
                 None,
                 self._chunks,
                 COLUMNS=2,
-                LANES=2,
                 BLOCK=REDUCE_BLOCK,
             )
         return out
