@@ -53,6 +53,21 @@ def test_what_is_not_as_expected_is_refused(kind):
     assert look([*GOOD[:1], *GOOD[1:]]) is not None  # no error is left behind
 
 
+def test_another_device_is_refused():
+    numel, dtype = np.array([12], np.int64), np.array([CODES[torch.float32]], np.int32)
+    for device in (torch.device("cuda"), torch.device("cuda", 1), torch.device("meta")):
+        assert Look(numel, dtype, device)([torch.randn(12)]) is None
+    assert Look(numel, dtype, torch.device("cpu"))([torch.randn(12)]) is not None
+
+
+def test_like_is_for_tensors_it_can_look_at():
+    look = Look.like(GOOD)
+    assert look(GOOD).tolist() == [x.data_ptr() for x in GOOD]
+    assert look([BAD["strided"], *GOOD[1:]]) is None
+    for kind in ("strided", "float64", "meta"):
+        assert Look.like([BAD[kind]]) is None
+
+
 def test_steps_are_the_same_without_it(monkeypatch):
     def run():
         rng = torch.Generator().manual_seed(0)

@@ -6,6 +6,7 @@ own with TRITON_INTERPRET=1; there, and where a CUDA device is, the others run.
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,12 +119,40 @@ def test_compiles_with_wide_loads(tmp_path, monkeypatch):
     pointers = {"settings": "*fp64", "chunk_tensor": "*i32", "chunk_index": "*i32", "partials": "*fp32"}
     pointers |= {"addresses": "*i64", "numels": "*i64", "n": "i32", "first": "i32", "n_chunks": "i32"}
     constants = {"grad_scale": None, "DTYPE": "float32", "AMSGRAD": False, "MEASURE": True, "ALIGNED": True}
-    constants |= {"BLOCK": kernels.BLOCK, "CHUNK": kernels.BLOCK * kernels.BLOCKS_PER_CHUNK, "DRY": False}
+    constants |= {"BLOCK": kernels.BLOCK, "CHUNK": kernels.BLOCK * 8, "DRY": False}
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     ptx = compiled(device_code.adamw_kernel, pointers, constants, num_warps=kernels.NUM_WARPS)
     # parameter, gradient, m and v in; parameter, m and v out
     assert ptx.count("ld.global.v4.b32") == 4
     assert ptx.count("st.global.v4.b32") == 3
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@needs_triton
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 88), ("bfloat16", 80)])
+def test_the_sums_leave_room_for_many_threads(tmp_path, monkeypatch, dtype, most):
+    """Registers a thread decide how many loads are under way: one a sum, not four as before (118)."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    pointers = {"settings": "*fp64", "chunk_tensor": "*i32", "chunk_index": "*i32", "partials": "*fp32"}
+    pointers |= {"addresses": "*i64", "numels": "*i64", "n": "i32", "first": "i32", "n_chunks": "i32"}
+    constants = {"grad_scale": None, "DTYPE": dtype, "AMSGRAD": False, "MEASURE": True, "ALIGNED": True}
+    constants |= {"BLOCK": kernels.BLOCK, "CHUNK": kernels.BLOCK * 8, "DRY": False}
+    code = compiled(device_code.adamw_kernel, pointers, constants, num_warps=kernels.NUM_WARPS)
+    (tmp_path / "kernel.ptx").write_text(code)
+    command = [ptxas(), "-v", "--gpu-name=sm_80", str(tmp_path / "kernel.ptx"), "-o", str(tmp_path / "out")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert int(re.search(r"Used (\d+) registers", said).group(1)) <= most
+    assert "0 bytes spill stores, 0 bytes spill loads" in said
+    # the sums of all threads are added at once, and nothing goes through shared memory before
+    assert code.count("bar.sync") <= 4
+    assert code.index("bar.sync") > code.rindex("st.global.v")
+    assert "f64" not in code[code.index("ld.global.v") :].partition(".section")[0]
+
+
+def ptxas():
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas")
 
 
 @needs_kernels
@@ -282,6 +311,38 @@ def test_moved_storage_is_noticed():
 
 
 @needs_kernels
+@pytest.mark.parametrize("look", [True, False])
+def test_a_gradient_that_lies_otherwise_where_another_lay(look, monkeypatch):
+    """Transposed, or negated lazily, at the same address."""
+    if not look:
+        monkeypatch.setattr(kernels.Look, "available", staticmethod(lambda: False))
+    w = world([12, 7])
+    for name in ("params", "grads", "exp_avgs", "exp_avg_sqs"):
+        getattr(w, name)[0] = getattr(w, name)[0].view(3, 4)
+    stepper = plan(w)
+    stepper.step(w.grads, **HYPER)
+    before = everything(w)
+    bent = w.grads[0].view(4, 3).t()
+    assert bent.shape == w.grads[0].shape
+    with pytest.raises(ValueError, match="tensor 0: the gradient is sparse or not contiguous"):
+        stepper.step([bent, w.grads[1]], **HYPER)
+    negated = torch.imag(torch.complex(w.grads[1], w.grads[1]).conj())
+    assert negated.is_neg()
+    with pytest.raises(ValueError, match="tensor 1: the gradient is"):
+        stepper.step([w.grads[0], negated], **HYPER)
+    assert all(torch.equal(x, y) for x, y in zip(everything(w), before, strict=True))
+    stepper.step(w.grads, **HYPER)
+
+
+@needs_kernels
+def test_eps_of_zero():
+    """The rest of a block, where v is 0, adds nothing to the sums."""
+    w = world([BLOCK + 3])
+    before = clone(w)
+    check(w, before, plan(w).step(w.grads, **{**HYPER, "eps": 0.0}), **{**HYPER, "eps": 0.0})
+
+
+@needs_kernels
 def test_refusals():
     w = world([4, 4])
     stepper = plan(w)
@@ -320,6 +381,7 @@ def test_refusals():
         ({"grad": torch.ones(2, 2).to_sparse()}, "the gradient is sparse or not contiguous"),
         ({"grad": torch.ones(2, 3)[:, :2]}, "the gradient is sparse or not contiguous"),
         ({"grad": torch.ones(3)}, "the gradient differs"),
+        ({"grad": torch.ones(2, 2)._neg_view()}, "the gradient is negated lazily"),
         ({"exp_avg": torch.ones(2, 2, dtype=torch.bfloat16)}, "the exp_avg differs"),
         ({"exp_avg_sq": torch.nn.Buffer(torch.ones(2, 2))}, None),
         ({"max_exp_avg_sq": torch.ones(2, 2, dtype=torch.float16)}, "the max_exp_avg_sq differs"),

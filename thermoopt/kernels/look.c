@@ -10,7 +10,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { FLOAT32, BFLOAT16, FLOAT16 };
-enum { DL_CPU = 1, DL_FLOAT = 2, DL_BFLOAT = 4 };
+enum { DL_FLOAT = 2, DL_BFLOAT = 4 };
 
 /* DLTensor of dlpack.h */
 struct tensor {
@@ -38,15 +38,17 @@ static int64_t contiguous(const struct tensor *x) {
     return gaps && n ? -1 : n;
 }
 
-/* Write the addresses of a list's n tensors; return how many were as expected before the first that was not. `get` is
- * Python's PyList_GetItem. */
+/* Write the addresses of a list's n tensors on one device; return how many were as expected before the first that was
+ * not. `get` is Python's PyList_GetItem, `device` DLPack's type of device, `number` which of them. */
 EXPORT int64_t thermoopt_addresses(int (*fill)(void *, struct tensor *), void *(*get)(void *, ptrdiff_t),
-                              const int64_t *numel, const int32_t *dtype, int64_t n, int64_t *at, void *list) {
+                              const int64_t *numel, const int32_t *dtype, int64_t n, int64_t *at, int32_t device,
+                              int32_t number, void *list) {
     for (int64_t i = 0; i < n; i++) {
         struct tensor x;
         void *object = get(list, (ptrdiff_t)i);
         if (!object || fill(object, &x)) return i; /* a Python error is set */
-        if (x.device != DL_CPU || !is_of(&x, dtype[i]) || contiguous(&x) != numel[i]) return i;
+        if (x.device != device || x.number != number) return i;
+        if (!is_of(&x, dtype[i]) || contiguous(&x) != numel[i]) return i;
         at[i] = (int64_t)(x.data + x.offset);
     }
     return n;

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.kernels.native_checks import CODES
 from thermoopt.kernels.native_library import LIBRARY
 
 __all__ = ["Look"]
@@ -20,6 +22,11 @@ __all__ = ["Look"]
 _CAPSULE = b"dlpack_exchange_api"
 _MAJOR = 1
 """DLPack's major version, within which the structs below do not change."""
+
+DEVICES = {"cpu": 1, "cuda": 2}
+"""DLPack's numbers for types of devices."""
+
+_CPU = torch.device("cpu")
 
 
 class _Api(ctypes.Structure):
@@ -56,7 +63,8 @@ def _entry() -> Any:
         function = ctypes.PyDLL(LIBRARY._name).thermoopt_addresses
     except (OSError, AttributeError):
         return None
-    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_void_p, ctypes.py_object]
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64, ctypes.c_void_p]
+    function.argtypes += [ctypes.c_int32, ctypes.c_int32, ctypes.py_object]
     function.restype = ctypes.c_int64
     return function
 
@@ -71,12 +79,27 @@ class Look:
     Args:
         numel: elements of each, ``[n]``, int64.
         dtype: of each, ``[n]``, int32, in the numbering of ``native.c``.
+        device: of all of them, by default the CPU.
     """
 
-    def __init__(self, numel: NDArray[np.int64], dtype: NDArray[np.int32]) -> None:
-        n = len(numel)
+    def __init__(
+        self, numel: NDArray[np.int64], dtype: NDArray[np.int32], device: torch.device = _CPU
+    ) -> None:
+        n, kind = len(numel), DEVICES.get(device.type, -1)
         self._at, self._kept, self._n = np.zeros(n, np.int64), (numel, dtype), n
         self._call = (_FILL, _GET, numel.ctypes.data, dtype.ctypes.data, n, self._at.ctypes.data)
+        self._device = kind, device.index or 0
+
+    @classmethod
+    def like(cls, tensors: Sequence[Tensor]) -> Look | None:
+        """Return what finds the addresses of tensors like these; None where it does not find theirs."""
+        if not cls.available() or any(x.dtype not in CODES for x in tensors):
+            return None
+        numel = np.array([x.numel() for x in tensors], np.int64)
+        dtype = np.array([CODES[x.dtype] for x in tensors], np.int32)
+        look = cls(numel, dtype, tensors[0].device)
+        found = look(tensors)
+        return look if found is not None and found.tolist() == [x.data_ptr() for x in tensors] else None
 
     @staticmethod
     def available() -> bool:
@@ -90,12 +113,12 @@ class Look:
             tensors: ``n``, of class Tensor or Parameter; a list is the quickest.
 
         Returns:
-            None if one of them is not a contiguous CPU tensor of the expected size and type.
+            None if one of them is not a contiguous tensor of the expected size and type on the device.
         """
         own = tensors if type(tensors) is list else list(tensors)
         if len(own) != self._n:
             return None
         try:
-            return self._at if _LOOK(*self._call, own) == self._n else None
+            return self._at if _LOOK(*self._call, *self._device, own) == self._n else None
         except (RuntimeError, BufferError, TypeError):  # sparse, or unknown to DLPack
             return None

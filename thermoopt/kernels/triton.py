@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.kernels.look import Look
 from thermoopt.kernels.triton_account import account_kernel
 from thermoopt.kernels.triton_checks import (
     check_averages,
@@ -40,7 +41,7 @@ from thermoopt.kernels.triton_checks import (
     readable,
     unavailable_reason,
 )
-from thermoopt.kernels.triton_chunks import BLOCK, BLOCKS_PER_CHUNK, ChunkMap
+from thermoopt.kernels.triton_chunks import BLOCK, ChunkMap, blocks_of_a_chunk
 from thermoopt.kernels.triton_kernels import (
     IMPORT_ERROR,
     INTERPRETED,
@@ -48,6 +49,7 @@ from thermoopt.kernels.triton_kernels import (
     reduce_kernel,
     settings_kernel,
 )
+from thermoopt.kernels.triton_launch import Launch
 from thermoopt.kernels.triton_tables import DeviceNumbers, Setting, SettingsTable
 from thermoopt.physics.sums import Sum
 
@@ -58,7 +60,7 @@ if IMPORT_ERROR is None:
 __all__ = ["Plan", "Setting", "available", "ineligible", "unavailable_reason"]
 
 NUM_WARPS = 4
-"""Warps per program: with 120 registers a thread (ptxas) four programs fit a multiprocessor (unmeasured)."""
+"""Warps per program: with 80 registers a thread (ptxas) six programs fit a multiprocessor (unmeasured)."""
 
 TENSORS_PER_PROGRAM = 32
 """Rows of settings that a program of one warp computes, in float64, of which consumer cards do two a clock
@@ -112,7 +114,8 @@ class Plan:
         max_exp_avg_sqs: ``n`` entries, a tensor where amsgrad is on, ``None`` where it is off.
         names: of the tensors, for error messages; by default their indices.
         dry: for steps that write nothing. Step counts may then be on the host, and are read each time.
-        block, blocks_per_chunk, num_warps: launch shape; powers of two.
+        block, blocks_per_chunk, num_warps: launch shape; powers of two. None is what suits the number of
+            elements.
 
     Attributes:
         params_at: addresses of the parameters in the last step, ``[n]``.
@@ -135,13 +138,13 @@ class Plan:
         names: Sequence[str] | None = None,
         dry: bool = False,
         block: int = BLOCK,
-        blocks_per_chunk: int = BLOCKS_PER_CHUNK,
+        blocks_per_chunk: int | None = None,
         num_warps: int = NUM_WARPS,
     ) -> None:
         reason = unavailable_reason()
         if reason is not None:
             raise RuntimeError(f"the Triton kernels cannot run here: {reason}")
-        n = len(params)
+        self._n = n = len(params)
         if n == 0 or {len(x) for x in (exp_avgs, exp_avg_sqs, max_exp_avg_sqs, steps)} != {n}:
             raise ValueError("a plan needs one or more parameters and as many entries in every other list")
         self._names = [f"tensor {i}" for i in range(n)] if names is None else list(names)
@@ -157,18 +160,22 @@ class Plan:
         self._owned = [*self._params, *self._exp_avgs, *self._exp_avg_sqs, *maxima, *self._steps]
         self._numels, self._kinds = [p.numel() for p in self._params], kinds(self._params)
         self._check_owned()
-        self._block, self._chunk, self._num_warps = block, block * blocks_per_chunk, num_warps
+        blocks = blocks_per_chunk or blocks_of_a_chunk(sum(self._numels))
+        self._block, self._chunk, self._num_warps = block, block * blocks, num_warps
         self._addresses = DeviceNumbers(6 * n, torch.int64, self._device, baked=True)
         self._table = SettingsTable(n, self._device)
-        self._current: list[int] = []
+        self._look = Look.like([*self._owned, *self._params])  # gradients are like their parameters
         self._packed = np.zeros(6 * n, dtype=np.int64)
         self._settings = torch.zeros(n, SETTINGS, dtype=torch.float64, device=self._device)
         self._sums = torch.zeros(n, len(Sum), dtype=torch.float64, device=self._device)
         self._flags = torch.zeros(2, dtype=torch.int32, device=self._device)
         self._averages: tuple[Tensor, Tensor, Tensor] | None = None
+        self._layers = 0
+        self._launch_settings, self._launch_reduce, self._launch_account = Launch(), Launch(), Launch()
         self.refused: str | None = None
         cut = [(p.dtype, x is not None) for p, x in zip(self._params, self._maxima, strict=True)]
-        self._chunks = ChunkMap(cut, self._numels, block * blocks_per_chunk, self._device)
+        self._chunks = ChunkMap(cut, self._numels, self._chunk, self._device)
+        self._launch_parts = [Launch() for _ in self._chunks.parts]
         # allocated here: memory allocated during a capture belongs to its graph
         self._partials = torch.empty(len(Sum), self._chunks.count, device=self._device)
 
@@ -198,6 +205,7 @@ class Plan:
         """
         check_averages(table, run, layer, len(self._params), self._device)
         self._averages = table, run, torch.tensor(layer, dtype=torch.int32, device=self._device)
+        self._layers = table.shape[1]
 
     @torch.no_grad()
     def step(
@@ -275,75 +283,56 @@ class Plan:
         into: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor | None:
         """Launch the kernels of a step, which is all that a graph captures of it."""
-        n, addresses, chunks = len(self._params), self._addresses.tensor, self._chunks
+        n, addresses, chunks = self._n, self._addresses.tensor, self._chunks
         table, run, layer = into or (None, None, None)
+        flags = None if run is None else self._flags
+        owned = scale is None and stop is None and self._table.owned
         with self._current_device():
-            settings_kernel[(triton.cdiv(n, TENSORS_PER_PROGRAM),)](
-                addresses,
-                self._settings,
-                stop,
-                *settings,
-                run,
-                self._flags,
-                n,
-                DRY=self._dry,
-                BLOCK=TENSORS_PER_PROGRAM,
+            self._launch_settings(
+                settings_kernel,
+                (triton.cdiv(n, TENSORS_PER_PROGRAM), 1, 1),
+                (addresses, self._settings, stop, *settings, run, self._flags, n),
+                {"DRY": self._dry, "BLOCK": TENSORS_PER_PROGRAM},
+                owned=owned,
                 num_warps=1,
-                enable_fp_fusion=False,
             )
-            for part in chunks.parts:
+            for part, launch in zip(chunks.parts, self._launch_parts, strict=True):
                 if part.count == 0 or (self._dry and not measure):
                     continue
-                adamw_kernel[(part.count,)](
-                    addresses,
-                    chunks.sizes,
-                    chunks.tensor,
-                    chunks.index,
-                    self._settings,
-                    scale,
-                    self._partials if measure else None,
-                    n,
-                    part.first,
-                    chunks.count,
-                    DTYPE=getattr(tl, str(part.dtype).removeprefix("torch.")),
-                    AMSGRAD=part.amsgrad,
-                    MEASURE=measure,
-                    ALIGNED=part.aligned,
-                    DRY=self._dry,
-                    BLOCK=self._block,
-                    CHUNK=self._chunk,
+                partials = self._partials if measure else None
+                launch(
+                    adamw_kernel,
+                    (part.count, 1, 1),
+                    (addresses, *chunks.map, self._settings, scale, partials, n, part.first, chunks.count),
+                    {
+                        "DTYPE": getattr(tl, str(part.dtype).removeprefix("torch.")),
+                        "AMSGRAD": part.amsgrad,
+                        "MEASURE": measure,
+                        "ALIGNED": part.aligned,
+                        "DRY": self._dry,
+                        "BLOCK": self._block,
+                        "CHUNK": self._chunk,
+                    },
+                    owned=owned,
                     num_warps=self._num_warps,
-                    enable_fp_fusion=False,
                 )
             if not measure:
                 return None
             sums = self._sums if table is not None else torch.empty_like(self._sums)
-            reduce_kernel[(n, len(Sum))](
-                self._partials,
-                chunks.first,
-                chunks.last,
-                sums,
-                self._settings,
-                None if run is None else self._flags,
-                chunks.count,
-                COLUMNS=len(Sum),
-                BLOCK=REDUCE_BLOCK,
-                enable_fp_fusion=False,
+            self._launch_reduce(
+                reduce_kernel,
+                (n, len(Sum), 1),
+                (self._partials, *chunks.ends, sums, self._settings, flags, chunks.count),
+                {"COLUMNS": len(Sum), "BLOCK": REDUCE_BLOCK},
             )
             if table is not None:
-                account_kernel[(triton.cdiv(n, ACCOUNT_BLOCK),)](
-                    sums,
-                    self._settings,
-                    table,
-                    layer,
-                    run,
-                    self._flags,
-                    stop,
-                    n,
-                    table.shape[1],
-                    BLOCK=ACCOUNT_BLOCK,
+                self._launch_account(
+                    account_kernel,
+                    (triton.cdiv(n, ACCOUNT_BLOCK), 1, 1),
+                    (sums, self._settings, table, layer, run, self._flags, stop, n, self._layers),
+                    {"BLOCK": ACCOUNT_BLOCK},
+                    owned=owned,
                     num_warps=1,
-                    enable_fp_fusion=False,
                 )
         return sums
 
@@ -372,17 +361,21 @@ class Plan:
 
     def _locate(self, grads: Sequence[Tensor]) -> None:
         """Send the addresses of all tensors, checking those that moved."""
-        n = len(self._params)
+        n = self._n
         if len(grads) != n:
             raise ValueError(f"{len(grads)} gradients for a plan of {n} parameters")
-        current = [*map(Tensor.data_ptr, self._owned), *map(Tensor.data_ptr, grads)]
-        if current != self._current:
-            if self._current and current[: 5 * n] != self._current[: 5 * n]:
+        tensors = [*self._owned, *grads]
+        found = None if self._look is None else self._look(tensors)
+        current = np.array(list(map(_data_ptr, tensors)), np.int64) if found is None else found
+        # a tensor that lies where another one lay may lie there otherwise
+        odd = found is None and (self._look is not None or not all(map(Tensor.is_contiguous, grads)))
+        if odd or not np.array_equal(current, self._packed):
+            if self._packed.any() and not np.array_equal(current[: 5 * n], self._packed[: 5 * n]):
                 self._check_owned()
-            if not readable(grads, self._kinds):
+            if not readable(grads, self._kinds, looked=found is not None):
                 for i, reason in self.rejected(grads).items():
                     raise ValueError(f"{self._names[i]}: {reason}")
-            self._packed = np.array(current, dtype=np.int64)
+            self._packed = current.copy()
             strange = np.asarray((self._packed.reshape(6, n)[[0, 1, 2, 3, 5]] % 16).any(axis=0))
             for part in self._chunks.parts:
                 part.aligned = not strange[part.members].any()
@@ -390,10 +383,12 @@ class Plan:
         if self._counts is not None:
             self._counts.send(np.array([float(step) for step in self._given_steps], dtype=np.float32))
         self._addresses.send(self._packed)
-        self._current = current
 
     def _near(self, x: Tensor | None) -> Tensor | None:
         return x if x is None or x.device == self._device else x.to(self._device, non_blocking=True)
 
     def _current_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+
+_data_ptr = torch._C.TensorBase.data_ptr

@@ -91,6 +91,8 @@ def ineligible(
             return f"the {name} is a {type(x).__name__}, a subclass of Tensor"
         if x.layout != torch.strided or not x.is_contiguous():
             return f"the {name} is sparse or not contiguous"
+        if x.is_neg():
+            return f"the {name} is negated lazily: its memory holds the opposite (resolve_neg() helps)"
     for name, x in others.items():
         if (x.device, x.dtype, x.shape) != (param.device, param.dtype, param.shape):
             return f"the {name} differs from the parameter in device, dtype or shape"
@@ -106,6 +108,7 @@ def miscounts(step: Tensor, device: torch.device) -> bool:
 
 _kind = operator.attrgetter("device", "dtype", "shape")
 _layout = operator.attrgetter("layout")
+_is_neg = torch._C.TensorBase.is_neg
 
 
 def kinds(tensors: Sequence[Tensor]) -> list[Any]:
@@ -113,16 +116,28 @@ def kinds(tensors: Sequence[Tensor]) -> list[Any]:
     return list(map(_kind, tensors))
 
 
-def readable(grads: Sequence[Tensor], wanted: list[Any]) -> bool:
+def readable(grads: Sequence[Tensor], wanted: list[Any], *, looked: bool = False) -> bool:
     """Whether :func:`ineligible` accepts every gradient of parameters of these :func:`kinds`.
 
     The same checks, each made for all at once: in most steps gradients are new tensors.
+
+    Args:
+        grads: of the parameters.
+        wanted: the parameters' kinds.
+        looked: whether device, dtype, size and layout were found to be those of the parameters
+            (:class:`~thermoopt.kernels.look.Look`).
     """
     return (
         PLAIN.issuperset(map(type, grads))
-        and {torch.strided}.issuperset(map(_layout, grads))
-        and all(map(Tensor.is_contiguous, grads))
-        and kinds(grads) == wanted
+        and not any(map(_is_neg, grads))
+        and (
+            looked
+            or (
+                {torch.strided}.issuperset(map(_layout, grads))
+                and all(map(Tensor.is_contiguous, grads))
+                and kinds(grads) == wanted
+            )
+        )
     )
 
 

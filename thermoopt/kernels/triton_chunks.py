@@ -7,14 +7,23 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["BLOCK", "BLOCKS_PER_CHUNK", "ChunkMap", "LaunchPart"]
+__all__ = ["BLOCK", "ChunkMap", "LaunchPart", "blocks_of_a_chunk"]
 
 BLOCK = 512
 """Elements that a program handles at a time: with 4 warps a thread moves 16 bytes of float32 (unmeasured)."""
 
-BLOCKS_PER_CHUNK = 8
-"""Blocks that a program loops over with its sums in registers: chunks of 4,096 elements cut 5 M elements into
-more than 1,000 programs, so that no multiprocessor of a large GPU idles (unmeasured)."""
+MANY = 1 << 24
+"""Elements from which on chunks are longer: more than 2,000 of them, three for each program that an H100 runs
+at a time. The end of a program, a tenth of its instructions, then comes half as often."""
+
+
+def blocks_of_a_chunk(elements: int) -> int:
+    """Blocks that a program loops over with its sums in registers, for this many elements in all.
+
+    Chunks of 4,096 elements cut 5 M elements into more than 1,000 programs, so that no multiprocessor of a
+    large GPU idles (unmeasured).
+    """
+    return 16 if elements >= MANY else 8
 
 
 @dataclass
@@ -41,9 +50,8 @@ class ChunkMap:
     Attributes:
         parts: the tensors by launch.
         count: number of chunks.
-        sizes: elements of each tensor, ``[n]``.
-        tensor, index: ``[count]`` tensor of each chunk, and its number in that.
-        first, last: ``[n]`` first chunk of each tensor, and that after its last.
+        map: elements of each tensor, ``[n]``; tensor of each chunk, and its number in that, ``[count]``.
+        ends: first chunk of each tensor, and that after its last, ``[n]``.
     """
 
     def __init__(
@@ -69,7 +77,9 @@ class ChunkMap:
         order = torch.tensor([i for part in self.parts for i in part.members], device="cpu")
         begin, count = torch.tensor(starts, device="cpu"), torch.tensor(counts, device="cpu")
         owner = torch.repeat_interleave(order, count[order])
-        self.sizes = torch.tensor(numels, dtype=torch.int64, device=device)
-        self.tensor = owner.to(device, torch.int32)
-        self.index = (torch.arange(self.count, device="cpu") - begin[owner]).to(device, torch.int32)
-        self.first, self.last = begin.to(device), (begin + count).to(device)
+        self.map = (
+            torch.tensor(numels, dtype=torch.int64, device=device),
+            owner.to(device, torch.int32),
+            (torch.arange(self.count, device="cpu") - begin[owner]).to(device, torch.int32),
+        )
+        self.ends = begin.to(device), (begin + count).to(device)

@@ -12,7 +12,11 @@ try:
 except ImportError as error:
     IMPORT_ERROR = str(error)
 
+COUNTS = ("n", "first", "n_chunks", "n_layers")
+"""Parameters of kernels that differ between optimizers, and with the tensors that have a gradient."""
+
 __all__ = [
+    "COUNTS",
     "IMPORT_ERROR",
     "INTERPRETED",
     "adamw_kernel",
@@ -23,8 +27,12 @@ __all__ = [
 
 
 def jit(kernel: Callable[..., None]) -> Any:
-    """Compile a kernel when it is first launched; without Triton, leave it as it is."""
-    return kernel if IMPORT_ERROR else triton.jit(kernel)
+    """Compile a kernel when it is first launched; without Triton, leave it as it is.
+
+    One kernel serves any number of tensors and chunks: by itself Triton compiles another for a number that
+    is 1, and for one that 16 divides.
+    """
+    return kernel if IMPORT_ERROR else triton.jit(kernel, do_not_specialize=list(COUNTS))
 
 
 @jit
@@ -103,7 +111,7 @@ def settings_kernel(
 
 @jit
 def _quarters(x, N: tl.constexpr):
-    """Cut a block into the first, second, third and fourth of every four neighbours, which one thread holds."""
+    """Cut a block into the first, second, third and fourth of every four neighbours, all in one thread."""
     a, b = tl.split(tl.reshape(x, (N // 4, 2, 2)))
     a0, a1 = tl.split(a)
     b0, b1 = tl.split(b)
@@ -127,7 +135,7 @@ def _plus(total, x, N: tl.constexpr):
 
 @jit
 def _columns(a, b, c, d, e, f, g, h, i, j, k, l, m, n, N: tl.constexpr):  # noqa: E741
-    """Put 14 totals side by side, ``[N, 16]`` (the last two columns repeat the first), to add up in one go."""
+    """Put 14 totals side by side, ``[N, 16]`` (the last two columns repeat the first), added at once."""
     even = tl.join(tl.join(tl.join(a, i), tl.join(e, m)), tl.join(tl.join(c, k), tl.join(g, a)))
     odd = tl.join(tl.join(tl.join(b, j), tl.join(f, n)), tl.join(tl.join(d, l), tl.join(h, b)))
     return tl.reshape(tl.join(even, odd), (N, 16))
@@ -157,7 +165,7 @@ def adamw_kernel(
 
     The sums are those of raw moments and without the sign of ``maximize``; :func:`reduce_kernel` corrects
     them. Each thread adds four neighbours at once, which leaves it one register a sum; the sums of all
-    threads are added in one go, with two barriers.
+    threads are added in one go.
     """
     chunk = first + tl.program_id(0)
     i = tl.load(chunk_tensor + chunk)

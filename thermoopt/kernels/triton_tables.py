@@ -88,6 +88,9 @@ class SettingsTable:
     Args:
         n: tensors.
         device: of the tensors.
+
+    Attributes:
+        owned: whether all settings last placed lie in the table, and none in a tensor of a user's.
     """
 
     def __init__(self, n: int, device: torch.device) -> None:
@@ -97,6 +100,7 @@ class SettingsTable:
         self._views = list(self._numbers.tensor.view(len(SETTINGS), width).unbind())
         self._rows = np.zeros((len(SETTINGS), width))
         self._given: dict[str, Any] = {}
+        self.owned = True
 
     def place(self, settings: Mapping[str, Setting | Sequence[bool]]) -> list[Any]:
         """Send what changed of some settings; return each as a device tensor followed by its stride.
@@ -105,6 +109,7 @@ class SettingsTable:
             ValueError: for a tensor or a list of another length, or a tensor on another device.
         """
         placed: list[Any] = []
+        owned = True
         rows, given = self._rows, self._given
         for name, x in settings.items():
             k = SETTINGS.index(name)
@@ -115,6 +120,7 @@ class SettingsTable:
                     )
                 if x.device == self._device:
                     placed += [x, x.stride(0) if x.ndim else 0]
+                    owned = False
                     continue
                 if x.device.type != "cpu":
                     raise ValueError(f"{name} is on {x.device}, the parameters on {self._device}")
@@ -133,4 +139,5 @@ class SettingsTable:
         if rows is not self._rows:
             self._numbers.send(rows.reshape(-1))
             self._rows, self._given = rows, given
+        self.owned = owned
         return placed

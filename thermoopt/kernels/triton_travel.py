@@ -21,6 +21,7 @@ from thermoopt.kernels.native_checks import PLAIN
 from thermoopt.kernels.travel_layers import TravelLayers, are_views
 from thermoopt.kernels.triton_checks import DTYPES
 from thermoopt.kernels.triton_kernels import IMPORT_ERROR, reduce_kernel
+from thermoopt.kernels.triton_launch import Launch
 from thermoopt.kernels.triton_tables import DeviceNumbers
 from thermoopt.kernels.triton_travel_kernels import distance_kernel, force_kernel, work_kernel
 
@@ -56,7 +57,8 @@ class DeviceTravelPlan(TravelLayers):
         done: Tensor | None,
     ) -> None:
         super().__init__(params, samples)
-        n, self._start, self._impulse, self._done = len(params), start, impulse, done
+        self._n = n = len(params)
+        self._start, self._impulse, self._done = start, impulse, done
         flat = [s if s.ndim == 2 else s[None] for s in samples]
         sizes = np.array([s.numel() for s in samples], np.int64)
         width, distance = np.array([(max(1, s.shape[1]), s.stride(0)) for s in flat], np.int64).T
@@ -70,9 +72,13 @@ class DeviceTravelPlan(TravelLayers):
         self._owner = self._there(owner.astype(np.int32))
         self._index = self._there((np.arange(self._chunks) - (last - counts)[owner]).astype(np.int32))
         self._pointers = DeviceNumbers(2 * n, torch.int64, self._device, baked=True)
+        self._map = self._pointers.tensor, self._geometry, self._owner, self._index
         self._rates = DeviceNumbers(n, torch.float64, self._device, baked=False)
         self._weights = DeviceNumbers(3, torch.float64, self._device, baked=False)
         self._partials = torch.zeros(2, self._chunks, dtype=torch.float64, device=self._device)
+        self._triton_dtype = getattr(tl, str(start.dtype).removeprefix("torch."))
+        self._launch_forces, self._launch_work = Launch(), Launch()
+        self._launch_distance, self._launch_reduce = Launch(), Launch()
 
     def _there(self, numbers: NDArray[Any]) -> Tensor:
         return torch.from_numpy(numbers).to(self._device)
@@ -125,75 +131,48 @@ class DeviceTravelPlan(TravelLayers):
         if self._pointers.sent is None:
             own = self.params_at + self.offset
             self._pointers.send(np.concatenate([own, np.zeros_like(own)]))
-        n = len(self._params)
+        n = self._n
         out = torch.empty(n, 2, dtype=torch.float64, device=self._device)
         with self._on_device():
             if self._chunks:
-                distance_kernel[(self._chunks,)](
-                    self._pointers.tensor,
-                    self._geometry,
-                    self._owner,
-                    self._index,
-                    self._start,
-                    self._impulse,
-                    self._partials,
-                    n,
-                    self._chunks,
-                    DTYPE=self._triton_dtype(),
-                    BLOCK=BLOCK,
+                self._launch_distance(
+                    distance_kernel,
+                    (self._chunks, 1, 1),
+                    (*self._map, self._start, self._impulse, self._partials, n, self._chunks),
+                    {"DTYPE": self._triton_dtype, "BLOCK": BLOCK},
                 )
-            reduce_kernel[(n, 2)](
-                self._partials,
-                self._first,
-                self._last,
-                out,
-                None,
-                None,
-                self._chunks,
-                COLUMNS=2,
-                BLOCK=REDUCE_BLOCK,
+            self._launch_reduce(
+                reduce_kernel,
+                (n, 2, 1),
+                (self._partials, self._first, self._last, out, None, None, self._chunks),
+                {"COLUMNS": 2, "BLOCK": REDUCE_BLOCK},
             )
         return out
 
     def _launch(self, scale: Tensor | None, stop: Tensor | None, base: Tensor | None) -> None:
         """Launch the kernels that add a step's forces, which is all that a graph captures of it."""
+        owned = scale is None and stop is None and base is None
+        sums = self._start, self._impulse, self._partials, self._n
         with self._on_device():
             if self._chunks:
-                force_kernel[(self._chunks,)](
-                    self._pointers.tensor,
-                    self._geometry,
-                    self._owner,
-                    self._index,
-                    self._rates.tensor,
-                    base,
-                    0 if base is None or base.ndim == 0 else base.stride(0),
-                    self._weights.tensor,
-                    scale,
-                    stop,
-                    self._start,
-                    self._impulse,
-                    self._partials,
-                    len(self._params),
-                    DTYPE=self._triton_dtype(),
-                    BLOCK=BLOCK,
-                    enable_fp_fusion=False,
+                stride = 0 if base is None or base.ndim == 0 else base.stride(0)
+                self._launch_forces(
+                    force_kernel,
+                    (self._chunks, 1, 1),
+                    (*self._map, self._rates.tensor, base, stride, self._weights.tensor, scale, stop, *sums),
+                    {"DTYPE": self._triton_dtype, "BLOCK": BLOCK},
+                    owned=owned,
                 )
-            work_kernel[(len(self._params),)](
-                self._partials,
-                self._first,
-                self._last,
-                self._weights.tensor,
-                stop,
-                self._done,
-                BLOCK=REDUCE_BLOCK,
-                enable_fp_fusion=False,
+            self._launch_work(
+                work_kernel,
+                (len(self._params), 1, 1),
+                (self._partials, self._first, self._last, self._weights.tensor, stop, self._done),
+                {"BLOCK": REDUCE_BLOCK},
+                owned=owned,
             )
 
     def _near(self, x: Tensor | None) -> Tensor | None:
         return x if x is None else x.to(self._device, non_blocking=True)
-
-    def _triton_dtype(self) -> Any:
-        return getattr(tl, str(self._start.dtype).removeprefix("torch."))
 
     def _on_device(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
