@@ -517,7 +517,7 @@ def test_a_transformer_is_warned_before_half_of_a_norm_is_gone(lr, wd):
     assert {alarm.layer_type for alarm in detector.alarms} & {"attention", "mlp"}
     lines = [line for line in detector.get_recommendations() if not line.startswith("[LOW]")]
     assert lines
-    assert all("Weight decay collapses" in line for line in lines)
+    assert all("Weight decay is collapsing" in line for line in lines)
 
 
 # -------------------------------------------------------------------- nets, healthy

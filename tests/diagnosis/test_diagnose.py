@@ -208,9 +208,17 @@ SICK = [
 ]
 
 
+def test_decay_that_no_gradient_counters_is_to_be_set_to_0():
+    falls = {**FALLS, "wd_balance": math.inf, "free_fall": 1.0}
+    report = diagnose(record(layers={k: one(1, v, HEALTHY[k]) for k, v in falls.items()}))
+    (finding,) = (f for f in report.findings if f.kind == "weight_decay_collapse")
+    assert "inf" not in str(finding)
+    assert finding.advice.startswith("Set weight decay to 0")
+
+
 def test_decay_that_ended_is_spoken_of_as_it_was():
     report = diagnose(record({"wd_eff": np.where(STEPS > STEPS[N // 4], 0.0, 1e-3)}))
-    assert [f.message.split(" removed")[0] for f in report.findings] == ["decay of 0.001"]
+    assert [f.message.split(" removed")[0] for f in report.findings] == ["weight decay of 0.001"]
 
 
 def test_nothing_is_found_in_a_healthy_record():

@@ -1,4 +1,4 @@
-"""What is wrong with a run, how sure that is, and what to change by how much."""
+"""What is wrong with a run, how sure that is, and what to change and by how much."""
 
 from typing import TYPE_CHECKING
 

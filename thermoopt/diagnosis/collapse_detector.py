@@ -58,7 +58,7 @@ class _Watch:
 
 
 class CollapseDetector:
-    r"""Reports when weight decay is about to collapse the norm of a layer.
+    r"""A detector that reports when weight decay is about to collapse the norm of a layer.
 
     The rule is the barostat's. A decayed matrix collapses if its norm is forecast to fall below half of its
     initial value, decay removes more than twice what the source S restores (or the norm is that small already
@@ -78,7 +78,7 @@ class CollapseDetector:
     ``decoupled_weight_decay=True`` in its groups.
 
     Args:
-        model: names the layers.
+        model: the model whose parameter names to use for layers, or None.
         optimizer: the optimizer to watch. It is never modified.
         horizon: steps to forecast, at least 1; None uses the memory of Adam's second moment,
             1 / (1 - beta2), for which the present source can be trusted, or
@@ -107,7 +107,7 @@ class CollapseDetector:
                 raise ValueError(allowed)
         if observer is not None and observer.optimizer is not optimizer:
             raise ValueError(
-                "observer must be None or an observer of the optimizer given, got one of another "
+                "observer must be None or observe the optimizer given, got one that observes another "
                 f"{type(observer.optimizer).__name__}"
             )
         self._observer = Observer(model, optimizer) if observer is None else observer
@@ -144,9 +144,9 @@ class CollapseDetector:
         return self._observer
 
     def step(self) -> dict[str, float]:
-        """Judge the newest reading, if not done yet, and return R_wd of every measured layer at that time.
+        """Judge the newest reading, if that is not done yet, and return its R_wd by layer.
 
-        Call it after ``optimizer.step()``, or not at all: all members below do so themselves.
+        Calling it after ``optimizer.step()`` is optional: all members below judge the newest reading, too.
         """
         self._look()
         return dict(self._excess)
@@ -202,7 +202,7 @@ class CollapseDetector:
         self._look()
         if self._reading is None:
             raise ValueError(
-                f"layer is {layer!r}, but nothing was read yet: train until the observer has measured a step"
+                f"no forecast for layer {layer!r} yet: train until the observer has measured a step"
             )
         return self._forecasts([self._column(layer)])[0]
 
@@ -224,7 +224,7 @@ class CollapseDetector:
         return float(steps.min(initial=np.inf) if layer is None else steps[self._column(layer)])
 
     def get_recommendations(self) -> list[str]:
-        """Return which layers collapse and by how much to lower their decay, by type; then earlier collapses.
+        """Return, by layer type, what collapses and by how much to lower decay; then earlier collapses.
 
         A line begins with ``[HIGH]`` if the whole interval of a forecast lies below half of the initial norm
         and decay removes more than twice what the source restores, with ``[MEDIUM]`` if only the estimate
@@ -241,8 +241,8 @@ class CollapseDetector:
                 earlier.setdefault((alarm.step, alarm.layer_type), []).append(alarm)
         lines += [afterwards(kind, alarms) for (_, kind), alarms in earlier.items()]
         lines += [
-            f"[LOW] {count(kind, len(layers))}, for example {layers[0]}, lost half of the initial norm, and "
-            "the gradient shrinks it more than decay does: lower the learning rate rather than weight_decay."
+            f"[LOW] {count(kind, len(layers))} ({layers[0]} for example) lost half of the initial norm, and "
+            "gradients shrink it more than decay does: lower the learning rate rather than weight_decay."
             for kind, layers in self._by_type(self._shrunk()).items()
         ]
         lines += [f"unavailable for {name}: {why}." for name, why in self.unavailable.items()]

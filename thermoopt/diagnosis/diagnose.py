@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, Run, missing_members
-from thermoopt.diagnosis.finding import CONFIDENCES, Finding
+from thermoopt.diagnosis.finding import CONFIDENCES, Finding, in_few
 from thermoopt.diagnosis.kinds import FOLLOWS, KINDS
 from thermoopt.physics import by_rate, in_words
 
@@ -23,11 +23,11 @@ SURE = ("HIGH", "MEDIUM")
 
 @dataclass(frozen=True)
 class DiagnosticReport:
-    """What a run shows.
+    """The findings of a diagnosis and the figures behind them; ``str()`` of it is text to print.
 
     Attributes:
         findings: sorted by confidence; empty if nothing was found.
-        facts: the figures behind it: steps, readings, equilibrium fraction, dispersion and so on.
+        facts: the figures behind them: steps, readings, equilibrium fraction, dispersion and so on.
         sections: further text by title, from an entropy split or a collapse detector.
     """
 
@@ -37,27 +37,27 @@ class DiagnosticReport:
 
     @property
     def healthy(self) -> bool:
-        """Whether there are enough readings to tell and no finding has HIGH or MEDIUM confidence."""
+        """Whether there are at least 10 readings and no finding has HIGH or MEDIUM confidence."""
         return self.facts["readings"] >= MIN_READINGS and not any(f.confidence in SURE for f in self.findings)
 
     @property
     def recommendations(self) -> list[str]:
-        """What to change, one line per finding of HIGH or MEDIUM confidence."""
+        """What to change: one line per finding of HIGH or MEDIUM confidence."""
         return [f"[{f.confidence}] {f.advice}" for f in self.findings if f.confidence in SURE]
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """The diagnosis in one line: steps, readings, and the kinds of finding."""
         n = self.facts["readings"]
         steps, length = self.facts["steps"], self.facts.get("length")
         run = f"{steps} steps{'' if length is None else f' of {length}'}, {n} readings"
         if n < MIN_READINGS and not self.findings:
-            return f"{run}: too few to judge (from {MIN_READINGS} readings on)."
+            return f"{run}: too few to judge (at least {MIN_READINGS} readings are needed)."
         if self.healthy:
             return f"{run}: nothing wrong was found."
         sure = [f for f in self.findings if f.confidence in SURE]
         if not sure:
-            return f"{run}: too few to judge more (from {MIN_READINGS} readings on)."
+            return f"{run}: too few to judge everything (at least {MIN_READINGS} readings are needed)."
         return f"{run}: {', '.join(f.kind.replace('_', ' ') for f in sure)}."
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class DiagnosticReport:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data for strict JSON."""
+        """Return the report as plain data for strict JSON."""
         return {
             "healthy": self.healthy,
             "summary": self.summary,
@@ -80,12 +80,12 @@ class DiagnosticReport:
         }
 
     def to_markdown(self) -> str:
-        """Return it as Markdown: a summary, a table of findings, the figures behind it."""
+        """Return the report as Markdown: a summary, a table of findings, the figures behind them."""
         lines = ["## Diagnosis", "", self.summary, ""]
         if self.findings:
             lines += ["| confidence | kind | layers | measured | advice |", "| --- | --- | --- | --- | --- |"]
             for f in self.findings:
-                layers = "all" if not f.layers else _few(f.layers)
+                layers = in_few(f.layers) if f.layers else "all"
                 cells = (f.confidence, f.kind.replace("_", " "), layers, f.message + _because(f), f.advice)
                 lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
             lines.append("")
@@ -102,21 +102,22 @@ def diagnose(
     *,
     ended: bool = False,
 ) -> DiagnosticReport:
-    """Say what is wrong with a run, from what an observer recorded.
+    """Find what is wrong with a run, from what an observer recorded.
 
     Each kind of finding is one function in :data:`thermoopt.diagnosis.KINDS`; its docstring gives the value
     of its measure in a run with nothing wrong. A finding that follows from another is kept, as LOW. The
-    function can be called at any time and changes nothing.
+    diagnosis can be made at any time and changes nothing.
 
     Args:
         observer: an :class:`~thermoopt.Observer`, or a saved run (:class:`thermoopt.record.SavedRun`).
-        splitter: adds its report of the entropy split.
-        collapse_detector: adds its recommendations, which may be newer than the observer's last reading.
-        ended: whether the run is over, so that a length that was not reached is a finding. A record of a
-            process that ended says so itself.
+        splitter: an :class:`EntropySplit` whose report to append.
+        collapse_detector: a :class:`CollapseDetector` whose recommendations to append; they may be newer
+            than the observer's last reading.
+        ended: whether the run is over, in which case stopping short of its planned length is a finding.
+            The record of a process that has ended knows this by itself.
 
     Returns:
-        The report; without readings it says what to do.
+        The report; if there are no readings, it says why.
 
     Raises:
         TypeError: if ``observer`` is not a run.
@@ -180,20 +181,16 @@ def _why_none(run: Evidence) -> str:
         )
     if run.skipped.get("closure"):
         return (
-            "every measured step evaluated its closure several times, or at weights that the optimizer had "
-            "moved (LBFGS, SAM): observe the optimizer inside, if there is one"
+            "every measured step evaluated its closure more than once, or at weights that the optimizer had "
+            "shifted (LBFGS, SAM): observe the inner optimizer instead, if there is one"
         )
     if run.taken == 0:
         return "no optimizer step was seen: train first, with the optimizer that the observer was given"
-    return "no step was measured yet: train for longer, or lower log_every"
+    return "no step has been measured yet: train for longer, or lower log_every"
 
 
 def _because(finding: Finding) -> str:
     return f" (follows from {finding.follows_from.replace('_', ' ')})" if finding.follows_from else ""
-
-
-def _few(layers: tuple[str, ...]) -> str:
-    return ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
 
 
 def _number(x: float) -> float | None:

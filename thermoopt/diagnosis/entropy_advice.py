@@ -40,7 +40,7 @@ def split_advice(
     names: Sequence[str],
     settings: Sequence[tuple[float, float]],
 ) -> list[str]:
-    r"""Return which source makes more heat than work, by layer type, and what to change by how much.
+    r"""Return, by layer type, which source makes more heat than work, and what to change by how much.
 
     A layer counts if, in each of its last :data:`STEADY` readings, R_ie is defined and one and the same
     source makes more than half of the heat and alone exceeds the work, with R_ie within a factor of
@@ -81,13 +81,13 @@ def split_advice(
 def _change(source: str, factor: float, wd: float, beta1: float) -> str:
     if source == "d_iS_noise":
         return (
-            f"A batch {factor:.2g} times as large, or accumulating that many times more gradients, would "
-            "bring noise down to the work."
+            f"A batch {factor:.2g} times as large, or accumulating gradients over that many times more "
+            "batches, would bring noise down to the level of the work."
         )
     if source == "d_iS_wd":
         return f"Lower weight_decay by a factor of {factor:.2g} ({wd:g} → {wd / factor:.2g})."
     shorter = max(0.0, 1 - factor * (1 - beta1))
     return (
-        f"The update overshoots: lower the learning rate by a factor of {factor:.2g}, or beta1 from "
+        f"Updates overshoot: lower the learning rate by a factor of {factor:.2g}, or beta1 from "
         f"{beta1:g} to {shorter:.3g}."
     )

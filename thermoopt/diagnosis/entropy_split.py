@@ -120,7 +120,7 @@ class SplitSnapshot:
 
 
 class EntropySplit:
-    r"""Work and heat in an observer's readings: a view that measures nothing itself and costs nothing.
+    r"""A view of an observer's readings as work and heat; it measures nothing itself and costs nothing.
 
     .. math:: \eta\langle g, U+\lambda\theta\rangle = d_eS + d_iS, \qquad
               d_iS = d_iS_{noise} + d_iS_{momentum} + d_iS_{wd}
@@ -143,11 +143,13 @@ class EntropySplit:
     def __init__(self, model: torch.nn.Module | None, optimizer: Optimizer, observer: Observer) -> None:
         if observer.optimizer is not optimizer:
             raise ValueError(
-                "observer must observe the optimizer given, got one of another "
+                "observer must observe the optimizer given, got one that observes another "
                 f"{type(observer.optimizer).__name__}"
             )
         if model is not None and observer.model is not None and observer.model is not model:
-            raise ValueError(f"model must be None or the observer's own, got another {type(model).__name__}")
+            raise ValueError(
+                f"model must be None or the observer's model, got another {type(model).__name__}"
+            )
         self._observer = observer
         self._optimizer = optimizer
         self._snapshot: SplitSnapshot | None = None
@@ -170,7 +172,7 @@ class EntropySplit:
         return self._snapshot
 
     def step(self) -> SplitSnapshot | None:
-        """Return :attr:`snapshot`. Call it after ``optimizer.step()``, or not at all."""
+        """Return :attr:`snapshot`; calling it after ``optimizer.step()`` is optional."""
         return self.snapshot
 
     def report(self, top_k: int = 10) -> str:
@@ -209,7 +211,7 @@ class EntropySplit:
         return "\n".join(lines)
 
     def get_recommendations(self) -> list[str]:
-        """Return which source steadily exceeds the work, by layer type, and what to change by how much.
+        """Return, by layer type, which source steadily exceeds the work, and what to change by how much.
 
         See :func:`thermoopt.diagnosis.split_advice`.
         """

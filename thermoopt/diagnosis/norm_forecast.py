@@ -111,24 +111,24 @@ def count(layer_type: str, n: int) -> str:
 
 
 def advice(layer_type: str, forecasts: Sequence[Forecast]) -> str:
-    """Return what to do about collapsing layers of one type, as the worst of them needs it."""
+    """Return what to do about the collapsing layers of one type, judged by the worst of them."""
     worst = min(forecasts, key=lambda f: f.repaired_decay / f.weight_decay)
     level = "HIGH" if any(f.confidence == "HIGH" for f in forecasts) else "MEDIUM"
     wd, repaired = worst.weight_decay, worst.repaired_decay
     if wd <= MOST * repaired:
         lower = f"lower weight_decay by a factor of {two_digits(wd / repaired)} ({wd:g} → {repaired:.2g})"
-        takes = f"removes {two_digits(worst.R_wd)} times what the gradients restore"
+        takes = f"removes {two_digits(worst.R_wd)} times as much as gradients restore"
     else:
         lower = f"set weight_decay to 0 (now {wd:g}) until gradients restore the norm"
-        takes = "removes weights that the gradients hardly restore"
+        takes = "removes weights that gradients hardly restore"
     now, ahead, low, high = (
         norm / worst.norm_start for norm in (worst.norm_now, worst.norm_forecast, worst.low, worst.high)
     )
     interval = f" ({low:.2f} to {high:.2f})" if math.isfinite(high) else ""
     return (
-        f"[{level}] Weight decay collapses {count(layer_type, len(forecasts))}: {lower}. In {worst.layer} it "
-        f"{takes}; its norm, now {now:.2f} of its initial value, would be {ahead:.2f}{interval} of it in "
-        f"{worst.horizon:g} steps."
+        f"[{level}] Weight decay is collapsing {count(layer_type, len(forecasts))}: {lower}. In "
+        f"{worst.layer} decay {takes}; the norm is now at {now:.2f} times its initial value and would be at "
+        f"{ahead:.2f}{interval} in {worst.horizon:g} steps."
     )
 
 
@@ -136,7 +136,7 @@ def afterwards(layer_type: str, alarms: Sequence[CollapseAlarm]) -> str:
     """Return a line about the alarms of one step that no longer hold."""
     worst = min(alarms, key=lambda a: a.forecast.repaired_decay)
     return (
-        f"[LOW] At step {worst.step} {count(layer_type, len(alarms))}, for example {worst.layer}, began to "
+        f"[LOW] At step {worst.step}, {count(layer_type, len(alarms))} ({worst.layer} for example) began to "
         f"collapse ({worst.forecast.confidence} then, at weight_decay {worst.forecast.weight_decay:g}); this "
-        "no longer holds."
+        "is over."
     )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from thermoopt.diagnosis.evidence import MIN_READINGS, Array, Evidence, median
-from thermoopt.diagnosis.finding import Finding, two_digits
+from thermoopt.diagnosis.finding import Finding, in_few, two_digits
 
 __all__ = ["dead_layer", "exploding_layer", "layers_out_of_step"]
 
@@ -53,7 +53,7 @@ PEERS = 3
 
 
 def dead_layer(run: Evidence) -> Finding | None:
-    r"""Parameters that get no gradient: none at all or exactly zero, ever or since some step.
+    r"""Parameters without a gradient, or with one of exactly zero, from the start or since some step.
 
     Null: a gradient that is exactly zero in every element of a layer and in every one of some hundred steps
     does not come about by rounding; frozen parameters do not count. An average over exact zeros only forgets,
@@ -85,30 +85,31 @@ def dead_layer(run: Evidence) -> Finding | None:
         return _shifts(run, run.select(cancelled)) if cancelled.any() else None
     whole = since[dead].min(initial=len(norms)) == 0
     layers = run.select(dead if dead.any() else never)
-    many = f"{layers[0]} and {len(layers) - 1} more have" if len(layers) > 1 else f"{layers[0]} has"
+    many = f"{in_few(layers)} {'have' if len(layers) > 1 else 'has'} had"
     first = 0 if whole or not dead.any() else int(since[dead].min())
     readings = len(norms) - first
     gradient = "a gradient of exactly zero" if what == "zero" else "no gradient"
     if first:
-        gradient += f" since step {int(run.layer_steps[first - 1])}"
-    elif what == "none":
-        gradient += " at all"
+        gradient += f" since step {int(run.layer_steps[first - 1])} ({readings} readings)"
+    else:
+        gradient += f"{' at all' if what == 'none' else ''} in {readings} readings"
     unexplained = what == "zero" and all_fade and math.isnan(fitted)
     if unexplained:
         cause = (
-            "All layers have: see whether the loss is 0. If not, look for a detach() or a dead activation."
+            "This is so in every layer: check whether the loss is 0. If it is not, look for a detach() or a "
+            "dead activation."
         )
     elif what == "zero":
-        cause = "Look for a detach(), a dead activation or a zero factor behind it."
+        cause = "Look for a detach(), a dead activation or a factor of zero between this layer and the loss."
     else:
         cause = (
-            "See whether forward() uses it; if not, leave it out of the optimizer or set requires_grad to "
-            "False. If few steps use it, measure every step to be sure."
+            "Check whether forward() uses it. If not, leave it out of the optimizer or set "
+            "requires_grad=False. If only some steps use it, measure every step to be sure."
         )
     return Finding(
         "dead_layer",
         "HIGH" if what == "zero" and not unexplained else "MEDIUM",
-        f"{many} {gradient} in {readings} readings.",
+        f"{many} {gradient}.",
         cause,
         measure="grad_norm",
         effect=0.0,
@@ -130,13 +131,14 @@ def _cancelled(run: Evidence, since: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def _shifts(run: Evidence, layers: tuple[str, ...]) -> Finding:
-    """Say of biases that nothing depends on them."""
+    """Report biases on which the loss does not depend."""
     return Finding(
         "dead_layer",
         "LOW",
-        f"{', '.join(layers)}: a gradient of exactly zero from the first step on, beside a matrix that has "
-        "one. The loss does not depend on such a shift where outputs enter it by their differences.",
-        "Nothing needs to be done; bias=False saves the parameter.",
+        f"{', '.join(layers)} {'have' if len(layers) > 1 else 'has'} had a gradient of exactly zero from the "
+        "first step on, although the matrix of the same module has one. A bias gets none if the loss depends "
+        "only on differences between outputs.",
+        "Nothing needs fixing; bias=False would save the parameter.",
         measure="grad_norm",
         effect=0.0,
         null=math.nan,
@@ -210,12 +212,13 @@ def exploding_layer(run: Evidence) -> Finding | None:
         if wild.any():
             worst = int(np.nanargmax(np.where(wild, growth, np.nan)))
             layers = tuple(names[wild])
-            what = "weights" if measure == "param_norm" else "gradient"
+            what, those = ("weights", "those") if measure == "param_norm" else ("gradient", "that")
             times = two_digits(growth[worst])
             return Finding(
                 "exploding_layer",
                 "HIGH",
-                f"the {what} of {names[worst]} grew {times} times, the median layer's {usual:.2g} times.",
+                f"the {what} of {names[worst]} grew by a factor of {times}, {those} of the median layer by a "
+                f"factor of {usual:.2g}.",
                 f"Lower this layer's learning rate by a factor of {two_digits(growth[worst] / usual)}, or "
                 "check its initialisation and its inputs.",
                 measure=measure,
@@ -250,15 +253,17 @@ def layers_out_of_step(run: Evidence) -> Finding | None:
     if gaps[cut - 1] < DECADES:
         return None
     slow, fast = order[:cut], order[cut:]
-    odd, way = (slow, "slow") if len(slow) <= len(fast) else (fast, "fast")
+    odd, way = (slow, "more slowly") if len(slow) <= len(fast) else (fast, "faster")
     r = run.layer_medians("r")[run.matrix]
     layers = tuple(sorted(names[odd], key=run.names.index))
     return Finding(
         "layers_out_of_step",
         "MEDIUM",
-        f"{len(odd)} of {len(names)} matrices turn {two_digits(10 ** gaps[cut - 1])} times as {way} as the "
-        f"rest, {np.median(angular[odd]):.1e} radians per step (dispersion D of r {_variance(r):.2g}).",
-        "Check the learning rates of the parameter groups.",
+        f"{len(odd)} of {len(names)} matrices ({in_few(layers)}) turn{'s' * (len(odd) == 1)} at least "
+        f"{two_digits(10 ** gaps[cut - 1])} times {way} than the rest: {np.median(angular[odd]):.1e} radians "
+        f"per step (dispersion D of r: {_variance(r):.2g}).",
+        "Compare the learning rates of their parameter groups; if these are equal, compare how the matrices "
+        "are initialised.",
         measure="gap in log10 of the angular step",
         effect=float(gaps[cut - 1]),
         null=0.0,

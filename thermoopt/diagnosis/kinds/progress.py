@@ -81,10 +81,10 @@ def progress_lost(run: Evidence) -> Finding | None:
     return Finding(
         "progress_lost",
         "HIGH" if lost >= ALL else "MEDIUM",
-        f"the loss fell to {two_digits(best)} by step {then} and is at {two_digits(late)} now: {lost:.0%} of "
-        f"the gain is lost, and the gradients have faded to {two_digits(faded)} of what they were.",
-        f"Go back to a checkpoint from before step {then}, or start again, at a learning rate lowered by a "
-        "factor of about 3.",
+        f"the loss fell to {two_digits(best)} by step {then} but is now at {two_digits(late)}: {lost:.0%} of "
+        f"the gain is lost, and gradients have faded to {two_digits(faded)} times their size back then.",
+        f"Go back to a checkpoint from before step {then}, or start again, with the learning rate lowered by "
+        "a factor of about 3.",
         measure="share of the gain lost",
         effect=lost,
         null=0.0,
@@ -121,11 +121,12 @@ def nothing_learned(run: Evidence) -> Finding | None:
     return Finding(
         "nothing_learned",
         "LOW",
-        f"the loss is where it began, {two_digits(first)} at first and {two_digits(float(last.mean()))} now, "
-        f"though weights have turned by up to {two_digits(way)} radians.",
-        "Start again with a learning rate lowered by a factor of 3 to 10, or a longer warm-up. If that does "
-        "not help, see whether inputs and targets belong together, and whether signals pass all layers "
-        "(initialisation, normalisation, connections that skip). The loss of a game need not fall.",
+        f"the loss is where it began ({two_digits(first)} at first, {two_digits(float(last.mean()))} now), "
+        f"although weights have turned by up to {two_digits(way)} radians.",
+        "Start again with the learning rate lowered by a factor of 3 to 10, or with a longer warm-up. If "
+        "that does not help, check that inputs and targets match, and that signals get through all layers "
+        "(initialisation, normalisation, skip connections). Ignore this for GANs and games, whose losses "
+        "need not fall.",
         measure="last losses over the first",
         effect=left,
         null=FLAT[0],

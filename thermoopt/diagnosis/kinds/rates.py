@@ -87,12 +87,12 @@ flows and some function fits are at -0.3 to -0.6 at their best rate, where half 
 
 
 def surety(steps: float, of: float, least: float = MIN_READINGS) -> str | None:
-    """Return how sure it is that steps were wasted: HIGH from :data:`STOOD` of a run on, or None.
+    """Return the confidence that steps were wasted, HIGH from :data:`STOOD` of a run on, or None.
 
     Args:
-        steps: how many were.
-        of: of how many.
-        least: fewer than this, or than a tenth of :data:`STOOD`, say nothing.
+        steps: number of wasted steps.
+        of: number of steps in all.
+        least: fewer wasted steps than this, or than a tenth of :data:`STOOD`, are no finding.
     """
     if steps < least or steps < STOOD / 10 * of:
         return None
@@ -128,15 +128,15 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
         confidence = "HIGH"
     else:
         return None
-    loss = "" if math.isnan(left) else f", and the loss is at {left:.2g} of its first value"
-    loss += f" after a peak of {peak:.2g} of it" if peak > RISEN else ""
+    loss = "" if math.isnan(left) else f"; the loss is at {left:.2g} times its first value"
+    loss += f", after a peak at {peak:.2g} times" if peak > RISEN else ""
     peak_rate, lower = _words(run, rate / USUAL)
     bursts = gaussianity < INTERMITTENT
-    seen = f"gradients come in bursts (gaussianity {gaussianity:.2g}, r {r:.2g}), " if bursts else ""
+    seen = f"gradients come in bursts (gaussianity {gaussianity:.2g}, r {r:.2g}); " if bursts else ""
     return Finding(
         "learning_rate_too_high",
         confidence,
-        f"{seen}a step at {peak_rate} is {rate:.2g} times a weight's initial size{loss}.",
+        f"{seen}one step at {peak_rate} is {rate:.2g} times the initial size of a weight{loss}.",
         f"Lower {lower}.",
         measure="gaussianity" if bursts else "step over initial weight",
         effect=gaussianity if bursts else rate,
@@ -147,10 +147,10 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
 
 
 def learning_rate_runaway(run: Evidence) -> Finding | None:
-    """A rate at which every step replaces the weights many times over, whatever else is to be seen.
+    """A rate at which every step replaces the weights many times over, whatever else the run shows.
 
     Null: :data:`USUAL`. It needs no losses, and explains what else such a run shows: decay at that rate
-    erases weights, and numbers leave their range. HIGH above :data:`RUNAWAY`.
+    erases weights, and numbers overflow. HIGH above :data:`RUNAWAY`.
     """
     if run.n == 0:
         return None
@@ -160,13 +160,13 @@ def learning_rate_runaway(run: Evidence) -> Finding | None:
     lr = run.total("lr_eff")
     at = int(run.steps[int(np.nanargmax(lr))]) if np.isfinite(lr).any() else 0
     peak_rate, lower = _words(run, rate / USUAL)
-    when = "" if run.rate_kind == NO_LR else f", of step {at},"
+    when = "" if run.rate_kind == NO_LR else f", at step {at},"
     own = "" if run.rate_kind == LR else ", the optimizer's own estimate"
     return Finding(
         "learning_rate_runaway",
         "HIGH",
-        f"a step at {peak_rate}{when} is {two_digits(rate)} times a weight's initial size.",
-        f"Bound {lower}. What sets it (a controller, a schedule, a search{own}) ran away.",
+        f"one step at {peak_rate}{when} is {two_digits(rate)} times the initial size of a weight.",
+        f"Lower {lower}, and bound whatever raised it (a controller, a schedule, a search{own}).",
         measure="step over initial weight",
         effect=rate,
         null=USUAL,
@@ -175,17 +175,17 @@ def learning_rate_runaway(run: Evidence) -> Finding | None:
 
 
 def _words(run: Evidence, factor: float) -> tuple[str, str]:
-    """Name the peak rate, and what is to be divided by a factor: what people set, at the rate in force."""
+    """Name the peak rate, and the setting to divide by a factor, with the effective rate that results."""
     by, to = f"by a factor of about {two_digits(factor)}", f"{run.peak_lr / factor:.1g}"
     if run.rate_kind == NO_LR:
         return (
-            "the rate that the optimizer finds (unknown: its groups hold no lr)",
+            "the rate that the optimizer found (unknown: its groups hold no lr)",
             f"the size of its steps {by}",
         )
     if run.rate_kind == LR_TIMES_D:
         return (
             f"the peak effective rate of {run.peak_lr:.2g} (lr times the d that the optimizer finds)",
-            f"lr {by}, which brings the effective rate to {to}",
+            f"lr {by}, which lowers the effective rate to {to}",
         )
     return f"the peak rate of {run.peak_lr:.2g}", f"the learning rate {by}, to {to}"
 
@@ -211,9 +211,9 @@ def learning_rate_zero(run: Evidence) -> Finding | None:
     return Finding(
         "learning_rate_zero",
         confidence,
-        f"the learning rate is 0 since {'' if len(still) else 'about '}step {first}: "
+        f"the learning rate has been 0 since {'' if len(still) else 'about '}step {first}: "
         f"{idle} of {run.taken} steps moved nothing.",
-        "Give the schedule the length of the run (total_steps), or stop when it ends.",
+        "Set the schedule's length (total_steps) to that of the run, or stop when the schedule ends.",
         measure="lr_eff",
         effect=0.0,
         null=math.nan,
@@ -237,10 +237,11 @@ def stopped_uncooled(run: Evidence) -> Finding | None:
     return Finding(
         "stopped_uncooled",
         confidence,
-        f"the run ended at step {run.taken} of {run.length}: the learning rate was still at {share:.0%} of "
-        "its peak, and the gain of cooling it was left out.",
-        "Give the controller or schedule the optimizer steps that the run takes (epochs times batches, over "
-        "the batches that are accumulated). To end a run early on purpose, let cool_now(steps) end it.",
+        f"the run ended at step {run.taken} of {run.length} with the learning rate still at {share:.0%} of "
+        "its peak, and so without the gain that cooling brings.",
+        "Set the length of the controller or schedule to the number of optimizer steps that the run takes "
+        "(epochs * batches per epoch / accumulated batches). To end a run early on purpose, call "
+        "cool_now(steps) and train for that many more.",
         measure="lr_eff",
         effect=share,
         null=0.0,
@@ -252,8 +253,7 @@ def learning_rate_too_low(run: Evidence) -> Finding | None:
     r"""Long coherent drift: every step agrees with those before it, and the weights hardly turn.
 
     Null: at equilibrium r = 1 and the cosine of gradient and moment is 0. Only readings at half the peak rate
-    or more count, and none while the rate still rises: a warm-up and the end of a cooling are slow on
-        purpose.
+    or more count, and none while the rate still rises: warm-up and the end of cooling are slow on purpose.
     HIGH if the median r is above 2, MEDIUM above :data:`COHERENT`; the cosine must be above :data:`ALIGNED`
     in nine of ten readings and the angular step below :data:`STILL`.
     """
@@ -276,10 +276,10 @@ def learning_rate_too_low(run: Evidence) -> Finding | None:
     return Finding(
         "learning_rate_too_low",
         "HIGH" if median(r) > 2 else "MEDIUM",
-        f"updates drift in one direction (r {median(r):.2g}, cosine of gradient and moment "
-        f"{median(cosine):.2g}) for {len(r)} readings, and weights turn by {median(angular):.1e} per step.",
-        f"Raise the learning rate; when training from scratch, by a factor of up to {two_digits(factor)} "
-        f"({run.peak_lr * factor:.1g}).",
+        f"updates drifted in one direction over {len(r)} readings (r {median(r):.2g}, cosine of gradient and "
+        f"moment {median(cosine):.2g}), yet weights turn by only {median(angular):.1e} radians per step.",
+        f"Raise the learning rate; when training from scratch, by a factor of up to {two_digits(factor)}, "
+        f"to {run.peak_lr * factor:.1g}.",
         measure="r",
         effect=median(r),
         null=1.0,
@@ -311,11 +311,12 @@ def momentum_overdamped(run: Evidence) -> Finding | None:
         return None
     x = n0 * (coherence - 1) / max(1 - n0 * coherence, n0)
     enough = max(10.0, (1 + x) / (2 * x))
+    averaged = "all steps so far" if math.isinf(memory) else f"{two_digits(memory)} steps"
     return Finding(
         "momentum_overdamped",
         "HIGH",
-        f"momentum averages over {two_digits(memory)} steps, and its energy is {coherence:.2g} times that of "
-        "pure noise: it responds late to a gradient that could be followed.",
+        f"momentum averages over {averaged}, and its energy is {coherence:.2g} times that of pure noise: the "
+        "gradient is clear enough to be followed much more closely.",
         f"Lower beta1 to about {1 - 1 / enough:.2g}.",
         measure="coherence",
         effect=coherence,
@@ -365,11 +366,11 @@ def oscillation(run: Evidence) -> Finding | None:
     if not (cosine < SWINGING and interval[1] < SWINGING):
         return None
     left = run.loss_ratios()[1]
-    learned = " The loss fell all the same: see whether it falls further." if left <= UNLEARNED else ""
+    learned = " The loss fell nevertheless: check whether this helps." if left <= UNLEARNED else ""
     return Finding(
         "oscillation",
         "HIGH" if interval[1] < SWINGING_HARD and left > UNLEARNED else "MEDIUM",
-        f"gradients point against the steps before them (cosine {cosine:.2g}).",
+        f"gradients point against the preceding steps (cosine {cosine:.2g}): steps overshoot.",
         f"Halve the learning rate, or lower beta1 if it is above 0.9.{learned}",
         measure=measure,
         effect=cosine,

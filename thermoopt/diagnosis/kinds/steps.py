@@ -41,8 +41,9 @@ FEW = 5
 def no_gradients(run: Evidence) -> Finding | None:
     """A run that goes on after the last gradient: the optimizer holds other tensors than the model.
 
-    Null: none, a step without a gradient moves nothing. As sure as of a rate of 0 (:func:`.rates.surety`),
-    beyond the steps in which no reading was due. A run without any reading says why there is none.
+    Null: none, a step without a gradient moves nothing. The confidence is that of ``learning_rate_zero``
+    (:func:`.rates.surety`), not counting the steps in which no reading was due. For a run without any
+    reading, the report says why there is none.
     """
     if run.n == 0 or run.skipped.get("no_gradients", 0) == 0:
         return None
@@ -56,8 +57,9 @@ def no_gradients(run: Evidence) -> Finding | None:
         confidence,
         f"no parameter has had a gradient since about step {last + 1}: {idle} of {run.taken} steps moved "
         "nothing.",
-        "Call backward() before step(). If the model's tensors were exchanged (load_state_dict with "
-        "assign=True, to_empty, another model), make the optimizer from the new ones.",
+        "Call backward() before step(). If the model's tensors were replaced (load_state_dict with "
+        "assign=True, to_empty, a new model), the optimizer still holds the old ones: create it from the "
+        "new ones.",
         measure="steps without a gradient",
         effect=float(idle),
         null=0.0,
@@ -88,10 +90,11 @@ def gradient_noise(run: Evidence) -> Finding | None:
     return Finding(
         "gradient_noise",
         "MEDIUM",
-        f"gradients never agreed with those before them (cosine with the moment at most {largest:.1e} in "
-        f"{len(cosine)} readings): signal is at most {1 / factor:.1e} of their energy.",
-        f"Noise and signal balance at a batch at least {two_digits(factor)} times as large; if that is out "
-        "of reach, lower the learning rate or the noise.",
+        f"in {len(cosine)} readings gradients never agreed with earlier ones (cosine with the moment at most "
+        f"{largest:.1e}): at most {1 / factor:.1e} of their energy is signal.",
+        "Check that targets belong to their inputs. If they do, signal and noise would balance only at a "
+        f"batch at least {two_digits(factor)} times as large; if that is out of reach, lower the learning "
+        "rate or reduce the noise.",
         measure="rho_momentum",
         effect=largest,
         null=0.0,
@@ -101,7 +104,7 @@ def gradient_noise(run: Evidence) -> Finding | None:
 
 
 def gradients_below_eps(run: Evidence) -> Finding | None:
-    r"""Gradients so small that eps sets the size of a step in the place of v, and nothing is learned.
+    r"""Gradients so small that eps instead of v sets the size of a step, and nothing is learned.
 
     Null: the energy :math:`g^2/(\sqrt{\hat v}+\epsilon)^2` is 1 on average while gradients last. It also
     falls when gradients do, as in a run that converges. Therefore nine of ten readings, from the start on,
@@ -121,20 +124,25 @@ def gradients_below_eps(run: Evidence) -> Finding | None:
         return None
     share = math.sqrt(float(np.median(energy)))
     rms = median(run.total("grad_norm") / np.sqrt(run.total("numel")))
-    loss = "" if math.isnan(left) else f", and the loss is at {left:.2g} of its first value"
+    loss = "" if math.isnan(left) else f"; the loss is at {left:.2g} times its first value"
     return Finding(
         "gradients_below_eps",
         "MEDIUM" if math.isnan(left) else "HIGH",
-        f"steps are {share:.1e} of what Adam makes of such gradients (rms {rms:.1e}): these lie below eps, "
-        f"or far below earlier ones that v remembers{loss}.",
-        f"Multiply the loss by {two_digits(ABOVE / max(share, 1e-300))} or divide eps by as much; if the "
-        "first gradients were far larger, clip them or lower beta2.",
+        f"steps are only {share:.1e} times their usual size: gradients (rms {rms:.1e}) lie below eps, or far "
+        f"below earlier ones that v still remembers{loss}.",
+        f"Multiply the loss by {two_digits(ABOVE / max(share, 1e-300))} or divide eps by the same factor. If "
+        "the first gradients were far larger than the later ones, clip them or lower beta2.",
         measure="energy_ratio",
         effect=share**2,
         null=1.0,
         interval=run.late_interval("energy_ratio"),
         readings=len(energy),
     )
+
+
+def _counted(steps: int, losses: int) -> str:
+    parts = ((steps, "measured step", "s"), (losses, "reported loss", "es"))
+    return " and ".join(f"{n} {what}{ending * (n != 1)}" for n, what, ending in parts if n)
 
 
 def non_finite_steps(run: Evidence) -> Finding | None:
@@ -150,9 +158,9 @@ def non_finite_steps(run: Evidence) -> Finding | None:
         return Finding(
             "non_finite_steps",
             "MEDIUM" if once else "HIGH",
-            f"{bad} measured steps and {run.bad_losses} losses were not finite"
-            + (f"; the last finite step is {int(run.steps[-1])}." if run.n else "."),
-            "Go back to an earlier checkpoint; check the loss for a logarithm of 0 or a division by 0, clip "
+            f"{_counted(bad, run.bad_losses)} contained NaN or infinity"
+            + (f"; the last finite reading is of step {int(run.steps[-1])}." if run.n else "."),
+            "Go back to an earlier checkpoint. Check the loss for a logarithm of 0 or a division by 0, clip "
             "gradients, or lower the learning rate.",
             measure="non-finite steps",
             effect=float(bad + run.bad_losses),
@@ -164,7 +172,7 @@ def non_finite_steps(run: Evidence) -> Finding | None:
         return Finding(
             "non_finite_steps",
             "MEDIUM",
-            f"the gradient scaler skipped {overflows} measured steps because of infinities; {run.n} "
+            f"the gradient scaler skipped {overflows} measured steps because gradients overflowed; {run.n} "
             "succeeded.",
             "Use bfloat16, or clip gradients after unscaling them.",
             measure="found_inf",

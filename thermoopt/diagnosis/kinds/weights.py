@@ -72,7 +72,9 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
             "weight_decay_collapse",
             "HIGH" if length.max() >= SUSTAINED or (erased & collapsing).any() else "MEDIUM",
             _fall(str(names[worst]), float(excess), float(now), float(ahead)),
-            f"Lower weight decay by a factor of about {two_digits(max(factor, 1.5))}.",
+            f"Lower weight decay by a factor of about {two_digits(max(factor, 1.5))}."
+            if math.isfinite(factor)
+            else "Set weight decay to 0 until gradients restore the norm.",
             measure="wd_balance",
             effect=float(excess),
             null=1.0,
@@ -86,7 +88,8 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
         return Finding(
             "weight_decay_collapse",
             "HIGH",
-            f"decay erases a weight within 1/(lr decay) = {tau:.3g} steps; momentum needs 10 to build it.",
+            f"decay erases a weight within 1/(lr * weight decay) = {tau:.3g} steps; momentum alone needs 10 "
+            "to build it.",
             f"Lower weight decay by a factor of {two_digits(10 * FORGETFUL / tau)} or more.",
             measure="1/(lr decay)",
             effect=tau,
@@ -101,9 +104,11 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
 def _fall(name: str, excess: float, now: float, ahead: float) -> str:
     """Say where a norm is and where it is heading, as fractions of its initial value."""
     if now < NU and ahead > 0.8 * now:
-        return f"decay has reduced {name} to {now:.2g} of its initial norm and holds it there."
-    takes = f"decay removes {two_digits(excess)} times what {name}'s source restores"
-    return f"{takes}: its norm, {now:.2g} of its initial value, is forecast to reach {ahead:.2g} of it."
+        return f"decay has reduced {name} to {now:.2g} times its initial norm and keeps it there."
+    takes = f"removes {two_digits(excess)} times as much of {name} as gradients restore"
+    if math.isinf(excess):
+        takes = f"shrinks {name}, and gradients restore nothing"
+    return f"decay {takes}: its norm is at {now:.2g} times its initial value and heading for {ahead:.2g}."
 
 
 def _at_the_end(run: Evidence, norm: Array, fall: Array, matrix: NDArray[np.bool_]) -> Array:
@@ -156,8 +161,9 @@ def weight_decay_irrelevant(run: Evidence) -> Finding | None:
     return Finding(
         "weight_decay_irrelevant",
         "LOW",
-        f"decay of {decay:.2g} removed {share:.1e} of each weight in {run.taken} steps (sum of lr * decay).",
-        "It can be left out; it matters only in a longer run.",
+        f"weight decay of {decay:.2g} removed only a fraction of {share:.1e} of each weight in {run.taken} "
+        "steps (sum of lr * decay).",
+        "It can be left out; only in a longer run would it matter.",
         measure="sum of lr * decay",
         effect=share,
         null=1.0,
