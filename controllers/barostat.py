@@ -78,11 +78,11 @@ class _Group:
 
 
 class Barostat(Controller):
-    r"""Sets every group's wd_scale: weights shall neither collapse nor be carried on without a force.
+    r"""A controller of weight decay: weights neither collapse nor drift on without a force.
 
-    It considers decayed matrices: layers of two or more dimensions in groups with weight decay that have had
-    a gradient since the last reading and did not start at zero. Groups without any keep scale 1, so decay 0
-    stays 0.
+    It sets every group's wd_scale by looking at the group's decayed matrices: layers of two or more
+    dimensions that have had a gradient since the last reading and did not start at zero. Groups without any
+    keep scale 1, so decay 0 stays 0.
 
     *Coupling* preserves the equilibrium norm :math:`\sqrt{\eta d/2\lambda}` during a schedule,
 
@@ -106,13 +106,13 @@ class Barostat(Controller):
     until the norm has recovered, and nothing is done. (A forecast with S < 0 soon reaches 0, in healthy runs
     too, so it is not trusted.)
 
-    *Confinement*, where the length of the run is given: as far as the motion goes on without a force
+    *Confinement*, if the length of the run is given: to the extent that motion goes on without a force
     (:func:`thermoopt.physics.idleness`) after 15 % of the run, decay is raised towards the value at which
     weights remember their updates over a part of the run (:func:`thermoopt.physics.confined_memory`: 60 steps
-    of 300, 350 of 10,000) at the highest learning rate of a decayed matrix. It falls with the rate as the
-    group's own decay does, is never below it, and needs Adam's moments. The log says when it begins, doubles,
-    halves and ends. Trained weights (:func:`.units.trained_share`) are not confined: what they hold was not
-    learned in this run.
+    of 300, 350 of 10,000) at the highest learning rate of a decayed matrix. The raised decay falls with the
+    rate as the group's own does, is never below it, and needs Adam's moments. The log says when confinement
+    begins, doubles, halves and ends. Trained weights (:func:`.units.trained_share`) are not confined, because
+    what they hold was not learned in this run.
 
     Args:
         total_steps: length of the run in optimizer steps, at least 1; None for no confinement.
@@ -260,7 +260,7 @@ class Barostat(Controller):
         old, new = group.confined, group.confinement
         if new != old and (new == 1 or old == 1 or max(new / old, old / new) >= 2):
             reason = "no force drives the motion, and steps still agree: decay confines the weights"
-            reason = reason if new > 1 else "a force drives the motion, or it agrees no more: decay as given"
+            reason = reason if new > 1 else "a force drives the motion, or steps disagree: decay as given"
             self._log.append(Action(step, "Barostat", name, "wd", old, new, evidence, reason))
             group.confined = new
 
@@ -275,8 +275,8 @@ class Barostat(Controller):
                 group.reported.append(layer)
                 now = math.sqrt(balance.norm2[i] / balance.reference2[i])
                 reason = (
-                    f"{layer} is down to {now:.3g} of its norm at the start and its gradient shrinks it "
-                    "further: not the decay's doing, nothing done"
+                    f"the norm of {layer} is down to {now:.3g} times its initial value, but its gradient "
+                    "shrinks it, not decay: decay left as it is"
                 )
                 scale = group.lever.value
                 evidence = balance.evidence(i)
@@ -297,9 +297,9 @@ class Barostat(Controller):
             group.repaired = sorted({*group.repaired, *(balance.names[j] for j in targets)})
             now, ahead = np.sqrt(np.array([balance.norm2[i], balance.forecast2[i]]) / balance.reference2[i])
             reason = (
-                f"decay takes {balance.excess[i]:.3g} times what {balance.names[i]}'s source gives back: "
-                f"its norm, {now:.3g} of that at the start, would be {ahead:.3g} of it in {group.horizon:g} "
-                f"steps; decay lowered to hold {self._nu:g}"
+                f"decay removes {balance.excess[i]:.3g} times as much of {balance.names[i]} as gradients "
+                f"restore: its norm, now {now:.3g} times its initial value, would be at {ahead:.3g} in "
+                f"{group.horizon:g} steps; decay lowered to hold {self._nu:g}"
             )
             self._aim(name, group, min(targets[i], lever.target), step, balance.evidence(i), reason)
             return
@@ -307,7 +307,7 @@ class Barostat(Controller):
         if repaired and all(balance.excess[i] < 1 for i in repaired):
             targets = {i: self._target(group, balance, i) for i in repaired}
             i = min(targets, key=targets.__getitem__)
-            reason = f"the source of {balance.names[i]} holds more decay than it has; decay raised to match"
+            reason = f"gradients of {balance.names[i]} sustain more decay than this; decay raised to match"
             target = max(lever.target, min(1.0, targets[i]))
             self._aim(name, group, target, step, balance.evidence(i), reason)
             if lever.target >= 1:

@@ -38,7 +38,7 @@ class Scales:
         wd: likewise; ``wd_eff = group["weight_decay"] * wd``.
         layers: optional factors by layer name; other layers keep theirs. They are checked where they are set
             (:meth:`thermoopt.ThermoAdamW.set_layer_factors`).
-        idle: layers that have never had a gradient: their factors say nothing of the rate others need.
+        idle: layers that have never had a gradient; their factors say nothing about the rate others need.
         weights: weights of the next step in the sums of a law that uses impulse.
 
     Raises:
@@ -82,7 +82,7 @@ class Scales:
 
 @dataclass(frozen=True)
 class Start:
-    """The parameters at the start, as plain numbers, which a controller receives before it acts.
+    """A description of the parameters at the start, in plain numbers, that a controller gets before it acts.
 
     Attributes:
         names: layer names, in the order of a reading's columns.
@@ -92,8 +92,8 @@ class Start:
         ndim: number of dimensions of each layer's tensor; below 2 it is a bias, a norm's gain or a scalar.
         rms: root mean square of each layer's parameters before the first step; 0 for zero-initialised ones.
         fan_in: real elements that feed one output of each layer, ``numel / shape[0]``; 1 for vectors.
-        lr: ``group["lr"]`` of each group when the controller was attached: a law that yields an absolute
-            rate is divided by it, so that an outside schedule still multiplies.
+        lr: ``group["lr"]`` of each group when the controller was attached. An absolute rate is divided by
+            it, so that an outside schedule still multiplies.
         wd: likewise ``group["weight_decay"]``.
         beta1: decay of the first moment of each group; 0 if the optimizer keeps none.
         beta2: likewise of the second moment.
@@ -146,18 +146,18 @@ class Action:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data for JSON and checkpoints."""
+        """Return the action as plain data for JSON and checkpoints."""
         return {**asdict(self), "evidence": {k: list(v) for k, v in self.evidence.items()}}
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Action:
-        """Restore it from the result of :meth:`to_dict`."""
+        """Restore an action from the result of :meth:`to_dict`."""
         evidence = {k: (float(v[0]), float(v[1])) for k, v in saved["evidence"].items()}
         return cls(**{**saved, "evidence": evidence})
 
 
 class Controller(ABC):
-    """Turns readings into scales. Holds no tensors and knows no optimizer."""
+    """Base class of controllers, which turn readings into scales; they hold no tensors and no optimizer."""
 
     @property
     def needs(self) -> frozenset[str]:
@@ -166,29 +166,29 @@ class Controller(ABC):
 
     @property
     def ema_steps(self) -> float | None:
-        """Averaging time of readings that it wants, in steps; None leaves it to the measuring side."""
+        """Averaging time that it wants for readings, in steps; None leaves it to the measuring side."""
         return None
 
     @property
     def every(self) -> int | None:
-        """Steps between readings that it wants; None leaves it to the measuring side."""
+        """Number of steps that it wants between readings; None leaves it to the measuring side."""
         return None
 
     @property
     def length(self) -> int | None:
-        """Step at which its cooling ends; None for one that does not cool or has no fixed end."""
+        """Step at which its cooling ends; None for a controller that does not cool or has no fixed end."""
         return None
 
     @property
     def begun(self) -> bool:
-        """Whether it holds state of a run; it then serves no other run before :meth:`reset`."""
+        """Whether it holds the state of a run; it then serves no other run until :meth:`reset`."""
         return False
 
     def attach(self, start: Start) -> None:  # noqa: B027 - most controllers have no use for it
         """Receive the parameters; called before the first update and again whenever a group was added."""
 
     told_of_schedule = False
-    """Whether a warning has told the user of an outside schedule; one is enough for a chain."""
+    """Whether the user has been warned of an outside schedule; one warning is enough for a chain."""
 
     def see_lr(self, lr: Sequence[float]) -> None:  # noqa: B027 - most controllers have no use for it
         """Receive each group's present ``group["lr"]`` before an update; NaN if it is on a device.
@@ -199,7 +199,7 @@ class Controller(ABC):
 
     @property
     def left(self) -> float:
-        """Share of the amplitude that its shape has left, the warm-up excepted; 1 for one without a shape."""
+        """Share of the amplitude that its shape has left, apart from warm-up; 1 for one without a shape."""
         return 1.0
 
     def see_left(self, left: float) -> None:  # noqa: B027 - likewise
@@ -210,8 +210,8 @@ class Controller(ABC):
         """Return the scales of the step that is about to be taken.
 
         Args:
-            reading: the newest reading if it has not been passed yet, else None. Each reading is passed once,
-                also across a checkpoint.
+            reading: the newest reading if it has not been passed yet, else None. Each reading is passed only
+                once, even across a checkpoint.
             step: number of the next step, counted from 1 by the optimizer.
         """
 
@@ -222,14 +222,14 @@ class Controller(ABC):
 
     @property
     def standing(self) -> Mapping[str, Standing]:
-        """Where each rate stands as of the last reading, by name; empty for one that follows no set-point."""
+        """Where each rate stands as of the last reading, by name; empty for one without a set-point."""
         return {}
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Return all that is needed to resume: floats, ints, strings, lists and dicts with string keys.
 
-        It travels as JSON (:mod:`thermoopt.account.json_state`).
+        It is stored as JSON (:mod:`thermoopt.account.json_state`).
         """
 
     @abstractmethod
@@ -255,7 +255,7 @@ def claim(controller: Controller, owner: object) -> None:
         owner: the object that drives it; only a weak reference is kept.
 
     Raises:
-        ValueError: if one of them holds a run of another owner, before anything has changed.
+        ValueError: if one of them holds another owner's run; nothing has changed then.
     """
     parts = list(_parts(controller))
     for part in parts:
@@ -263,9 +263,9 @@ def claim(controller: Controller, owner: object) -> None:
         if known is not None and known() is not owner and part.begun:
             raise ValueError(
                 f"controller {type(part).__name__} holds another optimizer's run: two optimizers would share "
-                "its state. Make one controller for each (a framework that makes optimizers from a class and "
-                "its arguments takes a function in its place, which makes both), or call controller.reset() "
-                "before a new run"
+                "its state. Create one controller for each optimizer, or call controller.reset() before a "
+                "new run. To a framework that creates optimizers from a class and its arguments, pass a "
+                "function that creates both"
             )
     for part in parts:
         _OWNERS[part] = weakref.ref(owner)
@@ -275,14 +275,14 @@ def check_claim(controller: Controller, owner: object) -> None:
     """Check that a controller still serves an owner.
 
     Raises:
-        ValueError: if another has claimed it since.
+        ValueError: if another owner has claimed it since.
     """
     known = _OWNERS.get(controller)
     if known is not None and known() is not owner:
         raise ValueError(
-            f"controller {type(controller).__name__} was given to another optimizer since: the two would "
-            "share its state. Make one controller for each; a framework that makes optimizers from a class "
-            "and its arguments takes a function in its place, which makes both"
+            f"controller {type(controller).__name__} has since been given to another optimizer: the two "
+            "would share its state. Create one controller for each optimizer. To a framework that creates "
+            "optimizers from a class and its arguments, pass a function that creates both"
         )
 
 
@@ -294,7 +294,7 @@ def restore(controller: Controller, state: Mapping[str, Any]) -> None:
         state: the result of its :meth:`Controller.state_dict`, perhaps written by another version.
 
     Raises:
-        ValueError: saying what the state lacks and what to do, or as the controller does.
+        ValueError: if the state does not fit; the message says what it lacks and what to do.
     """
     before = controller.state_dict()
     try:
@@ -302,10 +302,10 @@ def restore(controller: Controller, state: Mapping[str, Any]) -> None:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         controller.load_state_dict(before)
         raise ValueError(
-            f"the saved state does not fit this {type(controller).__name__} ({error!r}): another kind of "
-            "controller or another version wrote it. Load it with that, or go on without it: delete "
-            "'controller' from the optimizer's state['param_groups'][0]['thermo'], or set the scheduler's "
-            "state['controller'] to None"
+            f"the saved state does not fit this {type(controller).__name__} ({error!r}): it was written by "
+            "another kind of controller or another version. Load it with that one, or resume without it: "
+            "delete 'controller' from the optimizer's state['param_groups'][0]['thermo'], or set the "
+            "scheduler's state['controller'] to None"
         ) from error
 
 

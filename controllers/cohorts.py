@@ -246,7 +246,7 @@ def bounded(rate: float, wanted: Wanted | None, share: float, layer: str) -> Wan
     if not (share > 0 and asked * share > rate * SHARE):
         return wanted
     evidence = {"turning": (share, math.nan), "turning_bound": (SHARE, 0.0)}
-    reason = f"bound: {layer} would move by more than {SHARE:g} of its size a step"
+    reason = f"bound: {layer} would move by more than {SHARE:g} of its size per step"
     return Wanted(rate * SHARE / share, evidence, reason)
 
 
@@ -278,7 +278,7 @@ def told(lever: Lever, aim: Wanted, step: int, tolerance: float) -> str:
     if not lever.ready(step):
         return f"{aim.reason}; waits: for {lever.bounds.min_readings} readings and the hold-off"
     slew = lever.bounds.slew_up if aim.rate > lever.value else lever.bounds.slew_down
-    return f"{aim.reason}; on its way, by a factor of at most {slew:.4g} a step"
+    return f"{aim.reason}; on its way, by a factor of at most {slew:.4g} per step"
 
 
 def law_of(setpoint: str | Callable[..., Any]) -> Law:

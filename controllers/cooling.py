@@ -97,17 +97,18 @@ def check_total_steps(total_steps: Any) -> int | None:
 
 
 class Cooling(Controller):
-    """Shapes every group's lr_scale over the run; the amplitude comes from another controller or the user.
+    """A controller that shapes the learning rate over the run, as a factor on every group's lr_scale.
 
-    After ``total_steps`` the factor keeps its final value. Without ``total_steps`` the run has no fixed end:
-    the amplitude is constant until :meth:`cool_now` starts the quench.
+    The amplitude comes from another controller or the user. After ``total_steps`` the factor keeps its final
+    value. Without ``total_steps`` the run has no fixed end: the factor is constant until :meth:`cool_now`
+    starts the quench.
 
     Args:
-        total_steps: length of the run in optimizer steps; needed by every shape but ``"constant"`` and
-            ``"inverse_time"``, unless the run has no fixed end.
+        total_steps: length of the run in optimizer steps; None if the run has no fixed end. Shapes other than
+            ``"constant"`` and ``"inverse_time"`` have no effect without it.
         shape: ``"constant"``, ``"linear"``, ``"cosine"``, ``"trapezoid"``, ``"wsd"`` or ``"inverse_time"``.
-        warmup: number of steps, at least 1, or a fraction of ``total_steps`` below 1; 0 for none. None is 5 %
-            of ``total_steps`` (as in this project's measurements of laws), and 0 without ``total_steps``.
+        warmup: number of steps, at least 1, or a fraction of ``total_steps`` below 1; 0 for none. None uses
+            5 % of ``total_steps`` (as in this project's measurements of laws), and 0 without ``total_steps``.
         floor: final factor, in [0, 1].
         rate: dimensionless decay per step for ``"inverse_time"``, curvature times initial lr, > 0.
 
@@ -182,8 +183,8 @@ class Cooling(Controller):
                 self.told_of_schedule = True
                 warnings.warn(
                     f"group['lr'] went from {base:g} to {now:g}: an outside schedule multiplies with the "
-                    f"controller's cooling ({self._fixed['shape']!r}). Leave the scheduler out, or give the "
-                    "controller shape='constant'",
+                    f"controller's cooling ({self._fixed['shape']!r}). Remove the scheduler, or create the "
+                    "controller with shape='constant'",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -196,8 +197,8 @@ class Cooling(Controller):
         if total is not None and step == total + 2 and self._fixed["shape"] != "constant":
             end = self._fixed["floor"]
             warnings.warn(
-                f"step {step - 1} lay beyond total_steps = {total}: the cooling has ended, and lr stays at "
-                f"{end:g} times its amplitude. Make the controller with the length of the whole run",
+                f"step {step - 1} is beyond total_steps = {total}: the cooling has ended, and lr stays at "
+                f"{end:g} times its amplitude. Create the controller with the length of the whole run",
                 UserWarning,
                 stacklevel=2,
             )
@@ -224,7 +225,10 @@ class Cooling(Controller):
         if isinstance(steps, bool) or steps < 1:
             raise ValueError(f"steps must be an integer >= 1, got {steps!r}")
         if self._quench_steps:
-            raise ValueError(f"a quench of {self._quench_steps} steps is under way since {self._quench_from}")
+            raise ValueError(
+                f"cool_now was called already: a quench of {self._quench_steps} steps is under way since "
+                f"step {self._quench_from}"
+            )
         self._quench_from, self._quench_steps = self._step + 1, int(steps)
 
     def state_dict(self) -> dict[str, Any]:

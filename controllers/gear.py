@@ -166,11 +166,11 @@ class Gear:
         }
         if jump >= LEAP and energy > 1 and coherence <= INCOHERENT:
             factor = max(LEAST, 1 / math.sqrt(jump))
-            reason = f"gradient noise leapt {jump:.3g} times: rate lowered with its root"
+            reason = f"gradient noise leapt to {jump:.3g} times: rate lowered by the square root of that"
             return Shift(factor, evidence, reason)
         if jump <= 1 / LEAP and self.cut < 1:
             factor = min(1 / self.cut, 1 / math.sqrt(jump))
-            return Shift(factor, evidence, "gradient noise fell back: rate restored with its root")
+            return Shift(factor, evidence, "gradient noise fell back: rate restored by its square root")
         return None
 
     def _loss(self, step: int, t: int, window: float, loss: float) -> Shift | None:
@@ -195,9 +195,8 @@ class Gear:
             "loss_first": (self.first, math.nan),
         }
         self.lost = 0
-        return Shift(
-            LOWERED, evidence, "half of what the loss had gained is lost again: rate lowered to half"
-        )
+        reason = "half of what the loss had gained is lost again: rate lowered by half"
+        return Shift(LOWERED, evidence, reason)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything in floats, ints and lists; what is not known is None."""

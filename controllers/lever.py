@@ -65,11 +65,11 @@ class Lever:
 
     @property
     def down(self) -> float:
-        """The value, or its target where that is lower: what is on its way down counts as down."""
+        """The value, or the target if that is lower: a value on its way down counts as down."""
         return min(self.value, self.target)
 
     def ready(self, step: int) -> bool:
-        """Whether it may act: enough readings have been seen, and the hold-off is over."""
+        """Whether it may act: there have been enough readings, and the hold-off is over."""
         held = self.acted > 0 and step - self.acted < self.bounds.hold_off
         return self.readings >= self.bounds.min_readings and not held
 
@@ -85,7 +85,7 @@ class Lever:
         reason: str,
         tolerance: float = 0.0,
     ) -> Action | None:
-        """Set the target and return the action, or None if it may not act or little would change.
+        """Set the target and return the action, or None if it may not act or too little would change.
 
         Args:
             target: wanted scale; a non-finite value requests nothing.
@@ -117,6 +117,6 @@ class Lever:
         return {"value": self.value, "target": self.target, "acted": self.acted, "readings": self.readings}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
         self.value, self.target = float(state["value"]), float(state["target"])
         self.acted, self.readings = int(state["acted"]), int(state["readings"])

@@ -68,8 +68,8 @@ def fresh_kappa(start: Start) -> float:
 
     .. math:: \kappa = \max\bigl(0.2,\ 0.5\,\min(1,\ 8/n)\bigr)
 
-    Where a quarter or more of the matrices are 0 (adapters, residual branches that begin at 0), or only a
-    head is trained, layers do not follow one another and the displacement is 0.5 whatever n.
+    If a quarter or more of the matrices are 0 (adapters, residual branches that begin at 0), or only a head
+    is trained, layers do not follow one another and the displacement is 0.5 for every n.
 
     Args:
         start: the parameters; n is the number of those with two dimensions or more that take a gradient.
@@ -84,7 +84,9 @@ def fresh_kappa(start: Start) -> float:
 
 
 class FineTuning(Thermostat):
-    """Starts at :data:`FINETUNE_KAPPA`, and like a new network what is new; what joins later starts low.
+    """A thermostat that starts at :data:`FINETUNE_KAPPA`, or, if what is trained is new, like a new network.
+
+    Layers that join later start low.
 
     Adapters want about ten times the rate of full fine-tuning, whatever their rank (Schulman and Thinking
     Machines Lab, "LoRA without regret", 2025), here the rate of a network that starts anew.
@@ -110,11 +112,11 @@ def _raise_new(thermostat: Thermostat, start: Start) -> None:
 
 
 class FromStart(Thermostat):
-    """Follows ``driven_diffusion`` from fresh weights, and from trained ones the law of :class:`FineTuning`.
+    """A thermostat that follows ``driven_diffusion`` from fresh weights, :class:`FineTuning`'s law otherwise.
 
-    Fresh ones start the lower the more matrices there are (:func:`fresh_kappa`). What the weights are is seen
-    once, at the start (:func:`thermoopt.controllers.units.trained_share`), and kept in checkpoints; that they
-    are trained is logged.
+    The more matrices fresh weights have, the lower they start (:func:`fresh_kappa`). Whether weights are
+    trained is decided once, at the start (:func:`thermoopt.controllers.units.trained_share`), and kept in
+    checkpoints; if they are, the log says so.
     """
 
     def __init__(self, total_steps: int | None) -> None:
@@ -148,7 +150,7 @@ class FromStart(Thermostat):
         scales = super().update(reading, step)
         if first and self.begun:
             rate = next(iter(self._cohorts.values())).lever.value
-            reason = "rows of uneven size, as training leaves them: starts as preset='finetune' does"
+            reason = "rows of uneven size, as training leaves them: start as with preset='finetune'"
             evidence = {"uneven_share": (self._share, math.nan), "uneven_share_setpoint": (TRAINED, 0.0)}
             self._log.append(Action(step, self._called, "all", "lr", rate, rate, evidence, reason))
         return scales
@@ -174,31 +176,31 @@ class FromStart(Thermostat):
 def autotune(total_steps: int | None = None, preset: str = "default", *, shape: str | None = None) -> Chain:
     """Return the controllers that replace a tuned learning rate and a schedule.
 
-    A chain of :class:`Thermostat` (the amplitude), :class:`Barostat` (weight decay) and :class:`Cooling`
-    (warm-up over 10 % of the run and the shape). ``ThermoAdamW(model.named_parameters(),
-    controller=autotune(T))`` needs no lr. Weight decay is lowered before it makes a layer collapse. The
-    default preset also raises it, far above what the groups say, where a network knows its data by heart
-    (the barostat's confinement). Decay 0 stays 0.
+    The chain consists of :class:`Thermostat` (the amplitude), :class:`Barostat` (weight decay) and
+    :class:`Cooling` (the shape, after a warm-up over 10 % of the run). ``ThermoAdamW(
+    model.named_parameters(), controller=autotune(T))`` needs no lr. Weight decay is lowered before it makes
+    a layer collapse. The default preset also raises it, far above the groups' setting, when a network has
+    memorised its data (the barostat's confinement). Decay 0 stays 0.
 
-    The default preset starts new networks of more than eight matrices lower, in inverse proportion to their
-    number and down to two fifths of the rate of shallow ones (:func:`fresh_kappa`).
+    The default preset starts new networks of more than eight matrices at a lower rate, in inverse proportion
+    to the number of matrices, down to two fifths of the rate of shallow networks (:func:`fresh_kappa`).
 
-    Weights that training has left (a quarter or more of the matrices have rows of uneven size,
-    :func:`thermoopt.controllers.units.trained_share`) start as with ``"finetune"`` under the default, too,
-    and are not confined; the log says so.
+    If it finds trained weights (a quarter or more of the matrices have rows of uneven size,
+    :func:`thermoopt.controllers.units.trained_share`), it starts as ``"finetune"`` does and does not confine
+    them; the log says so.
 
     Args:
         total_steps: length of the run in optimizer steps, at least 1. None for a run without a fixed end: the
             amplitude is held until ``chain.cool_now(steps)`` starts the quench.
-        preset: ``"default"`` finds the rate from scratch; ``"finetune"`` starts from a small displacement
-            budget, and at twenty times it what is new: adapters (a quarter or more of the trained matrices
-            are 0 before the first step, as with LoRA) or a head trained alone (less than a hundredth of the
-            elements held, the others frozen); ``"respect_lr"`` stays within a factor of 4 of the optimizer's
-            lr, with the same factor for all layers of a group, unless that lr moves a layer by more than a
-            quarter of its size a step.
-        shape: shape of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`); None is the preset's:
-            ``"linear"`` for ``"respect_lr"``, and ``"trapezoid"`` for the others, which start low and are
-            still finding their rate while a linear shape already falls.
+        preset: ``"default"`` finds the rate from scratch. ``"finetune"`` starts from a small displacement
+            budget, or from twenty times that if what is trained is new: adapters (a quarter or more of the
+            trained matrices are 0 before the first step, as with LoRA) or a head alone (less than a
+            hundredth of all elements, the others frozen). ``"respect_lr"`` stays within a factor of 4 of the
+            optimizer's lr, with the same factor for all layers of a group, unless that lr moves a layer by
+            more than a quarter of its size per step.
+        shape: shape of the cooling (:data:`thermoopt.controllers.cooling.SHAPES`). None uses the preset's:
+            ``"linear"`` for ``"respect_lr"``, ``"trapezoid"`` for the others, which start low and are still
+            finding their rate when a linear shape already falls.
 
     Raises:
         TypeError, ValueError: for values out of range; the message names the argument.

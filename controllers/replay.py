@@ -21,10 +21,10 @@ with only the changes of ``layers``."""
 
 
 class Recorder(Wrapper):
-    """Forwards a controller's scales and records their trajectory for :class:`Replay`.
+    """A controller that forwards another's scales and records their trajectory for :class:`Replay`.
 
     Args:
-        controller: the one to record.
+        controller: the controller to record.
 
     Raises:
         TypeError: if it is not a controller.
@@ -77,7 +77,7 @@ class Recorder(Wrapper):
         return {**super().state_dict(), "trajectory": self.trajectory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Load the result of :meth:`state_dict`."""
         super().load_state_dict(state)
         self._take([_copy(row) for row in state["trajectory"]])
 
@@ -88,16 +88,16 @@ class Recorder(Wrapper):
 
 
 class Replay(Controller):
-    """Plays back a recorded trajectory regardless of the readings.
+    """A controller that plays back a recorded trajectory regardless of the readings.
 
-    The ablation that tells feedback from shape: the same scales, open loop. Neutral before the first row;
-    every row holds until the next, the last for good.
+    This is the ablation that tells feedback from shape: the same scales, open loop. It is neutral before the
+    first row; every row holds until the next, and the last one for good.
 
     Args:
-        trajectory: a :class:`Recorder`, or rows as its ``trajectory`` has them, with rising steps.
+        trajectory: a :class:`Recorder`, or rows like those of its ``trajectory``, with rising steps.
 
     Raises:
-        ValueError: if a row is not as described, naming it, or there is none.
+        ValueError: if there is no row, or one is malformed; the message names it.
     """
 
     def __init__(self, trajectory: Recorder | Iterable[Mapping[str, Any]]) -> None:
@@ -140,14 +140,14 @@ class Replay(Controller):
         return self._scales[i - 1] if i else Scales()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: its position is the step."""
+        """Return an empty dict: the position is the step."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load nothing."""
+        """Do nothing: there is no state."""
 
     def reset(self) -> None:
-        """Forget nothing."""
+        """Do nothing: there is no state."""
 
 
 def _plain(factor: float | Sequence[float]) -> float | list[float]:

@@ -2,8 +2,8 @@ r"""The laws a thermostat can follow: pure functions from signals to the rate th
 
 Two metrics. In ``"rms"`` a rate D is measured in units of the layers' own scale: :math:`\eta_l = D\,s_l` with
 :math:`s_l` of :func:`thermoopt.controllers.units.layer_units`, about the root mean square of a layer's
-parameters at the start, so D is the share of its own size by which Adam's update of unit size moves a layer
-in a step. In ``"lr"`` a rate is a factor on ``group["lr"]``. D and factors have no unit.
+parameters at the start, so D is the fraction of its own size by which an Adam update of unit size moves a
+layer in one step. In ``"lr"`` a rate is a factor on ``group["lr"]``. D and factors have no unit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Evidence = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Signals:
-    r"""What a law is told: plain numbers, NaN where there is none.
+    r"""The input of a law: plain numbers, NaN where a quantity is not known.
 
     Attributes:
         t: steps since the thermostat's start, from 1.
@@ -51,9 +51,10 @@ class Signals:
         loss: last reported loss, [L].
         distance: displacement since the start: rms over coordinates of (theta - x0)/s.
         work: N = :math:`\sum w\,D\langle g, x_0-\theta\rangle`, [L].
-        work_error: what chance makes of its changes from reading to reading, :math:`\sqrt{\sum(\Delta N)^2}`.
+        work_error: size that ``work`` would have if its changes from reading to reading were independent,
+            :math:`\sqrt{\sum(\Delta N)^2}`.
         impulse: :math:`\|\sum w\,D\,s g\|_1`, [L].
-        force: along the motion, over its mean so far: :math:`(\sigma/\eta)\,/\,(\sum\sigma/\sum\eta)`.
+        force: force along the motion over its mean so far: :math:`(\sigma/\eta)\,/\,(\sum\sigma/\sum\eta)`.
     """
 
     t: int
@@ -78,7 +79,7 @@ class Signals:
 
 
 class Wanted(NamedTuple):
-    """A law's answer: the rate, what it was decided on (value, standard error or NaN), and why."""
+    """A law's answer: the rate it wants, the evidence (value, and standard error or NaN), and the reason."""
 
     rate: float
     evidence: Evidence
@@ -100,8 +101,8 @@ def angular(s: Signals, *, kappa: float = KAPPA) -> Wanted:
     .. math:: D = \min(\kappa\sqrt{3/T},\ 1/4)
 
     Uncorrelated steps of size :math:`\eta_t = D(1-t/T)` add up to an rms displacement
-    :math:`D\sqrt{T/3}`. The same as an angular step :math:`\kappa\sqrt{3 n_0/T}` in pure noise. No run is so
-    short that a layer may move by more than a quarter of its size a step (:data:`~.gear.SHARE`).
+    :math:`D\sqrt{T/3}`. In pure noise that is an angular step of :math:`\kappa\sqrt{3 n_0/T}`. However short
+    the run, no layer may move by more than a quarter of its size per step (:data:`~.gear.SHARE`).
 
     Args:
         s: signals; ``total_steps``.
@@ -121,13 +122,13 @@ def coherence(s: Signals, *, r_min: float = 0.8) -> Wanted | None:
 
     .. math:: \text{factor} = \min(1, r/r_{min})
 
-    Where a network interpolates its data r falls although nothing is too hot (E = C/d falls), so the brake
-    acts on ``coherence`` r_c = r/E, which noise of any strength leaves at 1, and not on r.
+    Where a network interpolates its data, r falls although nothing is too hot (E = C/d falls). The brake
+    therefore acts not on r but on ``coherence`` r_c = r/E, which noise of any strength leaves at 1.
 
     Args:
         s: signals; ``coherence``.
-        r_min: below it the rate is lowered. Its origin: over a plateau at the best fixed rate r_c lies in
-            0.8 to 1.1 on the networks of this project's measurements.
+        r_min: coherence below which the rate is lowered. On a plateau at the best fixed rate, r_c was 0.8 to
+            1.1 on the networks of this project's measurements.
 
     References:
         derived for this project (theory of equilibrium without calibration).
@@ -177,12 +178,11 @@ def diffusion(s: Signals, *, kappa: float = KAPPA) -> Wanted | None:
         D \leftarrow \max\Bigl(D,\ c\,\frac{\mathrm{dist}}{\sqrt t}\Bigr),\qquad
         c = \begin{cases} 1 & r \le r^*(t) \\ \mathrm{clip}((r/r^*)^2,\ 3,\ 16) & r > r^*(t) \end{cases}
 
-    from :math:`D = \kappa\sqrt{3/T}` upwards. A walk of independent steps D gets :math:`D\sqrt t` far: then
-    the law leaves D alone. Where the run gets further its steps agree with each other, and larger ones do
-    the same work in fewer; where a valley confines it, dist stops growing and D stays. c lets the rate run
-    ahead of diffusion while update energy says coherent drift (r above its set-point, :func:`equilibrium_r`).
-
-    r counts as above where it is so by more than its own standard error.
+    from :math:`D = \kappa\sqrt{3/T}` upwards. A walk of independent steps D gets :math:`D\sqrt t` far, and
+    then the law leaves D alone. If the run gets further, its steps agree with each other, and fewer but
+    larger steps do the same work; if a valley confines it, dist stops growing and D stays. The factor c lets
+    the rate run ahead of diffusion while the update's energy shows coherent drift, that is, while r exceeds
+    its set-point (:func:`equilibrium_r`) by more than its own standard error.
 
     Args:
         s: signals; ``distance``, ``r``, ``r_error``.
@@ -204,7 +204,7 @@ def _proposed(s: Signals, kappa: float, unknown: float) -> Wanted | None:
     error = s.r_error if math.isfinite(s.r_error) else 0.0
     drift = s.r - error > goal
     c = min(MAX_GROWTH, max(GROWTH, (s.r / goal) ** 2)) if drift else 1.0
-    word = f"coherent drift, r above {goal:.2f}" if drift else "further than diffusion gets"
+    word = f"coherent drift, r above {goal:.2f}" if drift else "further than diffusion would get"
     if math.isnan(s.r):
         c, word = unknown, "driven by a force, r unknown" if unknown > 1 else word
     rate = max(start, s.rate, c * s.distance / math.sqrt(s.t))
@@ -237,9 +237,9 @@ def bounded_diffusion(s: Signals, *, kappa: float = START, lead: float = LEAD) -
     without Adam's moments), c is 3 while a unit of learning rate releases no less free energy than on the way
     so far (``force`` >= 1), else 1. Distance alone is a ratchet without a top: whatever moves the weights,
     noise at too large a rate included, raises it. The work done against the gradients is not: where motion
-    only wanders, N stands still or turns negative while the impulse grows. N counts where it is more than
-    chance: at least 1.4 times what its changes add up to if they are independent. It raises only; what lowers
-    a rate is the thermostat's reverse gear (:mod:`thermoopt.controllers.gear`).
+    only wanders, N stands still or turns negative while the impulse grows. N counts only if it is more than
+    chance: at least 1.4 times what its changes would add up to if they were independent. The law only raises
+    a rate; lowering it is left to the thermostat's reverse gear (:mod:`thermoopt.controllers.gear`).
 
     Args:
         s: signals; those of :func:`diffusion`, ``work``, ``work_error``, ``impulse``, ``force``.
@@ -256,13 +256,13 @@ def bounded_diffusion(s: Signals, *, kappa: float = START, lead: float = LEAD) -
     bound = lead * s.work / s.impulse
     evidence = {**proposed.evidence, "work_over_impulse": (s.work / s.impulse, s.work_error / s.impulse)}
     if s.work < SIGNIFICANT * s.work_error:
-        return Wanted(max(s.rate, start), evidence, "not raised: the work done is no more than chance")
+        return Wanted(max(s.rate, start), evidence, "not raised: the work done could be chance")
     rate = max(s.rate, start, min(proposed.rate, bound))
     word, less = proposed.reason, f"{lead:g} times work over impulse"
     if rate <= max(s.rate, start):
-        word = f"not raised: {less} allows no more" if bound < proposed.rate else "not raised: no drift"
+        word = f"not raised: limited to {less}" if bound < proposed.rate else "not raised: no drift"
     elif bound < proposed.rate:
-        word = f"{word}, held to {less}"
+        word = f"{word}, limited to {less}"
     return Wanted(rate, evidence, word)
 
 
@@ -284,7 +284,7 @@ nets, perceptrons, linear regression and LoRA, whose best lies 4 to 50 times abo
 def driven_diffusion(
     s: Signals, *, kappa: float = DRIVEN_START, lead: float = DRIVEN_LEAD, half: float = FORCE
 ) -> Wanted | None:
-    r"""Diffusion bounded by work, which runs further ahead of it while a force drives the motion.
+    r"""Diffusion bounded by work, with a wider bound while a force drives the motion.
 
     .. math::
         D \leftarrow \max\bigl(D,\ \kappa\sqrt{3/T},\ \min(c\,\mathrm{dist}/\sqrt t,\ \ell\,N/\|S\|_1)\bigr)
@@ -293,14 +293,14 @@ def driven_diffusion(
     :math:`\ell = 2`; from then on it is ``lead`` where the motion is driven, and D stands still elsewhere.
     Driven means that a unit of learning rate still releases free energy,
     :math:`f = (\sigma/\eta)/(\sum\sigma/\sum\eta) \ge f_0`, or, from twice that time on, that
-    :math:`r \ge 1`. Where a network has learned its data by heart both fall, while Adam's steps keep their
-    size: a larger rate would only carry it on.
+    :math:`r \ge 1`. Once a network has memorised its data both fall while Adam's steps keep their size: a
+    larger rate would only carry it further.
 
     Args:
-        s: signals; those of :func:`bounded_diffusion`. A force that is not known counts as there.
+        s: signals; those of :func:`bounded_diffusion`. An unknown force counts as present.
         kappa: where it starts (:func:`angular`).
         lead: the bound over Prodigy's estimate, > 0.
-        half: f0, the share of the mean force below which a force counts as spent, > 0.
+        half: f0, the share of the mean force below which the force counts as spent, > 0.
 
     References:
         derived for this project; the bound: Mishchenko and Defazio, arXiv 2306.06101.
@@ -315,7 +315,7 @@ def driven_diffusion(
     known = {"r": (s.r, s.r_error)} if math.isfinite(s.r) else {}
     evidence = {**known, **bounded.evidence, **(force if math.isfinite(s.force) else {})}
     if spent:
-        return Wanted(s.rate, evidence, "the force along the motion is spent: not raised")
+        return Wanted(s.rate, evidence, "not raised: the force along the motion is spent")
     return bounded._replace(evidence=evidence)
 
 
@@ -338,7 +338,7 @@ def distance(s: Signals, *, k: float = 1.0) -> Wanted | None:
         return None
     estimate = k * s.work / s.impulse
     evidence = {"work": (s.work, math.nan), "impulse": (s.impulse, math.nan)}
-    return Wanted(max(s.rate, s.floor, estimate), evidence, "work over impulse says that the way is longer")
+    return Wanted(max(s.rate, s.floor, estimate), evidence, "work over impulse: there is further to go")
 
 
 def polyak(s: Signals, *, f_star: float = 0.0, k: float = 1.0) -> Wanted | None:
@@ -348,8 +348,8 @@ def polyak(s: Signals, *, f_star: float = 0.0, k: float = 1.0) -> Wanted | None:
 
     Args:
         s: signals; ``loss``, which must be reported (a closure or ``report_loss``), ``sigma``, ``rate``.
-        f_star: the lowest loss there is, [L]. With 0 the law is far too hot on language models early on.
-        k: share of it that a step is to release to first order; 1 is Polyak's step.
+        f_star: the lowest possible loss, [L]. With 0 the law is far too hot on language models early on.
+        k: share of the remaining loss that a step is to release to first order; 1 is Polyak's step.
 
     References:
         Polyak, "Introduction to optimization", 1987, section 5.3.
@@ -358,18 +358,18 @@ def polyak(s: Signals, *, f_star: float = 0.0, k: float = 1.0) -> Wanted | None:
         return None
     goal = k * max(0.0, s.loss - f_star)
     evidence = {"loss": (s.loss, math.nan), "sigma": (s.sigma, math.nan), "sigma_setpoint": (goal, math.nan)}
-    return Wanted(s.rate * goal / s.sigma, evidence, "entropy production moves to its set-point")
+    return Wanted(s.rate * goal / s.sigma, evidence, "entropy production brought to its set-point")
 
 
 @dataclass(frozen=True)
 class Law:
-    """A law and what it lives on.
+    """A law and what it requires.
 
     Attributes:
-        want: from signals (and options) to the rate wanted; None asks for nothing.
+        want: function of the signals (and options) that returns the rate wanted; None asks for nothing.
         metric: ``"rms"`` or ``"lr"``.
-        start: from the length of the run (and the same options) to the rate before the first reading.
-        needs: further sums to be measured (:data:`thermoopt.physics.TRAVEL_SUMS`).
+        start: function of the run's length (and the same options): the rate before the first reading.
+        needs: additional sums that must be measured (:data:`thermoopt.physics.TRAVEL_SUMS`).
     """
 
     want: Callable[..., Wanted | None]

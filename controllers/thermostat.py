@@ -38,7 +38,7 @@ LATE_WARMUP = 0.1
 
 
 class Thermostat(Controller):
-    """Drives the learning rate of all groups, or of each, to a set-point.
+    """A controller that drives the learning rate of all groups together, or of each, to a set-point.
 
     Laws in metric ``"rms"`` assume Adam's update, whose elements are of unit size (0.23 rms in pure noise at
     beta1 = 0.9). For an optimizer without Adam's moments, lr is divided by the measured size of its update
@@ -52,9 +52,9 @@ class Thermostat(Controller):
     *Reverse gear.* A rate is lowered when gradient noise jumps, and when half of a reported loss's progress
     is lost again (:mod:`thermoopt.controllers.gear`); the law's set-point is lowered with it.
 
-    *Bound.* With the gear no layer is left to move by more than a quarter of max(its rms, its unit) per step:
-    the rate is lowered, below the lowest ``lr_scale`` if need be, and the log says so. Until the first
-    reading Adam's update counts as of unit size; one of unknown size is not bounded yet.
+    *Bound.* With the reverse gear, no layer may move by more than a quarter of max(its rms, its unit) per
+    step: the rate is lowered, below the lowest ``lr_scale`` if need be, and the log says so. Until the first
+    reading, Adam's update is taken to be of unit size; other optimizers are not bounded until then.
 
     *Outside schedules* multiply. If one raises ``group["lr"]`` above its initial value, an absolute rate is
     divided by the highest factor so far: an outside schedule can lower a rate but not overheat it.
@@ -70,9 +70,9 @@ class Thermostat(Controller):
         layers: whether the layers of a group have separate rates in metric ``"rms"``.
         lr_scale: bounds of every group's lr_scale.
         bounds: bounds of the rate itself, in the law's metric, with slew limits, minimum number of readings
-            and hold-off; None takes the default: any rate, change by a factor e in T/100 steps at most, from
-            the first reading on, no hold-off.
-        reverse: whether to use the reverse gear, which exists for laws in metric ``"rms"``.
+            and hold-off. None uses the default: any rate, changing by at most a factor e in T/100 steps, from
+            the first reading on, without hold-off.
+        reverse: whether to use the reverse gear; it exists only for laws in metric ``"rms"``.
         options: options of the law: ``kappa``, ``lead``, ``half``, ``k``, ``f_star``, ``r_min``.
 
     Raises:
@@ -104,7 +104,8 @@ class Thermostat(Controller):
             raise ValueError(f"lr_scale must satisfy 0 <= lo <= hi, got {lr_scale!r}")
         for name, value in options.items():
             if not (math.isfinite(value) and (value > 0 or name == "f_star")):
-                raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
+                least = "" if name == "f_star" else " > 0"
+                raise ValueError(f"{name} must be a finite number{least}, got {value!r}")
         inspect.signature(law_of(setpoint).want).bind(None, **options)  # a wrong option is a TypeError here
         self._total_steps = total_steps
         self._follow(setpoint, options)
@@ -199,14 +200,14 @@ class Thermostat(Controller):
         return self._start.group_names[group] if self._per == "group" else "all"
 
     def see_lr(self, lr: Sequence[float]) -> None:
-        """Receive each group's lr as set by an outside schedule; warn once if that raises one."""
+        """Receive each group's lr as an outside schedule set it; warn once if that raises one."""
         said = self._rates.see_lr(lr)
         if said and not self.told_of_schedule:
             self.told_of_schedule = True
             warnings.warn(said, UserWarning, stacklevel=2)
 
     def see_left(self, left: float) -> None:
-        """Receive what a chain's shapes have left of the rate; under half it is not raised any more."""
+        """Receive the share of the rate that a chain's shapes have left; below half it is not raised."""
         self._left = left
 
     def update(self, reading: Reading | None, step: int) -> Scales:
@@ -354,14 +355,14 @@ class Thermostat(Controller):
         """Load the result of :meth:`state_dict`.
 
         Raises:
-            ValueError: if it is from a thermostat with another law, before anything has changed.
+            ValueError: if the state is of a thermostat with another law; nothing has changed then.
         """
         if state.get("law") != self._name:
-            of = f"Thermostat({state['law']!r})" if "law" in state else "thermostat of before 0.2"
+            of = f"Thermostat({state['law']!r})" if "law" in state else "Thermostat older than version 0.2"
             raise ValueError(
-                f"the controller's state is of a {of}, this is a Thermostat({self._name!r}): their rates "
-                "mean different things. Go on with the law it was saved with, or load the optimizer's state "
-                "without its controller: delete 'controller' from state['param_groups'][0]['thermo']"
+                f"the controller's state is that of a {of}, but this is a Thermostat({self._name!r}): their "
+                "rates mean different things. Resume with the law it was saved with, or load the optimizer's "
+                "state without its controller: delete 'controller' from state['param_groups'][0]['thermo']"
             )
         self._forget()
         self._begun, self._readings = int(state["begun"]), int(state["readings"])

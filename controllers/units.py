@@ -184,16 +184,16 @@ class GroupRates:
             for name, lr in given:
                 if not lr > 0 and name not in self._still:
                     raise ValueError(
-                        f"lr of group {name!r} must be > 0 where a thermostat is attached, since its "
-                        f"absolute rate is expressed as a factor on it, got {lr!r}. To hold it still, set "
-                        "requires_grad of its parameters to False"
+                        f"lr of group {name!r} must be > 0 with a thermostat, which expresses an absolute "
+                        f"rate as a factor on lr, got {lr!r}. To freeze the group, set requires_grad=False "
+                        "on its parameters"
                     )
             differ = len({lr for _, lr in given}) > 1
             if self._start is None and self._lr_scale == (0.0, math.inf) and differ:
                 rates = ", ".join(f"{name} {lr:g}" for name, lr in given)
                 warnings.warn(
-                    f"groups differ in lr ({rates}), which a controller of absolute rates overrides: it "
-                    "gives each layer its own. autotune(total_steps, 'respect_lr') keeps groups apart",
+                    f"groups differ in lr ({rates}), but this controller sets absolute rates, one for each "
+                    "layer, and overrides that. autotune(total_steps, 'respect_lr') keeps groups apart",
                     UserWarning,
                     stacklevel=2,
                 )
@@ -220,7 +220,7 @@ class GroupRates:
         """Record the largest factor by which an outside schedule has raised each group's lr.
 
         Returns:
-            What is to be said of a group whose lr rose above its initial value for the first time, or None.
+            The warning to give if a group's lr rose above its initial value for the first time, or None.
         """
         if self._start is None or self._metric != "rms":
             return None
@@ -231,9 +231,9 @@ class GroupRates:
             if math.isfinite(factor) and factor > self.peaks.get(name, 1.0):
                 if name not in self.peaks:
                     said = said or (
-                        f"lr of group {name!r} rose from {base:g} to {now:g} beside a controller that sets "
-                        "absolute rates: an outside schedule multiplies with it, relative to its own peak; "
-                        "leave the schedule out, or the controller's cooling (shape='constant')"
+                        f"lr of group {name!r} rose from {base:g} to {now:g} while a controller sets "
+                        "absolute rates: an outside schedule multiplies with them, relative to its own peak. "
+                        "Remove the schedule, or the controller's cooling (shape='constant')"
                     )
                 self.peaks[name] = factor
         return said
@@ -272,7 +272,8 @@ class GroupRates:
             return
         for group, (old, new) in self._capped.items():
             reason = (
-                f"bound: until a reading, Adam's update counts as of unit size; {SHARE:g} of a layer a step"
+                f"bound: at most {SHARE:g} of a layer's size per step; until the first reading Adam's update "
+                "is taken to be of unit size"
             )
             yield self._start.group_names[group], old, new, {"turning_bound": (SHARE, 0.0)}, reason
         self.read, self._capped = True, {}
@@ -283,7 +284,7 @@ class GroupRates:
             there = share * old / full if full > 0 else 0.0
             if there > SHARE:  # at the lowest lr_scale it would move so far
                 self.least[name] = old * SHARE / there
-                reason = f"bound: {layer} would move by {there:.3g} of its size a step, lr_scale gives way"
+                reason = f"bound: {layer} would move by {there:.3g} of its size per step; lr_scale gives way"
                 evidence = {"turning": (there, math.nan), "turning_bound": (SHARE, 0.0)}
                 yield name, old, self.least[name], evidence, reason
 

@@ -24,7 +24,7 @@ def _product(a: float | Sequence[float], b: float | Sequence[float]) -> float | 
     """Return the product of two factors, each for all groups or one per group."""
     if is_several(a) and is_several(b):
         if len(a) != len(b):
-            raise ValueError(f"Chain: one controller gives {len(a)} factors, another {len(b)}")
+            raise ValueError(f"Chain: one controller gives {len(a)} factors, another gives {len(b)}")
         return [x * y for x, y in zip(a, b, strict=True)]
     if is_several(a):
         return [x * b for x in a]  # type: ignore[operator]  # guards tell one way only
@@ -52,7 +52,7 @@ def _takes(controller: Controller, saved: str) -> bool:
 
 
 class Chain(Controller):
-    """Passes each reading to several controllers and multiplies their scales.
+    """A controller that passes each reading to several others and multiplies their scales.
 
     Layer factors multiply by name; a controller's factor for a layer remains until it names the layer again.
 
@@ -84,50 +84,50 @@ class Chain(Controller):
 
     @property
     def needs(self) -> frozenset[str]:
-        """All sums that any of them needs."""
+        """All sums that any member needs."""
         return frozenset().union(*(c.needs for c in self.controllers))
 
     @property
     def ema_steps(self) -> float | None:
-        """The shortest averaging time that any of them wants."""
+        """The shortest averaging time that any member wants."""
         return min((c.ema_steps for c in self.controllers if c.ema_steps is not None), default=None)
 
     @property
     def every(self) -> int | None:
-        """The shortest interval that any of them wants."""
+        """The shortest interval that any member wants."""
         return min((c.every for c in self.controllers if c.every is not None), default=None)
 
     @property
     def length(self) -> int | None:
-        """Where the first of their coolings ends."""
+        """Step at which the first of the members' coolings ends; None if none has an end."""
         return min((c.length for c in self.controllers if c.length is not None), default=None)
 
     @property
     def begun(self) -> bool:
-        """Whether any of them has."""
+        """Whether any member holds the state of a run."""
         return any(c.begun for c in self.controllers)
 
     def attach(self, start: Start) -> None:
-        """Tell all of them."""
+        """Pass the parameters on to all members."""
         for controller in self.controllers:
             controller.attach(start)
 
     def see_lr(self, lr: Sequence[float]) -> None:
-        """Tell all of them; the first that warns of an outside schedule warns for all."""
+        """Pass each group's lr on to all members; the first that warns of a schedule warns for all."""
         for controller in self.controllers:
             _show_lr(self, controller, lr)
 
     @property
     def left(self) -> float:
-        """What all shapes together have left."""
+        """Share of the amplitude that all shapes together have left."""
         return math.prod(c.left for c in self.controllers)
 
     def see_left(self, left: float) -> None:
-        """Keep what all shapes around it have left, its own among them, for its members."""
+        """Keep for its members what all shapes around it, its own among them, have left."""
         self._told_left = left
 
     def update(self, reading: Reading | None, step: int) -> Scales:
-        """Return the product of their scales, with the weights of the controller that gives any.
+        """Return the product of the members' scales, with the weights of the one that gives any.
 
         Raises:
             ValueError: if two give factors for different numbers of groups, or both give weights.
@@ -201,11 +201,11 @@ class Chain(Controller):
 
     @property
     def log(self) -> list[Action]:
-        """The actions of all, in the order of steps."""
+        """The actions of all members, in the order of steps."""
         return sorted((a for c in self.controllers for a in c.log), key=lambda a: a.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return class, state and layer factors of each."""
+        """Return class, state and layer factors of each member."""
         return {
             "members": [
                 {"class": type(c).__name__, "state": c.state_dict(), "layers": dict(kept)}
@@ -214,7 +214,7 @@ class Chain(Controller):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave.
+        """Load the result of :meth:`state_dict`.
 
         Raises:
             ValueError: if it is of other controllers; nothing has changed then.
@@ -222,7 +222,9 @@ class Chain(Controller):
         saved = [_present_name(m["class"]) for m in state["members"]]
         own = [type(c).__name__ for c in self.controllers]
         if len(saved) != len(own) or not all(map(_takes, self.controllers, saved)):
-            raise ValueError(f"state of a Chain of {', '.join(saved)} for a Chain of {', '.join(own)}")
+            raise ValueError(
+                f"the state is that of a Chain of {', '.join(saved)}, but this is a Chain of {', '.join(own)}"
+            )
         for controller, member in zip(self.controllers, state["members"], strict=True):
             controller.load_state_dict(member["state"])
         self._forget()
@@ -230,7 +232,7 @@ class Chain(Controller):
         self._multiply_layers()
 
     def reset(self) -> None:
-        """Reset all of them."""
+        """Reset all members."""
         for controller in self.controllers:
             controller.reset()
         self._forget()
@@ -245,44 +247,44 @@ class Wrapper(Controller):
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the controller needs."""
+        """Sums that the controller needs."""
         return self.controller.needs
 
     @property
     def ema_steps(self) -> float | None:
-        """What the controller wants."""
+        """Averaging time that the controller wants."""
         return self.controller.ema_steps
 
     @property
     def every(self) -> int | None:
-        """What the controller wants."""
+        """Interval that the controller wants."""
         return self.controller.every
 
     @property
     def length(self) -> int | None:
-        """Where the controller's cooling ends."""
+        """Step at which the controller's cooling ends."""
         return self.controller.length
 
     @property
     def begun(self) -> bool:
-        """Whether the controller has."""
+        """Whether the controller holds the state of a run."""
         return self.controller.begun
 
     def attach(self, start: Start) -> None:
-        """Tell the controller."""
+        """Pass the parameters on to the controller."""
         self.controller.attach(start)
 
     def see_lr(self, lr: Sequence[float]) -> None:
-        """Tell the controller."""
+        """Pass each group's lr on to the controller."""
         _show_lr(self, self.controller, lr)
 
     @property
     def left(self) -> float:
-        """What the controller's shapes have left."""
+        """Share of the amplitude that the controller's shapes have left."""
         return self.controller.left
 
     def see_left(self, left: float) -> None:
-        """Tell the controller."""
+        """Pass the share on to the controller."""
         self.controller.see_left(left)
 
     @property
@@ -300,14 +302,15 @@ class Wrapper(Controller):
         return {"class": type(self.controller).__name__, "state": self.controller.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave.
+        """Load the result of :meth:`state_dict`.
 
         Raises:
             ValueError: if it is of another controller; nothing has changed then.
         """
         saved, own = _present_name(state["class"]), type(self.controller).__name__
         if not _takes(self.controller, saved):
-            raise ValueError(f"state of a {type(self).__name__} of {saved} for one of {own}")
+            kind = type(self).__name__
+            raise ValueError(f"the state is that of a {kind} of {saved}, but this is a {kind} of {own}")
         self.controller.load_state_dict(state["state"])
 
     def reset(self) -> None:
@@ -317,9 +320,9 @@ class Wrapper(Controller):
 
 
 class DryRun(Wrapper):
-    """Passes every reading to a controller without applying its scales.
+    """A controller that passes every reading to another one without applying its scales.
 
-    Its log is the controller's: the actions it would have taken on these readings.
+    Its log holds the actions that the other would have taken on these readings.
 
     Args:
         controller: the controller to try.
@@ -334,12 +337,12 @@ class DryRun(Wrapper):
 
     @property
     def length(self) -> int | None:
-        """None: nothing is applied."""
+        """None, because nothing is applied."""
         return None
 
     @property
     def left(self) -> float:
-        """All of it: nothing is applied."""
+        """1, because nothing is applied."""
         return 1.0
 
     @property

@@ -191,7 +191,7 @@ def test_the_worst_layer_of_a_group_decides():
     barostat = Barostat()
     run(barostat, layers, 200)
     (action,) = barostat.log
-    assert "b's source" in action.reason
+    assert "as much of b as gradients restore" in action.reason
     assert action.new * 3.0 == pytest.approx(0.3 * LR / (2 * (0.5 * RMS) ** 2))
 
 

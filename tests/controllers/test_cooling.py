@@ -92,7 +92,7 @@ def test_default_warmup_is_a_twentieth():
 
 @pytest.mark.parametrize("shape", ["linear", "cosine", "trapezoid", "wsd"])
 def test_a_finished_schedule_stays_at_its_end(shape):
-    with pytest.warns(UserWarning, match="step 21 lay beyond total_steps = 20") as warned:
+    with pytest.warns(UserWarning, match="step 21 is beyond total_steps = 20") as warned:
         values = factors(Cooling(20, shape, 0, floor=0.25), 60)
     assert len(warned) == 1
     assert values[20:] == pytest.approx([0.25] * 40)

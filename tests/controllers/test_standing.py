@@ -158,7 +158,7 @@ def test_why_names_what_holds_a_rate():
 
     assert why(None)[1].startswith("no signal")
     assert why(Wanted(1.0, {}, "enough")) == (1.0, "enough")
-    assert why(raise_it) == (4.0, "drift; on its way, by a factor of at most 1.5 a step")
+    assert why(raise_it) == (4.0, "drift; on its way, by a factor of at most 1.5 per step")
     rate, reason = why(raise_it, reach=(0.0, 2.0))
     assert rate == 2.0
     assert reason.startswith("drift; bound: lr_scale allows at most 2")
