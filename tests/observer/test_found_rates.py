@@ -81,8 +81,8 @@ def test_a_finding_speaks_of_the_rate_in_force(tmp_path):
     assert f"peak effective rate of {peak:.2g} (lr times the d that the optimizer finds)" in finding.message
     times = observer.start_norms["weight"] ** 0.5 / 8  # the rms that a step of the rate 1 is compared with
     assert finding.effect == pytest.approx(peak / times, rel=0.2)
-    assert f"Bound lr by a factor of about {float(f'{finding.effect / 0.1:.2g}'):g}" in finding.advice
-    assert f"brings the effective rate to {peak * 0.1 / finding.effect:.1g}" in finding.advice
+    assert f"Lower lr by a factor of about {float(f'{finding.effect / 0.1:.2g}'):g}" in finding.advice
+    assert f"lowers the effective rate to {peak * 0.1 / finding.effect:.1g}" in finding.advice
     # a record says it, too
     saved = SavedRun.read(path)
     assert saved.rate_kind == "lr times d"
@@ -95,7 +95,7 @@ def test_a_rate_that_nobody_knows_is_not_made_up():
     assert observer.rate_kind == "none"
     finding = next(f for f in diagnose(observer).findings if f.kind == "learning_rate_runaway")
     assert "the rate that the optimizer finds (unknown: its groups hold no lr) is" in finding.message
-    assert finding.advice.startswith("Bound the size of its steps by a factor of about ")
+    assert finding.advice.startswith("Lower the size of its steps by a factor of about ")
     assert math.isfinite(finding.effect)
 
 
@@ -103,5 +103,5 @@ def test_the_rate_of_others_is_their_lr():
     observer, _ = trained(lambda params: torch.optim.SGD(params, lr=40.0), 20, log_every=1)
     assert observer.rate_kind == "lr"
     finding = next(f for f in diagnose(observer).findings if f.kind == "learning_rate_runaway")
-    assert finding.message.startswith("a step at the peak rate of 40, of step ")
-    assert finding.advice.startswith("Bound the learning rate by a factor of about ")
+    assert finding.message.startswith("one step at the peak rate of 40, at step ")
+    assert finding.advice.startswith("Lower the learning rate by a factor of about ")

@@ -179,7 +179,7 @@ def _words(run: Evidence, factor: float) -> tuple[str, str]:
     by, to = f"by a factor of about {two_digits(factor)}", f"{run.peak_lr / factor:.1g}"
     if run.rate_kind == NO_LR:
         return (
-            "the rate that the optimizer found (unknown: its groups hold no lr)",
+            "the rate that the optimizer finds (unknown: its groups hold no lr)",
             f"the size of its steps {by}",
         )
     if run.rate_kind == LR_TIMES_D:
