@@ -72,14 +72,14 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _follow(args: argparse.Namespace) -> None:
-    """Follow the run that is given; pictures and pages are for runs that are over."""
+    """Follow the given run; pictures and pages are for runs that are over."""
     from thermoopt.inspection import follow_run
 
     for name in ("out", "html", "actions"):
         if getattr(args, name) is not None:
-            args.parser.error(f"argument --follow: goes without --{name}")
+            args.parser.error(f"argument --follow: cannot be combined with --{name}")
     if len(args.run) > 1 or args.run[0].is_dir():
-        args.parser.error("argument --follow: takes one record")
+        args.parser.error("argument --follow: takes one record, not several or a folder")
     size = shutil.get_terminal_size((120, 40))
     follow_run(args.run[0], since=args.since, layers=args.layers, width=size.columns, height=size.lines - 1)
 
@@ -100,42 +100,43 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="train a small GPT on real text three ways and show what was measured and done",
-        description="Train a small byte-level GPT on real text three ways side by side (two to four "
+        help="train a small GPT on real text in three ways and compare them",
+        description="Train a small byte-level GPT on real text in three ways side by side (two to four "
         "minutes on two cores): AdamW + cosine at lr 1e-3 and at 1e-2, and ThermoAdamW autotuned, which is "
-        "given no lr. Print a table and what was measured, and write pictures, losses, readings and actions.",
+        "given no lr. Print a comparison and what was measured; write pictures, losses, readings, actions.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument(
-        "--steps", type=_steps, default=DEFAULT_STEPS, metavar="N", help="steps of each way, at least 1"
+        "--steps", type=_steps, default=DEFAULT_STEPS, metavar="N", help="steps to train, at least 1"
     )
     demo.add_argument(
         "--text",
         type=Path,
         metavar="FILE",
         default=argparse.SUPPRESS,  # no default in the help text but the words below
-        help="learn this file, its last tenth validates (default: Python's own sources and documentation)",
+        help="text to train on; its last tenth is for validation (default: Python's own sources and "
+        "documentation)",
     )
     demo.add_argument(
         "--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="folder for the results"
     )
     demo.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="of the initial weights and the batches"
+        "--seed", type=_seed, default=0, metavar="N", help="seed of the initial weights and the batches"
     )
     demo.set_defaults(parser=demo)
 
     inspect = commands.add_parser(
         "inspect",
-        help="show saved runs: tables, what is wrong with them, pictures, one HTML page",
-        description="Show a run that JSONLSink, ParquetSink or export_jsonl saved: tables of its last "
-        "reading and of the course before it, what is wrong with it and how sure that is, pictures, and with "
-        "--html one page of it all. Several runs, or a folder of them, are shown side by side. Of the demo's "
-        "history.jsonl it also reads the losses and actions beside it.",
+        help="show saved runs: tables, a diagnosis, pictures, an HTML page",
+        description="Show a run saved by JSONLSink, ParquetSink or export_jsonl: tables of its last reading "
+        "and of the trend up to it, a diagnosis (what is wrong, and how sure that is), pictures, and with "
+        "--html one page with all of it. Several runs, or a folder of them, are shown side by side. For the "
+        "demo's history.jsonl, the losses and actions saved beside it are read, too.",
     )
     inspect.add_argument(
         "run", type=Path, nargs="+", metavar="RUN", help="a record (.jsonl, .jsonl.gz, .parquet) or a folder"
     )
-    inspect.add_argument("--html", type=Path, metavar="FILE", help="write one self-contained page")
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write a self-contained HTML page")
     inspect.add_argument(
         "--out",
         type=Path,
@@ -143,16 +144,19 @@ def _parser() -> argparse.ArgumentParser:
         help="folder for the pictures (default: NAME_inspect beside the run)",
     )
     inspect.add_argument(
-        "--actions", type=Path, metavar="FILE", help="a JSONL of a controller's actions, one to_dict() a line"
+        "--actions",
+        type=Path,
+        metavar="FILE",
+        help="JSONL file of a controller's actions, one Action.to_dict() per line",
     )
     inspect.add_argument("--since", type=_step, metavar="STEP", help="leave out readings before this step")
     inspect.add_argument(
         "--layers",
         metavar="PATTERN",
-        help="only these layers: * and ? as in a shell, patterns by commas",
+        help="show only matching layers: * and ? as in a shell, patterns separated by commas",
     )
     inspect.add_argument(
-        "--follow", action="store_true", help="draw a view again as the record of a going run grows"
+        "--follow", action="store_true", help="follow a run in progress: refresh a view as its record grows"
     )
     inspect.set_defaults(parser=inspect)
 
@@ -160,9 +164,10 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "doctor",
         help="print what a bug report needs, and test every kernel that runs here (some seconds)",
-        description="Print versions, machine, devices, packages and settings, which kernels this machine can "
-        "run and why the others cannot; of each that runs, how far it is from the float64 reference and how "
-        "long a step takes beside torch's fused AdamW. Status 1 where a kernel is wrong.",
+        description="Print versions, machine, devices, packages and settings, and which kernels can run on "
+        "this machine, or why they cannot. For each kernel that runs, print how far it is from a float64 "
+        "reference and how long a step takes compared with torch's fused AdamW. The exit status is 1 if a "
+        "kernel is wrong.",
     )
     return parser
 

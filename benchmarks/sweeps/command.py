@@ -23,7 +23,9 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     run = actions.add_parser("run", help="start a sweep", description="Start a sweep.")
-    run.add_argument("--tier", required=True, metavar="NAME", help="of the protocol; `list` shows them")
+    run.add_argument(
+        "--tier", required=True, metavar="NAME", help="tier of the protocol; `list` shows the names"
+    )
     _add_protocol(run)
     run.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for everything (default: runs/bench/TIER)"
@@ -31,16 +33,16 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     _add_work(run)
 
     resume = actions.add_parser(
-        "resume", help="go on with a sweep", description="Go on with a sweep, however it was stopped."
+        "resume", help="resume a sweep", description="Resume a sweep, however it was stopped."
     )
     resume.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the sweep")
     resume.add_argument(
-        "--retry-failed", action="store_true", help="also run again what failed by an error or died twice"
+        "--retry-failed", action="store_true", help="also rerun trials that raised an error or died twice"
     )
     _add_work(resume)
 
     status = actions.add_parser(
-        "status", help="show how far a sweep is", description="Show how far a sweep is."
+        "status", help="show the progress of a sweep", description="Show the progress of a sweep."
     )
     report = actions.add_parser(
         "report",
@@ -69,15 +71,20 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         type=_workers,
         default=os.cpu_count(),
         metavar="N",
-        help="processes (default: one a core)",
+        help="number of processes (default: one per core)",
     )
-    parser.add_argument("--workloads", nargs="+", metavar="NAME", help="work on these of the tier's only")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="work on these of the tier's only")
+    parser.add_argument(
+        "--workloads", nargs="+", metavar="NAME", help="run only these of the tier's workloads"
+    )
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run only these of the tier's methods")
 
 
 def _add_protocol(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--protocol", type=Path, metavar="FILE", help="of tiers (default: the one that comes with thermoopt)"
+        "--protocol",
+        type=Path,
+        metavar="FILE",
+        help="file that defines the tiers (default: the one that comes with thermoopt)",
     )
 
 
@@ -85,7 +92,7 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--storage",
         metavar="URL",
-        help="of the database, as SQLAlchemy reads it (default: a SQLite file in the sweep's folder)",
+        help="SQLAlchemy URL of the database (default: a SQLite file in the sweep's folder)",
     )
 
 

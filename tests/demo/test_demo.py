@@ -263,7 +263,7 @@ def test_report_names_what_matters(run):
     start = next(i for i, line in enumerate(said) if "furthest" in line)
     table = said[start + 3 : start + 8]
     assert all("intermittent" in line or "coherent drift" in line for line in table)
-    assert said[-1] == f"results lie in {result.out}/"
+    assert said[-1] == f"results     {result.out}/"
 
 
 def test_same_seed_same_run(text, tmp_path, run):

@@ -110,7 +110,7 @@ def test_a_terminal_is_redrawn_within_its_height(tmp_path: Path, monkeypatch: py
     assert len(lines) == 7
     assert "10 readings to step 10" in lines[0]
     assert lines[1].startswith("LOW    weight decay irrelevant")  # before what a low window cuts off
-    assert re.fullmatch(r"\(\d+ more lines in a higher window\)", lines[-1])
+    assert re.fullmatch(r"\(\d+ more lines in a taller window\)", lines[-1])
 
 
 class Terminal(io.StringIO):
@@ -128,7 +128,7 @@ def test_what_was_noted_is_named_with_its_steps(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     record(path, 10, each=mark, **SMALL)
     _, notes = read_run(path, None, None, None)
-    assert notes == ["noted on the way: 2 × spike of loss (step 4, 8), 1 × restart (step 8)"]
+    assert notes == ["events: 2 × spike of loss (step 4, 8), 1 × restart (step 8)"]
     views: list[str] = []
     follow_run(path, say=views.append, views=1)
     assert "noted: spike of loss at step 4, spike of loss at step 8, restart at step 8" in views[0]

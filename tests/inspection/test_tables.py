@@ -69,7 +69,7 @@ def run(tmp_path_factory) -> tuple[SavedRun, dict]:
 def test_total_table_holds_last_halfway_and_first(run):
     saved, last = run
     table = total_table(saved)
-    assert table.head == ("quantity", "last", "course", "halfway", "first")
+    assert table.head == ("quantity", "last", "trend", "halfway", "first")
     cells = {row[0].split(",")[0]: row for row in table.rows}
     assert cells["σ"][1] == f"{last['total']['sigma']:+.2e}"
     assert cells["‖θ‖"][3] == f"{saved.history.total('param_norm')[11]:.4g}"

@@ -115,6 +115,6 @@ def test_as_a_module(text, tmp_path):
         cwd=tmp_path,
     )
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.splitlines()[-1] == f"results lie in {out}/"
+    assert ran.stdout.splitlines()[-1] == f"results     {out}/"
     assert (out / "dashboard.png").stat().st_size > 0
     assert {path.name for path in tmp_path.iterdir()} == {"o", "rhyme.txt"}  # nothing elsewhere

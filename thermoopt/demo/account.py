@@ -54,7 +54,7 @@ def figures(way: Way, steps: int) -> dict[str, Any]:
 
 
 def compared(ways: Sequence[Way], steps: int) -> list[str]:
-    """Lay out the figures of the ways as a table, a row a way."""
+    """Lay out the figures of the ways as a table, one row per way."""
     head = ("way", "lr given", "training loss", "validation loss", "r mid-run", "r end", "lr_eff mid-run")
     rows = [(*head, "actions")]
     for way in ways:
@@ -113,11 +113,11 @@ def _split(history: HistoryLike, fall: float) -> list[str]:
     names = ("sigma", "d_eS", "d_iS", "d_iS_noise", "d_iS_momentum", "d_iS_wd")
     sigma, work, heat, noise, momentum, decay = (_integral(history, name) for name in names)
     return [
-        f"Entropy production over the run: Σσ = {sigma:+.3g} nats per byte, first-order descent of every",
+        f"Entropy production over the run: Σσ = {sigma:+.3g} nats per byte, the first-order descent of each",
         f"step on its own batch; the training loss fell by {fall:.3g}",
-        f"  productive work (d_eS)  {work:+9.3g}   fresh gradients agreeing with the way the weights move",
-        f"  heat (d_iS)             {heat:+9.3g}   the rest, made of",
-        f"    gradient noise        {noise:+9.3g}   steps that only this batch asked for",
+        f"  productive work (d_eS)  {work:+9.3g}   fresh gradients agree with the motion of the weights",
+        f"  heat (d_iS)             {heat:+9.3g}   the rest, consisting of",
+        f"    gradient noise        {noise:+9.3g}   motion that only the step's own batch asks for",
         f"    momentum              {momentum:+9.3g}   motion that fresh gradients oppose: overshooting",
         f"    weight decay          {decay:+9.3g}   work of decay against the gradient",
     ]

@@ -149,13 +149,13 @@ def _cut(data: Tensor, starts: Tensor, context: int) -> tuple[Tensor, Tensor]:
 
 def _check_length(data: Tensor, context: int) -> None:
     if len(data) <= context:
-        raise ValueError(f"{len(data)} bytes are too few for a window of {context} and its next byte")
+        raise ValueError(f"{len(data)} bytes are too few for a window of {context} bytes and the next one")
 
 
 def _python_text() -> Corpus:
     files = _sources() | _topics()
     if not files:
-        raise FileNotFoundError("this Python carries no sources of its standard library; give a text file")
+        raise FileNotFoundError("this Python has no sources of its standard library; pass a text file")
     # under the cap: the files whose paths hash lowest, a sample of everything, then back in order
     kept: list[str] = []
     size = 0
@@ -192,8 +192,8 @@ def _one_file(path: Path) -> Corpus:
     cut = len(raw) - math.floor(len(raw) * VALID_SHARE)
     if len(raw) - cut < MIN_VALID_BYTES:
         raise ValueError(
-            f"{path}: {len(raw)} bytes are too few; its last tenth validates and needs at least "
-            f"{MIN_VALID_BYTES} bytes, so give a file of {round(MIN_VALID_BYTES / VALID_SHARE)} bytes or more"
+            f"{path}: {len(raw)} bytes are too few; the last tenth is for validation and needs at least "
+            f"{MIN_VALID_BYTES} bytes, so pass a file of {round(MIN_VALID_BYTES / VALID_SHARE)} bytes or more"
         )
     return Corpus(
         train=_bytes(raw[:cut]),

@@ -67,28 +67,28 @@ def run_demo(
 ) -> DemoResult:
     """Train a GPT on real text three ways side by side and report on them.
 
-    AdamW + cosine at lr 1e-3 and at ten times that, both measured, and ThermoAdamW autotuned, which is
-    given no lr. Same initial weights, same batches.
+    The three ways are AdamW + cosine at lr 1e-3 and at ten times that, both measured, and ThermoAdamW
+    autotuned, which is given no lr. They share initial weights and batches.
 
-    Writes ``compare.png``, ``dashboard.png`` (of the autotuned way) and ``summary.json`` to ``out``, and
-    ``loss.csv``, ``history.jsonl``, ``history.csv`` and, where there is a controller, ``actions.jsonl`` to
-    a folder a way in it; nothing anywhere else. Torch's global generator is left as it was.
+    Writes ``compare.png``, ``dashboard.png`` (of the autotuned way) and ``summary.json`` to ``out``. A
+    subfolder for each way holds ``loss.csv``, ``history.jsonl``, ``history.csv`` and, with a controller,
+    ``actions.jsonl``. Nothing is written elsewhere. Torch's global generator is left as it was.
 
     Args:
         steps: optimizer steps of each way, at least 1.
-        text: a file to learn in place of Python's own sources and documentation.
-        out: folder for the results, made if missing.
-        seed: of the initial weights and of the batches.
+        text: a file to learn instead of Python's own sources and documentation.
+        out: folder for the results, created if missing.
+        seed: seed of the initial weights and of the batches.
         config: shape of the model; the default has 0.86 M parameters.
-        batch: windows a step.
-        say: takes every line of the report.
+        batch: windows per step.
+        say: called with every line of the report.
 
     Returns:
         The :class:`DemoResult`.
 
     Raises:
-        InputError: ``steps``, ``text`` or ``out`` cannot be used; nothing was trained.
-        KeyboardInterrupt: when stopped; what all ways had done by then is written.
+        InputError: if ``steps``, ``text`` or ``out`` cannot be used; nothing was trained.
+        KeyboardInterrupt: when stopped; what all ways had done by then has been written.
     """
     if steps < 1:
         raise InputError("steps", steps, "must be a whole number of at least 1")
@@ -117,7 +117,7 @@ def run_demo(
     except KeyboardInterrupt:
         _write_records(folder, ways)
         say(f"stopped after {len(ways[0].losses.train)} steps of each way; losses, readings and actions "
-            f"lie in {folder}/")  # fmt: skip
+            f"are in {folder}/")  # fmt: skip
         raise
     seconds = time.perf_counter() - start
     unigram = unigram_entropy(corpus.valid)
@@ -140,7 +140,7 @@ def run_demo(
     auto = ways[-1]
     for line in (
         "",
-        f"After {steps} steps, losses in nats per byte; without context (unigram entropy) {unigram:.3f}",
+        f"After {steps} steps; losses in nats per byte ({unigram:.3f} without context: unigram entropy)",
         *compared(ways, steps),
         "",
         "The autotuned way",
@@ -152,7 +152,7 @@ def run_demo(
     ):
         say(line)
     _write(folder, ways, summary, say)
-    say(f"results lie in {folder}/")
+    say(f"results     {folder}/")
     return DemoResult(
         folder, auto.losses, auto.losses.valid[-1], unigram, summary, {way.folder: way.losses for way in ways}
     )
@@ -207,7 +207,7 @@ def _read(text: str | Path | None) -> Corpus:
         raise InputError("text", text, str(e).removeprefix(f"{text}: ")) from e
     except OSError as e:
         why = e.strerror or str(e).removeprefix(f"{text}: ")
-        raise InputError("text", text, f"{why}; must be a readable file of text") from e
+        raise InputError("text", text, f"{why}; must be a readable text file") from e
 
 
 def _writable(folder: Path) -> Path:
@@ -217,7 +217,7 @@ def _writable(folder: Path) -> Path:
         probe.touch()
         probe.unlink()
     except OSError as e:
-        raise InputError("out", folder, f"{e.strerror}; must be a folder that can be made and written") from e
+        raise InputError("out", folder, f"{e.strerror}; must be a writable folder") from e
     return folder
 
 

@@ -34,14 +34,15 @@ VARIABLES = (
 
 
 def report(seconds: float = 2.0, say: Callable[[str], None] = print) -> bool:
-    """Say what a bug report needs, line by line as it is found out.
+    """Print what a bug report needs, line by line.
 
-    Versions, machine, devices, threads, packages, settings; of every kernel whether it runs here or why not,
-    how far it is from the float64 reference, and how long a step takes compared with torch's fused AdamW.
+    That is versions, machine, devices, threads, packages and settings; for every kernel, whether it runs here
+    or why not, how far it is from the float64 reference, and how long a step takes compared with torch's
+    fused AdamW.
 
     Args:
-        seconds: to spend on the test of each kernel.
-        say: takes every line.
+        seconds: time to spend on the test of each kernel.
+        say: called with every line.
 
     Returns:
         Whether every kernel that runs here agrees with the reference.
@@ -52,7 +53,7 @@ def report(seconds: float = 2.0, say: Callable[[str], None] = print) -> bool:
     for line in kernels().splitlines():
         say(line)
     say("")
-    say(f"self-test   one step that measures, against float64 and torch fused ({seconds:g} s each)")
+    say(f"self-test   a step that measures, against float64 and torch's fused AdamW ({seconds:g} s each)")
     well = True
     for device in devices():
         for backend in BACKENDS:
@@ -105,8 +106,8 @@ def _machine() -> Iterator[tuple[str, str]]:
     yield "processor", f"{_processor()}, {cores} of {os.cpu_count()} cores usable"
     yield (
         "threads",
-        f"{torch.get_num_threads()} in torch, {torch.get_num_interop_threads()} between operations, "
-        f"torch's kernels for {torch.backends.cpu.get_cpu_capability()}",
+        f"{torch.get_num_threads()} within and {torch.get_num_interop_threads()} between operations of "
+        f"torch, whose kernels are for {torch.backends.cpu.get_cpu_capability()}",
     )
 
 
@@ -128,7 +129,7 @@ def _devices() -> Iterator[tuple[str, str]]:
             f"{card.multi_processor_count} multiprocessors",
         )
     if not torch.cuda.is_available():
-        yield "cuda", "none that torch sees" if torch.version.cuda else "none: torch was built without it"
+        yield "cuda", "torch sees no device" if torch.version.cuda else "torch was built without it"
     if torch.backends.mps.is_available():
         yield "mps", "available"
     distributed = torch.distributed
@@ -147,6 +148,6 @@ def _surroundings() -> Iterator[tuple[str, str]]:
         except metadata.PackageNotFoundError:
             if importlib.util.find_spec(name) is not None:
                 found.append(f"{name} of unknown version")
-    yield "packages", ", ".join(found) or "none of those that thermoopt knows"
+    yield "packages", ", ".join(found) or "none that thermoopt looks for"
     settings = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
     yield "settings", ", ".join(settings) or "none that thermoopt looks for"

@@ -50,12 +50,12 @@ class Verdict:
     """What the test of a backend found.
 
     Attributes:
-        refusal: why it does not run here; None where it does, and then all else is given.
+        refusal: why it does not run here; None if it does, and then all else is given.
         update_error: largest distance of a parameter from the reference after 3 steps, in units of lr.
         sum_error: largest relative distance of sigma, phi, gradient norm, parameter norm and gaussianity.
         milliseconds: median of a step that updates and measures 4.2 M float32 parameters.
         ratio: median over rounds of that step over one of torch's fused AdamW on the same device.
-        note: what the ratio is to, where it is not to the fused step.
+        note: what the ratio refers to if not to the fused step.
     """
 
     refusal: str | None = None
@@ -172,7 +172,7 @@ def _timing(backend: str, device: torch.device, seconds: float) -> tuple[float, 
     except RuntimeError:
         torchs, note = (
             torch.optim.AdamW(theirs, lr=LR, weight_decay=DECAY),
-            "its default step: it has no fused one",
+            "its default step, as it has no fused one here",
         )
     for optimizer in (ours, torchs):
         for p in optimizer.param_groups[0]["params"]:

@@ -86,21 +86,21 @@ def inspect_run(
 
     Args:
         run: a record, a folder of records, or several of these.
-        out: folder for the pictures, made if missing; None for ``NAME_inspect`` next to ``NAME.jsonl``, and
-            for ``inspect`` in the folder that several runs share.
-        html: where to write one self-contained page; None writes none.
-        actions: a JSONL of a controller's actions (``Action.to_dict``); None takes those on record, or
-            those next to a run of the demo.
+        out: folder for the pictures, created if missing. None uses ``NAME_inspect`` next to ``NAME.jsonl``,
+            and ``inspect`` in the folder that several runs share.
+        html: where to write a self-contained page; None writes none.
+        actions: a JSONL file of a controller's actions (``Action.to_dict``); None uses those in the record,
+            or those next to a run of the demo.
         since: leave out readings before this step.
         layers: leave out layers that do not match: ``*`` and ``?`` as in a shell, commas between patterns.
         say: called with every line.
-        width: columns of the terminal; None asks it.
+        width: columns of the terminal; None asks the terminal.
 
     Returns:
         The :class:`Inspection`; for several runs, one for each.
 
     Raises:
-        InputError: an argument cannot be used; nothing was written.
+        InputError: if an argument cannot be used; nothing was written.
     """
     width = shutil.get_terminal_size((120, 24)).columns if width is None else width
     given = [Path(run)] if isinstance(run, (str, Path)) else [Path(path) for path in run]
@@ -187,7 +187,7 @@ def _inspect_several(
 
 def _say_files(folder: Path, pictures: Sequence[Picture], target: Path | None, say: Say) -> None:
     if pictures:
-        say(f"pictures lie in {folder}/: {', '.join(p.path.name for p in pictures)}")
+        say(f"pictures    {folder}/: {', '.join(p.path.name for p in pictures)}")
     if target is not None:
         say(f"page        {target}")
 
@@ -206,7 +206,7 @@ def _about(run: SavedRun) -> str:
 def _draw(run: SavedRun, losses: LossCurve, moves: Sequence[Action], folder: Path, say: Say) -> list[Picture]:
     history = run.history.with_events()
     r = history.total("r")
-    went = f"r of all parameters goes from {r[0]:.2f} to {r[-1]:.2f}"
+    went = f"r of all parameters went from {r[0]:.2f} to {r[-1]:.2f}"
     loop = ", rates wanted and held, φ and φ*" if history.standings else ""
     drawn = []
     todo: list[tuple[str, str, str, Callable[[Path], Any]]] = [

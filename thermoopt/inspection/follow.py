@@ -42,19 +42,19 @@ def follow_run(
 ) -> None:
     """Show a run in progress until interrupted.
 
-    On a terminal the view is redrawn in place, elsewhere views follow each other. A file that does not exist
-    yet is waited for.
+    On a terminal the view is redrawn in place, otherwise views are printed one after the other. If the file
+    does not exist yet, wait for it.
 
     Args:
-        path: of the record.
+        path: the record.
         since: leave out readings before this step.
         layers: patterns of layers to show, as for :meth:`SavedRun.read`.
         say: called with each view as one string.
-        width, height: of the terminal.
-        views: end after this many; None never ends.
+        width, height: size of the terminal.
+        views: end after this many views; None never ends.
 
     Raises:
-        InputError: for a file that cannot be read, or not without an extra.
+        InputError: if the file cannot be read, or needs an extra that is not installed.
     """
     seen: object = ()
     shown = 0
@@ -91,7 +91,7 @@ def _cut(lines: list[str], height: int) -> list[str]:
     """As many lines as a terminal has, with a word on those left out."""
     if len(lines) <= height:
         return lines
-    return [*lines[: height - 1], f"({len(lines) - height + 1} more lines in a higher window)"]
+    return [*lines[: height - 1], f"({len(lines) - height + 1} more lines in a taller window)"]
 
 
 def _view(path: Path, since: int | None, layers: str | None, width: int) -> list[str]:
@@ -112,7 +112,9 @@ def _view(path: Path, since: int | None, layers: str | None, width: int) -> list
         *([] if report.findings else [report.summary]),
     ]
     if run.notes:
-        lines.append("noted: " + ", ".join(f"{note_in_words(n)} at step {n['step']}" for n in run.notes[-4:]))
+        lines.append(
+            "events: " + ", ".join(f"{note_in_words(n)} at step {n['step']}" for n in run.notes[-4:])
+        )
     lines += ["", *total_table(run).lines(width)]
     if history.layer_names:
         lines += ["", *layer_table(run, LAYERS, 32).lines(width)]

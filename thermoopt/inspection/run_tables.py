@@ -28,7 +28,7 @@ _TOTALS = (
     ("r", "r, update energy (1: equilibrium)", ".2f"),
     ("gaussianity", "gaussianity (0.798: Gaussian)", ".3f"),
     ("rho_momentum", "ρ_m, gradient against momentum", "+.3f"),
-    ("rho", "ρ, gradient against the one before", "+.3f"),
+    ("rho", "ρ, gradient against the previous one", "+.3f"),
     ("wd_balance", "R_wd, decay against growth of the norm", ".2f"),
     ("angular_step", "angular step", ".1e"),
     ("grad_norm", "‖g‖", ".3g"),
@@ -67,7 +67,7 @@ def total_table(run: SavedRun) -> Table:
         shown = (values[-1], values[middle], values[0])
         cells = [_number(v, form) for v in shown]
         rows.append((words, cells[0], course(values, 2 * COURSE), cells[1], cells[2]))
-    head = ("quantity", "last", "course", "halfway", "first")
+    head = ("quantity", "last", "trend", "halfway", "first")
     return Table("All parameters", head, rows, frozenset({0, 2}), _UNDEFINED)
 
 
@@ -92,7 +92,7 @@ def type_table(run: SavedRun) -> Table:
         ]
         rows.append((kind, str(len(own)), *cells, share))
     head = ("type", "layers", *(word for _, word, _ in _LAYERS), "share of σ")
-    note = "r, R_ie, R_wd, N1/d, ρ_m and angle: median over the layers, where defined"
+    note = "r, R_ie, R_wd, N1/d, ρ_m and angle: median over the layers in which they are defined"
     return Table("By layer type, last reading", head, rows, note=note)
 
 
@@ -113,7 +113,7 @@ def rate_table(run: SavedRun) -> Table:
         cells = [_number(x, ".3g") for x in numbers]
         followed = f"{states['follows']} of {len(own)}"
         rows.append((name, *cells, followed, rest or "-", last.why))
-    head = ("rate", "wanted", "held", "given", "φ", "φ*", "r = φ/φ*", "followed", "else", "last reason")
+    head = ("rate", "wanted", "held", "given", "φ", "φ*", "r = φ/φ*", "followed", "otherwise", "last reason")
     note = "given: after warm-up and cooling; followed: readings at which the rate held was the rate wanted"
     return Table("Rates of the controller, last reading", head, rows, frozenset({0, 8, 9}), note)
 
@@ -144,7 +144,7 @@ def layer_table(run: SavedRun, most: int | None = None, name_width: int | None =
             name = "…" + name[1 - name_width :]
         first, *rest = [_number(latest[key][i], form) for key, _, form in _LAYERS]
         rows.append((name, kind, first, course(r[:, i], COURSE), *rest, course(norm[:, i], COURSE)))
-    head = ("layer", "type", "r", "course of r", *(word for _, word, _ in _LAYERS[1:]), "course of ‖θ‖")
+    head = ("layer", "type", "r", "trend of r", *(word for _, word, _ in _LAYERS[1:]), "trend of ‖θ‖")
     return Table(title, head, rows, frozenset({0, 1, 3, len(head) - 1}), _UNDEFINED)
 
 

@@ -92,9 +92,11 @@ def runs_table(runs: Sequence[InspectedRun]) -> Table:
                 f"{len(one.actions)}" if one.actions else "-",
             )
         )
-    head: tuple[str, ...] = ("run", "steps", "loss", "course of loss", "valid", "rate", "course of rate")
-    head += ("r", "course of r", "σ", "course of σ", "findings", "actions")
-    note = f"loss: mean of the last {100 // TAIL} % of training losses; findings: HIGH, MEDIUM, LOW"
+    head: tuple[str, ...] = ("run", "steps", "loss", "trend of loss", "valid", "rate", "trend of rate")
+    head += ("r", "trend of r", "σ", "trend of σ", "findings", "actions")
+    note = (
+        f"loss: mean of the last {100 // TAIL} % of training losses; findings: numbers of HIGH, MEDIUM, LOW"
+    )
     return Table("Runs", head, rows, frozenset({0, 3, 6, 8, 10}), note)
 
 
@@ -105,7 +107,7 @@ def findings_table(runs: Sequence[InspectedRun]) -> Table:
         for one in runs
         for f in one.report.findings
     ]
-    return Table("Findings", ("run", "how sure", "what", "why"), rows, frozenset({0, 1, 2, 3}))
+    return Table("Findings", ("run", "confidence", "kind", "measured"), rows, frozenset({0, 1, 2, 3}))
 
 
 def compared(runs: Sequence[InspectedRun]) -> Iterator[ComparedRun]:

@@ -22,7 +22,7 @@ from thermoopt.record import SavedLosses, SavedRun
 
 __all__ = ["expanded", "file_to_write", "folder_to_write", "read_run", "stem"]
 
-_ACTIONS = "must be a JSONL with one Action.to_dict() per line"
+_ACTIONS = "must be a JSONL file with one Action.to_dict() per line"
 
 
 def read_run(
@@ -87,7 +87,7 @@ def _read_record(path: Path, since: int | None, layers: str | None) -> tuple[Sav
     for note in run.notes:
         steps.setdefault(note_in_words(note), []).append(note["step"])
     happened = [f"{len(at)} × {what} (step {_some(at)})" for what, at in steps.items()]
-    return run, [*notes, *(["noted on the way: " + ", ".join(happened)] if happened else [])]
+    return run, [*notes, *(["events: " + ", ".join(happened)] if happened else [])]
 
 
 def _some(steps: Sequence[int]) -> str:
@@ -148,9 +148,9 @@ def folder_to_write(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise InputError("out", folder, f"{e.strerror}; must be a folder that can be made") from e
+        raise InputError("out", folder, f"{e.strerror}; must be a writable folder") from e
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError("out", folder, "must be a folder that can be written")
+        raise InputError("out", folder, "must be a writable folder")
     return folder
 
 
@@ -161,10 +161,10 @@ def file_to_write(path: Path) -> Path:
         InputError: if it cannot.
     """
     if path.is_dir():
-        raise InputError("html", path, "is a folder; must be a file that can be written")
+        raise InputError("html", path, "is a folder; must be a writable file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("a").close()
     except OSError as e:
-        raise InputError("html", path, f"{e.strerror}; must be a file that can be written") from e
+        raise InputError("html", path, f"{e.strerror}; must be a writable file") from e
     return path

@@ -21,10 +21,10 @@ def note_in_words(note: Mapping[str, Any]) -> str:
 def actions_in_words(actions: Sequence[Action]) -> list[str]:
     """Describe the first few actions and the last, each with its evidence."""
     if not actions:
-        return ["No action was taken: the rates stayed where they started."]
+        return ["No action was taken: rates stayed where they started."]
     told = actions if len(actions) <= FIRST + 1 else [*actions[:FIRST], actions[-1]]
-    which = "all of them" if len(told) == len(actions) else f"the first {FIRST} and the last"
-    lines = [f"Actions of the controllers: {len(actions)}, {which}"]
+    which = "" if len(told) == len(actions) else f", of which the first {FIRST} and the last"
+    lines = [f"Actions of the controllers: {len(actions)}{which}"]
     for action in told:
         what = {"lr": "rate", "wd": "decay"}.get(action.kind, action.kind)
         lines.append(

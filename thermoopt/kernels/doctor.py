@@ -15,7 +15,7 @@ def report() -> str:
     """One line per backend: its name, whether it is available, and what it runs on or what it lacks."""
     lines = [
         f"torch  available: {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"{torch.backends.cpu.get_cpu_capability()} on CPU; any device and dtype that torch takes",
+        f"{torch.backends.cpu.get_cpu_capability()} on CPU; any device and dtype that torch supports",
         f"native {_native()}",
         f"triton {_triton()}",
     ]
