@@ -305,7 +305,7 @@ def test_scales_of_a_controller_without_one_are_told_of():
     train(net, opt, 6)
     state = opt.state_dict()
     alone = ThermoAdamW(net.named_parameters(), lr=1e-2)
-    with pytest.warns(RuntimeWarning, match=r"goes on at the last scales .*lr_scale of its groups 0\.5\)"):
+    with pytest.warns(RuntimeWarning, match=r"keeps the last scales .*lr_scale of its groups: 0\.5\)"):
         alone.load_state_dict(state)
     plain = ThermoAdamW(net.named_parameters(), lr=1e-2)
     for group in state["param_groups"]:

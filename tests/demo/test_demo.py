@@ -288,7 +288,7 @@ def test_bad_arguments_are_named_before_anything_is_made(text, tmp_path):
         ({"steps": 0}, "steps", "at least 1"),
         ({"text": tmp_path / "none.txt"}, "text", "no such file"),
         ({"text": tmp_path}, "text", "not a regular file"),
-        ({"text": text, "out": blocked}, "out", "can be made and written"),
+        ({"text": text, "out": blocked}, "out", "must be a writable folder"),
     ):
         with pytest.raises(InputError, match=words) as error:
             run_demo(**({"steps": 1, "out": tmp_path / "o"} | arguments))

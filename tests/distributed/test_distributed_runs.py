@@ -579,4 +579,4 @@ def test_a_call_of_one_rank_alone_says_what_all_must_do(tmp_path, call):
     told, _ = launch(alone_in, 2, tmp_path, call, patience=3)
     assert "could not be added up with those of the other ranks" in told
     assert "step() and state_dict()" in told
-    assert ("must make the optimizer, Observer" in told) == (call == "observer")
+    assert ("must create the optimizer, Observer" in told) == (call == "observer")

@@ -412,7 +412,7 @@ def _plain_terms(layers):
 def test_an_observers_state_of_other_shards_is_not_taken_for_its_own(loaded, flat):
     """The start of the distance is each rank's own: that of another one's is left out, with a warning."""
     for i, rank in enumerate(loaded(*("tracked",) * 2, flat)):
-        warned = [message for message in rank["warned"] if "no start that fits" in message]
+        warned = [message for message in rank["warned"] if "no fitting start of the run" in message]
         assert len(warned) == (0 if loaded.world == 2 else 1)
         if loaded.world > 1:
             foreign = _of(loaded.results[i], "foreign_observer")
@@ -420,7 +420,7 @@ def test_an_observers_state_of_other_shards_is_not_taken_for_its_own(loaded, fla
             assert {layer["distance"] for layer in foreign["reading"]["layers"].values()} == {0.0}
             foreign = foreign["warned"]
             assert len(foreign) == (0 if loaded.world == 2 and i == 0 else 1)
-            assert all("no start that fits" in message for message in foreign)
+            assert all("no fitting start of the run" in message for message in foreign)
 
 
 @each_way

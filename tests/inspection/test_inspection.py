@@ -210,7 +210,7 @@ def test_torn_lines_and_skipped_steps_are_noted(done, tmp_path, monkeypatch):
     said: list[str] = []
     inspect_run(path, html=tmp_path / "page.html", say=said.append)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
-    for note in ("line 26 is torn: passed over", "measurements skipped: 4 × nonfinite"):
+    for note in ("line 26 is torn: skipped", "measurements skipped: 4 × nonfinite"):
         assert f"            {note}" in said
         assert note in page
 

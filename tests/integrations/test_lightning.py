@@ -636,7 +636,7 @@ def test_exchanged_optimizers_are_followed_with_a_warning(tmp_path):
                 trainer.optimizers = [sgd(pl_module)]
 
     exchange, callback = Exchanges(), ThermoCallback()
-    with pytest.warns(RuntimeWarning, match="were exchanged since training started") as record:
+    with pytest.warns(RuntimeWarning, match="were exchanged after training had started") as record:
         fit(tmp_path, adamw, exchange, callback)
     assert sum("exchanged" in str(w.message) for w in record) == 1
     assert isinstance(callback.observers[0].optimizer, torch.optim.SGD)

@@ -667,7 +667,7 @@ def test_sinks_of_a_thermoadamw_belong_to_it():
     class Log:
         def log(self, values, step): ...
 
-    with pytest.raises(ValueError, match="ThermoAdamW itself"):
+    with pytest.raises(ValueError, match="with a ThermoAdamW, which takes them itself"):
         Observer(net, ThermoAdamW(net.parameters()), sinks=[Log()])
 
 

@@ -406,7 +406,7 @@ def test_a_state_without_the_start_is_said(saved_without):
     watching = Observer(None, opt, 1, track=("distance",))
     watching.load_state_dict(state)
     draw(params, 3)
-    with pytest.warns(RuntimeWarning, match="no start that fits"):
+    with pytest.warns(RuntimeWarning, match="no fitting start of the run"):
         opt.step()
     assert watching.reading.layer_array("distance")[0] == 0.0
     draw(params, 4)

@@ -57,7 +57,7 @@ def test_bad_out(capsys, text):
     line = refused(capsys, "demo", "--steps=1", "--text", str(text), "--out", str(text / "o"))
     assert "--out" in line
     assert str(text / "o") in line
-    assert "can be made and written" in line
+    assert "must be a writable folder" in line
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["demo", "--nothing"]])

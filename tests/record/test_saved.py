@@ -216,7 +216,7 @@ def test_a_torn_line_is_passed_over_and_named(tmp_path, torn):
     path = write(tmp_path / "r.jsonl", line(1, r=1.0), line(2, r=2.0))
     with path.open("ab") as file:
         file.write(torn)
-    with pytest.warns(RuntimeWarning, match=r"r.jsonl: line 3 is torn: passed over") as warned:
+    with pytest.warns(RuntimeWarning, match=r"r.jsonl: line 3 is torn: skipped") as warned:
         run = SavedRun.read(path)
     assert len(warned) == 1
     assert run.history.total("r").tolist() == [1.0, 2.0]

@@ -60,7 +60,7 @@ def test_columns_of_a_later_version(tmp_path: Path) -> None:
     assert meta["version"] == 2
     later = {b"thermoopt": json.dumps({**meta, "version": 3}).encode()}
     parquet.write_table(table.replace_schema_metadata(later), path)
-    with pytest.raises(ValueError, match=r"a record of version 3; this thermoopt reads 2: update it"):
+    with pytest.raises(ValueError, match=r"a record of version 3; this thermoopt reads 2: update thermoopt"):
         SavedRun.read(path)
     with pytest.raises(ValueError, match=r"or a record, got .* of version 3; this thermoopt writes 2"):
         ParquetSink(path)

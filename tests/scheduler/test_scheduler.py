@@ -833,7 +833,7 @@ def test_observers_and_controllers_must_fit_the_optimizer():
     with pytest.raises(TypeError, match="observer"):
         ThermoScheduler(Observer(None, opt), opt, 10, observer=Observer(None, opt))
     own = ThermoAdamW(model().parameters(), controller=Fixed())
-    with pytest.raises(ValueError, match="one of its own"):
+    with pytest.raises(ValueError, match="a controller of its own"):
         ThermoScheduler(own, 10, controller=Fixed())
     ThermoScheduler(own, 10)  # the plain schedule goes with it
 

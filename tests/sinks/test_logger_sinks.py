@@ -322,7 +322,7 @@ def test_what_is_no_mlflow_is_refused_with_a_hint() -> None:
     active = types.SimpleNamespace(info=types.SimpleNamespace(run_id="abc"), data=None)
     for wrong in (MlflowClient(), active):
         with pytest.raises(
-            TypeError, match=r"give the module mlflow, or MLflowSink\(mlflow, run_id=\.\.\.\)"
+            TypeError, match=r"pass the module mlflow, or MLflowSink\(mlflow, run_id=\.\.\.\)"
         ):
             make_optimizer(wrong)
     with pytest.raises(TypeError, match=r"mlflow must be the module mlflow .*got 3"):

@@ -220,7 +220,7 @@ def test_damage_in_the_middle_costs_its_member_alone(tmp_path: Path) -> None:
     at = sizes[0] + 300
     data[at : at + 40] = b"\xff" * 40
     path.write_bytes(data)
-    with pytest.warns(RuntimeWarning, match=r"torn: passed over"):
+    with pytest.warns(RuntimeWarning, match=r"torn: skipped"):
         steps = SavedRun.read(path).history.steps.tolist()
     assert steps[:40] == list(range(1, 41))
     assert steps[-40:] == list(range(81, 121))
@@ -404,7 +404,7 @@ def test_a_full_queue_waits_and_says_so() -> None:
     for i in range(CAPACITY):
         pipe.put(i)
     threading.Timer(0.2, writer.gate.set).start()
-    with pytest.warns(RuntimeWarning, match="writes more slowly than readings come: training waited"):
+    with pytest.warns(RuntimeWarning, match="writes more slowly than readings come: training has waited"):
         pipe.put(CAPACITY)
     assert pipe.waited > 0.1
     pipe.flush()
@@ -551,7 +551,7 @@ def test_what_stands_in_the_journal_of_a_damaged_parquet_is_shown(tmp_path: Path
         feed(sink, [step])
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.warns(
-        RuntimeWarning, match=r"not whole, or no Parquet \(.*: shown is what stands in run.journal"
+        RuntimeWarning, match=r"incomplete, or not a Parquet file \(.*: only the readings in run.journal"
     ):
         run = SavedRun.read(path)
     assert run.history.steps.tolist() == run.history.layer_steps.tolist() == list(range(33, 41))
@@ -577,14 +577,14 @@ def test_damaged_and_foreign_parquet_is_named(tmp_path: Path) -> None:
         run = SavedRun.read(path)
     assert 0 < len(run.history) < 300
     path.write_bytes(data[:-100])
-    with pytest.raises(ValueError, match=r"not whole, or no Parquet \([^\n]*\)$"):
+    with pytest.raises(ValueError, match=r"incomplete, or not a Parquet file \([^\n]*\)$"):
         SavedRun.read(path)
     for name in ("run.parquet", "run.jsonl"):
         sink = (ParquetSink if name.endswith("t") else JSONLSink)(tmp_path / "sub" / name)
         feed(sink, range(1, 3))
         sink.close()
         with pytest.raises(
-            ValueError, match="layers of a record; readings are in the file that it lies beside"
+            ValueError, match="holds the layers of a record; its readings are in the file beside it"
         ):
             SavedRun.read(tmp_path / "sub" / name.replace("run", "run.layers"))
     other = tmp_path / "other.parquet"

@@ -122,7 +122,7 @@ def test_mlflow_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "thermo/total/sigma")]
     assert sorted(steps) == [1, 1, 2, 2, 3, 3, 4]
     for wrong in (run, client):
-        with pytest.raises(TypeError, match="give the module mlflow"):
+        with pytest.raises(TypeError, match="pass the module mlflow"):
             make_optimizer(wrong)
 
 

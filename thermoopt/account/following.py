@@ -104,12 +104,12 @@ def _tell(
     gone = [name for i, name in enumerate(old) if i not in kept]
     new = [now[j] for j, i in enumerate(place) if i is None]
     kinds = {
-        "followed on the tensors put in their place": [
+        "whose tensors were replaced, followed on the new ones": [
             now[j] for j, i in enumerate(place) if i is not None and tensors[i] is not params[j]
         ],
-        "of another shape, measured afresh": [name for name in new if name in gone],
-        "no longer there": [name for name in gone if name not in new],
-        "new, measured from here on": [name for name in new if name not in gone],
+        "whose shape changed, measured afresh": [name for name in new if name in gone],
+        "removed": [name for name in gone if name not in new],
+        "added, measured from now on": [name for name in new if name not in gone],
     }
     said = [f"{what}: {_listed(layers)}" for what, layers in kinds.items() if layers]
     if said:

@@ -246,7 +246,7 @@ class History:
         """
         count = max((row.terms.shape[1] for row in self._groups), default=0)
         if not 0 <= index < count:
-            raise IndexError(f"group is {index}; the history holds {count} groups, counted from 0")
+            raise IndexError(f"group must be >= 0 and < {count}, the number of groups, got {index}")
         none = np.full(len(Term), np.nan)
         return self._series(
             name, [row.terms[:, index] if index < row.terms.shape[1] else none for row in self._groups]

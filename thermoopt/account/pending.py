@@ -279,8 +279,8 @@ class SharedSteps:
         except RuntimeError as error:
             steps = f"step {self.step}" if len(self._steps) == 1 else f"steps up to {self.step}"
             raise RuntimeError(
-                f"the sums of {steps} could not be added up with those of the other ranks, of which one has "
-                f"probably failed, or has not called step() and state_dict() as this one has: {error}"
+                f"the sums of {steps} could not be added up with those of the other ranks. Probably one of "
+                f"them has failed, or has not called step() and state_dict() as this one has: {error}"
             ) from error
         for i, step in enumerate(self._steps):
             own = rows[:, i * _WIDTH : (i + 1) * _WIDTH]

@@ -252,9 +252,9 @@ def _tell_of_own_loss() -> None:
         RuntimeWarning: once in a process.
     """
     warnings.warn(
-        "the reported loss is taken to be of this rank's own data: the controller is not told it, since "
-        "ranks could decide differently. ThermoAdamW(process_group=torch.distributed.group.WORLD) tells all "
-        "ranks the first one's",
+        "the reported loss is taken to be of this rank's own data, so the controller does not get it: ranks "
+        "could decide differently. With ThermoAdamW(process_group=torch.distributed.group.WORLD) all ranks "
+        "use the loss of the first",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -122,7 +122,7 @@ def check_hookable(optimizer: object) -> None:
     if getattr(optimizer, "defaults", {}).get("gradient_release", False):
         raise TypeError(
             f"optimizer must step all its parameters at once, got a {kind} with gradient_release=True, which "
-            "steps each inside of backward: iterations cannot be told apart"
+            "steps each of them inside backward, so that iterations cannot be told apart"
         )
     hooked = getattr(type(optimizer).step, "hooked", False)  # torch's own mark, set by Optimizer.__init__
     if not hooked or not all(hasattr(optimizer, name) for name in HOOKS):
@@ -141,9 +141,9 @@ def drop_foreign_state(groups: Sequence[dict[str, Any]], key: str) -> None:
     for group in groups:
         del group[key]
     warnings.warn(
-        "groups hold a 'thermo' that was not loaded by this optimizer's load_state_dict: "
-        "ZeroRedundancyOptimizer gives every rank that of one, whose layers are others. Averages and "
-        "controller start over at the present step; layers sharded by fully_shard keep theirs",
+        "param groups hold a 'thermo' entry that this optimizer's load_state_dict did not load: "
+        "ZeroRedundancyOptimizer gives every rank the entry of one rank, which has other layers. Averages "
+        "and controller start over at the present step; layers sharded by fully_shard keep theirs",
         RuntimeWarning,
         stacklevel=4,
     )
@@ -163,9 +163,9 @@ def tell_of_scales(saved: Sequence[Mapping[str, Any]]) -> None:
     if factors or any(scale != 1 for scale in scales):
         listed = ", ".join(f"{scale:.3g}" for scale in scales[: len(saved)])
         warnings.warn(
-            "the checkpoint is of an optimizer with a controller, this one has none: it goes on at the last "
-            f"scales for good (lr_scale of its groups {listed}). Make it with the controller, or delete "
-            "'thermo' from the groups of the state, to step at lr",
+            "the checkpoint is from an optimizer with a controller, but this one has none: it keeps the last "
+            f"scales for good (lr_scale of its groups: {listed}). Create it with the controller, or, to "
+            "train at lr itself, delete 'thermo' from the groups of the state",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -183,9 +183,9 @@ def tell_of_missing_moments(steps: int, state: Mapping[Any, Any]) -> None:
     """
     if steps > 0 and not state:
         warnings.warn(
-            f"the checkpoint counts {steps} steps and holds no moments: they start from zero. "
-            "torch.distributed.checkpoint.load fills in only what a state_dict already has, and a fresh "
-            "optimizer's has none: use get_state_dict and set_state_dict "
+            f"the checkpoint counts {steps} steps but holds no moments, so they start from zero. "
+            "torch.distributed.checkpoint.load fills in only what a state_dict already has, and that of a "
+            "fresh optimizer has no moments: use get_state_dict and set_state_dict "
             "(torch.distributed.checkpoint.state_dict)",
             RuntimeWarning,
             stacklevel=2,

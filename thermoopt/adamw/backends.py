@@ -48,7 +48,7 @@ def choose_backend(name: object, groups: Iterable[Mapping[str, Any]]) -> Backend
             for flag, value in (("foreach", True), ("fused", False)):
                 if group[flag] is value:
                     raise ValueError(
-                        f"backend and {flag} exclude each other, got backend={name!r} and {flag}={value}"
+                        f"backend and {flag} cannot be combined, got backend={name!r} and {flag}={value}"
                     )
         kernel = _kernel(name)
         if reason := _reason(kernel):
@@ -88,7 +88,7 @@ def _tell(kind: str, message: str) -> None:
     """Warn once per process."""
     if kind not in _told:
         _told.add(kind)
-        warnings.warn(f"{message} and measures one in 10", UserWarning, stacklevel=5)
+        warnings.warn(f"{message} and measures every tenth one", UserWarning, stacklevel=5)
 
 
 def _kernel(name: str) -> ModuleType:

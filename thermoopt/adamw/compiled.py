@@ -147,8 +147,8 @@ def check_controllable(backend: str, controller: Controller | None) -> None:
     """
     if controller is not None and backend != "triton":
         raise RuntimeError(
-            "a CUDA graph that captures step() needs backend 'triton' with a controller, got "
-            f"{backend!r}, whose rates would be part of the graph and could not be changed"
+            "with a controller, a CUDA graph can capture step() only with backend 'triton', got "
+            f"{backend!r}, whose rates would be fixed in the graph"
         )
 
 

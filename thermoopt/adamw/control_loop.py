@@ -175,8 +175,8 @@ class ControlLoop:
     def missed(self, replays: int) -> None:
         """Warn of replays that the controller was not asked about."""
         warnings.warn(
-            f"{replays} replays of a captured step were taken without before_replay(): they took the rates "
-            "of the step before, and the controller was not asked. Call before_replay() before each replay",
+            f"{replays} replays of a captured step were made without before_replay(): they used the rates of "
+            "the step before, and the controller was not asked. Call before_replay() before each replay",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -142,7 +142,7 @@ def _check_captured_parts(optimizer: torch.optim.AdamW, tensors: Sorted, ledger:
     """
     if ledger.sharding:
         raise RuntimeError(
-            "a CUDA graph cannot capture the step of sharded parameters: Python starts what ranks add up"
+            "a CUDA graph cannot capture the step of sharded parameters: Python starts the sum over ranks"
         )
     if tensors.fresh or ledger.table is None:
         raise RuntimeError(WARM_UP)
@@ -150,12 +150,12 @@ def _check_captured_parts(optimizer: torch.optim.AdamW, tensors: Sorted, ledger:
     some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     if names and getattr(optimizer, "controller", None) is not None:
         raise RuntimeError(
-            "a CUDA graph that captures step() needs every parameter in the kernel with a controller, but "
-            f"torch takes {some} and would keep their rates in the graph"
+            "with a controller, a CUDA graph can capture step() only if the kernel takes every parameter, "
+            f"but torch takes {some}, whose rates would be fixed in the graph"
         )
     warnings.warn(
-        f"a captured step that torch shares with the kernel (torch takes {some or 'none'}), or on several "
-        "devices, is not measured",
+        "this captured step is not measured: torch takes part of its parameters "
+        f"({some or 'none'}), or they lie on several devices",
         RuntimeWarning,
         stacklevel=6,
     )

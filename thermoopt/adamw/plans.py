@@ -268,9 +268,7 @@ class PlanCache:
             if self._on_overlap == "raise":
                 raise
             if self._on_overlap == "warn":
-                warnings.warn(
-                    f"{error}; torch's own step takes the tensors on {device}", RuntimeWarning, stacklevel=6
-                )
+                warnings.warn(f"{error}; torch's own step is used on {device}", RuntimeWarning, stacklevel=6)
             return None, refused + [self._refuse(kept, i) for i in range(len(kept.owners))]
         layer, group, position = (np.array(x) for x in zip(*kept.place, strict=True))
         batch = Batch(plan, kept.owners, layer, Rows(group, position))

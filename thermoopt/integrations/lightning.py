@@ -129,7 +129,7 @@ class ThermoCallback(Callback):
         callbacks = trainer.callbacks
         count = sum(isinstance(callback, ThermoCallback) for callback in callbacks)
         if count > 1:
-            raise ValueError(f"the trainer's callbacks must hold one ThermoCallback, got {count}")
+            raise ValueError(f"the trainer's callbacks must hold one ThermoCallback only, got {count}")
         self.observers, self._watches, self._saved = (), [], {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -148,8 +148,8 @@ class ThermoCallback(Callback):
         ):
             return
         warnings.warn(
-            "the optimizers of the trainer were exchanged since training started: ThermoCallback measures "
-            "the new ones from scratch, and does not write its readings of the old ones",
+            "the optimizers of the trainer were exchanged after training had started: ThermoCallback "
+            "measures the new ones from scratch, and does not write its readings of the old ones",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -210,8 +210,8 @@ class ThermoCallback(Callback):
         )
         if not fits:
             warnings.warn(
-                f"the checkpoint's ThermoCallback measured other optimizers ({len(states)}) than the "
-                f"trainer's ({len(self.observers)}): averages start over",
+                f"the checkpoint's ThermoCallback measured other optimizers ({len(states)}) than the trainer "
+                f"has now ({len(self.observers)}): averages start over",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -228,7 +228,7 @@ class ThermoCallback(Callback):
         folder = Path(log_dir, "thermo") if self._given_folder is None else Path(self._given_folder)
         if "://" in str(self._given_folder or log_dir):
             raise ValueError(
-                f"folder must be a local one, got {str(self._given_folder or log_dir)!r}: pass "
+                f"folder must be local, got {str(self._given_folder or log_dir)!r}: pass a local one, "
                 "ThermoCallback(folder=...)"
             )
         return folder

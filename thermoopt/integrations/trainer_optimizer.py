@@ -173,7 +173,7 @@ def _check_options(options: dict[str, Any]) -> None:
 def _check_length_unused(total_steps: int | None, examples: int | None) -> None:
     for name, value in (("total_steps", total_steps), ("examples", examples)):
         if value is not None:
-            raise ValueError(f"{name} must be None without a preset, which alone uses it, got {value!r}")
+            raise ValueError(f"{name} must be None without a preset, got {value!r}: only a preset uses it")
 
 
 def _preset(
@@ -185,7 +185,7 @@ def _preset(
 ) -> Controller:
     if controller is not None:
         raise ValueError(
-            f"preset and controller exclude each other, got preset={preset!r} and controller={controller!r}"
+            f"preset and controller cannot be combined, got preset={preset!r} and controller={controller!r}"
         )
     known: int | None = args.max_steps if args.max_steps > 0 else None
     if examples is not None:
@@ -193,8 +193,8 @@ def _preset(
     if total_steps is None:
         if known is None:
             raise ValueError(
-                f"total_steps must be given with preset={preset!r} where the arguments have epochs "
-                "instead of max_steps (or pass examples=len(train_dataset)), got None"
+                f"total_steps must be given with preset={preset!r} if the arguments set epochs instead of "
+                "max_steps, got None; examples=len(train_dataset) will do, too"
             )
         total_steps = known
     elif known is not None and known != total_steps:

@@ -180,9 +180,9 @@ class CarriedTravel:
                 lost += [i] if i < self._begun else []
         if lost:
             warnings.warn(
-                f"param_groups {lost} hold no {KEY!r} that fits, the sample of the run's start (was the "
-                "optimizer's state not loaded, or saved without?): their distance counts from the parameters "
-                "as they are now",
+                f"param_groups {lost} hold no fitting {KEY!r}, the sample of the run's start (was the "
+                "optimizer's state saved without it, or not loaded?): their distance counts from the current "
+                "parameters",
                 RuntimeWarning,
                 stacklevel=2,
             )

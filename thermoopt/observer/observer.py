@@ -220,9 +220,9 @@ class Observer(RunReports):
             self._idle_calls += 1
             if self._idle_calls >= MAX_IDLE_CALLS:
                 raise RuntimeError(
-                    f"observer.step() was called {self._idle_calls} times and the optimizer it was given (a "
+                    f"observer.step() was called {self._idle_calls} times, but its optimizer (a "
                     f"{type(self._optimizer).__name__}) has taken no step since: call it after "
-                    "optimizer.step(), and give the observer the optimizer whose step() that is"
+                    "optimizer.step(), and create the observer with the optimizer whose step() that is"
                 )
         if loss is not None:
             self.report_loss(loss)
@@ -383,8 +383,8 @@ class Observer(RunReports):
             self._source.load_state_dict(state)
         elif not self._source.is_own:
             warnings.warn(
-                "the observer's state is of a ThermoAdamW, which keeps its averages itself: those of this "
-                f"{type(self._optimizer).__name__} start afresh",
+                "the observer's state is from a ThermoAdamW, which keeps its averages itself: the averages "
+                f"of this {type(self._optimizer).__name__} start afresh",
                 RuntimeWarning,
                 stacklevel=2,
             )

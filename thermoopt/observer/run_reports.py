@@ -175,12 +175,12 @@ class RunReports(ABC):
             causes = [f"{cause}: {n}" for cause, n in self.skipped.items() if n]
             raise ValueError(
                 f"the history is empty after {self.steps} steps of the optimizer, of which one in "
-                f"{self.measure_every} is measured ({', '.join(causes) or 'none'} in vain); train first"
+                f"{self.measure_every} is measured (skipped: {', '.join(causes) or 'none'}); train first"
             )
         return history
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            "an Observer cannot be copied or pickled: it measures by hooks of its own optimizer. Create a "
-            "new one for the copied model and optimizer, and load its state_dict()"
+            "an Observer cannot be copied or pickled: it measures through hooks on its own optimizer. Create "
+            "a new one for the copied model and optimizer, and load its state_dict()"
         )

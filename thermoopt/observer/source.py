@@ -214,5 +214,5 @@ def source_of(
     if not isinstance(optimizer, ThermoAdamW):
         return StepHooks(optimizer, names, measure_every, ema_steps, sinks, complete)
     if sinks:
-        raise ValueError("sinks must be () here: give sinks to the ThermoAdamW itself")
+        raise ValueError(f"sinks must be () with a ThermoAdamW, which takes them itself, got {sinks!r}")
     return OwnAccount(optimizer)

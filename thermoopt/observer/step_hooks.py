@@ -139,7 +139,7 @@ class StepHooks(LedgerView):
         if names:
             self.sparse.update(names)
             warnings.warn(
-                f"layers with sparse gradients are not measured, readings and totals are of the others: "
+                "layers with sparse gradients are not measured, and missing from readings and totals: "
                 f"{', '.join(names)}",
                 RuntimeWarning,
                 stacklevel=2,
@@ -226,13 +226,13 @@ class StepHooks(LedgerView):
         """
         saved, held = state["groups"], len(self._optimizer.param_groups)
         if len(saved) > held:
-            raise ValueError(f"the observer's state is of {len(saved)} groups, the optimizer holds {held}")
+            raise ValueError(f"the observer's state has {len(saved)} groups, but the optimizer has {held}")
         self._by_moments = steps_by_moments(self._optimizer)
         self._ledger.reset(self._unavailable())
         self._begin()
         if state["by_moments"] != self._by_moments:
             warnings.warn(
-                "the observer's state is of an optimizer measured in another way: its averages start afresh",
+                "the observer's state is from an optimizer measured in another way: averages start afresh",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -256,9 +256,9 @@ def check_whole_step(optimizer: Optimizer, args: Sequence[Any], kwargs: Mapping[
     given = [x for x in (*args[1:], *kwargs.values()) if isinstance(x, Tensor)]
     if given and any(x is p for x in given for group in optimizer.param_groups for p in group["params"]):
         raise RuntimeError(
-            f"step() must be called for all parameters at once, this {type(optimizer).__name__} was called "
-            "for one (gradient release): iterations cannot be counted or measured then. Remove the observer "
-            "or scheduler, or train without gradient release"
+            f"step() must be called for all parameters at once, but this {type(optimizer).__name__} was "
+            "called for one (gradient release), so iterations cannot be counted or measured. Remove the "
+            "observer or scheduler, or train without gradient release"
         )
 
 

@@ -200,9 +200,8 @@ class Tracker:
         """Sample the start of the layers that have none yet."""
         if self._lost:
             warnings.warn(
-                "the observer's state that was loaded holds no start that fits (was it saved without "
-                "track=('distance',), or by another rank?): the distance counts from the parameters as they "
-                "are now",
+                "the observer's state holds no fitting start of the run (was it saved without "
+                "track=('distance',), or by another rank?): the distance counts from the current parameters",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -269,7 +268,7 @@ class Tracker:
         """Raise ValueError if a state holds more layers than the optimizer."""
         k, n = state["sums"].shape[1], len(self._params())
         if k > n:
-            raise ValueError(f"the observer's state is of {k} layers, the optimizer holds {n}")
+            raise ValueError(f"the observer's state has {k} layers, but the optimizer has {n}")
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Restore what :meth:`state_dict` returned; None for a state that was saved without tracking.

@@ -79,7 +79,7 @@ def plot_actions(
     *panels, text = figure.subplots(len(heights), 1, height_ratios=heights)
     end = max([moves[-1].step, *(rates.steps[-1:] if rates is not None else ())])
     for ax, kind in zip(panels, kinds, strict=False):
-        frame(ax, f"{_KINDS.get(kind, kind)}: what the controllers aimed at")
+        frame(ax, f"{_KINDS.get(kind, kind)}: targets of the controllers")
         _scales(ax, [a for a in moves if a.kind == kind], end, told)
         ax.set_xlim(0, end * 1.01)
     if rates is not None:
@@ -167,7 +167,7 @@ def _scales(ax: Axes, moves: Sequence[Action], end: int, told: Sequence[Action])
 
 
 def _effective(ax: Axes, history: HistoryLike, moves: Sequence[Action]) -> None:
-    frame(ax, "Effective rates: what the parameters got")
+    frame(ax, "Effective rates of the parameters")
     for name, color, style, label in (
         ("lr_eff", BLUE, "-", "learning rate"),
         ("wd_eff", ORANGE, "--", "weight decay"),

@@ -105,7 +105,7 @@ def plot_comparison(
     decay are marks at the lower edge. Undefined values are gaps. No display is needed.
 
     Args:
-        runs: 1 to 8 runs; of up to 4, the emphasised one last.
+        runs: 1 to 8 runs; of up to 4, the last is emphasised.
         path: file to write; the suffix chooses the format (.png, .pdf, .svg).
         title: a line above the panels.
 
@@ -121,7 +121,7 @@ def plot_comparison(
     for run in runs:
         if len(run.history.steps) < 2:
             raise ValueError(
-                f"a comparison needs histories of at least 2 readings, got {len(run.history.steps)} of "
+                f"a comparison needs histories of at least 2 readings, got {len(run.history.steps)} in "
                 f"{run.name!r}; train for more steps"
             )
     figure = blank(11.5)
@@ -150,7 +150,7 @@ def _losses(ax: Axes, drawn: _Drawn) -> None:
     what = "validation (marked), training (thin)" if validated else "training"
     frame(ax, f"Loss{f'  [{unit}]' if unit else ''}: {what}")
     if not any(run.losses.valid or run.losses.train for run, _ in drawn):
-        words(ax, "no losses on record")
+        words(ax, "no losses recorded")
         return
     settled: list[float] = []
     for run, style in drawn:
@@ -227,7 +227,7 @@ def _equilibrium(ax: Axes, drawn: _Drawn) -> None:
 
 def _actions(target: Axes, evidence: Axes, drawn: _Drawn) -> None:
     """Plot the target learning rates, and below them the evidence for them."""
-    frame(target, "Actions: the rate aimed at")
+    frame(target, "Actions: target rate")
     frame(evidence, "")
     target.set_xlabel("")
     target.tick_params(labelbottom=False)

@@ -1,4 +1,4 @@
-"""The dashboard of a run (extra ``viz``): the course of training on one page."""
+"""The dashboard of a run (extra ``viz``): training on one page."""
 
 from __future__ import annotations
 
@@ -71,17 +71,17 @@ def plot_dashboard(
     path: str | Path | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Plot the thermodynamics of a run: six panels, 1600 x 1240 pixels; with a controller two more, 1600.
+    """Plot the thermodynamics of a run: six panels, 1600 x 1240 pixels; eight with a controller, 1600 x 1600.
 
     The panels are the loss, entropy production and its parts, ``r`` of every layer over depth and steps, the
-    balance of weight decay, gaussianity, and the sizes of the steps; with a controller, the rates that it
-    wanted and held, with the reason where they part, and phi against its value in equilibrium, which judges
-    the rates independently of the law. Undefined values are gaps. Matplotlib's global state is not touched,
-    and no display is needed.
+    balance of weight decay, gaussianity, and the sizes of the steps. With a controller there are two more:
+    the rates that it wanted and held, with the reason if they differ, and phi against its value in
+    equilibrium, which judges the rates independently of the law. Undefined values are gaps. Matplotlib's
+    global state is not touched, and no display is needed.
 
     Args:
         history: an optimizer's ``history``, or anything with the same columns.
-        losses: plotted in the first panel; without them the panel says that there are none.
+        losses: plotted in the first panel; without them that panel says so.
         path: file to write; the suffix chooses the format (.png, .pdf, .svg).
         title: a line above the panels.
 

@@ -59,13 +59,13 @@ _STRIP = 0.05
 def rates_panel(ax: Axes, standings: Sequence[Standing]) -> None:
     """Draw each rate: wanted as a wide pale line, held on top of it, given (warmed up and cooled) dotted.
 
-    The strip at the lower edge, one a rate, says whether the rate held is the rate wanted, and if not why.
+    Strips at the lower edge, one per rate, show whether the rate held is the rate wanted, and if not, why.
 
     Args:
         ax: the panel.
         standings: of a history, at least one.
     """
-    frame(ax, "Set-point: rate wanted, rate held, and why they part")
+    frame(ax, "Set-point: rate wanted, rate held, and why they differ")
     rates = list(dict.fromkeys(s.rate for s in standings))
     shown, seen = rates[:MAX_LINES], []
     for i, rate in enumerate(shown):
@@ -113,7 +113,7 @@ def _strip(ax: Axes, own: Sequence[Standing], bottom: float) -> None:
 
 
 def _reason(ax: Axes, parted: Sequence[Standing], bottom: float) -> None:
-    """Write above the strip why rates wanted and held most often parted."""
+    """Write above the strip why rates wanted and held most often differed."""
     if parted:
         why, n = Counter(s.why for s in parted).most_common(1)[0]
         text = textwrap.fill(f"mostly ({n} of {len(parted)} readings): {why}", _WIDTH, max_lines=2)
@@ -122,7 +122,7 @@ def _reason(ax: Axes, parted: Sequence[Standing], bottom: float) -> None:
 
 
 def equilibrium_panel(ax: Axes, history: HistoryLike) -> None:
-    """Draw phi and its value in equilibrium, of each group where there are a few, else of all together.
+    """Draw phi and its value in equilibrium, for each group if there are only a few, else for all together.
 
     Args:
         ax: the panel.
@@ -143,7 +143,7 @@ def equilibrium_panel(ax: Axes, history: HistoryLike) -> None:
             label = f"{name}: {'φ' if column == 'phi' else 'φ*'}"
             line(ax, history.steps, y, style, color=_COLORS[i], lw=2, label=label)
     if not drawn:
-        words(ax, "undefined: no step was measured that moved")
+        words(ax, "undefined: no measured step moved the weights")
         return
     ax.set_yscale("log")
     headroom(ax, 0.12 + 0.08 * (len(names) if several else 1))

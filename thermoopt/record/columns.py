@@ -96,17 +96,18 @@ def read_parquet(
             file = pq.ParquetFile(path)
             meta = json.loads((file.metadata.metadata or {}).get(META, b"null"))
         except (pa.ArrowException, OSError, ValueError) as error:
-            what = f"not whole, or no Parquet ({_words(error)})"
+            what = f"incomplete, or not a Parquet file ({_words(error)})"
             if not waiting:
                 raise ValueError(f"{path}: {what}") from error
-            told.append(f"{what}: shown is what stands in {journal.name} alone")
+            told.append(f"{what}: only the readings in {journal.name} are shown")
     if file is not None:
         if isinstance(meta, Mapping) and meta.get("version", VERSION) != VERSION:
             raise ValueError(
-                f"{path}: a record of version {meta['version']!r}; this thermoopt reads {VERSION}: update it"
+                f"{path}: a record of version {meta['version']!r}; this thermoopt reads {VERSION}: update "
+                "thermoopt"
             )
         if {"step", "layer"} <= set(file.schema_arrow.names):
-            raise ValueError(f"{path}: layers of a record; readings are in the file that it lies beside")
+            raise ValueError(f"{path}: holds the layers of a record; its readings are in the file beside it")
         if not isinstance(meta, Mapping) or not {"step", "scope"} <= set(file.schema_arrow.names):
             raise ValueError(f"{path}: a Parquet file, but not one of readings (ParquetSink writes them)")
         for i in range(file.num_row_groups):
@@ -114,7 +115,7 @@ def read_parquet(
                 table = file.read_row_group(i)
             except (pa.ArrowException, OSError) as error:
                 which = f"row group {i + 1} of {file.num_row_groups}"
-                told.append(f"{which} is damaged ({_words(error)}): passed over")
+                told.append(f"{which} is damaged ({_words(error)}): skipped")
                 continue
             _take(whole, table)
             if progress is not None:

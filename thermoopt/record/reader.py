@@ -139,7 +139,7 @@ class Reader:
                 told.append(
                     f"it holds another run: session {session.readings.session}, begun {session.started}, "
                     f"starts at step 0; the {len(whole)} readings before it, the last of step {whole.newest} "
-                    f"(session {whole.session}), are left out. Give each run a file of its own"
+                    f"(session {whole.session}), are left out. Give each run its own file"
                 )
                 whole, skipped, notes, facts = Trajectory(), {}, [], {}
             whole.session = session.readings.session
@@ -154,7 +154,7 @@ class Reader:
             if readings.backs > 2 and readings.count < 4 * readings.backs:
                 told.append(
                     f"steps occur twice: they go back {readings.backs} times in {readings.count} readings, "
-                    "as when two processes write to one file; of each step the later reading is shown"
+                    "as if two processes had written to one file; the later reading of each step is shown"
                 )
         return whole, skipped, [*([facts] if facts else []), *notes], told
 
@@ -171,11 +171,11 @@ class Reader:
         if version != VERSION:
             raise ValueError(
                 f"{self._where}, line {number}: a record of version {version!r}; this thermoopt reads 1 and "
-                f"{VERSION}: update it"
+                f"{VERSION}: update thermoopt"
             )
         if "layout" in head:
             raise ValueError(
-                f"{self._where}: layers of a record; readings are in the file that it lies beside"
+                f"{self._where}: holds the layers of a record; its readings are in the file beside it"
             )
         try:
             self._scopes = tuple(map(str, head["scopes"]))
@@ -287,8 +287,8 @@ def _one_at_a_time(sessions: list[_Session], told: list[str]) -> list[_Session]:
             out[-1] = kept
             told.append(
                 f"steps occur twice: two processes wrote at once (sessions {kept.readings.session}, begun "
-                f"{kept.started}, and {gone.readings.session}, begun {gone.started}); shown is the first, "
-                f"which has {kept.readings.count} readings, the other {gone.readings.count}"
+                f"{kept.started}, and {gone.readings.session}, begun {gone.started}); only the first is "
+                f"shown, which has {kept.readings.count} readings; the other has {gone.readings.count}"
             )
         else:
             out.append(session)

@@ -236,7 +236,7 @@ def _beside(path: Path, told: list[str]) -> list[LayerRow]:
 def _torn(numbers: list[int]) -> str:
     some = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
     what = f"line {some} is torn" if len(numbers) == 1 else f"lines {some} are torn"
-    return f"{what}: passed over"
+    return f"{what}: skipped"
 
 
 def _matching(names: list[str], patterns: str, path: Path) -> list[str]:

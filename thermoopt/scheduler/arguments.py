@@ -26,8 +26,8 @@ def check_lr(optimizer: Optimizer) -> None:
     for i, group in enumerate(optimizer.param_groups):
         if group.get("lr") is None:
             raise ValueError(
-                f"every param group must have an lr to schedule, group {i} of this "
-                f"{type(optimizer).__name__} has none: it finds its own"
+                f"every param group must have an lr to schedule, but group {i} of this "
+                f"{type(optimizer).__name__}, which finds its own, has none"
             )
 
 
@@ -39,7 +39,7 @@ def check_control(
         if not isinstance(observer, Observer):
             raise TypeError(f"observer must be None or a thermoopt.observer.Observer, got {observer!r}")
         if observer.optimizer is not optimizer:
-            raise ValueError("observer must observe the optimizer given, got one of another optimizer")
+            raise ValueError("observer must observe the optimizer given, got one that observes another")
     if controller is None:
         return
     params = [p for group in optimizer.param_groups for p in group["params"]]
@@ -57,9 +57,9 @@ def check_control(
     ):
         own = type(optimizer).__name__
         raise ValueError(
-            f"controller sets absolute rates, and {own} finds its own step size (its groups hold 'd'): the "
+            f"controller sets absolute rates, but {own} finds its own step size (its groups hold 'd'): the "
             "two would multiply. Use ThermoScheduler without a controller, or one without travel, such as "
             "Thermostat('coherence')"
         )
     if isinstance(optimizer, ThermoAdamW) and optimizer.controller is not None:
-        raise ValueError("controller must be None here, since the ThermoAdamW has one of its own")
+        raise ValueError("controller must be None for a ThermoAdamW that has a controller of its own")

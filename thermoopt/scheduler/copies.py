@@ -28,8 +28,8 @@ def taken_apart(
     """
     if not has_own_observer:
         raise TypeError(
-            "a ThermoScheduler with an observer of its caller cannot be copied or pickled: the observer "
-            "measures by hooks of its own optimizer. Make a new one and hand over state_dict()"
+            "a ThermoScheduler that was given an observer cannot be copied or pickled: the observer measures "
+            "through hooks on its own optimizer. Create a new scheduler and load its state_dict()"
         )
     blank = copy.deepcopy(controller)
     if blank is not None:

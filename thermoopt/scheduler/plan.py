@@ -244,9 +244,9 @@ def write_lrs(
         if not isinstance(group["lr"], Tensor):
             if group["lr"] > 0 and float(own.base) == 0:
                 warnings.warn(
-                    f"lr of group {group.get('name', f'group{index}')!r} was set to {group['lr']:g} and is 0 "
-                    "again: a ThermoScheduler keeps a group at lr 0 that had it when it was added. To train "
-                    "frozen layers later, give their group an lr above 0 from the start",
+                    f"lr of group {group.get('name', f'group{index}')!r} was set to {group['lr']:g} but is 0 "
+                    "again: a ThermoScheduler keeps a group at lr 0 if it had that when it was added. To "
+                    "train frozen layers later, give their group an lr above 0 from the start",
                     UserWarning,
                     stacklevel=5,
                 )

@@ -193,7 +193,7 @@ class ThermoScheduler(LRScheduler):
             if self._observer is not None:
                 self._observer.report_loss(value)
         if self._step_count == 1 and self._taken == self._seen:
-            early = "Detected call of `lr_scheduler.step()` before `optimizer.step()`: it does nothing there."
+            early = "Detected call of `lr_scheduler.step()` before `optimizer.step()`: it has no effect."
             warnings.warn(early, UserWarning, stacklevel=2)
         self._step_count += 1
         self._advance()
@@ -248,7 +248,7 @@ class ThermoScheduler(LRScheduler):
         self._used_up = True
         warnings.warn(
             f"step {self._taken} was taken after the end of the schedule, total_steps = {total}, where the "
-            "lr is 0: nothing moves any more. Give it the length of the run, or eta_min above 0",
+            "lr is 0: nothing moves any more. Set total_steps to the length of the run, or eta_min above 0",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -358,7 +358,7 @@ class ThermoScheduler(LRScheduler):
         """
         saved, held = state_dict["groups"], len(self.optimizer.param_groups)
         if len(saved) > held:
-            raise ValueError(f"the scheduler's state is of {len(saved)} groups, the optimizer holds {held}")
+            raise ValueError(f"the scheduler's state has {len(saved)} groups, but the optimizer has {held}")
         self._take_in_groups()
         self.last_epoch = self._seen = int(state_dict["last_epoch"])
         self._taken = int(state_dict["taken"])

@@ -46,7 +46,7 @@ class AppendFile:
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         except OSError as error:
             raise OSError(
-                f"{owner}: path must be a file that can be written, got {str(path)!r} ({error.strerror})"
+                f"{owner}: path must be a writable file, got {str(path)!r} ({error.strerror})"
             ) from error
         self._gzip = self.path.suffix == ".gz"
         self._member: zlib._Compress | None = None

@@ -156,7 +156,7 @@ class Pipe:
         if self._thread is not None:
             self._thread.join(timeout=ENDING)
             if self._thread.is_alive():
-                print(f"{self._name}: not complete after {ENDING:.0f} s, left as it is", file=sys.stderr)
+                print(f"{self._name}: not all written after {ENDING:.0f} s; given up", file=sys.stderr)
         self._tell()
         if self._items and not self._told["unwritten"]:
             self._told["unwritten"] = True
@@ -173,9 +173,9 @@ class Pipe:
         if not self._told["forked"]:
             self._told["forked"] = True
             warnings.warn(
-                f"sink {self._name} belongs to process {self._process}, from which this one was forked: the "
-                "readings of this one are left out, and counted in .dropped. To record them, make the "
-                "optimizer and its sinks here",
+                f"sink {self._name} belongs to process {self._process}, from which this one was forked: "
+                "readings of this process are not recorded, only counted in .dropped. To record them, create "
+                "the optimizer and its sinks in this process",
                 RuntimeWarning,
                 stacklevel=6,
             )
@@ -198,24 +198,24 @@ class Pipe:
         if failure is not None and not told["failure"]:
             told["failure"] = True
             warnings.warn(
-                f"sink {self._name} raised {failure!r}; training goes on, its readings are kept and offered "
-                "again every second",
+                f"sink {self._name} raised {failure!r}; training goes on, readings for it are kept and "
+                "offered again every second",
                 RuntimeWarning,
                 stacklevel=5,
             )
         if self.dropped and not told["dropped"]:
             told["dropped"] = True
             warnings.warn(
-                f"sink {self._name} has failed for {MAX_UNSENT} readings: the oldest are given up from here "
-                "on, and counted in .dropped",
+                f"sink {self._name} has failed for {MAX_UNSENT} readings: from now on the oldest are given "
+                "up, and counted in .dropped",
                 RuntimeWarning,
                 stacklevel=5,
             )
         if self.waited > PATIENCE and not told["full"]:
             told["full"] = True
             warnings.warn(
-                f"sink {self._name} writes more slowly than readings come: training waited "
-                f"{self.waited:.2g} s for it (the whole wait is counted in .waited). Measure less often "
+                f"sink {self._name} writes more slowly than readings come: training has waited "
+                f"{self.waited:.2g} s for it (the total is kept in .waited). Measure less often "
                 "(measure_every, ema_steps), or write to a faster disk",
                 RuntimeWarning,
                 stacklevel=5,
@@ -287,7 +287,7 @@ class Pipe:
         try:
             self._writer.end()
         except Exception as error:  # as above
-            self._writer.news.append(f"could not be completed at its end ({error})")
+            self._writer.news.append(f"could not be completed at the end ({error})")
 
     def _due(self) -> bool:
         return (

@@ -80,7 +80,7 @@ class RecordWriter:
         try:
             self._write_rows(items)
         except OSError as error:
-            self.news.append(f"rows of layers could not be written ({error}); readings go on")
+            self.news.append(f"rows of layers could not be written ({error}); readings still are")
         self._step = items[-1].step
 
     def settle(self) -> None:
@@ -145,14 +145,14 @@ class RecordWriter:
 
     def _tell_of_the_run_before(self) -> None:
         self.news.append(
-            f"{self._arguments[0]} holds a run already, and another begins at step 0: the file will show the "
-            "newest alone. Give each run a file of its own, or load the checkpoint to go on with one"
+            f"{self._arguments[0]} holds a run already, and another begins at step 0: only the newest run in "
+            "a file is shown. Give each run its own file, or load the checkpoint to go on with a run"
         )
 
     def _tell_of_others(self) -> None:
         self.news.append(
-            f"another process or sink writes to {self._file.path}: steps will occur twice in it; give each "
-            "run a file of its own (on one rank only, where there are several)"
+            f"another process or sink writes to {self._file.path}: steps will occur twice in it. Give each "
+            "run its own file, and write it on one rank only"
         )
 
 
@@ -229,7 +229,7 @@ class FileSink:
             self._shared = True
             warnings.warn(
                 f"one {type(self).__name__} receives readings of two optimizers by turns, which cannot be "
-                "told apart in its file: give each a sink with a file of its own",
+                "told apart in its file: give each optimizer a sink with its own file",
                 RuntimeWarning,
                 stacklevel=4,
             )

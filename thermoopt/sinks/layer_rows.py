@@ -187,7 +187,9 @@ def _read(file: Any, start: int, length: int) -> bytes:
     file.seek(start)
     data: bytes = file.read(length)
     if len(data) != length:
-        raise OSError(f"{file.name}: {len(data)} of {length} bytes at {start}: someone else changed it")
+        raise OSError(
+            f"{file.name}: only {len(data)} of {length} bytes at {start}: something else changed the file"
+        )
     return data
 
 

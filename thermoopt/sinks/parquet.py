@@ -123,7 +123,7 @@ class _Groups(RecordWriter):
                 self._close_group()
             except OSError as error:
                 self._in_journal = 0  # the journal holds them; the next group takes them along
-                self.news.append(f"no row group could be closed ({error}); the journal goes on")
+                self.news.append(f"no row group could be closed ({error}); the journal takes the readings")
 
     def end(self) -> None:
         """Close the last row group, and write the layers' table."""
@@ -135,9 +135,9 @@ class _Groups(RecordWriter):
                     _write(self._path.with_name(f"{self._path.stem}.layers.parquet"), [table], {})
         except OSError as error:
             self.news.append(
-                f"the last row group or the table of layers could not be written ({error}); all is in "
-                f"{self._file.path.name} and beside it: thermoopt inspect reads it, and a ParquetSink opened "
-                "on this path makes row groups of it"
+                f"the last row group or the table of layers could not be written ({error}). Nothing is lost: "
+                f"it is in {self._file.path.name} and beside it. thermoopt inspect reads it, and a "
+                "ParquetSink opened on this path makes row groups of it"
             )
 
     def _held(self) -> bool:

@@ -152,7 +152,7 @@ class SinkQueue:
                     if not self._warned[i]:
                         self._warned[i] = True
                         warnings.warn(
-                            f"sink {type(sink).__name__} raised {error!r}; training goes on, its readings "
+                            f"sink {type(sink).__name__} raised {error!r}; training goes on, readings for it "
                             "are kept and offered again with the next one",
                             RuntimeWarning,
                             stacklevel=4,
@@ -199,7 +199,7 @@ def _hint(sink: Any) -> str:
     if isinstance(sink, (str, Path)):
         return f". For a file: JSONLSink({str(sink)!r})"
     if isinstance(sink, type):
-        return ". This is a class: give an object made of it"
+        return ". This is a class: pass an instance of it"
     if has_method(sink, "log_batch") or hasattr(getattr(sink, "info", None), "run_id"):
-        return ". For MLflow give the module mlflow, or MLflowSink(mlflow, run_id=...) of thermoopt.sinks"
+        return ". For MLflow pass the module mlflow, or MLflowSink(mlflow, run_id=...) of thermoopt.sinks"
     return ""

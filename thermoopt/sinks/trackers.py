@@ -259,7 +259,7 @@ class _Names:
             called = dict(zip(matching, self._clean(matching), strict=True))
             if not called:
                 warnings.warn(
-                    f"no layer matches {', '.join(self._patterns)}: names are such as {reading.names[0]!r}",
+                    f"no layer matches {', '.join(self._patterns)}: names look like {reading.names[0]!r}",
                     RuntimeWarning,
                     stacklevel=6,
                 )

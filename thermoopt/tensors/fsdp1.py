@@ -43,7 +43,7 @@ def check_whole(params: Sequence[Tensor]) -> None:
     if is_cut(params):
         raise ValueError(
             "controller must be None with params that FullyShardedDataParallel (FSDP1) has cut: it would see "
-            f"this rank's parts, and ranks would decide differently. {INSTEAD}"
+            f"only this rank's parts, and ranks would decide differently. {INSTEAD}"
         )
 
 

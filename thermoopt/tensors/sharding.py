@@ -128,9 +128,9 @@ class Sharding:
             return torch.from_numpy(self.start(rows.to(self._device)).numpy())
         except RuntimeError as error:
             raise RuntimeError(
-                "numbers of sharded layers could not be added up with those of the other ranks: one has "
-                "failed, or has not done what this one does. All ranks must make the optimizer, Observer and "
-                f"ThermoScheduler, and call step() and state_dict(): {error}"
+                "numbers of sharded layers could not be added up with those of the other ranks. Probably one "
+                "of them has failed, or has not done what this one has: all ranks must create the optimizer, "
+                f"Observer and ThermoScheduler, and call step() and state_dict(): {error}"
             ) from error
 
     def _start_on_stream(self, rows: Tensor) -> Arrival:

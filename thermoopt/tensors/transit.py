@@ -47,7 +47,7 @@ class Fetch:
 
 
 WARM_UP = (
-    "a CUDA graph cannot capture this step: its tensors, rates or state are new. Take it once outside of the "
+    "a CUDA graph cannot capture this step: its tensors, rates or state are new. Take a step outside of the "
     "capture first (torch: warm up on a side stream before capturing, and again after load_state_dict)"
 )
 """What is said where a capture begins too early."""
