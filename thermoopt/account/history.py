@@ -88,10 +88,10 @@ class HistoryLike(Protocol):
 
 
 class History:
-    """The last readings of groups and total, and evenly spaced readings of the layers over the whole run.
+    """A record of the last readings of groups and total, and of the layers evenly over the whole run.
 
-    Terms are kept; quantities are formed when asked for. When the layers' sample is full, every second
-    reading is dropped and the distance between samples doubles.
+    Terms are kept; quantities are computed on demand. When the layers' sample is full, every second reading
+    is dropped and the spacing doubles.
 
     Args:
         max_readings: readings of groups and total to keep.
@@ -297,7 +297,7 @@ class History:
                 file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def export_csv(self, path: str | Path) -> None:
-        """Write one line a reading and scope (total, then each group): step, scope, quantities."""
+        """Write one line per reading and scope (total, then each group): step, scope, quantities."""
         with Path(path).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["step", "scope", *QUANTITIES])

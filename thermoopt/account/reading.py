@@ -33,7 +33,7 @@ independent moments an average), half of this band at d = 35 elements: smaller l
 
 @dataclass(frozen=True)
 class Quantities:
-    """What one layer, one group or the whole optimizer did in a step, averaged over ``ema_steps``.
+    """Quantities of one layer, one group or the whole optimizer per step, averaged over ``ema_steps``.
 
     Formulas and units are in :func:`thermoopt.physics.quantities`. NaN means undefined, never 0.
     """
@@ -94,7 +94,7 @@ class _Layers(Mapping[str, Quantities]):
 
 @dataclass(frozen=True)
 class Reading:
-    """What the optimizer did, averaged up to one step.
+    """A reading: what the optimizer did, averaged up to one step.
 
     Layers that never had a gradient, or have had none for longer than ``ema_steps``, are absent from
     ``layers`` and from all totals.
@@ -107,8 +107,8 @@ class Reading:
         group_names: a name for each group.
         seen: ``[n_layers]`` whether the layer is one of ``layers``.
         skipped: measured steps that moved nothing, by cause (:data:`SKIP_CAUSES`).
-        travel: the sums that a controller needs, in the readings handed to it.
-        loss: the last loss reported before, in readings from an observer.
+        travel: the sums that a controller needs, in the readings handed to it; else None.
+        loss: the last loss reported before it, in readings from an observer; else None.
     """
 
     step: int
@@ -141,7 +141,7 @@ class Reading:
 
     @cached_property
     def total(self) -> Quantities:
-        """Quantities of everything the optimizer moves."""
+        """Quantities of all parameters together."""
         return Quantities.of(self.terms.sum(axis=1))
 
     def layer_array(self, name: str) -> Array:

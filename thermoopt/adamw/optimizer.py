@@ -56,17 +56,17 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
 
     Args:
         params: parameters, ``model.named_parameters()``, or groups of either. Names become layer names;
-            without names a layer is called ``group{i}.{j}``. Groups may have a ``name``; it goes in front of
-            a layer's where an earlier group has a layer of that name. Parts of names that DDP, FSDP,
-            ``torch.compile`` and activation checkpointing add are removed.
+            without names a layer is called ``group{i}.{j}``. Groups may have a ``name``, which is put in
+            front of a layer's name if an earlier group has a layer of that name. What DDP, FSDP,
+            ``torch.compile`` and activation checkpointing add to names is removed.
         lr, betas, eps, weight_decay, amsgrad, maximize, foreach, capturable, differentiable, fused: as in
             :class:`torch.optim.AdamW`.
         controller: turns readings into scales; None only measures. :func:`thermoopt.autotune` makes one that
             needs no lr: ``lr`` is then only the unit in which scales are expressed.
         measure_every: measure one step in this many (:func:`~thermoopt.account.measured_steps`), >= 1; None
-            is what costs little (every step with ``"native"`` and ``"triton"``, one in 10 with ``"torch"``).
-        ema_steps: length of the readings' average in optimizer steps, >= 1 (1 is the raw step); None is the
-            length that the controller wants, else 50.
+            uses what costs little: every step with ``"native"`` and ``"triton"``, one in 10 with ``"torch"``.
+        ema_steps: length of the readings' average in optimizer steps, >= 1 (1 is the raw step); None uses
+            the length that the controller wants, or 50.
         backend: ``"auto"``, ``"torch"`` (torch's own step and a measuring pass before it), ``"native"``
             (one pass on CPU) or ``"triton"`` (one pass on CUDA, compute capability 8.0 or higher). ``"auto"``
             uses the kernel of the parameters' device for the tensors it can take, unless ``fused`` or
@@ -74,8 +74,8 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         sinks: objects that receive readings during the run: those of :mod:`thermoopt.sinks`, a SummaryWriter,
             ``wandb.run``, ``mlflow``, ``trackio``, any object with ``write(reading)``, ``log(dict, step)`` or
             ``log_metrics(dict, step)``, any function of ``(dict, step=)``. Copies and pickles of the
-            optimizer have none.
-        process_group: a ``torch.distributed`` group whose ranks must take the same decisions: all get the
+            optimizer have no sinks.
+        process_group: a ``torch.distributed`` group whose ranks must make the same decisions: all get the
             readings of its first rank. DDP ranks hold the same gradients and decide alike without it as long
             as their arithmetic is the same; a law that uses a reported loss needs it. Copies have none.
 
@@ -161,7 +161,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         self._factors_set: Mapping[str, float] | None = None
 
     def set_layer_factors(self, factors: Mapping[str, float]) -> None:
-        """Give layers rates of their own: ``lr_eff = lr * lr_scale * factor``.
+        """Set learning-rate factors of single layers: ``lr_eff = lr * lr_scale * factor``.
 
         Args:
             factors: factor by layer name; layers not named keep theirs, initially 1.
@@ -226,14 +226,14 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         return parts
 
     def before_replay(self) -> None:
-        """Prepare a replay of a CUDA graph that captured :meth:`step`. Call it before each, on its stream.
+        """Prepare a replay of a CUDA graph that captured :meth:`step`; call it before each, on its stream.
 
-        What Python does in a step is not in the graph. This books the last replay (its reading is recorded if
-        it is due) and lets the controller set the rates of the coming one, as :meth:`step` does: they are
-        written where the graph reads them, so that a replay takes the rates of an eager step. Averages and
-        the sums of a law's forces are kept on the device with or without it, and :attr:`reading` is always up
-        to date. A replay that the controller was not asked about takes the previous rates, and a warning says
-        so with the next reading.
+        What Python does in a step is not in the graph. This call accounts for the last replay (recording its
+        reading if one is due) and lets the controller set the rates of the next one, as :meth:`step` does.
+        The rates are written where the graph reads them, so a replay uses the rates of an eager step.
+        Without the call, averages and the sums of a law's forces are still kept on the device and
+        :attr:`reading` stays up to date, but a replay uses the previous rates; a warning with the next
+        reading says so.
 
         Raises:
             RuntimeError: if no step was captured.
@@ -286,7 +286,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
 
     @uncompiled
     def follow_groups(self) -> None:
-        """Follow edits of ``param_groups`` made by hand, as every step does; warn of what changed."""
+        """Follow edits made to ``param_groups`` by hand, as every step does; warn of what changed."""
         self._follow_groups()
 
     def _follow_groups(self) -> None:

@@ -15,13 +15,13 @@ __all__ = ["write_artifacts"]
 def write_artifacts(observer: Observer, folder: Path, *, ended: bool = True) -> list[Path]:
     """Write a run's picture, tables and diagnosis.
 
-    ``dashboard.png`` (extra ``viz``), ``history.csv``, ``history.jsonl`` (for ``thermoopt inspect``),
-    ``diagnosis.txt`` and ``diagnosis.json``. Existing files with these names are replaced.
+    The files are ``dashboard.png`` (extra ``viz``), ``history.csv``, ``history.jsonl`` (for ``thermoopt
+    inspect``), ``diagnosis.txt`` and ``diagnosis.json``. Existing files with these names are replaced.
 
     Args:
         observer: the observer that measured the run.
-        folder: the folder to write to; it is created.
-        ended: whether training came to its end, and was not interrupted.
+        folder: the folder to write to; created if missing.
+        ended: whether training came to its end rather than being interrupted.
 
     Returns:
         The files written.

@@ -1,4 +1,4 @@
-"""ThermoCallback: measures the optimizers of a Lightning run and logs the readings."""
+"""ThermoCallback for Lightning: measures the optimizers of a run and logs the readings."""
 
 from __future__ import annotations
 
@@ -49,16 +49,17 @@ class _Watch:
 
 
 class ThermoCallback(Callback):
-    r"""Measures every optimizer of a run with an :class:`~thermoopt.Observer`, and changes nothing.
+    r"""A callback that measures every optimizer of a run with an :class:`~thermoopt.Observer`.
 
-    Observers are attached when training starts, after a checkpoint has been loaded. A ThermoAdamW measures
-    itself; all other optimizers are measured in step hooks. Lightning runs the backward pass and its clipping
-    inside ``optimizer.step(closure)``, and gradients are read after that: clipped.
+    It changes nothing. Observers are attached when training starts, after a checkpoint has been loaded. A
+    ThermoAdamW measures itself; all other optimizers are measured in step hooks. Lightning runs the backward
+    pass and its clipping inside ``optimizer.step(closure)``; gradients are read after that, so clipped.
 
     *Logging* uses ``log_dict``, so values reach all loggers (as often as ``Trainer(log_every_n_steps=...)``
-    permits) and ``trainer.callback_metrics``: the selection of
-    :func:`thermoopt.integrations.scalars.run_scalars`, ``thermo/sigma``, ``thermo/r`` and so on, NaN where a
-    value has become undefined. With several optimizers their names are inserted: ``thermo/optimizer0/r``.
+    permits) and ``trainer.callback_metrics``. Logged are the values that
+    :func:`thermoopt.integrations.scalars.run_scalars` selects, ``thermo/sigma``, ``thermo/r`` and so on; one
+    that has become undefined is NaN. With several optimizers their names are inserted:
+    ``thermo/optimizer0/r``.
 
     *Loss.* With one optimizer the loss of ``training_step`` is passed to its observer: the mean over the
     batches since the last step, without Lightning's division by ``accumulate_grad_batches``.
@@ -75,14 +76,14 @@ class ThermoCallback(Callback):
     warning.
 
     Args:
-        log_every: log the newest reading every this many optimizer steps, at least 1; of optimizers other
-            than ThermoAdamW one step in this many is measured.
+        log_every: number of optimizer steps between logged readings, at least 1; for optimizers other than
+            ThermoAdamW also between measured steps.
         track: as for :class:`~thermoopt.Observer`.
         groups, layers: whether to log parameter groups and layers too.
         prog_bar: values of the total to show on the progress bar, from :data:`BAR`.
         names: names of the optimizers; None uses ``optimizer0`` and so on, and no name for a single one.
-        folder: folder to write to at the end; None is ``thermo`` in the trainer's ``log_dir``, which without
-            a logger is its ``default_root_dir``.
+        folder: folder to write to at the end; None uses ``thermo`` in the trainer's ``log_dir``, which is its
+            ``default_root_dir`` without a logger.
 
     Attributes:
         observers: one per optimizer, in the order of ``trainer.optimizers``. They remain readable after

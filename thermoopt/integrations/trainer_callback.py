@@ -43,7 +43,7 @@ short logging intervals should not pay each time."""
 
 
 class ThermoCallback(TrainerCallback):
-    """Measures a Trainer's optimizer, logs the readings, and writes a report when training ends.
+    """A callback that measures a Trainer's optimizer, logs readings, and writes a report at the end.
 
     ``Trainer(..., callbacks=[ThermoCallback()])`` is all that is needed, for any optimizer: an
     :class:`~thermoopt.Observer` is attached to the optimizer inside Accelerate's wrapper. Not one bit of a
@@ -61,11 +61,11 @@ class ThermoCallback(TrainerCallback):
     it exists and belongs to the same run; ThermoAdamW saves its own.
 
     Args:
-        log_every: measure every this many steps, at least 1; a ThermoAdamW uses its own setting.
+        log_every: measure one step in this many, at least 1; a ThermoAdamW uses its own setting.
         groups: whether to log every parameter group too, as ``thermo/<group>/r``.
         layers: whether to log every layer too, as ``thermo/layer/<name>/r``.
         track, ema_steps: as for :class:`~thermoopt.Observer`.
-        output_dir: folder for the report; None is ``thermo`` in the Trainer's ``output_dir``.
+        output_dir: folder for the report; None uses ``thermo`` in the Trainer's ``output_dir``.
 
     Raises:
         TypeError, ValueError: as Observer does, and if a Trainer gets two of these callbacks.

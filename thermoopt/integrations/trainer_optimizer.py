@@ -63,7 +63,7 @@ def thermo_adamw(
     by: str = "decay",
     **options: Any,
 ) -> ThermoAdamW:
-    """Make the ThermoAdamW that a Trainer's arguments describe, for ``Trainer(optimizers=(this, None))``.
+    """Create the ThermoAdamW that a Trainer's arguments describe, for ``Trainer(optimizers=(this, None))``.
 
     Learning rate, betas, eps and weight decay come from ``args``; by the Trainer's own rule biases and norms
     do not decay. Layers have the names of the model's parameters.
@@ -76,13 +76,14 @@ def thermo_adamw(
             schedule without a shape (``"constant"``, ``"constant_with_warmup"``). The preset's warm-up over
             10 % of the run multiplies either. None only measures.
         controller: a custom controller instead of a preset, for one run.
-        total_steps: length of the run for the preset; None takes ``args.max_steps``, or the number that
-            ``examples`` amount to.
+        total_steps: length of the run for the preset; None uses ``args.max_steps``, or the number of steps
+            that follows from ``examples``.
         examples: length of the training set, if the run's length is given in epochs.
         by: parameter groups: ``"decay"`` for the Trainer's, named ``decay`` and ``no_decay``; ``"layer"`` or
             ``"type"`` for those of :func:`thermoopt.make_param_groups`, whose parameters without decay form
             a separate group ``<name>.no_decay``.
-        options: of :class:`thermoopt.ThermoAdamW`: ``measure_every``, ``ema_steps``, ``backend``, ``sinks``.
+        options: arguments of :class:`thermoopt.ThermoAdamW`: ``measure_every``, ``ema_steps``, ``backend``,
+            ``sinks``.
 
     Raises:
         TypeError: for an option that belongs in ``args``, and as ThermoAdamW does.
@@ -140,8 +141,8 @@ def thermo_optimizer(
     """Return the value of ``Trainer(optimizer_cls_and_kwargs=...)`` that makes a :func:`thermo_adamw`.
 
     For transformers 5 and later; with earlier versions pass :func:`thermo_adamw` as ``optimizers``. ``args``
-    are read when the optimizer is made, so that ``hyperparameter_search`` may change them (only with a
-    preset, which is made again for each run; a controller is for one run).
+    are read when the optimizer is created, so that ``hyperparameter_search`` may change them (only with a
+    preset, which is created anew for each run; a controller serves one run).
 
     Args:
         args, preset, controller, total_steps, examples, by, options: as for :func:`thermo_adamw`.

@@ -12,10 +12,10 @@ __all__ = ["unwrap"]
 def unwrap(optimizer: Optimizer) -> Optimizer:
     """Return the torch optimizer whose ``step`` moves the parameters, below every wrapper around it.
 
-    Wrappers are optimizers that hold another one as ``.optimizer``: Accelerate's AcceleratedOptimizer, which
-    hands on neither hooks nor attributes like ``reading`` and ``controller``, and Lightning's
-    LightningOptimizer, which takes on the class of what it holds, so that ``isinstance`` does not tell it; or
-    as ``.original_optimizer``: Opacus' DPOptimizer; or as ``.optim``: torch's PostLocalSGDOptimizer.
+    Wrappers are optimizers that hold another one: as ``.optimizer`` (Accelerate's AcceleratedOptimizer, which
+    passes on neither hooks nor attributes like ``reading`` and ``controller``, and Lightning's
+    LightningOptimizer, which takes on the class of what it holds, so that ``isinstance`` cannot tell), as
+    ``.original_optimizer`` (Opacus' DPOptimizer), or as ``.optim`` (torch's PostLocalSGDOptimizer).
 
     An object that is not an optimizer but holds one (fastai's OptimWrapper as ``.opt``, schedule-free's
     wrapper as ``.base``, DeepSpeed's engine as ``.optimizer.optimizer``) is unwrapped, too.

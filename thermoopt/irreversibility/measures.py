@@ -205,8 +205,7 @@ def phi_st(
     .. math:: \phi_{ST}=(\eta/16)\|U(\theta)+U(\theta^+)\|^2
 
     The value needs no line integral; the gradient takes two products with the Jacobian. Arguments and errors
-    are
-    those of :func:`phi_de`.
+    are those of :func:`phi_de`.
     """
     return _measure("ST", update, params, eta, metric, reference, integrate, _stochastic, _stochastic_value)
 

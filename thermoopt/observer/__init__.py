@@ -1,4 +1,4 @@
-"""Observer: the account that ThermoAdamW keeps of itself, of any torch optimizer."""
+"""Observer: measures any torch optimizer as ThermoAdamW measures itself."""
 
 from thermoopt.observer.carried_start import CarriedTravel
 from thermoopt.observer.observer import LOG_EVERY, Observer

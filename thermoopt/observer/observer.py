@@ -1,4 +1,4 @@
-"""Observer: for any torch optimizer, by step hooks, the account that ThermoAdamW keeps of itself."""
+"""Observer: measures any torch optimizer through step hooks, as ThermoAdamW measures itself."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ starts too high, at 2**16, skips a step for each factor of 2, and gradients may 
 
 
 class Observer(RunReports):
-    r"""Measures any torch optimizer as ThermoAdamW does itself: the same :class:`~thermoopt.account.Reading`.
+    r"""A monitor that measures any torch optimizer just as ThermoAdamW measures itself.
 
-    It never changes a parameter, a gradient or an optimizer's state. How it measures:
+    It gives the same :class:`~thermoopt.account.Reading`, and never changes parameters, gradients or state:
 
     * :class:`~thermoopt.ThermoAdamW`: a view of the optimizer's own account; no hooks, no cost.
     * torch's Adam (without coupled weight decay) and AdamW: every quantity, formed from the moments just
@@ -64,17 +64,17 @@ class Observer(RunReports):
     displacement and have lr 0, are left out of a measured step.
 
     Args:
-        model: names the layers that the optimizer's groups do not name (``param_names``), and gives their
-            types; None for ``group{i}.{j}``. Sinks and controller of a ThermoAdamW keep its own names. Parts
-            of names that wrappers add are removed. Parameters that the optimizer does not hold are ignored.
+        model: gives the types of layers and the names of those that the optimizer's groups do not name
+            (``param_names``); None: ``group{i}.{j}``. Sinks and controller of a ThermoAdamW keep its own
+            names. What wrappers add to names is removed. Parameters not in the optimizer are ignored.
         optimizer: the optimizer to observe.
         log_every: measure one step in this many (:func:`~thermoopt.account.measured_steps`), >= 1. Ignored
             for a ThermoAdamW, which decides by itself.
-        track: quantities to measure although they need memory, of ``"rho"`` and ``"distance"``: for each, one
+        track: quantities to measure that need memory: ``"rho"``, ``"distance"`` or both. Each keeps one
             element in 16 of the gradients or parameters (:class:`~thermoopt.observer.Tracker`). Those not
-            tracked are NaN. With a ThermoAdamW it takes a hook, and the observer keeps a history of its own.
-        ema_steps: length of the readings' average in optimizer steps, >= 1; likewise.
-        sinks: as for :class:`~thermoopt.ThermoAdamW`; with a ThermoAdamW, give them to that.
+            tracked are NaN. With a ThermoAdamW it takes a hook, and the observer keeps its own history.
+        ema_steps: length of the readings' average in optimizer steps, >= 1; ignored likewise.
+        sinks: as for :class:`~thermoopt.ThermoAdamW`; with a ThermoAdamW, pass them to it instead.
 
     Raises:
         TypeError, ValueError: for invalid arguments, and for a model that shares no parameter with the
@@ -119,12 +119,12 @@ class Observer(RunReports):
 
     @property
     def model(self) -> torch.nn.Module | None:
-        """The model given."""
+        """The model that was passed, or None."""
         return self._model
 
     @property
     def optimizer(self) -> Optimizer:
-        """The optimizer observed."""
+        """The observed optimizer."""
         return self._optimizer
 
     @property
@@ -200,7 +200,7 @@ class Observer(RunReports):
 
     @property
     def rate_kind(self) -> str:
-        """What ``lr_eff`` is of the optimizer's (:data:`thermoopt.physics.LR`)."""
+        """What ``lr_eff`` stands for with this optimizer (:data:`thermoopt.physics.LR`)."""
         return rate_kind(self._optimizer)
 
     # ---------------------------------------------------------------- what users call
@@ -233,7 +233,7 @@ class Observer(RunReports):
         """Record the loss of a step; a loss that is not finite is only counted.
 
         Args:
-            loss: a number, or a tensor with one element, which is not waited for.
+            loss: a number, or a tensor with one element; a tensor on a device is not waited for.
 
         Raises:
             TypeError, ValueError: if it is neither.
@@ -303,21 +303,21 @@ class Observer(RunReports):
     def serve(self, controller: Controller) -> CarriedTravel | None:
         """Make :meth:`fresh_reading` return what a controller wants, until :meth:`close`.
 
-        Readings come at most every ``controller.every`` steps, with the sums it needs of
-        :data:`thermoopt.physics.TRAVEL_SUMS`, measured just before the step (see
+        Readings come at most every ``controller.every`` steps, with those of
+        :data:`thermoopt.physics.TRAVEL_SUMS` that it needs, measured just before the step (see
         :class:`~thermoopt.observer.CarriedTravel`, which is returned and takes the steps' ``weights``). A
-        controller that was served before no longer is.
+        controller served before is served no longer.
         """
         return self._serving.begin(controller)
 
     def fresh_reading(self) -> Reading | None:
         """Return the newest reading, with the last loss, if it has not been handed over yet, else None.
 
-        Each reading is handed over once, also across a checkpoint. From a device it comes one step late and
-        is waited for, so that runs are repeatable and ranks get the same one. On CPU it is that of the last
-        step; sums of sharded layers are waited for, so that a run does not depend on the number of ranks. A
-        loss that is still on a device belongs to the next reading. With hooks, only readings that went to the
-        history count.
+        Each reading is handed over only once, even across a checkpoint. From a device it comes one step late
+        and is waited for, so that runs are repeatable and ranks get the same reading. On CPU it is that of
+        the last step; sums of sharded layers are waited for, so that a run does not depend on the number of
+        ranks. A loss that is still on a device belongs to the next reading. With hooks, only readings that
+        went to the history count.
         """
         found = self._serving.reading()
         if found is None:
@@ -335,13 +335,13 @@ class Observer(RunReports):
         return self._watched.start()
 
     def own_names(self) -> dict[str, str]:
-        """Return a ThermoAdamW's own layer names, by the observer's, where they differ."""
+        """Return the layer names of a ThermoAdamW by the observer's names, for those that differ."""
         return {b: a for a, b in self._watched.given_names().items()}
 
     # ---------------------------------------------------------------- life
 
     def close(self) -> None:
-        """Remove the hooks. What was read stays."""
+        """Remove the hooks; readings made so far are kept."""
         self._source.close()
         self._serving.close()
         for handle in self._handles:
@@ -370,8 +370,8 @@ class Observer(RunReports):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned.
 
-        A ThermoAdamW keeps its averages in its own state: loading an observer's state of one into an observer
-        that measures by hooks starts averages afresh, with a warning.
+        A ThermoAdamW keeps its averages in its own state. An observer that measures through hooks therefore
+        starts its averages afresh, with a warning, if the state is from an observer of a ThermoAdamW.
 
         Raises:
             ValueError: if the state holds more groups or layers than the optimizer; nothing has changed then.

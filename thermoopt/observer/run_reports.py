@@ -72,7 +72,7 @@ class RunReports(ABC):
 
     @property
     def length(self) -> int | None:
-        """Step at which a controller or a ThermoScheduler has cooled the lr; None where none does."""
+        """Step at which a controller or a ThermoScheduler has cooled the lr; None if none does."""
         return run_length(self.optimizer)
 
     @property
@@ -86,7 +86,8 @@ class RunReports(ABC):
         """Close an epoch: the steps since the last call.
 
         Args:
-            val_loss, val_acc: to keep with it: numbers, or tensors with one element, which are waited for.
+            val_loss, val_acc: values to keep with it: numbers, or tensors with one element, which are waited
+                for.
 
         Returns:
             ``epoch`` (from 1), ``step``, means of ``sigma``, ``r``, ``D`` and ``rho_momentum`` over the
@@ -109,11 +110,11 @@ class RunReports(ABC):
         return dict(epoch)
 
     def summary(self) -> dict[str, Any]:
-        """Return the run in one flat dict.
+        """Return a summary of the run as one flat dict.
 
         It has ``n_steps``, ``n_readings`` and ``optimizer``; from the first reading on, also the entries of
-        :func:`thermoopt.account.run_summary` and ``skipped``, the number of measured steps that moved no
-        average, with a count per cause that occurred (``skipped_nonfinite`` and so on).
+        :func:`thermoopt.account.run_summary` and ``skipped``, the number of measured steps that entered no
+        average, with a count for each cause that occurred (``skipped_nonfinite`` and so on).
         """
         causes = {cause: n for cause, n in self.skipped.items() if n}
         out: dict[str, Any] = {

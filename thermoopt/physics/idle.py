@@ -1,10 +1,10 @@
 r"""Idle motion: steps that no force drives any more, and the weight decay that confines what they move.
 
-Adam's steps have a size of their own. While data drive the motion that is what makes it fast; once a network
-knows its data by heart the force falls to nothing, the steps do not, and where they still agree with each
-other they go on enlarging what has been learned: outputs grow, and what is not in the data suffers. AdamW's
-weights are an average of its updates over :math:`1/(\eta\lambda)` steps; a decay that makes this average a
-part of the run lets them forget what nothing renews. Plain data and pure functions.
+Adam's steps have a size of their own. While data drive the motion, that makes it fast. Once a network has
+memorised its data the force falls to nothing, but the steps do not; if they still agree with each other, they
+go on enlarging what has been learned: outputs grow, and generalisation suffers. AdamW's weights are an
+average of its updates over :math:`1/(\eta\lambda)` steps; a decay that limits this average to a part of the
+run lets them forget what nothing renews. Plain data and pure functions.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ move what has been found. Measured by this project: 1.2 to 16 on networks that k
 
 @dataclass
 class Force:
-    r"""Books what steps have released; tells how much force is left of the mean over the way so far.
+    r"""An account of what steps have released: the force that is left, over its mean so far.
 
     .. math:: f = \frac{\sigma/\eta}{\sum\sigma/\sum\eta}
 
-    1 at a constant force; near 0 where the data no longer push the weights along, as in a network that knows
-    its data by heart, while Adam's steps keep their size. No unit.
+    It is 1 at a constant force, and near 0 once the data no longer push the weights along, as in a network
+    that has memorised its data, while Adam's steps keep their size. No unit.
 
     Attributes:
         released: free energy that the steps have released to first order, [L].
@@ -60,7 +60,7 @@ class Force:
         Args:
             sigma: entropy production, [L per step].
             lr: mean effective learning rate.
-            steps: how many steps they hold for.
+            steps: number of steps to which they apply.
         """
         if not (math.isfinite(sigma) and lr > 0):
             return math.nan

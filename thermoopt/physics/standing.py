@@ -20,14 +20,14 @@ SIGNS = {"bound": "bound: ", "lowered": "rate lowered", "cooling": "the cooling 
 
 @dataclass(frozen=True)
 class Standing:
-    r"""Where one rate stands at one reading: whether a loop follows its set-point, and if not, why.
+    r"""Where one rate stands at one reading: whether the loop follows its set-point, and if not, why.
 
     Attributes:
         rate: name of the rate: ``"all"``, or a group's name; for layers that joined during the run followed
             by ``@`` and the step of joining.
         step: optimizer step of the reading.
         wanted: rate that the law asks for, in its own metric (:mod:`thermoopt.controllers.setpoints`); NaN
-            where it asks for nothing.
+            if it asks for nothing.
         held: rate held during that step.
         given: rate that the parameters get: the rate held, times the factors of the other controllers of its
             chain (warm-up and cooling); NaN where those differ between groups.
@@ -62,7 +62,7 @@ class Standing:
         return "on its way" if far or "on its way" in self.why else "follows"  # or restored by the gear
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data for JSON: what is not finite becomes None."""
+        """Return the standing as plain data for JSON: what is not finite becomes None."""
         return {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
             for key, value in asdict(self).items()
@@ -70,7 +70,7 @@ class Standing:
 
     @classmethod
     def from_dict(cls, saved: Mapping[str, Any]) -> Standing:
-        """Restore it from the result of :meth:`to_dict`."""
+        """Restore a standing from the result of :meth:`to_dict`."""
         numbers = {
             key: math.nan if saved[key] is None else float(saved[key])
             for key in ("wanted", "held", "given", "phi", "phi_star")
@@ -87,10 +87,10 @@ def by_rate(standings: Iterable[Standing]) -> dict[str, list[Standing]]:
 
 
 def in_words(own: Sequence[Standing]) -> str:
-    """Say in a line whether one rate followed its set-point.
+    """Describe in one line whether a rate followed its set-point.
 
     Args:
-        own: its standings, oldest first, at least one.
+        own: the standings of the rate, oldest first, at least one.
     """
     last, states = own[-1], Counter(standing.state for standing in own)
     follows = states.pop("follows", 0)

@@ -42,8 +42,7 @@ def plot_layer_maps(
 
     Colours are logarithmic and centred on 1: equilibrium in one map, a constant norm in the other. Grey means
     undefined: r without Adam's moments, R_wd without decay. An infinite R_wd (decay without a positive
-        source)
-    has the colour of values off the scale.
+    source) has the colour of values off the scale.
 
     Args:
         history: an optimizer's ``history``, or anything with the same columns.

@@ -49,11 +49,11 @@ class SavedRun:
         path: the file.
         history: its readings.
         losses: the recorded losses, which may be replaced by a fuller list.
-        start_norms: squared norm of each layer at the start; in its first reading where none is on record.
+        start_norms: squared norm of each layer at the start, or in its first reading if not on record.
         skipped: number of steps that were due to be measured but entered no average, by cause.
-        frozen, bad_losses: layers not trained, losses not finite; empty and 0 where the record does not say.
+        frozen, bad_losses: layers not trained, number of losses not finite; empty and 0 if not on record.
         notes: events: dicts with ``note`` (``action``, ``spike``, ``skip`` or a custom one) and ``step``.
-        facts: what else was written of the run: ``ema_steps``, ``steps`` taken, ``matrices``, ``rate_kind``.
+        facts: what else the record says: ``ema_steps``, ``steps`` taken, ``matrices``, ``rate_kind``.
     """
 
     path: Path

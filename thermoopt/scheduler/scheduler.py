@@ -70,9 +70,9 @@ class ThermoScheduler(LRScheduler):
 
     *Ownership.* lr, and weight decay once a controller has asked for a wd factor other than 1, are always
     computed from the base values (``initial_lr``; the decay at construction), so a value written from outside
-    lasts only until the next :meth:`step`; frozen layers that are to be trained later need an lr above 0 from
-    the start. An lr that is a Tensor stays one. The base of a group that is
-    added during the run is the lr it was added with; it follows the shape from the next :meth:`step` on.
+    lasts only until the next :meth:`step`. Frozen layers that are to be trained later need an lr above 0 from
+    the start. An lr that is a Tensor stays one. The base of a group that is added during the run is the lr it
+    was added with; the group follows the shape from the next :meth:`step` on.
 
     *Controller.* Once per optimizer step the controller sees the newest reading of an
     :class:`~thermoopt.observer.Observer` and returns the scales. A ThermoAdamW applies layer factors
@@ -82,7 +82,7 @@ class ThermoScheduler(LRScheduler):
     optimizer's update is not known in advance (all but Adam and AdamW), a law of absolute rates, as in
     :func:`thermoopt.autotune`, leaves the given lr unchanged until the first reading.
 
-    *Copies* and pickles take a copy of the optimizer with them, as torch's do; an observer's history is left.
+    *Copies* and pickles include a copy of the optimizer, as torch's do, but not an observer's history.
 
     *Distance.* For a law that uses the distance from the start (autotune's), a sample of the parameters
     before the first step, one element in 17 (all, up to 16,384), is kept in the optimizer's groups as
@@ -97,11 +97,11 @@ class ThermoScheduler(LRScheduler):
             ``"inverse_time"``.
         warmup_steps: steps of linear warm-up, 0 to ``total_steps``.
         shape: see above.
-        controller: turns readings into scales; None is the plain schedule, which measures nothing.
+        controller: turns readings into scales; None uses the plain schedule, which measures nothing.
         eta_min: lr at the end of the shape, in units of lr, >= 0.
         rate: dimensionless decay per step for ``"inverse_time"``, curvature times initial lr, > 0.
-        observer: measures for the controller; it may come first, before the optimizer. None makes one with
-            the averaging time that the controller wants.
+        observer: measures for the controller; it may be passed first, before the optimizer. None creates one
+            with the averaging time that the controller wants.
         last_epoch: as in torch: -1, or the optimizer steps taken minus one if groups hold an ``initial_lr``.
 
     Raises:
@@ -177,7 +177,7 @@ class ThermoScheduler(LRScheduler):
                 ``observer.step()``) is accepted and ignored.
 
         Raises:
-            TypeError: for an integer: time is the optimizer's, and an epoch is not accepted.
+            TypeError: for an integer, since time is the optimizer's and an epoch is not accepted.
             TypeError, ValueError: for anything else that is not a loss, before anything has changed.
         """
         if not self._begun:  # torch's constructor calls step() once itself
@@ -201,7 +201,7 @@ class ThermoScheduler(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """Return the lr of each group for the coming step, including the controller's scales.
 
-        It catches up with the optimizer first, as :meth:`step` does: ignite asks for it in the place of that.
+        It first catches up with the optimizer, as :meth:`step` does, because ignite calls it instead of that.
         """
         if self._taken > self._seen:
             self._advance()

@@ -22,11 +22,11 @@ __all__ = ["CSVSink"]
 
 
 class CSVSink(FileSink):
-    """Appends one line per reading and scope (total, then each group): step, scope, loss, quantities.
+    """A sink that appends a CSV line per reading and scope: step, scope, loss, quantities.
 
-    Values have as many digits as in :class:`JSONLSink`; undefined and infinite values are empty. A thread
-    writes every 32 readings or 2 seconds. When a run goes on from a checkpoint in the same file, rows of
-    steps that come again are replaced, so that each step is in the file once.
+    Scopes are the total and each group. Values have as many digits as in :class:`JSONLSink`; undefined and
+    infinite values are empty. A thread writes every 32 readings or 2 seconds. If a run resumes from a
+    checkpoint in the same file, rows of repeated steps are replaced, so that each step is in the file once.
 
     Args:
         path: the file; folders are created; the header is written once, to an empty file. With the ending

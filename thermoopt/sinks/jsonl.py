@@ -253,7 +253,7 @@ class FileSink:
         """Add to the record where a controller's rates stand after a reading.
 
         Args:
-            standings: of each rate (:attr:`thermoopt.controllers.Controller.standing`).
+            standings: that of each rate (:attr:`thermoopt.controllers.Controller.standing`).
         """
         self._schedule.stand(standings)
 
@@ -310,25 +310,25 @@ def finish(pipe: Pipe, schedule: Schedule) -> None:
 
 
 class JSONLSink(FileSink):
-    """Keeps the record of a run in files that stay small, written in the background.
+    """A sink that keeps the record of a run in files that stay small, written in the background.
 
     All readings of total and groups are appended to ``path``, with as many digits as are significant. Layers
     are written to a file beside it (``run.layers.jsonl.gz`` for ``run.jsonl.gz``), at first for every
     reading; when there are ``max_rows`` rows, every second one is dropped and the spacing doubles, so that
     their number is bounded for a run of any length. Readings with an event (a spike of the loss or the
     gradient, a skipped step, a controller's action, a note by :meth:`mark`) keep their layers in up to
-    ``max_events`` separate rows. :class:`thermoopt.SavedRun` and ``thermoopt inspect`` read both; the form is
-    that of :mod:`thermoopt.record.form`.
+    ``max_events`` separate rows. :class:`thermoopt.record.SavedRun` and ``thermoopt inspect`` read both; the
+    format is that of :mod:`thermoopt.record.form`.
 
     A thread encodes and writes every 32 readings or 2 seconds. A crash loses at most 64 readings or 5
     seconds; everything recorded before a ``state_dict()`` is on file. A resumed run appends to the same file;
-    where steps repeat, the later line is valid.
+    if steps repeat, the later line is valid.
 
     Args:
         path: the file; folders are created. With the ending ``.gz`` it is compressed, to a quarter.
         layers: whether to keep layers.
-        max_rows: most rows of layers on the schedule, at least 2.
-        max_events: most rows of layers of readings with an event, at least 2.
+        max_rows: largest number of rows of layers on the schedule, at least 2.
+        max_events: largest number of rows of layers of readings with an event, at least 2.
 
     Raises:
         OSError: if the path cannot be written, at construction.

@@ -48,7 +48,7 @@ MAX_NOTES = 1000
 
 
 class ParquetSink(FileSink):
-    """Keeps the record of a run in Parquet, written in the background (extra ``record``).
+    """A sink that keeps the record of a run in Parquet, written in the background (extra ``record``).
 
     ``run.parquet`` has one row per reading and scope (``total``, then each group) with the columns ``step``,
     ``scope``, ``loss`` and one per quantity; pandas and polars read it in one call. A row group is closed
@@ -60,7 +60,7 @@ class ParquetSink(FileSink):
 
     Args:
         path: the file; folders are created.
-        every: fewest readings in a row group; in long runs, an eighth of all readings before it.
+        every: smallest number of readings in a row group; in long runs it is an eighth of all before it.
         layers, max_rows, max_events: as for :class:`JSONLSink`.
 
     Raises:

@@ -32,14 +32,14 @@ MAX_UNSENT = 10_000
 
 @runtime_checkable
 class Sink(Protocol):
-    """Receives readings one by one."""
+    """Interface of a sink, which receives readings one by one."""
 
     def write(self, reading: Reading) -> None:
         """Write one reading, or raise: the reading is then offered again with the next one."""
 
 
 class SinkQueue:
-    """Passes readings to sinks without ever stopping the training.
+    """A queue that passes readings to sinks without ever stopping the training.
 
     Sinks that write files queue a reading and write it in the background; all others receive it in the
     training thread, in which trackers look up their active run. If a sink raises, there is one warning; its

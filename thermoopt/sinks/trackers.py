@@ -46,13 +46,13 @@ _NOT_FOR_MLFLOW = re.compile(r"[^/\w.\- ]")
 
 
 class TensorBoardSink:
-    """Writes scalars with a TensorBoard ``SummaryWriter``.
+    """A sink that writes scalars with a TensorBoard ``SummaryWriter``.
 
     Args:
         writer: a ``torch.utils.tensorboard.SummaryWriter``, or anything with ``add_scalar``.
         prefix: first part of every name, so that two optimizers may share a tracker.
-        layers: pattern of layers to send too, with ``*`` and ``?`` as in a shell, several patterns separated
-            by commas. The eight :data:`LAYER_QUANTITIES` of each layer are sent.
+        layers: pattern of the layers to log, too, with ``*`` and ``?`` as in a shell; several patterns are
+            separated by commas. The eight :data:`LAYER_QUANTITIES` of each layer are logged.
 
     Raises:
         TypeError, ValueError: if the writer has no ``add_scalar``; for a prefix that is not a name.
@@ -73,7 +73,7 @@ class TensorBoardSink:
 
 
 class LogSink:
-    """Calls ``log(dict, step=)`` of a logger: trackio, SwanLab or their runs, Accelerate, or a custom object.
+    """A sink that calls ``log(dict, step=)`` of trackio, SwanLab, Accelerate or a custom object.
 
     Args:
         logger: an object with ``log``, or a function that takes what ``log`` does (Aim's ``run.track``).
@@ -99,7 +99,7 @@ class LogSink:
 
 
 class WandbSink:
-    """Logs to a W&B run with a separate step, ``thermo/step``, leaving W&B's own step to you.
+    """A sink that logs to a W&B run with a step of its own, ``thermo/step``, leaving W&B's step to you.
 
     W&B has one step for all calls to ``log``, and drops rows with a smaller step: either a reading with its
     own step or your next row would be lost. Readings are therefore added without a step to the open row
@@ -157,12 +157,11 @@ class WandbSink:
 
 
 class MLflowSink:
-    """Calls ``log_metrics(dict, step)`` of MLflow or a custom object (Lightning's loggers).
+    """A sink that calls ``log_metrics(dict, step)`` of MLflow or a custom object (Lightning's loggers).
 
     MLflow rejects some names, so group names are changed where necessary: characters other than letters,
-        digits
-    and ``_ - . / space`` become ``_``, as do path components without a name (``..``, an empty one), and long
-    names are cut at the end.
+    digits and ``_ - . / space`` become ``_``, as do path components without a name (``..``, an empty one),
+    and long names are cut at the end.
 
     Args:
         mlflow: the module, or an object with ``log_metrics``.
@@ -170,7 +169,7 @@ class MLflowSink:
         prefix, layers: as for :class:`TensorBoardSink`.
 
     Raises:
-        TypeError, ValueError: if there is no ``log_metrics``; for a prefix that is not a name.
+        TypeError, ValueError: if the object has no ``log_metrics``; for a prefix that is not a name.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class MLflowSink:
         """Call ``log_metrics`` once with every finite scalar of total, groups and the layers asked for.
 
         Raises:
-            RuntimeError: without a run to log to, in which case MLflow would start one itself.
+            RuntimeError: if there is no run to log to, in which case MLflow would start one itself.
         """
         if not self._where and has_method(self._mlflow, "active_run") and self._mlflow.active_run() is None:
             raise RuntimeError(
@@ -208,10 +207,10 @@ def flat_scalars(
     """Finite quantities by flat name: ``thermo/total/sigma``, ``thermo/group0/r``, ``thermo/skipped/dry``.
 
     Args:
-        reading: to be told of.
+        reading: the reading.
         group_names: what to call its groups, their own names by default.
         prefix: first part of every name.
-        layers: names of layers to tell of, and what to call each: ``thermo/layers/h.0.weight/r``.
+        layers: names of layers to include, and what to call each: ``thermo/layers/h.0.weight/r``.
     """
     scopes: dict[str, Quantities] = {"total": reading.total}
     scopes.update(zip(group_names or reading.group_names, reading.groups, strict=True))

@@ -67,9 +67,8 @@ class Sharding:
 
     A layer's sums are reduced over the mesh dimensions that shard it and over no others: replicas (the outer
     dimension of HSDP, a norm under tensor parallelism) hold the same sums and would count twice. Plain
-    tensors
-    are not reduced: under DDP all ranks hold the same gradients. One all-reduce per mesh dimension covers all
-    layers, and every rank takes part, whether or not it holds elements and gradients.
+    tensors are not reduced: under DDP all ranks hold the same gradients. One all-reduce per mesh dimension
+    covers all layers, and every rank takes part, whether or not it holds elements and gradients.
 
     Args:
         params: all layers, in the same order on all ranks.
