@@ -104,7 +104,7 @@ def test_anytime_is_constant_until_the_quench():
     cooling.cool_now(4)
     values = [cooling.update(None, step).lr for step in range(31, 38)]
     assert values == pytest.approx([1, 0.5, 1 - math.sqrt(0.5), 1 - math.sqrt(0.75), 0, 0, 0])
-    with pytest.raises(ValueError, match="under way since 31"):
+    with pytest.raises(ValueError, match="under way since step 31"):
         cooling.cool_now(3)
 
 

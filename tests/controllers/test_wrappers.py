@@ -156,7 +156,7 @@ def test_a_state_of_other_controllers_is_refused(saved):
     chain = Chain(Script({}), Other({}))
     saved.update(None, 1)
     names = ", ".join(type(c).__name__ for c in saved.controllers)
-    with pytest.raises(ValueError, match=f"Chain of {names} for a Chain of Script, Other"):
+    with pytest.raises(ValueError, match=f"Chain of {names}, but this is a Chain of Script, Other"):
         chain.load_state_dict(saved.state_dict())
     assert chain.controllers[0].count == 0
 
@@ -198,7 +198,7 @@ def test_bad_chains():
         Chain()
     with pytest.raises(TypeError, match="controller 1 must be"):
         Chain(Script({}), 3)
-    with pytest.raises(ValueError, match="2 factors, another 3"):
+    with pytest.raises(ValueError, match="2 factors, another gives 3"):
         Chain(Script({"lr": [1.0, 1.0]}), Script({"lr": [1.0, 1.0, 1.0]})).update(None, 1)
 
 
@@ -255,7 +255,7 @@ def test_a_dry_run_passes_on_all_but_the_scales():
 def test_wrappers_refuse_what_is_not_theirs(wrap):
     with pytest.raises(TypeError, match=f"{wrap.__name__}: controller must be"):
         wrap("x")
-    with pytest.raises(ValueError, match=f"{wrap.__name__} of Other for one of Script"):
+    with pytest.raises(ValueError, match=f"{wrap.__name__} of Other, but this is a {wrap.__name__} of Script"):
         wrap(Script({})).load_state_dict(wrap(Other({})).state_dict())
 
 
