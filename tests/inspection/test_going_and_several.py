@@ -131,7 +131,7 @@ def test_what_was_noted_is_named_with_its_steps(tmp_path: Path) -> None:
     assert notes == ["events: 2 × spike of loss (step 4, 8), 1 × restart (step 8)"]
     views: list[str] = []
     follow_run(path, say=views.append, views=1)
-    assert "noted: spike of loss at step 4, spike of loss at step 8, restart at step 8" in views[0]
+    assert "events: spike of loss at step 4, spike of loss at step 8, restart at step 8" in views[0]
 
 
 def test_progress_names_the_time_left_and_is_wiped(monkeypatch: pytest.MonkeyPatch) -> None:

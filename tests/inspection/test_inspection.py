@@ -118,7 +118,7 @@ def test_says_tables_diagnosis_and_actions(done):
     for table in (total_table(run), type_table(run), layer_table(run)):
         assert "\n".join(table.lines(200)) in said
     assert str(done.result.report) in said
-    assert "Actions of the controllers: 2, all of them" in said
+    assert "Actions of the controllers: 2" in said
     assert f"run         {done.folder / 'run.jsonl'}" in said
     assert "24 readings of 6 layers in 2 groups, steps 1 to 24" in said
 
@@ -193,7 +193,7 @@ def test_files_of_the_demo_come_with_losses_and_actions(tmp_path):
     assert result.run.losses.steps.tolist() == list(range(1, 21))
     assert result.run.losses.values.tolist() == [5.0 / s for s in range(1, 21)]
     assert [path.name for path in result.pictures] == [*PICTURES, "actions.png"]
-    assert "Actions of the controllers: 1, all of them" in said
+    assert "Actions of the controllers: 1" in said
     (folder / "loss.csv").write_text("step,train\n1,low\n")
     with pytest.raises(InputError, match=r"loss\.csv.*must be the demo's table of step, train and valid"):
         inspect_run(folder / "history.jsonl", say=said.append)

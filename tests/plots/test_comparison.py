@@ -109,7 +109,7 @@ def test_bad_runs_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="runs must hold 1 to 8 runs, got 9"):
         plot_comparison(three()[:1] * 9, path=tmp_path / "c.png")
     short = ComparedRun("short", GroupedHistory(1), losses())
-    with pytest.raises(ValueError, match="at least 2 readings, got 1 of 'short'"):
+    with pytest.raises(ValueError, match="at least 2 readings, got 1 in 'short'"):
         plot_comparison([*three(), short], path=tmp_path / "c.png")
     assert not list(tmp_path.iterdir())
 
