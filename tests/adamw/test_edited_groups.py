@@ -132,7 +132,7 @@ def test_an_exchanged_tensor_costs_a_controlled_run_nothing(scheduled, at):
                 scheduler.step()
         return p.detach()
 
-    with pytest.warns(RuntimeWarning, match=r"put in their place: group0\.0"):
+    with pytest.warns(RuntimeWarning, match=r"followed on the new ones: group0\.0"):
         exchanged = run(at)
     assert torch.equal(exchanged, run(None))
 
@@ -163,7 +163,7 @@ def test_a_tensor_of_another_shape_starts_afresh_under_its_name():
             opt.param_groups[0]["params"][0] = p
         p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
         if t == 2:
-            with pytest.warns(RuntimeWarning, match="of another shape, measured afresh: w$"):
+            with pytest.warns(RuntimeWarning, match="whose shape changed, measured afresh: w$"):
                 opt.step()
         else:
             opt.step()
@@ -179,7 +179,7 @@ def test_names_stay_with_their_tensors():
     del opt.param_groups[0]["params"][0]
     opt.param_groups[0]["params"].append(c)
     b.grad, c.grad = torch.ones(3), torch.ones(4)
-    with pytest.warns(RuntimeWarning, match="no longer there: a; new"):
+    with pytest.warns(RuntimeWarning, match="removed: a; added"):
         opt.step()
     assert opt.reading.names[0] == "b"
     assert opt.param_groups[0]["param_names"] == list(opt.reading.names)

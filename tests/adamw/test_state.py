@@ -67,7 +67,7 @@ def test_a_checkpoint_without_moments_is_told_of(tmp_path):
         fresh = ThermoAdamW(model().named_parameters(), **OPTIONS)
         state = {"optimizer": fresh.state_dict()}
         dcp.load(state, checkpoint_id=tmp_path)  # fills in what a fresh state_dict has: no moments
-    with pytest.warns(RuntimeWarning, match="counts 4 steps and holds no moments"):
+    with pytest.warns(RuntimeWarning, match="counts 4 steps but holds no moments"):
         fresh.load_state_dict(state["optimizer"])
     assert fresh.reading.step == opt.reading.step
     fresh.load_state_dict(through_disk(opt.state_dict()))

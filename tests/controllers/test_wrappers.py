@@ -255,7 +255,9 @@ def test_a_dry_run_passes_on_all_but_the_scales():
 def test_wrappers_refuse_what_is_not_theirs(wrap):
     with pytest.raises(TypeError, match=f"{wrap.__name__}: controller must be"):
         wrap("x")
-    with pytest.raises(ValueError, match=f"{wrap.__name__} of Other, but this is a {wrap.__name__} of Script"):
+    with pytest.raises(
+        ValueError, match=f"{wrap.__name__} of Other, but this is a {wrap.__name__} of Script"
+    ):
         wrap(Script({})).load_state_dict(wrap(Other({})).state_dict())
 
 

@@ -642,7 +642,7 @@ def test_arguments_of_the_optimizer(tmp_path):
         with pytest.raises(ValueError, match=r"preset must be .* got 'warm'"):
             make(preset="warm")
         with pytest.raises(
-            ValueError, match="preset and controller exclude each other, got preset='default'"
+            ValueError, match="preset and controller cannot be combined, got preset='default'"
         ):
             make(preset="default", controller=autotune(20))
         with pytest.raises(ValueError, match=r"total_steps must be the 20 steps .*got 30"):

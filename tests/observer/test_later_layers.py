@@ -45,7 +45,7 @@ def test_a_head_that_grows_keeps_its_name(kind: type[Optimizer]) -> None:
     optimizer.param_groups[0]["params"] = list(model.parameters())
     optimizer.state.pop(old)
     own = "head.weight" if kind is AdamW else "group0.1"  # a ThermoAdamW speaks of its own names
-    with pytest.warns(RuntimeWarning, match=f"of another shape, measured afresh: {own}$"):
+    with pytest.warns(RuntimeWarning, match=f"whose shape changed, measured afresh: {own}$"):
         step(model, optimizer, observer)
     step(model, optimizer, observer)
     assert observer.reading.names == ("body.weight", "head.weight")

@@ -718,6 +718,6 @@ def test_averages_of_a_thermoadamw_are_not_those_of_hooks():
     net = model()
     saved = Observer(None, ThermoAdamW(net.parameters())).state_dict()
     observer = Observer(None, torch.optim.AdamW(net.parameters()))
-    with pytest.warns(RuntimeWarning, match="those of this AdamW start afresh"):
+    with pytest.warns(RuntimeWarning, match="averages of this AdamW start afresh"):
         observer.load_state_dict(saved)
     assert observer.reading is None
