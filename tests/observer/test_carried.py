@@ -237,7 +237,7 @@ def test_a_start_that_is_missing_is_said_and_the_distance_counts_from_now(what):
         new.load_state_dict(state)
     late.load_state_dict(scheduler.state_dict())
     start = [logical(p) for p in other.parameters()]
-    with pytest.warns(RuntimeWarning, match=r"param_groups \[0\] hold no 'thermo_travel'"):
+    with pytest.warns(RuntimeWarning, match=r"param_groups \[0\] hold no fitting 'thermo_travel'"):
         train(other, new, 1, start=8, scheduler=late)
     expected = distance2(other.parameters(), start)
     train(other, new, 1, start=9, scheduler=late)  # said once

@@ -148,7 +148,7 @@ def test_an_optimizer_without_an_lr_is_watched_and_not_scheduled(lr):
         del optimizer.param_groups[0]["lr"]
     Observer(None, optimizer).close()
     with pytest.raises(
-        ValueError, match="every param group must have an lr to schedule, group 0 of this SGD"
+        ValueError, match="every param group must have an lr to schedule, but group 0 of this SGD"
     ):
         ThermoScheduler(optimizer, 10)
     assert "initial_lr" not in optimizer.param_groups[0]

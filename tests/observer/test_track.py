@@ -421,7 +421,7 @@ def test_a_state_of_more_layers_is_refused_whole():
     run(opt, params, 3)
     run(fewer, params[:2], 1)
     before = small.reading
-    with pytest.raises(ValueError, match="3 layers, the optimizer holds 2"):
+    with pytest.raises(ValueError, match="3 layers, but the optimizer has 2"):
         small.load_state_dict(observer.state_dict())
     assert np.array_equal(small.reading.terms, before.terms, equal_nan=True)
 

@@ -80,7 +80,7 @@ def test_steps_of_single_parameters_are_refused(watch):
     model(torch.randn(3, 5)).sum().backward()
     before = model.weight.clone()
     with pytest.raises(
-        RuntimeError, match=r"step.. must be called for all parameters at once, this OneByOne"
+        RuntimeError, match=r"step.. must be called for all parameters at once, but this OneByOne"
     ):
         optimizer.step(param=model.weight)
     assert torch.equal(model.weight, before)

@@ -828,7 +828,7 @@ def test_bad_arguments_change_nothing(kwargs, error, words):
 
 def test_observers_and_controllers_must_fit_the_optimizer():
     opt = optimizer()
-    with pytest.raises(ValueError, match="another optimizer"):
+    with pytest.raises(ValueError, match="got one that observes another"):
         ThermoScheduler(Observer(None, optimizer()), opt, 10)
     with pytest.raises(TypeError, match="observer"):
         ThermoScheduler(Observer(None, opt), opt, 10, observer=Observer(None, opt))

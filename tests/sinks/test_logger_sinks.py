@@ -394,5 +394,5 @@ def test_wrong_prefixes_and_patterns_are_named() -> None:
     with pytest.raises(TypeError, match="prefix and layers must be strings, got 3"):
         LogSink(types.SimpleNamespace(log=print), prefix=3)
     optimizer = make_optimizer(LogSink(types.SimpleNamespace(log=lambda values, step: None), layers="attn"))
-    with pytest.warns(RuntimeWarning, match="no layer matches attn: names are such as"):
+    with pytest.warns(RuntimeWarning, match="no layer matches attn: names look like"):
         train(optimizer, 2)

@@ -521,9 +521,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, sink: type) -> N
     folder.mkdir()
     p = Parameter(torch.ones(3))
     for path in (file / "run.log", folder):
-        with pytest.raises(
-            OSError, match=f"{sink.__name__}: path must be a file that can be written, got '{path}'"
-        ):
+        with pytest.raises(OSError, match=f"{sink.__name__}: path must be a writable file, got '{path}'"):
             ThermoAdamW([p], sinks=[sink(path)])
     assert file.read_text() == "kept"
     assert sorted(tmp_path.iterdir()) == [file, folder]

@@ -27,7 +27,7 @@ def check_lr(optimizer: Optimizer) -> None:
         if group.get("lr") is None:
             raise ValueError(
                 f"every param group must have an lr to schedule, but group {i} of this "
-                f"{type(optimizer).__name__}, which finds its own, has none"
+                f"{type(optimizer).__name__} has none: one that finds its own rate cannot be scheduled"
             )
 
 
