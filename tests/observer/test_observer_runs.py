@@ -251,7 +251,7 @@ def test_the_wrong_order_is_told():
         train(net, other, 1, start=step)
         assert observer.step(1.0) is None
     with pytest.raises(
-        RuntimeError, match=r"10 times .*AdamW.* no step since: call it after optimizer.step\(\)"
+        RuntimeError, match=r"10 times, .*AdamW.* no step since: call it after optimizer.step\(\)"
     ):
         observer.step(1.0)
     train(net, opt, 1)
