@@ -251,5 +251,5 @@ def test_a_checkpoint_of_another_law_is_refused_in_words():
     with pytest.raises(ValueError, match=r"Thermostat\('diffusion'\).*delete 'controller'"):
         new.load_state_dict(old.state_dict())
     before = {"begun": 3, "units": {}, "levers": {}, "spread": {}, "sizes": {}, "log": []}
-    with pytest.raises(ValueError, match="Thermostat older than version 0.2"):
+    with pytest.raises(ValueError, match=r"Thermostat older than version 0\.2"):
         Thermostat(total_steps=20).load_state_dict(before)
