@@ -515,7 +515,7 @@ def test_a_checkpoint_of_more_optimizers_starts_afresh(tmp_path):
             callback.load_state_dict(copy.deepcopy(state))
             assert len(callback.state_dict()["observers"]) == 2  # nothing is lost before training starts
 
-    with pytest.warns(RuntimeWarning, match=r"measured other optimizers \(2\) than the trainer's \(1"):
+    with pytest.warns(RuntimeWarning, match=r"measured other optimizers \(2\) than the trainer has now \(1"):
         fit(tmp_path, adamw, Loads(), callback, module=module, epochs=1)
     assert callback.observers[0].steps == BATCHES
 
@@ -592,7 +592,7 @@ def test_two_callbacks_are_refused(tmp_path):
     class Mine(ThermoCallback):
         pass
 
-    with pytest.raises(ValueError, match="one ThermoCallback, got 2"):
+    with pytest.raises(ValueError, match="one ThermoCallback only, got 2"):
         fit(tmp_path, adamw, ThermoCallback(), Mine())
 
 

@@ -213,7 +213,7 @@ def test_replays_that_nobody_announced_are_told(monkeypatch):
     replay = capture(opt, monkeypatch)
     for _ in range(2):
         replay()
-    with pytest.warns(RuntimeWarning, match="2 replays of a captured step were taken without before_replay"):
+    with pytest.warns(RuntimeWarning, match="2 replays of a captured step were made without before_replay"):
         assert opt.steps == 5
 
 

@@ -154,8 +154,8 @@ def _check_captured_parts(optimizer: torch.optim.AdamW, tensors: Sorted, ledger:
             f"but torch takes {some}, whose rates would be fixed in the graph"
         )
     warnings.warn(
-        "this captured step is not measured: torch takes part of its parameters "
-        f"({some or 'none'}), or they lie on several devices",
+        "this captured step is not measured: the kernel does not take all of it (torch takes "
+        f"{some or 'none'}), or it spans several devices",
         RuntimeWarning,
         stacklevel=6,
     )
