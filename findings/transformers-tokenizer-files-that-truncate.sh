@@ -2,8 +2,8 @@
 # transformers 4.57.6 with tokenizers 0.22.2: the options of the last call are saved with the tokenizer, which then cuts all texts elsewhere.
 #
 # truncation and max_length are arguments of one call, so one would guess that they end with it. Seen: a fast tokenizer sets them in
-# the Rust object below, save_pretrained writes them into tokenizer.json, and whatever reads that file by itself (the tokenizers
-# library, its other languages, servers built on it) cuts every text to the length of the last batch that was tokenised before saving, and pads it, without a
+# the Rust object below and save_pretrained writes them into tokenizer.json. Whatever reads that file by itself (the tokenizers
+# library, its other languages, servers built on it) cuts and pads every text as the last call before saving was told to, without a
 # word. AutoTokenizer does not show it, as it sets both anew at each call. Saving before the first call, or after one without them, helps.
 #
 # Exits non-zero if transformers does something else.
