@@ -6,6 +6,7 @@ platform serves every Python. It is optional: where it cannot be built, the inst
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -23,6 +24,13 @@ LIBRARY = "_native.dll" if platform.system() == "Windows" else "_native.so"
 # Linked without OpenMP on purpose: native.py hands it the runtime that torch has loaded.
 PORTABLE = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
+SOURCES = [f"thermoopt/kernels/{name}" for name in ("look.c", "native.c", "travel.c", "travel.h")]
+
+
+def fingerprint() -> str:
+    """Return the hash by which native_library.py tells what the library was built from."""
+    here = Path(__file__).parent
+    return hashlib.sha256(b"".join(here.joinpath(source).read_bytes() for source in SOURCES)).hexdigest()
 
 
 class BuildLibrary(build_ext):
@@ -91,8 +99,9 @@ setup(
     ext_modules=[
         Extension(
             "thermoopt.kernels._native",
-            [f"thermoopt/kernels/{name}.c" for name in ("native", "travel", "look")],
-            depends=["thermoopt/kernels/travel.h"],
+            [source for source in SOURCES if source.endswith(".c")],
+            depends=SOURCES,
+            define_macros=[("THERMOOPT_SOURCES", f'"{fingerprint()}"')],
             optional=True,
             libraries=[] if platform.system() == "Windows" else ["m"],
         )

@@ -206,6 +206,14 @@ EXPORT int64_t thermoopt_sizes(int which) {
     return which ? (int64_t)sizeof(struct coefficients) : (int64_t)sizeof(struct call);
 }
 
+/* Hash of the sources that this was built from (setup.py). */
+#ifndef THERMOOPT_SOURCES
+#define THERMOOPT_SOURCES ""
+#endif
+EXPORT const char *thermoopt_sources(void) {
+    return THERMOOPT_SOURCES;
+}
+
 /* Split 1 / bias2_root into two floats, `bias2_inverse` the nearest one. Set `direct` if s * inverse + s * rest, the
  * second product rounded, rounds to s / bias2_root for every float s: if its error is below the distance of any
  * quotient of two floats from the middle between two floats, one part in 2**24 of half a unit in the last place

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import platform
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -60,9 +62,18 @@ def _torch_openmp() -> Path | None:
     return next(iter(own or found), None)
 
 
-def _load() -> tuple[ctypes.CDLL | None, str | None]:
-    """Load the library next to this file and share torch's OpenMP pool with it."""
-    here = Path(__file__).parent
+def _stale(library: ctypes.CDLL, home: Path) -> bool:
+    """Whether the sources lie beside the library, as in a checkout, and it was built from others."""
+    sources = [home / name for name in ("look.c", "native.c", "travel.c", "travel.h")]
+    if not all(source.exists() for source in sources):
+        return False
+    library.thermoopt_sources.restype = ctypes.c_char_p
+    now = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return bool(library.thermoopt_sources() != now.encode())
+
+
+def _load(here: Path) -> tuple[ctypes.CDLL | None, str | None]:
+    """Load the library in a folder and share torch's OpenMP pool with it; warn if it is of other sources."""
     built = [p for end in ("so", "dll") if (p := here / f"_native.{end}").exists()]
     if not built:
         return None, (
@@ -77,14 +88,20 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         library.thermoopt_step.argtypes = [ctypes.c_void_p]
         library.thermoopt_sizes.restype = ctypes.c_int64
         sizes = library.thermoopt_sizes(0), library.thermoopt_sizes(1)
+        stale = _stale(library, here)
     except (OSError, AttributeError) as error:
         return None, f"the native kernel does not load ({error}): reinstall thermoopt with the torch in use"
-    if sizes != (ctypes.sizeof(Call), COEFFICIENTS):
-        return None, f"{built[0].name} is of another version of thermoopt: reinstall it, or remove the file"
+    if stale or sizes != (ctypes.sizeof(Call), COEFFICIENTS):
+        reason = (
+            f"{built[0]} was built from other sources than those of this version: "
+            "reinstall thermoopt (pip install -e . in a checkout), or remove the file"
+        )
+        warnings.warn(f"{reason}. Until then torch's own step is used", RuntimeWarning, stacklevel=2)
+        return None, reason
     return library, None
 
 
-LIBRARY, REASON = _load()
+LIBRARY, REASON = _load(Path(__file__).parent)
 ISAS = ("portable", "avx2", "avx512")
 _VECTORISED = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "NO AVX")
 # torch's portable kernels round a * b + c twice; if torch runs those (ATEN_CPU_CAPABILITY=default), so do we
