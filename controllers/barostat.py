@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
+from thermoopt.controllers.cohorts import DecayGroup
 from thermoopt.controllers.cooling import check_total_steps
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import EQUILIBRATION, Evidence
-from thermoopt.controllers.units import TRAINED, trained_share
+from thermoopt.controllers.units import TRAINED, layer_units, trained_share
 from thermoopt.physics import (
     ANGULAR_BOUND,
     AVERAGE,
@@ -23,6 +24,7 @@ from thermoopt.physics import (
     Balance,
     Force,
     Term,
+    bearable,
     confining_decay,
     idleness,
     repaired_decay,
@@ -43,46 +45,15 @@ Five readings of a default run, one every 10 steps, span the average; 100 steps 
 factor of 30 takes 36 steps, well within the hold-off; upwards ten times as long."""
 
 
-@dataclass
-class _Group:
-    """A parameter group with decayed matrices.
-
-    Attributes:
-        lever: the repair, a factor on the group's decay.
-        first, acted: step of its first reading; number of its readings at the last action.
-        wd: ``group["weight_decay"]`` when first attached.
-        lr_max: largest learning rate so far.
-        coupling: learning rate over its maximum, 1 until it falls.
-        fastest: largest learning rate of a decayed matrix so far.
-        confinement: factor >= 1 by which decay is raised while nothing drives the motion.
-        confined: the same as the log last told it.
-        repaired: layers whose collapse caused a repair, until the factor is back at its maximum.
-        reported: layers reported as shrunk by their gradient, until they no longer are.
-        layers, reference2, horizon: the decayed matrices, their squared norms at the start, steps ahead.
-    """
-
-    lever: Lever
-    wd: float
-    first: int = 0
-    acted: int = 0
-    lr_max: float = 0.0
-    coupling: float = 1.0
-    fastest: float = 0.0
-    confinement: float = 1.0
-    confined: float = 1.0
-    repaired: list[str] = field(default_factory=list)
-    reported: list[str] = field(default_factory=list)
-    layers: list[str] = field(default_factory=list)
-    reference2: list[float] = field(default_factory=list)
-    horizon: float = 1.0
-
-
 class Barostat(Controller):
     r"""A controller of weight decay: weights neither collapse nor drift on without a force.
 
     It sets every group's wd_scale by looking at the group's decayed matrices: layers of two or more
     dimensions that have had a gradient since the last reading and did not start at zero. Groups without any
     keep scale 1, so decay 0 stays 0.
+
+    *Bound*, for layers of any dimension: no more decay than large or fast layers can bear, such as constants
+    of physics (:func:`thermoopt.physics.bearable`).
 
     *Coupling* preserves the equilibrium norm :math:`\sqrt{\eta d/2\lambda}` during a schedule,
 
@@ -156,7 +127,7 @@ class Barostat(Controller):
         self._forget()
 
     def _forget(self) -> None:
-        self._groups: dict[str, _Group] = {}
+        self._groups: dict[str, DecayGroup] = {}
         self._reference2: dict[str, float] = {}
         self._norm2: dict[str, float] = {}
         self._log: list[Action] = []
@@ -176,8 +147,11 @@ class Barostat(Controller):
         self._start, self._rested = start, False
         for name, rms, numel in zip(start.names, start.rms, start.numel, strict=True):
             self._reference2.setdefault(name, rms**2 * numel)
+        units = layer_units(start).group
         for i, name in enumerate(start.group_names):
-            group = self._groups.setdefault(name, _Group(Lever(self._bounds), start.wd[i]))
+            borne = bearable(start.wd[i], 0.0, units[i])
+            fresh = DecayGroup(Lever(self._bounds), start.wd[i], unit=units[i], borne=borne)
+            group = self._groups.setdefault(name, fresh)
             memory = 1 / (1 - start.beta2[i]) if start.beta2[i] > 0 else AVERAGE
             group.horizon = self._horizon or memory
             group.layers = [
@@ -198,7 +172,8 @@ class Barostat(Controller):
         if reading is not None:
             evidence = self._look(reading, step)
             place = {name: i for i, name in enumerate(reading.names)}
-            for name, group in groups:
+            for i, (name, group) in enumerate(groups):
+                self._bear(name, group, reading.terms[:, reading.seen & (reading.group_of == i)], step)
                 balance = self._balance(group, reading, place)
                 if balance.names:
                     group.lever.readings += 1
@@ -207,12 +182,12 @@ class Barostat(Controller):
                     self._confine(name, group, balance, step, evidence)
                     self._report(name, group, balance, step)
                     self._act(name, group, balance, step)
-        factors = [g.lever.move() * g.coupling * g.confinement if g.layers else 1.0 for _, g in groups]
-        self._answer = Scales(wd=factors)
+        held = [g.lever.move() * g.coupling * g.confinement if g.layers else 1.0 for _, g in groups]
+        self._answer = Scales(wd=[wd * g.borne for wd, (_, g) in zip(held, groups, strict=True)])
         self._rested = all(g.lever.value == g.lever.target for _, g in groups)
         return self._answer
 
-    def _balance(self, group: _Group, reading: Reading, place: Mapping[str, int]) -> Balance:
+    def _balance(self, group: DecayGroup, reading: Reading, place: Mapping[str, int]) -> Balance:
         """Return the balance of the group's layers that were seen and have moved since the last reading.
 
         A frozen layer keeps its averages to the last bit, while decay no longer touches it.
@@ -230,7 +205,17 @@ class Barostat(Controller):
                 reference2.append(ref2)
         return Balance.of(reading.terms[:, columns], names, reference2, group.horizon)
 
-    def _follow(self, group: _Group, balance: Balance) -> None:
+    def _bear(self, name: str, group: DecayGroup, terms: NDArray[np.float64], step: int) -> None:
+        """Lower decay to what the layers can bear, given their terms, and log it when that begins."""
+        new = group.borne == 1 or group.peak == 0
+        group.peak = max(group.peak, float((terms[Term.LR_NUMEL] / terms[Term.NUMEL]).max(initial=0.0)))
+        group.borne = bearable(group.wd, group.peak, group.unit)
+        if group.borne < 1 and new:
+            evidence = {"lr": (group.peak, 0.0), "unit": (group.unit, 0.0)}
+            reason = "decay lowered: at this rate it would hold weights of this size to a fraction of it"
+            self._log.append(Action(step, "Barostat", name, "wd", 1.0, group.borne, evidence, reason))
+
+    def _follow(self, group: DecayGroup, balance: Balance) -> None:
         """Coupling: the learning rate over its maximum so far."""
         lr = float((balance.lr * balance.numel).sum() / balance.numel.sum())
         if self._couple and math.isfinite(lr):
@@ -250,13 +235,13 @@ class Barostat(Controller):
         known = {"force": force, "coherence": q.coherence, "idleness": idle}
         return {name: (value, math.nan) for name, value in known.items()}
 
-    def _confine(self, name: str, group: _Group, balance: Balance, step: int, evidence: Evidence) -> None:
+    def _confine(self, name: str, group: DecayGroup, balance: Balance, step: int, evidence: Evidence) -> None:
         """Raise decay as far as the motion is idle; log it where it begins, doubles, halves or ends."""
         group.fastest = max(group.fastest, float(balance.lr.max()))
         if self._total_steps is None or self._trained or not group.fastest > 0:
             return
         decay = confining_decay(group.fastest, self._total_steps)
-        group.confinement = max(1.0, self._idle * decay / group.wd)
+        group.confinement = max(1.0, self._idle * decay / (group.wd * group.borne))
         old, new = group.confined, group.confinement
         if new != old and (new == 1 or old == 1 or max(new / old, old / new) >= 2):
             reason = "no force drives the motion, and steps still agree: decay confines the weights"
@@ -264,7 +249,7 @@ class Barostat(Controller):
             self._log.append(Action(step, "Barostat", name, "wd", old, new, evidence, reason))
             group.confined = new
 
-    def _report(self, name: str, group: _Group, balance: Balance, step: int) -> None:
+    def _report(self, name: str, group: DecayGroup, balance: Balance, step: int) -> None:
         """Log the layers that their gradient shrinks, once each until the norm has recovered."""
         if group.lever.readings < self._bounds.min_readings:
             return
@@ -278,13 +263,12 @@ class Barostat(Controller):
                     f"the norm of {layer} is down to {now:.3g} times its initial value, but its gradient "
                     "shrinks it, not decay: decay left as it is"
                 )
-                scale = group.lever.value
-                evidence = balance.evidence(i)
+                scale, evidence = group.lever.value, balance.evidence(i)
                 self._log.append(Action(step, "Barostat", name, "wd", scale, scale, evidence, reason))
             elif not small[i] and layer in group.reported:
                 group.reported.remove(layer)
 
-    def _act(self, name: str, group: _Group, balance: Balance, step: int) -> None:
+    def _act(self, name: str, group: DecayGroup, balance: Balance, step: int) -> None:
         """Reduce decay for collapsing layers, or let it recover."""
         lever = group.lever
         rested = not lever.acted or lever.readings - group.acted >= READINGS_BETWEEN
@@ -313,20 +297,14 @@ class Barostat(Controller):
             if lever.target >= 1:
                 group.repaired.clear()
 
-    def _target(self, group: _Group, balance: Balance, i: int) -> float:
+    def _target(self, group: DecayGroup, balance: Balance, i: int) -> float:
         """Return the factor at which decay and source of layer i balance at nu of its initial norm."""
         held2 = self._nu**2 * balance.reference2[i]
         decay = repaired_decay(float(balance.source[i]), float(balance.lr[i]), float(held2))
-        return decay / (group.wd * group.coupling * group.confinement)
+        return decay / (group.wd * group.coupling * group.confinement * group.borne)
 
     def _aim(
-        self,
-        name: str,
-        group: _Group,
-        target: float,
-        step: int,
-        evidence: Evidence,
-        reason: str,
+        self, name: str, group: DecayGroup, target: float, step: int, evidence: Evidence, reason: str
     ) -> None:
         what = {"controller": "Barostat", "group": name, "kind": "wd", "reason": reason}
         # the last bit of the way back to 1 is always worth it
@@ -343,22 +321,8 @@ class Barostat(Controller):
 
     def state_dict(self) -> dict[str, Any]:
         """Return levers, couplings, norms at the start and at the last reading, the log."""
-        groups = {
-            name: {
-                "lever": group.lever.state_dict(),
-                "wd": group.wd,
-                "first": group.first,
-                "acted": group.acted,
-                "lr_max": group.lr_max,
-                "coupling": group.coupling,
-                "confinement": [group.fastest, group.confinement, group.confined],
-                "repaired": list(group.repaired),
-                "reported": list(group.reported),
-            }
-            for name, group in self._groups.items()
-        }
         return {
-            "groups": groups,
+            "groups": {name: group.state_dict() for name, group in self._groups.items()},
             "reference2": dict(self._reference2),
             "norm2": dict(self._norm2),
             "force": [self._begun, self._read, self._idle, *self._force.state()],
@@ -370,20 +334,7 @@ class Barostat(Controller):
         """Take up what :meth:`state_dict` gave, before or after :meth:`attach`."""
         self._forget()
         for name, saved in state["groups"].items():
-            group = _Group(
-                Lever(self._bounds),
-                float(saved["wd"]),
-                int(saved["first"]),
-                int(saved["acted"]),
-                float(saved["lr_max"]),
-                float(saved["coupling"]),
-                repaired=list(saved["repaired"]),
-                reported=list(saved["reported"]),
-            )
-            confinement = map(float, saved.get("confinement", (0.0, 1.0, 1.0)))
-            group.fastest, group.confinement, group.confined = confinement
-            group.lever.load_state_dict(saved["lever"])
-            self._groups[name] = group
+            self._groups[name] = DecayGroup.of(saved, self._bounds)
         self._reference2 = {str(k): float(v) for k, v in state["reference2"].items()}
         self._norm2 = {str(k): float(v) for k, v in state["norm2"].items()}
         begun, read, idle, *force = state.get("force", (0, 0, 0.0, 0.0, 0.0))

@@ -1,6 +1,6 @@
 """What sums mean: pure functions from sums to entropy production, its split, equilibrium and norm balance."""
 
-from thermoopt.physics.idle import Force, confined_memory, confining_decay, idleness
+from thermoopt.physics.idle import Force, bearable, confined_memory, confining_decay, idleness
 from thermoopt.physics.norm_balance import (
     ANGULAR_BOUND,
     AVERAGE,
@@ -64,6 +64,7 @@ __all__ = [
     "Term",
     "Travel",
     "Weights",
+    "bearable",
     "by_rate",
     "check_quantity",
     "columns_of",

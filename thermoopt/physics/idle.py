@@ -13,7 +13,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["AGREEING", "LEAST", "SHORT", "SPENT", "Force", "confined_memory", "confining_decay", "idleness"]
+__all__ = [
+    "AGREEING",
+    "LEAST",
+    "SHORT",
+    "SPENT",
+    "Force",
+    "bearable",
+    "confined_memory",
+    "confining_decay",
+    "idleness",
+]
 
 LEAST = 60
 """Steps over which confined weights remember their updates in short runs: six times the memory of the
@@ -128,3 +138,21 @@ def confining_decay(lr: float, total_steps: int) -> float:
         AdamW as an average of its updates: Wang and Aitchison, arXiv 2405.13698.
     """
     return 1 / (lr * confined_memory(total_steps))
+
+
+def bearable(decay: float, lr: float, unit: float) -> float:
+    r"""Return the share of a decay that weights can bear.
+
+    .. math:: \min\Bigl(1,\ \frac1s,\ \frac{1}{\eta\lambda}\Bigr)
+
+    Adam moves an element by about :math:`\eta` a step at most and decay by :math:`\eta\lambda\theta`, so none
+    stays above :math:`1/\lambda`: with torch's decay of 0.01 a constant of 5000 ends at 100, whatever its
+    gradient. With :math:`1/s` decay takes of weights of size s the share that it takes of others of size 1.
+    Beyond :math:`\eta\lambda = 1` it would change their sign.
+
+    Args:
+        decay: of the group, lambda, 1/[lr].
+        lr: the highest learning rate of a layer so far, eta.
+        unit: s, the layers' unit, [th].
+    """
+    return min(1.0, 1 / max(unit, 1.0), 1 / max(lr * decay, 1.0)) if decay > 0 else 1.0

@@ -39,9 +39,9 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
     forecast of a converged run with tiny decay is its present norm, and the angular step of a scale-invariant
     layer is small; a run whose length is known is forecast to its end at most. HIGH for :data:`SUSTAINED`
     successive readings that reach into the second half of the run, MEDIUM for three; HIGH also if decay
-    erases a weight within :data:`FORGETFUL` steps and has done so for as long. In a run of known length that
-    time is at most the memory to which a controller confines weights that are no longer driven
-    (:func:`~thermoopt.physics.confined_memory`, 60 to 100 steps in runs shorter than 830).
+    erases a layer of any dimension within :data:`FORGETFUL` steps and has done so for as long. In a run of
+    known length that time is at most the memory to which a controller confines weights that are no longer
+    driven (:func:`~thermoopt.physics.confined_memory`, 60 to 100 steps in runs shorter than 830).
     """
     if not run.enough:
         return None
@@ -53,9 +53,10 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
         forecast = np.maximum(forecast, _at_the_end(run, norm, fall, m))
         falls = ((fall > FREE_FALL) & (fall <= 1)) | (small & (fall >= 0) & (fall <= 1))
         falls &= (forecast < NU * run.start[m]) & (angular * norm / forecast > ANGULAR_BOUND)
-        rate = run.layers("lr_eff")[:, m] * run.layers("wd_eff")[:, m]
+        rate = run.layers("lr_eff") * run.layers("wd_eff")
     length = _longest(falls)
     names = np.array(run.names)[m]
+    # whatever its dimensions: a constant of physics may be a scalar
     erased = _long_enough(run, rate)
     collapsing = length >= 3
     if collapsing.any():
@@ -70,7 +71,7 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
         layers = tuple(names[collapsing])
         return Finding(
             "weight_decay_collapse",
-            "HIGH" if length.max() >= SUSTAINED or (erased & collapsing).any() else "MEDIUM",
+            "HIGH" if length.max() >= SUSTAINED or (erased[m] & collapsing).any() else "MEDIUM",
             _fall(str(names[worst]), float(excess), float(now), float(ahead)),
             f"Lower weight decay by a factor of about {two_digits(max(factor, 1.5))}."
             if math.isfinite(factor)
@@ -84,7 +85,7 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
         )
     if erased.any():
         tau = 1 / float(np.nanmax(rate[run.layers_late][:, erased]))
-        layers = tuple(names[erased])
+        layers = run.select(erased)
         return Finding(
             "weight_decay_collapse",
             "HIGH",
