@@ -138,3 +138,38 @@ def test_a_bias_that_cancels_in_differences_of_outputs_is_no_dead_layer(make):
     (dead,) = dead_layers(observer)
     assert dead.confidence == "HIGH"  # one that dies later is
     assert dead.layers == ("0.bias",)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_shift_of_an_energy_is_no_dead_layer(make):
+    """A Hamiltonian enters its loss by derivatives: autograd gives its last bias no gradient at all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = make(model)
+    observer = Observer(model, optimizer)
+    for _ in range(200):
+        x = torch.randn(64, 2, requires_grad=True)
+        (force,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+        optimizer.zero_grad()
+        loss = F.mse_loss(force, x.detach())
+        loss.backward()
+        optimizer.step()
+        observer.step(loss=loss)
+    assert model[2].bias.grad is None
+    (finding,) = dead_layers(observer)
+    assert (finding.layers, finding.confidence) == (("2.bias",), "LOW")
+
+
+def test_a_whole_layer_without_a_gradient_is_still_found():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"used": nn.Linear(4, 1), "unused": nn.Linear(4, 1)})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    observer = Observer(model, optimizer)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = model["used"](torch.randn(32, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        observer.step(loss=loss)
+    (finding,) = dead_layers(observer)
+    assert (finding.layers, finding.confidence) == (("unused.weight", "unused.bias"), "MEDIUM")

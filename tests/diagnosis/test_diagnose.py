@@ -125,6 +125,11 @@ SICK = [
     ("progress_lost", "HIGH", record(FADES, losses=lost(0.95))),
     ("progress_lost", "MEDIUM", record(FADES, losses=lost(0.6))),
     (
+        "progress_lost",
+        "LOW",  # a difference of energies, which is 0 where both sides agree
+        record(FADES, losses=losses(lost(0.95).values - 1.9)),
+    ),
+    (
         "nothing_learned",
         "LOW",
         record(losses=losses(np.full(int(STEPS[-1]), 2.0)), layers={"angular_step": 1e-2}),
@@ -169,7 +174,21 @@ SICK = [
         record(layers={"grad_norm": only(2, FORGETS), "gaussianity": only(2, 10 * FORGETS**2)}, ema_steps=50),
     ),
     ("dead_layer", "MEDIUM", record(layers={"grad_norm": only(2, np.where(SINCE > 0, math.nan, 0.1))})),
-    ("learning_rate_runaway", "HIGH", record({"wd_eff": 1e-3}, {"lr_eff": 5.0, "wd_eff": 1e-3})),
+    (
+        "learning_rate_runaway",
+        "HIGH",
+        record({"wd_eff": 1e-3}, {"lr_eff": 5.0, "wd_eff": 1e-3}, losses=losses([])),
+    ),
+    (
+        "learning_rate_runaway",
+        "HIGH",  # what had been gained is lost again
+        record({"wd_eff": 1e-3}, {"lr_eff": 5.0, "wd_eff": 1e-3}, losses=lost(0.6)),
+    ),
+    (
+        "learning_rate_runaway",
+        "LOW",  # weights of tables and coordinates start next to 0
+        record(layers={"lr_eff": 5.0, "wd_eff": 1e-3}, losses=lost(0.2)),
+    ),
     ("learning_rate_zero", "HIGH", record({"lr_eff": np.where(SINCE > 0, 0.0, 1e-3)})),
     ("learning_rate_zero", "MEDIUM", record({"lr_eff": np.where(SINCE > 180, 0.0, 1e-3)})),
     ("learning_rate_zero", "HIGH", record(steps=600, skipped={"lr_zero": 20})),

@@ -206,6 +206,14 @@ class Evidence:
         first = finite[0]
         return running_mean(finite, 10).max() / first, last_quarter(finite).mean() / first
 
+    def keeps_gain(self, most: float) -> bool:
+        """Whether the loss fell to a share ``most`` of the first one and kept half of that gain."""
+        finite = self.finite_loss
+        if len(finite) < 2 * MIN_READINGS or finite[0] <= 0 or self.bad_losses:
+            return False
+        mean = running_mean(finite, MIN_READINGS) / finite[0]
+        return bool(mean.min() <= most and mean[-1] <= (1 + mean.min()) / 2)
+
     def select(self, mask: NDArray[np.bool_]) -> tuple[str, ...]:
         """Names of the layers that a mask ``[n_layers]`` selects."""
         return tuple(name for name, take in zip(self.names, mask, strict=True) if take)

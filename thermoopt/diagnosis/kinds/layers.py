@@ -70,8 +70,9 @@ def dead_layer(run: Evidence) -> Finding | None:
     free = np.array([name not in run.frozen for name in run.names]) & (run.layers("numel")[-1] != 0)
     never = np.isnan(norms).all(axis=0) & free
     silent = {"zero": _zero_since(run), "none": _none_since(norms)}
-    cancelled = _cancelled(run, silent["zero"]) & free
+    cancelled = _cancelled(run, np.where(never, 0, silent["zero"])) & free
     free &= ~cancelled
+    never &= free
     faded = (silent["zero"] > 0) & (silent["zero"] < len(norms) - LASTING)
     all_fade = bool(faded[free].all())
     fitted = run.loss_ratios()[1]
@@ -121,9 +122,10 @@ def dead_layer(run: Evidence) -> Finding | None:
 
 
 def _cancelled(run: Evidence, since: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Vectors whose gradient was zero from the first step on beside a matrix of the same module that has one.
+    """Vectors without a gradient from the first step on beside a matrix of the same module that has one.
 
-    So is a bias where outputs enter a loss by their differences alone (ranking, contrastive losses).
+    So is a bias where outputs enter a loss by their differences alone (ranking, contrastive losses), or by
+    their derivatives (a Hamiltonian).
     """
     modules = np.array([name.rpartition(".")[0] for name in run.names])
     learning = set(modules[run.matrix & (since > 0)].tolist())
@@ -135,9 +137,9 @@ def _shifts(run: Evidence, layers: tuple[str, ...]) -> Finding:
     return Finding(
         "dead_layer",
         "LOW",
-        f"{', '.join(layers)} {'have' if len(layers) > 1 else 'has'} had a gradient of exactly zero from the "
-        "first step on, although the matrix of the same module has one. A bias gets none if the loss depends "
-        "only on differences between outputs.",
+        f"{', '.join(layers)} {'have' if len(layers) > 1 else 'has'} had no gradient, or one of exactly zero, "
+        "since the first step, although the matrix of the same module has one. A bias gets none if the loss "
+        "depends only on differences between outputs.",
         "Nothing needs fixing; bias=False would save the parameter.",
         measure="grad_norm",
         effect=0.0,

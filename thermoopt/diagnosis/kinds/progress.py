@@ -54,7 +54,8 @@ def progress_lost(run: Evidence) -> Finding | None:
     asked for: half of the gain is gone, by more than fluctuations explain, and the force, entropy production
     per unit of learning rate (:math:`\sigma/\eta`, for Adam's steps the gradient's size), is a fifth of what
     it was where the loss was lowest, or less. A network whose units have saturated or died shows this; it
-    seldom comes back. HIGH if :data:`ALL` of the gain is gone, else MEDIUM.
+    seldom comes back. HIGH if :data:`ALL` of the gain is gone, else MEDIUM; LOW for a loss that fell from
+    above 0 to below: differences of energies or scores (a Boltzmann machine, a critic) come back to 0.
     """
     steps, loss = run.loss_steps[: len(run.loss)], run.loss
     known = np.isfinite(loss)
@@ -80,7 +81,7 @@ def progress_lost(run: Evidence) -> Finding | None:
         return None
     return Finding(
         "progress_lost",
-        "HIGH" if lost >= ALL else "MEDIUM",
+        "LOW" if best < 0 < best + gain else "HIGH" if lost >= ALL else "MEDIUM",
         f"the loss fell to {two_digits(best)} by step {then} but is now at {two_digits(late)}: {lost:.0%} of "
         f"the gain is lost, and gradients have faded to {two_digits(faded)} times their size back then.",
         f"Go back to a checkpoint from before step {then}, or start again, with the learning rate lowered by "

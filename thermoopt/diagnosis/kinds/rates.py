@@ -150,7 +150,9 @@ def learning_rate_runaway(run: Evidence) -> Finding | None:
     """A rate at which every step replaces the weights many times over, whatever else the run shows.
 
     Null: :data:`USUAL`. It needs no losses, and explains what else such a run shows: decay at that rate
-    erases weights, and numbers overflow. HIGH above :data:`RUNAWAY`.
+    erases weights, and numbers overflow. HIGH above :data:`RUNAWAY`; LOW if the reported losses keep what
+    they gained (:meth:`~thermoopt.diagnosis.evidence.Evidence.keeps_gain`): weights that start close to 0,
+    such as coordinates or hash tables, soon reach the size they need.
     """
     if run.n == 0:
         return None
@@ -162,11 +164,14 @@ def learning_rate_runaway(run: Evidence) -> Finding | None:
     peak_rate, lower = _words(run, rate / USUAL)
     when = "" if run.rate_kind == NO_LR else f", at step {at},"
     own = "" if run.rate_kind == LR else ", the optimizer's own estimate"
+    kept = run.loss_ratios()[0] <= RISEN and run.keeps_gain(UNLEARNED)
+    advice = f"Lower {lower}, and bound whatever raised it (a controller, a schedule, a search{own})."
     return Finding(
         "learning_rate_runaway",
-        "HIGH",
-        f"one step at {peak_rate}{when} is {two_digits(rate)} times the initial size of a weight.",
-        f"Lower {lower}, and bound whatever raised it (a controller, a schedule, a search{own}).",
+        "LOW" if kept else "HIGH",
+        f"one step at {peak_rate}{when} is {two_digits(rate)} times the initial size of a weight"
+        + (", but the loss keeps what it has gained." if kept else "."),
+        "Nothing needs fixing if weights start close to 0 on purpose." if kept else advice,
         measure="step over initial weight",
         effect=rate,
         null=USUAL,
