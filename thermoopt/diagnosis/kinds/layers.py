@@ -137,7 +137,7 @@ def _shifts(run: Evidence, layers: tuple[str, ...]) -> Finding:
     return Finding(
         "dead_layer",
         "LOW",
-        f"{', '.join(layers)} {'have' if len(layers) > 1 else 'has'} had no gradient, or one of exactly zero, "
+        f"{', '.join(layers)} {'have' if len(layers) > 1 else 'has'} had no gradient, or exactly zero, "
         "since the first step, although the matrix of the same module has one. A bias gets none if the loss "
         "depends only on differences between outputs.",
         "Nothing needs fixing; bias=False would save the parameter.",
