@@ -1,11 +1,13 @@
 """What a capture refuses or leaves out, as far as that needs no graph: the rest is in test_cuda.py."""
 
+import numpy as np
 import pytest
 import torch
 
 from tests.support.controllers import Follow
 from thermoopt import ThermoAdamW
 from thermoopt.adamw import control_loop, optimizer, torch_backend
+from thermoopt.adamw.rates import Rates, Rows, kernel_rates
 from thermoopt.tensors import transit
 
 
@@ -50,3 +52,15 @@ def test_a_step_that_cannot_be_measured_in_a_graph_is_taken_unmeasured(captured)
 def test_there_must_have_been_a_capture():
     with pytest.raises(RuntimeError, match="no step of this optimizer was captured"):
         make().before_replay()
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_rate_on_a_device_is_one_number_or_one_a_tensor(shape, groups):
+    """torch takes a learning rate of shape [1] as well; ``meta`` stands in for the device."""
+    lr = torch.full(shape, 0.1, device="meta")
+    own = [Rates(lr, 0.0, None, True, lr) for _ in range(groups)]
+    rows = Rows(np.repeat(np.arange(groups), 3), np.tile(np.arange(3), groups))
+    given = kernel_rates(own, rows)["lr"]
+    assert given.device.type == "meta"
+    assert given.shape == (() if groups == 1 else (6,))

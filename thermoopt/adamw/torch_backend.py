@@ -131,7 +131,7 @@ def _unmeasured() -> Done:
     """Warn that a graph takes its steps unmeasured."""
     warnings.warn(
         "this captured step is not measured: its tensors lie on several devices or are shared by ranks, or "
-        "some are not contiguous float32, bfloat16 or float16 with eps above 0",
+        "some have gaps in memory or are not float32, bfloat16 or float16",
         RuntimeWarning,
         stacklevel=7,
     )

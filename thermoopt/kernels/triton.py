@@ -33,6 +33,7 @@ from torch import Tensor
 from thermoopt.kernels.look import Look
 from thermoopt.kernels.triton_account import account_kernel
 from thermoopt.kernels.triton_checks import (
+    alike,
     check_averages,
     check_owned,
     ineligible,
@@ -164,6 +165,7 @@ class Plan:
         self._block, self._chunk, self._num_warps = block, block * blocks, num_warps
         self._addresses = DeviceNumbers(6 * n, torch.int64, self._device, baked=True)
         self._table = SettingsTable(n, self._device)
+        self._contiguous = all(map(Tensor.is_contiguous, self._params))
         self._look = Look.like([*self._owned, *self._params])  # gradients are like their parameters
         self._packed = np.zeros(6 * n, dtype=np.int64)
         self._settings = torch.zeros(n, SETTINGS, dtype=torch.float64, device=self._device)
@@ -368,11 +370,11 @@ class Plan:
         found = None if self._look is None else self._look(tensors)
         current = np.array(list(map(_data_ptr, tensors)), np.int64) if found is None else found
         # a tensor that lies where another one lay may lie there otherwise
-        odd = found is None and (self._look is not None or not all(map(Tensor.is_contiguous, grads)))
-        if odd or not np.array_equal(current, self._packed):
+        fine = found is not None or alike(grads, self._params, self._contiguous)
+        if not fine or not np.array_equal(current, self._packed):
             if self._packed.any() and not np.array_equal(current[: 5 * n], self._packed[: 5 * n]):
                 self._check_owned()
-            if not readable(grads, self._kinds, looked=found is not None):
+            if not fine or not readable(grads, self._kinds):
                 for i, reason in self.rejected(grads).items():
                     raise ValueError(f"{self._names[i]}: {reason}")
             self._packed = current.copy()

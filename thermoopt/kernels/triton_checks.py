@@ -13,11 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from thermoopt.kernels.native_checks import PLAIN
+from thermoopt.kernels.layout import is_dense
+from thermoopt.kernels.native_checks import PLAIN, same_layout
 from thermoopt.kernels.triton_kernels import IMPORT_ERROR, INTERPRETED
 
 __all__ = [
     "RUN",
+    "alike",
     "check_averages",
     "check_owned",
     "ineligible",
@@ -71,10 +73,10 @@ def ineligible(
 ) -> str | None:
     """Return why one parameter must go to another backend, or ``None`` if it can be handled here.
 
-    Required: plain contiguous tensors of one shape, one CUDA device and one dtype (float32, bfloat16 or
-    float16), and a zero-dimensional float32 step on that device (as torch holds it under ``fused`` or
-    ``capturable``); in a dry step any kind of count is accepted. Under Triton's interpreter the device is the
-    CPU.
+    Required: plain tensors of one shape, one order in memory without gaps (contiguous, channels_last,
+    transposed), one CUDA device and one dtype (float32, bfloat16 or float16), and a zero-dimensional float32
+    step on that device (as torch holds it under ``fused`` or ``capturable``); in a dry step any kind of
+    count is accepted. Under Triton's interpreter the device is the CPU.
     """
     place = "cpu" if INTERPRETED else "cuda"
     if param.device.type != place:
@@ -89,13 +91,17 @@ def ineligible(
     for name, x in {"parameter": param, **others}.items():
         if type(x) not in (Tensor, torch.nn.Parameter):
             return f"the {name} is a {type(x).__name__}, a subclass of Tensor"
-        if x.layout != torch.strided or not x.is_contiguous():
-            return f"the {name} is sparse or not contiguous"
+        if x.layout != torch.strided:
+            return f"the {name} is sparse"
         if x.is_neg():
             return f"the {name} is negated lazily: its memory holds the opposite (resolve_neg() helps)"
+    if not is_dense(param):
+        return "the parameter has gaps or overlaps in memory"
     for name, x in others.items():
         if (x.device, x.dtype, x.shape) != (param.device, param.dtype, param.shape):
             return f"the {name} differs from the parameter in device, dtype or shape"
+        if not same_layout(x, param):
+            return f"the {name} lies in memory in another order than the parameter"
     if not dry and miscounts(step, param.device):
         return f"the step is not a 0-d float32 tensor on {param.device}"
     return None
@@ -116,28 +122,29 @@ def kinds(tensors: Sequence[Tensor]) -> list[Any]:
     return list(map(_kind, tensors))
 
 
-def readable(grads: Sequence[Tensor], wanted: list[Any], *, looked: bool = False) -> bool:
-    """Whether :func:`ineligible` accepts every gradient of parameters of these :func:`kinds`.
-
-    The same checks, each made for all at once: in most steps gradients are new tensors.
+def alike(tensors: Sequence[Tensor], params: Sequence[Tensor], contiguous: bool) -> bool:
+    """Whether tensors of the parameters' shapes lie in memory in their order.
 
     Args:
-        grads: of the parameters.
-        wanted: the parameters' kinds.
-        looked: whether device, dtype, size and layout were found to be those of the parameters
-            (:class:`~thermoopt.kernels.look.Look`).
+        tensors: one per parameter.
+        params: without gaps.
+        contiguous: whether all parameters are.
+    """
+    if contiguous:
+        return all(map(Tensor.is_contiguous, tensors))
+    return all(map(same_layout, tensors, params))
+
+
+def readable(grads: Sequence[Tensor], wanted: list[Any]) -> bool:
+    """Whether gradients are plain tensors of these :func:`kinds`; they may still lie in another order.
+
+    The checks of :func:`ineligible`, each made for all at once: in most steps gradients are new tensors.
     """
     return (
         PLAIN.issuperset(map(type, grads))
+        and {torch.strided}.issuperset(map(_layout, grads))
         and not any(map(_is_neg, grads))
-        and (
-            looked
-            or (
-                {torch.strided}.issuperset(map(_layout, grads))
-                and all(map(Tensor.is_contiguous, grads))
-                and kinds(grads) == wanted
-            )
-        )
+        and kinds(grads) == wanted
     )
 
 

@@ -106,7 +106,7 @@ class SettingsTable:
         """Send what changed of some settings; return each as a device tensor followed by its stride.
 
         Raises:
-            ValueError: for a tensor or a list of another length, or a tensor on another device.
+            ValueError: for a tensor or a list of another length.
         """
         placed: list[Any] = []
         owned = True
@@ -118,12 +118,13 @@ class SettingsTable:
                     raise ValueError(
                         f"{name} must have no dimension or {self._n} entries, not {tuple(x.shape)}"
                     )
-                if x.device == self._device:
+                if (
+                    x.device.type != "cpu" or self._device.type == "cpu"
+                ):  # lr is on one device, layers on several
+                    x = x.to(self._device, non_blocking=True)
                     placed += [x, x.stride(0) if x.ndim else 0]
                     owned = False
                     continue
-                if x.device.type != "cpu":
-                    raise ValueError(f"{name} is on {x.device}, the parameters on {self._device}")
                 x = np.array(x.tolist())
             placed += [self._views[k], 1]
             number = type(x) in (float, int, bool)
