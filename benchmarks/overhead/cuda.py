@@ -1,8 +1,10 @@
 """Time of an AdamW step on a CUDA device: torch's, ThermoAdamW and Observer, graphs, the Triton plan alone.
 
 Run ``python -m thermoopt.benchmarks.overhead.cuda`` on a machine with a CUDA device and read the Markdown it
-prints, in less than three minutes: time of the first compilation, every method on every set, launch shapes of
-the plan, memory, and whether 1,000 steps waited for the device. Exit status 2: no CUDA device, or no triton.
+prints, in less than three minutes: whether the kernel's step and sums are those of float64, time of the first
+compilation, every method on every set, what was wanted, host time, launch shapes of the plan, memory, and
+whether 1,000 steps waited for the device. Each part is printed as soon as it is measured. Exit status 2: no
+CUDA device, or no triton.
 
 Every method steps its own copy of the same parameters. In each round every method runs once, so that drift of
 clocks and temperature affects all alike; a run is several steps between two CUDA events, host time included
@@ -31,6 +33,7 @@ import torch
 
 from thermoopt.benchmarks.overhead.cuda_methods import METHODS, SHAPES, Maker, device, stand_in
 from thermoopt.benchmarks.overhead.shapes import BYTES_PER_ELEMENT, GPT_SETS, Shapes
+from thermoopt.kernels import reference_step
 from thermoopt.kernels import triton as kernels
 
 COPY_BYTES = 1 << 30
@@ -170,6 +173,94 @@ def measure_set(
     return list(rows.values()), copies
 
 
+WANTED: tuple[tuple[str, str, str, float], ...] = (
+    *(
+        (name, "ThermoAdamW as imported", "torch fused", most)
+        for name, most in (
+            ("GPT 124 M", 1.0),
+            ("GPT 350 M", 1.0),
+            ("GPT 124 M bfloat16", 0.85),
+            ("GPT 27 M", 0.8),
+            ("GPT 5 M", 0.8),
+            ("200 x 1 K", 0.8),
+        )
+    ),
+    ("GPT 124 M", "Triton plan, measuring", "Triton plan, not measuring", 1.12),
+    ("GPT 124 M", "ThermoAdamW, autotune", "ThermoAdamW as imported", 1.05),
+    ("GPT 27 M", "ThermoAdamW, autotune", "ThermoAdamW as imported", 1.05),
+    *(
+        (name, "Observer on torch fused, every 10th", "torch fused", 1.1)
+        for name in ("GPT 124 M", "GPT 27 M")
+    ),
+)
+"""Set, method, the one it is compared with, and the largest ratio that is wanted of their medians."""
+
+
+def wanted(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each ratio of :data:`WANTED` that was measured."""
+    medians = {(r.name, r.method): statistics.median(r.times) for r in rows}
+    lines = []
+    for name, method, other, most in WANTED:
+        if (name, method) in medians and (name, other) in medians:
+            ratio = medians[name, method] / medians[name, other]
+            met = "met" if ratio <= most else "not met"
+            lines.append(f"- {name}: {method} / {other} {ratio:.3f}, wanted {most:.2f}: {met}")
+    return lines
+
+
+TENSORS = 148
+"""Tensors whose host time is measured: those of a GPT-2."""
+
+HOST_METHODS = (
+    "torch fused",
+    "ThermoAdamW, measuring off",
+    "ThermoAdamW as imported",
+    "ThermoAdamW as imported, gradients elsewhere each step",
+    "ThermoAdamW, autotune",
+)
+"""Methods whose host time is measured."""
+
+
+def host(method: str, tensors: int, steps: int) -> float:
+    """Return the host's milliseconds a step for tensors so small that the device waits for the host."""
+    run = METHODS[method]([(64,)] * tensors, torch.float32)
+    milliseconds(run, min(25, steps))
+    begun = time.perf_counter()
+    for _ in range(steps):
+        run()
+    return (time.perf_counter() - begun) / steps * 1e3
+
+
+def wrong() -> list[str]:
+    """Return where the kernel's step and sums of some odd tensors differ from float64's, in words."""
+    found = []
+    for dtype, rough in ((torch.float32, 2e-6), (torch.bfloat16, 2e-2)):
+        rng = torch.Generator().manual_seed(1)
+        # the last is longer than a chunk; the last but one begins 4 or 2 bytes behind a multiple of 16
+        shapes = [(5,), (300, 70), (4097,), (1 << 16,)]
+        drawn = [[torch.randn(shape, generator=rng).to(dtype) for shape in shapes] for _ in range(3)]
+        p, g, m = ([x.to(device()) for x in column] for column in drawn)
+        p[2], g[2] = (torch.cat([x[2][:1], x[2]])[1:] for x in (p, g))
+        v = [x.square() for x in m]
+        t = [torch.full((), 4.0, device=device()) for _ in p]
+        mirror = [[x.cpu().clone() for x in column] for column in (p, g, m, v, t)]
+        size = [[x.abs() for x in column] for column in mirror]
+        numbers = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-8, "maximize": False}
+        sums = kernels.Plan(p, m, v, [None] * 4, t).step(g, **numbers, beta1=0.9, beta2=0.99, factor=1.0)
+        of = [reference_step(*x[:4], [], x[4], betas=(0.9, 0.99), **numbers) for x in (mirror, size)]
+        assert sums is not None
+        error = ((sums.cpu() - of[0]).abs() / of[1]).max().item()
+        if not error < 1e-6:
+            found.append(f"{dtype}: a sum is off by {error:.1e} of its absolute terms")
+        for name, own, other in (("parameter", p, mirror[0]), ("m", m, mirror[2]), ("v", v, mirror[3])):
+            far = max(
+                (a.cpu().double() - b.double()).abs().max().item() for a, b in zip(own, other, strict=True)
+            )
+            if not far < rough * 8:
+                found.append(f"{dtype}: a {name} is off by {far:.1e}")
+    return found
+
+
 def memory(name: str, methods: Sequence[str]) -> list[str]:
     """Return the bytes per parameter by which each method's peak exceeds that of torch's fused step."""
     shapes = SETS[name]
@@ -215,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12, help="interleaved rounds (default 12)")
-    parser.add_argument("--steps", type=int, default=10, help="steps a run (default 10)")
+    parser.add_argument("--steps", type=int, help="steps a run (default 10; 50 of sets below 50 M elements)")
     parser.add_argument("--warm-up", type=int, default=20, help="steps before the first round (default 20)")
     parser.add_argument("--sets", nargs="+", choices=NAMES, default=NAMES, help="parameter sets")
     parser.add_argument("--seconds", type=float, default=170, help="begin no set later (default 170)")
@@ -239,45 +330,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     begun = time.perf_counter()
+    where = "CPU, interpreted: no measurement" if options.dry_run else torch.cuda.get_device_name()
+    say(f"{where}, torch {torch.__version__}, CUDA {torch.version.cuda}, triton {kernels.triton.__version__}")
     reason = kernels.trial()
-    print(f"first compilation, or its cache: {time.perf_counter() - begun:.1f} s {reason or ''}")
-    numbers = (options.rounds, options.steps, options.warm_up)
+    say(f"first compilation, or its cache: {time.perf_counter() - begun:.1f} s {reason or ''}")
+    say(f"against float64: {'; '.join(wrong()) or 'step and sums agree'}")
+    say(f"{options.rounds} rounds, float32 unless said")
     copy_bytes = 1 << 12 if options.dry_run else COPY_BYTES
     rows: list[Row] = []
-    copies: list[float] = []
-    for name in options.sets:
+
+    def part(name: str, methods: dict[str, Maker] | None = None) -> None:
         if time.perf_counter() - begun > options.seconds:
-            print(f"{name}: not begun, {options.seconds:.0f} s are over (--sets takes it alone)")
-            continue
-        more, speeds = measure_set(name, *numbers, copy_bytes=copy_bytes)
-        rows += more
-        copies += speeds
+            say(f"\n{name}: not begun, {options.seconds:.0f} s are over (--sets takes it alone)")
+            return
+        # short steps in longer runs, so that the first step after waiting weighs little
+        steps = options.steps or (10 if sum(map(math.prod, SETS[name])) > 50_000_000 else 50)
+        more, copies = measure_set(name, options.rounds, steps, options.warm_up, methods, copy_bytes)
+        rows.extend(more if methods is None else [])
+        low, high = quartiles(copies)
+        speed = statistics.median(copies)
+        say(f"\n{table(more, speed)}\n\n{steps} steps a run; a copy reads and writes", end=" ")
+        say(f"{speed:.0f} GB/s (quartiles {low:.0f} to {high:.0f})")
         _free()
-    shaped = next((name for name in ("GPT 124 M", *options.sets) if name in options.sets), None)
-    shape_rows: list[Row] = []
-    if shaped is not None and time.perf_counter() - begun <= options.seconds:
-        shape_rows, _ = measure_set(shaped, *numbers, SHAPES, copy_bytes)
-        _free()
-    speed = statistics.median(copies) if copies else math.nan
-    low, high = quartiles(copies) if copies else (math.nan, math.nan)
-    where = "CPU, interpreted: no measurement" if options.dry_run else torch.cuda.get_device_name()
-    print(
-        f"{where}, torch {torch.__version__}, CUDA {torch.version.cuda}, triton {kernels.triton.__version__}"
-    )
-    print(f"copy: {speed:.0f} GB/s read and written (quartiles {low:.0f} to {high:.0f})")
-    print(f"{options.rounds} rounds of {options.steps} steps, float32 unless said\n")
-    print(table(rows, speed))
-    if shape_rows:
-        print(f"\nLaunch shapes, the first is in use\n\n{table(shape_rows, speed)}")
+
+    for name in options.sets:
+        part(name)
+    say("\nWanted\n\n" + ("\n".join(wanted(rows)) or "nothing of it was measured"))
+    tensors, steps = (2, 1) if options.dry_run else (TENSORS, 300)
+    say(f"\nHost, {tensors} tensors of 64 elements, ms a step\n")
+    for method in HOST_METHODS:
+        say(f"- {method}: {host(method, tensors, steps):.3f}")
     if not options.dry_run:
-        small = options.sets[0]
-        print("\nWaiting for the device (`set_sync_debug_mode`)\n")
+        small = "GPT 124 M" if "GPT 124 M" in options.sets else options.sets[0]
+        say("\nWaiting for the device (`set_sync_debug_mode`)\n")
         for method in SILENT:
-            print(f"- {waits(small, method)}")
-        print("\nMemory\n")
+            say(f"- {waits(options.sets[0], method)}")
+        say("\nMemory\n")
         for line in memory(small, SILENT):
-            print(f"- {line}")
-    print(f"\n{time.perf_counter() - begun:.0f} s in all")
+            say(f"- {line}")
+    shaped = next((name for name in ("GPT 124 M", *options.sets) if name in options.sets), None)
+    if shaped is not None:
+        say("\nLaunch shapes, the first is in use from 16 M elements on")
+        part(shaped, SHAPES)
+    say(f"\n{time.perf_counter() - begun:.0f} s in all")
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print at once: a device that fails later must not take along what was measured."""
+    print(text, end=end, flush=True)
 
 
 if __name__ == "__main__":

@@ -100,6 +100,26 @@ def thermo_method(*, triton: bool = True, tuned: bool = False, **flags: Any) -> 
     return make
 
 
+def moving(make: Maker) -> Maker:
+    """A method whose gradients are other tensors in every step, by turns."""
+
+    def made(shapes: Shapes, dtype: torch.dtype) -> Step:
+        step = make(shapes, dtype)
+        groups = getattr(step, "__self__", step).param_groups
+        params = [p for group in groups for p in group["params"]]
+        turns = [[p.grad for p in params], [p.grad.clone() for p in params]]
+
+        def run() -> None:
+            for p, g in zip(params, turns[0], strict=True):
+                p.grad = g
+            turns.reverse()
+            step()
+
+        return run
+
+    return made
+
+
 def graph_method(*, tuned: bool) -> Maker:
     """Replays of a captured step, with what a controller does between them."""
 
@@ -154,6 +174,7 @@ METHODS: dict[str, Maker] = {
     "torch foreach": torch_method(fused=False),
     "torch fused": torch_method(fused=True),
     "ThermoAdamW as imported": thermo_method(),
+    "ThermoAdamW as imported, gradients elsewhere each step": moving(thermo_method()),
     "ThermoAdamW, measuring off": thermo_method(measure_every=1 << 30),
     "ThermoAdamW, autotune": thermo_method(tuned=True),
     "ThermoAdamW, graph": graph_method(tuned=False),
@@ -173,10 +194,10 @@ SHAPES: dict[str, Maker] = {
         measure=True, block=block, blocks_per_chunk=chunk, num_warps=warps
     )
     for block, chunk, warps in (
-        (512, 8, 4),
-        (512, 4, 4),
         (512, 16, 4),
-        (1024, 4, 4),
+        (512, 8, 4),
+        (512, 32, 4),
+        (1024, 8, 4),
         (1024, 8, 8),
         (1024, 4, 8),
         (2048, 4, 8),

@@ -448,6 +448,36 @@ def test_benchmark_sets(benchmark):
     assert sizes["200 x 1 K"] == 200 * 1024
 
 
+def test_benchmark_says_what_was_wanted(benchmark):
+    def rows(ratio):
+        names = ("torch fused", "ThermoAdamW as imported")
+        return [benchmark.Row("GPT 27 M", m, 1, [x]) for m, x in zip(names, (1.0, ratio), strict=True)]
+
+    assert benchmark.wanted(rows(0.79))[0].endswith("0.790, wanted 0.80: met")
+    assert benchmark.wanted(rows(0.81))[0].endswith("0.810, wanted 0.80: not met")
+    assert benchmark.wanted(rows(0.81)[:1]) == []
+    for name, method, other, _ in benchmark.WANTED:
+        assert name in benchmark.SETS
+        assert {method, other} <= set(benchmark.METHODS)
+    assert set(benchmark.HOST_METHODS) | set(benchmark.SILENT) <= set(benchmark.METHODS)
+
+
+@needs_kernels
+def test_benchmark_compares_with_float64_first(benchmark, monkeypatch):
+    assert benchmark.wrong() == []
+    true = benchmark.reference_step
+
+    def other(params, *args, **kwargs):
+        out = true(params, *args, **kwargs)
+        params[1].add_(1.0)
+        return out * 1.00001
+
+    monkeypatch.setattr(benchmark, "reference_step", other)
+    found = benchmark.wrong()
+    assert len([line for line in found if "a sum is off" in line]) == 2
+    assert len([line for line in found if "a parameter is off by 1.0e+00" in line]) == 2
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="the dry run is the interpreter's")
 def test_benchmark_runs_dry(benchmark, capsys, monkeypatch):
     """Every method takes its steps: the script does not fail on the first GPU for a mistake of its own."""
