@@ -150,6 +150,7 @@ def test_the_sums_leave_room_for_many_threads(tmp_path, monkeypatch, dtype, most
     assert code.count("bar.sync") <= 4
     assert code.index("bar.sync") > code.rindex("st.global.v")
     assert "f64" not in code[code.index("ld.global.v") :].partition(".section")[0]
+    assert ("cvt.rn.bf16" in code) == (dtype == "bfloat16")  # to the nearest; tests.support rounds so too
 
 
 def ptxas():

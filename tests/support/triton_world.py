@@ -4,6 +4,7 @@ import importlib.util
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,8 +51,25 @@ def _prepare_language_once():
     interpreter.InterpretedFunction.__call__ = call
 
 
+def _round_bfloat16():
+    """Let the interpreter round to bfloat16 as devices do, to the nearest; it cuts bits off (Triton 3.7)."""
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    cut = interpreter._convert_float
+
+    def convert(data, source, target, rounding_mode):
+        name = getattr(target, "name", ""), getattr(source, "name", "")
+        if name != ("bf16", "fp32"):
+            return cut(data, source, target, rounding_mode)
+        bits = np.ascontiguousarray(data, np.float32).view(np.uint32)
+        rounded = (bits + (0x7FFF + (bits >> 16 & 1))) >> 16
+        return np.where(np.isfinite(data), rounded, bits >> 16 | (np.isnan(data) << 6)).astype(np.uint16)
+
+    interpreter._convert_float = convert
+
+
 if INTERPRETED:
     _prepare_language_once()
+    _round_bfloat16()
 
 
 def world(sizes, dtype=torch.float32, amsgrad=False, seed=0, step=3):
