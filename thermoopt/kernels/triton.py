@@ -1,19 +1,20 @@
 r"""One AdamW step and its sums on CUDA: one Triton launch for every tensor of every group.
 
 A table holds the address of each tensor, a map gives each program its tensor and chunk, and each program
-updates its chunk and writes one float32 partial sum per column. A second kernel adds the partial sums of a
-tensor in float64, always in the same order, so two runs give the same bits. Settings that belong to a tensor
-(learning rate, bias corrections, ...) are first computed in float64 by a small kernel, which also counts
-the steps. Nothing waits for the device; settings given as device tensors are read when the kernels run, so a
-captured CUDA graph follows them.
+updates its chunk and writes one float32 partial sum per column. A second kernel adds a column of a tensor's
+partial sums in float64, always in the same order, so two runs give the same bits. Settings that belong to a
+tensor (learning rate, bias corrections, ...) are first computed in float64 by a small kernel, which also
+counts the steps. Nothing waits for the device; settings given as device tensors are read when the kernels
+run, so a captured CUDA graph follows them.
 
 The update is that of ``torch.optim.AdamW(fused=True)`` in float32, to a few units in the last place: torch
-does part of its arithmetic in float64, and divides where this kernel multiplies by an inverse. Multiply-adds
-are explicit and the compiler may fuse no others, so a step gives the same bits whether it is measured or not.
-A sum differs from the float64 reference by less than 1e-6 of the sum of the absolute values of its terms.
+does part of its arithmetic in float64, and divides where this kernel multiplies by an inverse. With weights of
+16 bits root and inverse are approximate, to 2**-22. Multiply-adds are explicit and the compiler may fuse no
+others, so a step gives the same bits whether it is measured or not. A sum differs from the float64 reference
+by less than 1e-6 of the sum of the absolute values of its terms.
 
 This module's speed has not been measured on a GPU. It is tested with Triton's interpreter only
-(``TRITON_INTERPRET=1``), and compiled but not run for compute capability 8.0;
+(``TRITON_INTERPRET=1``), and compiled but not run by Triton 3.2 to 3.7 (docs/gpu.md);
 ``benchmarks/overhead/cuda.py`` measures it.
 """
 
