@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -245,9 +246,12 @@ def wrong() -> list[str]:
         t = [torch.full((), 4.0, device=device()) for _ in p]
         mirror = [[x.cpu().clone() for x in column] for column in (p, g, m, v, t)]
         size = [[x.abs() for x in column] for column in mirror]
-        numbers = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-8, "maximize": False}
+        numbers: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "eps": 1e-8, "maximize": False}
         sums = kernels.Plan(p, m, v, [None] * 4, t).step(g, **numbers, beta1=0.9, beta2=0.99, factor=1.0)
-        of = [reference_step(*x[:4], [], x[4], betas=(0.9, 0.99), **numbers) for x in (mirror, size)]
+        of = [
+            reference_step(x[0], x[1], x[2], x[3], [], x[4], betas=(0.9, 0.99), **numbers)
+            for x in (mirror, size)
+        ]
         assert sums is not None
         error = ((sums.cpu() - of[0]).abs() / of[1]).max().item()
         if not error < 1e-6:

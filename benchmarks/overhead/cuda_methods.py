@@ -105,8 +105,8 @@ def moving(make: Maker) -> Maker:
 
     def made(shapes: Shapes, dtype: torch.dtype) -> Step:
         step = make(shapes, dtype)
-        groups = getattr(step, "__self__", step).param_groups
-        params = [p for group in groups for p in group["params"]]
+        optimizer: torch.optim.Optimizer = step.__self__  # type: ignore[attr-defined]  # a bound method
+        params = [p for group in optimizer.param_groups for p in group["params"]]
         turns = [[p.grad for p in params], [p.grad.clone() for p in params]]
 
         def run() -> None:

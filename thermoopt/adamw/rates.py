@@ -156,7 +156,7 @@ def kernel_rates(rates: Sequence[Rates], rows: Rows) -> dict[str, Any]:
     own = spread([float(getattr(rate, values)) for rate in rates], group)
     out[name] = own if factors is None else own * factors
     if len(rates) == 1 and devices:
-        out["lr"] = rates[0].base.reshape(())  # torch takes one of shape [1] too
+        out["lr"] = torch.as_tensor(rates[0].base).reshape(())  # torch takes one of shape [1] too
     elif devices:
         counts = np.bincount(group, minlength=len(rates)).tolist()
         out["lr"] = torch.cat(

@@ -8,8 +8,8 @@ counts the steps. Nothing waits for the device; settings given as device tensors
 run, so a captured CUDA graph follows them.
 
 The update is that of ``torch.optim.AdamW(fused=True)`` in float32, to a few units in the last place: torch
-does part of its arithmetic in float64, and divides where this kernel multiplies by an inverse. With weights of
-16 bits root and inverse are approximate, to 2**-22. Multiply-adds are explicit and the compiler may fuse no
+does part of its arithmetic in float64, and divides where this kernel multiplies by an inverse. For weights of
+16 bits, root and inverse are approximate, to 2**-22. Multiply-adds are explicit and the compiler may fuse no
 others, so a step gives the same bits whether it is measured or not. A sum differs from the float64 reference
 by less than 1e-6 of the sum of the absolute values of its terms.
 
