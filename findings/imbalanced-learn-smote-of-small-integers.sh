@@ -11,7 +11,7 @@ set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
 "$python" -m pip install --quiet --no-deps --target "$tmp" imbalanced-learn==0.14.2 sklearn-compat==0.1.6 scikit-learn==1.9.1 scipy==1.17.1 \
-  numpy==2.4.6 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0
+  numpy==2.4.6 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0 cloudpickle==3.1.3
 PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 import imblearn
 import numpy as np

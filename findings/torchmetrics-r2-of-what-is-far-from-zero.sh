@@ -13,7 +13,7 @@ tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
 "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet --target "$tmp" torch==2.13.0 numpy
 "$python" -m pip install --quiet --no-deps --target "$tmp" torchmetrics==1.9.0 lightning-utilities==0.15.3 packaging==26.4 \
-  scikit-learn==1.9.1 scipy==1.17.1 numpy==2.4.6 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0
+  scikit-learn==1.9.1 scipy==1.17.1 numpy==2.4.6 joblib==1.6.0 threadpoolctl==3.8.0 narwhals==2.29.0 cloudpickle==3.1.3
 PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 import torch
 import torchmetrics
