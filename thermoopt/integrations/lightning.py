@@ -229,7 +229,7 @@ class ThermoCallback(Callback):
         folder = Path(log_dir, "thermo") if self._given_folder is None else Path(self._given_folder)
         if "://" in str(self._given_folder or log_dir):
             raise ValueError(
-                f"folder must be local, got {str(self._given_folder or log_dir)!r}: pass a local one, "
+                f"folder must be a local one, got {str(self._given_folder or log_dir)!r}: pass "
                 "ThermoCallback(folder=...)"
             )
         return folder
