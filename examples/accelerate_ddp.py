@@ -17,7 +17,7 @@ def main() -> None:
     """Train half of the run, save, and go on from what was saved."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
     parser.add_argument("--out", type=Path, default=Path("runs/accelerate_ddp"), help="folder for files")
     args = parser.parse_args()
 

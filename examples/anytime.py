@@ -34,8 +34,8 @@ def train(
 def main() -> None:
     """Train hot, save, quench; then go on from the checkpoint, still hot, and quench later."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="before the first quench, and once more after")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--steps", type=int, default=300, help="steps before the quench, and again after it")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
     parser.add_argument("--out", type=Path, default=Path("runs/anytime"), help="folder for the checkpoint")
     args = parser.parse_args()
     quench = max(1, args.steps // 4)
@@ -74,8 +74,8 @@ def main() -> None:
     train(model, optimizer, batches, quench)
     cold_later = report("quenched", 2 * args.steps + quench)
 
-    print(f"\nThe quench of {quench} steps lowers the loss by {hot - cold:.3f} nats a byte;")
-    print(f"after {args.steps} steps more, by {hot_later - cold_later:.3f}. The checkpoint is {checkpoint}")
+    print(f"\nThe quench of {quench} steps lowers the loss by {hot - cold:.3f} nats per byte;")
+    print(f"after {args.steps} more steps, by {hot_later - cold_later:.3f}. The checkpoint is {checkpoint}")
 
 
 if __name__ == "__main__":

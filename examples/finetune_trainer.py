@@ -41,8 +41,8 @@ def main() -> None:
     """Fine-tune the same weights on the same batches in two ways, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0, help="of the new head and the batches")
-    parser.add_argument("--lr", type=float, default=5e-5, help="of AdamW")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new head and the batches")
+    parser.add_argument("--lr", type=float, default=5e-5, help="lr of AdamW")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"))
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()

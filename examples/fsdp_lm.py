@@ -110,10 +110,10 @@ def main() -> None:
     """Train, saving on the way; with ``--resume`` go on from a checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
     parser.add_argument("--save", type=int, default=50, help="steps between two checkpoints")
     parser.add_argument("--out", type=Path, default=Path("runs/fsdp_lm"), help="folder for checkpoints")
-    parser.add_argument("--resume", type=Path, help="a checkpoint, of any number of ranks")
+    parser.add_argument("--resume", type=Path, help="checkpoint to resume from, of any number of ranks")
     args = parser.parse_args()
 
     mesh, device = begin()

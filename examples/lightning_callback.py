@@ -55,7 +55,7 @@ def main() -> None:
     """Train, print what was logged, and say where the picture and the diagnosis are."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
     parser.add_argument("--out", type=Path, default=Path("runs/lightning_callback"), help="folder for logs")
     args = parser.parse_args()
 

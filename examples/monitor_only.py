@@ -21,7 +21,7 @@ def main() -> None:
     """Train with ThermoAdamW and with AdamW; print the account, export it, compare the weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
     parser.add_argument("--out", type=Path, default=Path("runs/monitor_only"), help="folder for the history")
     args = parser.parse_args()
 
@@ -32,14 +32,16 @@ def main() -> None:
 
     reading = optimizer.reading
     if reading is None:
-        raise SystemExit("No step was measured: this backend measures one in 10, so take 10 or more.")
-    print(f"At step {reading.step}, averaged over the last 50. sigma, work and heat in nats a byte a step.")
+        raise SystemExit("No step was measured: this backend measures one in 10, so train for 10 or more.")
+    print(
+        f"At step {reading.step}, averaged over the last 50. sigma, work and heat in nats per byte and step."
+    )
     print(f"{'layer':26} {'r':>6} {'sigma':>10} {'work':>10} {'heat':>10} {'R_wd':>8}")
     for name, layer in reading.layers.items():
         print(row(name, layer))
     print(row("total", reading.total))
-    print("r: 1 in equilibrium, above it coherent drift. R_wd: 1 where decay balances growth, above it")
-    print("the norm shrinks. sigma is work and heat, but for the small part of heat that is decay's.\n")
+    print("r: 1 in equilibrium, above it coherent drift. R_wd: 1 if decay balances growth, above it")
+    print("the norm shrinks. sigma is work plus heat, without the small part of heat that is due to decay.\n")
 
     args.out.mkdir(parents=True, exist_ok=True)
     optimizer.history.export_jsonl(args.out / "history.jsonl")  # with layers

@@ -43,8 +43,8 @@ def main() -> None:
     """Train both from the same weights on the same batches, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
-    parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's; 1e-3 is torch's default")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
+    parser.add_argument("--lr", type=float, default=1e-3, help="lr of AdamW; 1e-3 is torch's default")
     args = parser.parse_args()
 
     plain, auto = small_gpt(args.seed), small_gpt(args.seed)
@@ -63,7 +63,7 @@ def main() -> None:
 
     gain = losses[0] - losses[1]
     verdict = "better" if gain > 0 else "worse"
-    print(f"\nAutotuned is {abs(gain):.3f} nats a byte {verdict} than AdamW at lr {args.lr:g}.")
+    print(f"\nAutotuned is {abs(gain):.3f} nats per byte {verdict} than AdamW at lr {args.lr:g}.")
     print("One seed and one lr say little: --seed and --lr try others. A well tuned lr may be better.")
 
 

@@ -104,7 +104,7 @@ def main() -> None:
     trainer.train()
     found = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     reading = trainer.optimizer.optimizer.reading
-    print(f"{'layer':65} {'r':>6} {'turns a step':>13}")
+    print(f"{'layer':65} {'r':>6} {'turn per step':>13}")
     for name, layer in reading.layers.items():
         print(f"{name:65} {layer.r:6.2f} {layer.angular_step:13.1e}")
     print(f"\nLoss {found[0]:.3f} -> {found[-1]:.3f} in {reading.step} steps. {watch.report.summary}")

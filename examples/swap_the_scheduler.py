@@ -55,8 +55,8 @@ def main() -> None:
     """Train under five schedules from the same weights on the same batches, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
-    parser.add_argument("--lr", type=float, default=0.1, help="of SGD")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
+    parser.add_argument("--lr", type=float, default=0.1, help="lr of SGD")
     args = parser.parse_args()
     steps = args.steps
 
@@ -87,7 +87,7 @@ def main() -> None:
 
     gain = min(filter(math.isfinite, cosines), default=math.inf) - tuned
     verdict = "better" if gain > 0 else "worse"
-    print(f"\nAutotuned is {abs(gain):.3f} nats a byte {verdict} than the better of the two cosines.")
+    print(f"\nAutotuned is {abs(gain):.3f} nats per byte {verdict} than the better of the two cosines.")
     print("One seed says little: --seed and --lr try others. A well tuned lr may be better.")
 
 

@@ -18,10 +18,12 @@ from thermoopt.benchmarks.laws.toy import LAWS, Toy
 def main() -> None:
     """Run what is missing, draw, and print how far the laws hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300, help="of each network at its rate, from 50")
+    parser.add_argument("--steps", type=int, default=300, help="steps of each network, at least 50")
     parser.add_argument("--out", type=Path, default=Path("runs/thermodynamic_laws"), help="folder")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--replicas", type=int, default=300, help="of the toy; errors fall with the root")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument(
+        "--replicas", type=int, default=300, help="replicas of the toy; errors fall as 1/sqrt of them"
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes")
     args = parser.parse_args()
 

@@ -63,7 +63,7 @@ def main() -> None:
             m.named_parameters(), controller=autotune(options.steps)
         ),
     }
-    print(f"{'':22} {'loss':>6} {'accuracy':>9} {'sigma':>9} {'turns a step':>13}")
+    print(f"{'':22} {'loss':>6} {'accuracy':>9} {'sigma':>9} {'turn per step':>13}")
     for name, make in ways.items():
         model = vit(options.seed)
         optimizer = make(model)

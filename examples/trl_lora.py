@@ -91,7 +91,7 @@ def main() -> None:
     trainer.train()
     losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
     reading = trainer.optimizer.optimizer.reading
-    print(f"{'adapter':75} {'r':>6} {'turns a step':>13}")
+    print(f"{'adapter':75} {'r':>6} {'turn per step':>13}")
     for name, layer in reading.layers.items():
         print(f"{name:75} {layer.r:6.2f} {layer.angular_step:13.1e}")
     print(f"\nLoss {losses[0]:.3f} -> {losses[-1]:.3f} in {reading.step} steps. {watch.report.summary}")

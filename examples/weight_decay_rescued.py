@@ -22,8 +22,8 @@ def main() -> None:
     """Train with the usual decay, with far too much, and with far too much under a Barostat."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
-    parser.add_argument("--times", type=float, default=30.0, help="how many times too high decay is set")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
+    parser.add_argument("--times", type=float, default=30.0, help="factor by which decay is too high")
     args = parser.parse_args()
     usual, high = 0.1, 0.1 * args.times
 
@@ -57,7 +57,7 @@ def main() -> None:
         print(textwrap.fill(action.reason, 100, initial_indent="    ", subsequent_indent="    "))
 
     cost = collapsed - good
-    print(f"\nToo much decay costs AdamW {cost:.3f} nats a byte.")
+    print(f"\nToo much decay costs AdamW {cost:.3f} nats per byte.")
     if cost > 0:
         print(f"The Barostat wins back {(collapsed - rescued) / cost:.0%} of that.")
 

@@ -15,7 +15,7 @@ def main() -> None:
     """Train three times with an Observer beside the optimizer; print what diagnose makes of each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and batches")
     args = parser.parse_args()
 
     for about, lr, decay in (("lr 2e-3", 2e-3, 0.01), ("lr 0.2", 0.2, 0.01), ("decay 20", 2e-3, 20.0)):

@@ -43,7 +43,7 @@ class Folder:
         kept = [name for name in ("sweep.json", "rows.jsonl", "study.db") if (out / name).exists()]
         if kept:
             raise FolderError(
-                f"{out} holds a sweep already ({', '.join(kept)}); go on with: "
+                f"{out} holds a sweep already ({', '.join(kept)}); resume with: "
                 f"thermoopt bench resume --out {out}"
             )
 

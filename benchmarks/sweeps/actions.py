@@ -88,7 +88,7 @@ def work(
         try:
             trouble = _sweep(folder, studies, workers, again, heartbeat, grace, live)
         except KeyboardInterrupt:
-            print(f"stopped; go on with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
+            print(f"stopped; resume with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
             return 130
         except (OSError, StorageInternalError) as error:
             if not (disk_full(error) or isinstance(error, StorageInternalError)):
@@ -123,7 +123,7 @@ def _conclude(folder: Folder, studies: Studies, trouble: list[str]) -> int:
     except (DiskFull, StorageInternalError) as error:
         if reason(error) not in trouble:
             print(f"the storage cannot be read: {reason(error)}", file=sys.stderr)
-        print(f"go on with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
+        print(f"resume with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
         return 1
     _failures(tally)
     total = tally.total
@@ -132,7 +132,7 @@ def _conclude(folder: Folder, studies: Studies, trouble: list[str]) -> int:
     if tally.peak_mb:
         print(f"peak memory of a worker: {tally.peak_mb:.0f} MB")
     if left:
-        print(f"go on with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
+        print(f"resume with: thermoopt bench resume --out {folder.out}", file=sys.stderr)
     else:
         print(f"tables and figures: thermoopt bench report --out {folder.out}")
     return 1 if left or total.failed else 0

@@ -87,7 +87,7 @@ def test_folders_that_hold_a_sweep_or_none(capsys, tmp_path):
     folder = actions.Folder.make(out, Protocol.of("t", PAIR), None)
     assert actions.Folder.open(out) == folder
     said = refused(capsys, "run", "--tier", "smoke", "--out", out)
-    assert "holds a sweep already (sweep.json); go on with: thermoopt bench resume" in said
+    assert "holds a sweep already (sweep.json); resume with: thermoopt bench resume" in said
     assert "study.db is missing; `resume` makes it again" in refused(capsys, "status", "--out", out)
     assert "no finished trials yet" in refused(capsys, "report", "--out", out)
     kept = json.loads((out / "sweep.json").read_text())
@@ -272,7 +272,7 @@ def test_a_killed_worker_a_ctrl_c_and_a_killed_sweep_lose_nothing(tmp_path):
     os.kill(sweep.pid, signal.SIGINT)
     stopped = sweep.end(60)
     assert stopped.code == 130, stopped
-    assert f"stopped; go on with: thermoopt bench resume --out {out}" in stopped.output + stopped.errors
+    assert f"stopped; resume with: thermoopt bench resume --out {out}" in stopped.output + stopped.errors
     assert "Traceback" not in stopped.output + stopped.errors
     url = default_storage(out)
     studies = Studies(open_storage(url), protocol, url)

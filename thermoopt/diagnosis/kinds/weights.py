@@ -162,7 +162,7 @@ def weight_decay_irrelevant(run: Evidence) -> Finding | None:
     return Finding(
         "weight_decay_irrelevant",
         "LOW",
-        f"weight decay of {decay:.2g} removed only a fraction of {share:.1e} of each weight in {run.taken} "
+        f"weight decay of {decay:.2g} removed only {two_digits(100 * share)} % of each weight in {run.taken} "
         "steps (sum of lr * decay).",
         "It can be left out; only in a longer run would it matter.",
         measure="sum of lr * decay",
