@@ -91,7 +91,7 @@ KAPPA = 1.5
 project on six networks: final displacements at the best fixed rate lie between 1.8 and 4; 1.5 starts low."""
 
 ANYTIME_STEPS = 1000
-"""Length of run a law assumes that is not told one: the memory 1/(1 - beta2) of v. Measured by this project:
+"""Length of run that a law assumes if none is given: the memory 1/(1 - beta2) of v. Measured by this project:
 with 10,000 a recurrent net cooled after 400 steps ends 16 % above the run that knew, with 1000 within 2 %."""
 
 
@@ -218,7 +218,7 @@ transformer) to 10 (convolution net) times sqrt(3/T); 1 starts at the low end.""
 
 LEAD = 4.0
 """How far diffusion may run ahead of Prodigy's estimate. Measured by this project on ten small networks: 2
-is too slow, 8 overheats small tables (geometric mean 1.15 in the place of 1.08)."""
+is too slow, 8 overheats small tables (geometric mean 1.15 instead of 1.08)."""
 
 
 SIGNIFICANT = 1.4

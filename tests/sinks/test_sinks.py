@@ -234,7 +234,7 @@ def test_one_sink_of_two_optimizers_is_told_of(tmp_path: Path) -> None:
             for optimizer in (one, two):
                 train(optimizer, 1, t)
     assert len(told) == 1
-    assert "JSONLSink receives readings of two optimizers by turns" in str(told[0].message)
+    assert "JSONLSink receives readings of two optimizers alternately" in str(told[0].message)
 
 
 # -------------------------------------------------------------------- CSV

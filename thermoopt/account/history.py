@@ -41,8 +41,9 @@ MAX_LAYER_READINGS = 256
 
 
 TOGETHER = 16
-"""Readings that nobody waits for are formed so many in one go: one by one between steps, each would pay for
-numpy's calls and find its code out of the processor's caches. Until then they hold 3.5 KB a layer."""
+"""Number of readings that are formed in one go if nobody waits for them: one by one between steps, each would
+pay for numpy's calls and find its code out of the processor's caches. Until then they hold 3.5 KB per layer.
+"""
 
 
 @dataclass(frozen=True)

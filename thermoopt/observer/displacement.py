@@ -134,7 +134,7 @@ def _take_lrs(kept: Sequence[_Sampled], optimizer: Optimizer) -> None:
 
 
 class _DisplacementSums(PendingSums):
-    """Sums with the displacement -lr U in the place of U; the lr may itself be on its way."""
+    """Sums with the displacement -lr U instead of U; the lr may itself still be in transit."""
 
     def arrays(self) -> tuple[Array, Array, dict[str, Array]]:
         sums, t, constants = super().arrays()
@@ -145,7 +145,7 @@ class _DisplacementSums(PendingSums):
 
 
 def _displacement_row(kept: _Sampled, grad_scale: Tensor | None) -> Tensor:
-    """Sums of one tensor, ``[len(Sum)]``, with -lr U in the place of U."""
+    """Sums of one tensor, ``[len(Sum)]``, with -lr U instead of U."""
     wide = kept.before.dtype == torch.float64
     dtype = torch.float64 if wide else torch.float32
     theta, g = kept.before.to(dtype).reshape(-1), kept.grad.to(dtype).reshape(-1)

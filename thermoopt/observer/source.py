@@ -37,7 +37,7 @@ class Source(Protocol):
 
     @property
     def measure_every(self) -> int:
-        """Every so many steps one is measured."""
+        """One step in this many is measured."""
 
     @property
     def record_every(self) -> int:
@@ -121,7 +121,7 @@ class OwnAccount:
 
     @property
     def measure_every(self) -> int:
-        """Every so many steps one is measured."""
+        """One step in this many is measured."""
         return self._optimizer.measure_every
 
     @property

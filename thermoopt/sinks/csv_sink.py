@@ -144,7 +144,7 @@ def _end_before(path: Path, step: int) -> int:
 
 
 def _rewrite(path: Path, step: int) -> None:
-    """Write a compressed file anew with the rows of earlier steps, beside it, and put it in its place."""
+    """Rewrite a compressed file with the rows of earlier steps only, as a new file that replaces it."""
     new = path.with_name(path.name + ".new")
     try:
         with gzip.open(path, "rb") as old, new.open("wb") as raw:

@@ -217,10 +217,11 @@ class FileSink:
         self._pipe.put(self._schedule.item(reading))
 
     def offered_by(self, queue: Any) -> None:
-        """Warn once of two queues that write by turns: steps of two optimizers that nobody can tell apart.
+        """Warn once if two queues write alternately: nobody could tell the steps of two optimizers apart.
 
         Args:
-            queue: of the coming reading. One after another, as when a cell is run again, is no fault.
+            queue: the queue of the coming reading. Two that follow each other, as when a cell is run again,
+                are fine.
         """
         before, last = self._offering
         if last is not None and last() is queue:
@@ -228,7 +229,7 @@ class FileSink:
         if before is not None and before() is queue and not self._shared:
             self._shared = True
             warnings.warn(
-                f"one {type(self).__name__} receives readings of two optimizers by turns, which cannot be "
+                f"one {type(self).__name__} receives readings of two optimizers alternately, which cannot be "
                 "told apart in its file: give each optimizer a sink with its own file",
                 RuntimeWarning,
                 stacklevel=4,

@@ -31,7 +31,7 @@ MIN_ROWS = 32
 """Rows that a part has however many layers there are."""
 
 SUPERSEDED = 32
-"""Rows of a newest reading that is the newest no more, before the file is written anew without them."""
+"""Superseded rows of newest readings, after which the file is rewritten without them."""
 
 
 def room(most: int, n_layers: int) -> int:
@@ -52,7 +52,7 @@ class Part:
         self.gap = gap
 
     def take(self, step: int, limit: int) -> bool:
-        """Whether the reading of a step becomes a row, in a part of so many rows at most."""
+        """Whether the reading of a step becomes a row, in a part of at most ``limit`` rows."""
         while self.steps and self.steps[-1] >= step:  # a checkpoint was loaded
             self.steps.pop()
         if self.steps and step - self.steps[-1] < self.gap:
@@ -128,7 +128,7 @@ class LayerFile:
         return [row.step for row in self._rows if row.why != LAST and (row.why != "") == events]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Write the file anew with these rows alone: beside it, synced, renamed."""
+        """Replace the file by one with these rows alone: written beside it, synced, renamed."""
         kept = [self._rows[i] for i in rows]
         new = self.path.with_name(self.path.name + ".new")
         layouts: dict[str, tuple[int, int]] = {}
