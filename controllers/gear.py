@@ -166,11 +166,11 @@ class Gear:
         }
         if jump >= LEAP and energy > 1 and coherence <= INCOHERENT:
             factor = max(LEAST, 1 / math.sqrt(jump))
-            reason = f"gradient noise leapt to {jump:.3g} times: rate lowered by the square root of that"
+            reason = f"gradient noise leapt by a factor of {jump:.3g}: rate lowered by its square root"
             return Shift(factor, evidence, reason)
         if jump <= 1 / LEAP and self.cut < 1:
             factor = min(1 / self.cut, 1 / math.sqrt(jump))
-            return Shift(factor, evidence, "gradient noise fell back: rate restored by its square root")
+            return Shift(factor, evidence, "gradient noise fell back: rate restored accordingly")
         return None
 
     def _loss(self, step: int, t: int, window: float, loss: float) -> Shift | None:

@@ -34,7 +34,7 @@ def test_a_controller_needs_rates_that_the_graph_reads(captured):
     opt.step()
     captured()
     before = opt.param_groups[0]["params"][0].clone()
-    with pytest.raises(RuntimeError, match="needs backend 'triton' with a controller, got 'torch'"):
+    with pytest.raises(RuntimeError, match="only with backend 'triton', got 'torch'"):
         opt.step()
     assert torch.equal(opt.param_groups[0]["params"][0], before)
     assert opt.steps == 1
