@@ -76,7 +76,7 @@ def test_sparse_gradients_are_left_out():
             assert "sparse gradients are not measured" in str(diagnose(observer))
             ours = [str(w.message) for w in told if "not measured" in str(w.message)]
             assert len(ours) == 1
-            assert ours[0].endswith("of the others: weight")
+            assert ours[0].endswith("missing from readings and totals: weight")
     assert torch.equal(*runs)
 
 
