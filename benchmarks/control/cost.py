@@ -1,9 +1,9 @@
 """Cost of the controller: optimizer steps and training steps of one network, with and without it.
 
-Four optimizers take turns in one process on copies of one transformer, step by step, in reverse order in
-every second one: torch's fused AdamW, ThermoAdamW measuring only, and the same with autotune, with and
-without a known length. Shares of processor time, which other load disturbs less than wall time, are taken
-round by round; the table has medians with their 95 % intervals by order statistics. Figures go to
+Four optimizers take turns in one process on copies of one transformer, step by step, in reverse order at
+every second step: torch's fused AdamW, ThermoAdamW measuring only, and the same with autotune, with and
+without a known length. Ratios of processor time, which other load disturbs less than wall time, are taken
+round by round. The table has medians with their 95 % intervals by order statistics. Figures go to
 ``cost.json``, the table to ``cost.md``.
 
     python -m thermoopt.benchmarks.control.cost --out runs/control/cost
@@ -118,11 +118,11 @@ def shares(found: Mapping[str, Any], name: str) -> dict[str, list[float]]:
 
 def table(found: Mapping[str, Any]) -> str:
     """Return the table as Markdown."""
-    lines = ["| optimizer | ms a step |", "| --- | ---: |"]
+    lines = ["| optimizer | ms per step |", "| --- | ---: |"]
     lines += [f"| {name} | {1e3 * median(took):.2f} |" for name, took in found["steps"].items()]
     lines += [f"| forward and backward | {1e3 * median(found['passes']):.1f} |", ""]
     lines += [
-        "| controller adds | of | median | 95 % interval | wanted |",
+        "| controller | adds to | median | 95 % interval | target |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     wanted = {"of an optimizer step": 0.03, "of a training step": 0.01}
@@ -136,10 +136,11 @@ def table(found: Mapping[str, Any]) -> str:
                 )
     return (
         "# What the controller costs\n\n"
-        f"{found['parameters'] / 1e6:.1f} M parameters in {found['tensors']} tensors, a transformer on "
-        f"batches of {BATCH} x {LENGTH} tokens; torch {torch.__version__}, one thread, processor time, "
-        f"{len(found['passes'])} rounds of {STEPS} steps, load average {found['load']:g}. What the "
-        "controller adds is over the same optimizer that measures without it.\n\n" + "\n".join(lines) + "\n"
+        f"The network is a transformer of {found['parameters'] / 1e6:.1f} M parameters in {found['tensors']} "
+        f"tensors, on batches of {BATCH} x {LENGTH} tokens. Times are processor time of one thread over "
+        f"{len(found['passes'])} rounds of {STEPS} steps (torch {torch.__version__}, load average "
+        f"{found['load']:g}). The second table shows what the controller adds to the same optimizer that "
+        "measures without it.\n\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -148,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/control/cost"))
-    parser.add_argument("--rounds", type=int, default=21, help="at least 6")
+    parser.add_argument("--out", type=Path, default=Path("runs/control/cost"), help="folder for the results")
+    parser.add_argument("--rounds", type=int, default=21, help="at least 6 (default: 21)")
     args = parser.parse_args(argv)
     if args.rounds < 6:
         parser.error(f"--rounds must be >= 6, got {args.rounds}")

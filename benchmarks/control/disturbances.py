@@ -1,7 +1,7 @@
-"""How disturbances affect AdamW tuned for the undisturbed run, Prodigy, autotune and its replay.
+"""How disturbances affect autotune, its replay, Prodigy, and AdamW tuned for the undisturbed run.
 
 Every run is a row of ``rows.jsonl``; runs that have a row are not repeated, so a stopped command resumes
-where it stopped. The table goes to ``disturbances.md`` beside the rows.
+where it stopped. The table is written to ``disturbances.md`` beside the rows.
 
     python -m thermoopt.benchmarks.control.disturbances --out runs/disturbances
 """
@@ -41,11 +41,15 @@ FLOOR = 0.01
 CLIP = (0.5, 2.0)
 """Ratios to the replay are clipped to these bounds, so that no exploding replay outweighs the rest."""
 
-LEGEND = f"""The other columns are ratios (loss + f)/(AdamW's under the same disturbance + f), f being 1 % of
-the initial loss; the lower the better, inf for a run that was not finite. *lowered*: runs of autotune in
-which a rate was lowered; *gear's worth*: autotune over the same law without its reverse gear; *replay*: the
-undisturbed run's scales played back, ratios clipped to {CLIP[0]:g} and {CLIP[1]:g} in the
-mean.""".replace("\n", " ")
+LEGEND = f"""- The columns from prodigy to replay are ratios (loss + f)/(AdamW's loss under the same
+  disturbance + f), where f is 1 % of the initial loss. Lower is better; inf marks a run that did not stay
+  finite.
+- *no gear* is autotune without its reverse gear, and *loss reported* is autotune with the loss reported.
+- *replay* plays back the scales of the undisturbed run.
+- *lowered* counts the runs of autotune in which a rate was lowered.
+- *gear's worth* is autotune relative to *no gear*, where a rate was lowered.
+
+In the means below the table, ratios to the replay are clipped to {CLIP[0]:g} and {CLIP[1]:g}."""
 
 METHODS = ("adamw", "prodigy", "autotune", "no gear", "loss reported", "replay")
 
@@ -240,14 +244,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lrs = ", ".join(f"{lr:g}" for lr in GRID)
     return "\n\n".join(
         [
-            "# What disturbs a run",
-            f"{STEPS} steps, seeds {', '.join(map(str, seeds))}; final loss on data not trained on. AdamW: "
-            f"linear to zero, warm-up over 5 %, at the best of {lrs} in the undisturbed run on another seed. "
-            + LEGEND,
+            "# How disturbances affect a run",
+            f"Runs of {STEPS} steps with seeds {', '.join(map(str, seeds))}, compared by the final loss on "
+            "data that were not trained on. AdamW has warm-up over 5 %, then linear to zero, at the learning "
+            f"rate among {lrs} that is best in the undisturbed run on another seed.",
+            LEGEND,
+            "The disturbances are:",
             about,
             "\n".join(lines),
-            f"Geometric mean of autotune over the replay: {_geometric(against):.3f}; of the gear's worth "
-            f"where it acted: {_geometric(worths):.3f}.\n",
+            f"The geometric mean of autotune relative to the replay is {_geometric(against):.3f}, and that "
+            f"of the gear's worth, where it acted, is {_geometric(worths):.3f}.\n",
         ]
     )
 
@@ -276,11 +282,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/disturbances"))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--out", type=Path, default=Path("runs/disturbances"), help="folder for the results")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 1 2")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="default: all")
     names = [scene.name for scene in SCENES]
-    parser.add_argument("--scenes", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--scenes", nargs="+", choices=names, default=names, metavar="NAME", help="default: all"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -290,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
     with path.open("a") as file:
         _run_all(rows, args, file)
     (args.out / "disturbances.md").write_text(table(rows))
-    print(f"the table lies in {args.out}/disturbances.md")
+    print(f"wrote {args.out}/disturbances.md")
 
 
 def _run_all(rows: list[dict[str, Any]], asked: argparse.Namespace, file: Any) -> None:

@@ -98,11 +98,15 @@ def _ratios(cells: Cells, apart: Sequence[str]) -> str:
         lines.append(f"| {name} | {mean} | {values} |")
     counts = {len(_seeds(m[REFERENCE])) for c, m in cells.items() if c in best}
     note = (
-        f"Final validation loss over that of {REFERENCE} at the best lr of the grid, mean over "
-        f"{'/'.join(map(str, sorted(counts)))} seeds; geometric mean and worst over workloads and horizons."
+        f"Final validation loss divided by that of {REFERENCE} at the best learning rate of the grid, as a "
+        f"mean over {'/'.join(map(str, sorted(counts)))} seeds. The geometric mean and the worst are over "
+        "workloads and horizons."
     )
     if others:
-        note += " Apart, marked *, and not in these two: workloads that not all methods were run on."
+        note += (
+            " Workloads marked * were not run with all methods. They are left out of these two columns, and "
+            "*apart* is their geometric mean."
+        )
     return "## Ratio to the best tuned AdamW\n\n" + note + "\n\n" + "\n".join(lines)
 
 
@@ -127,14 +131,17 @@ def _sensitivities(cells: Cells) -> str:
                 f"| {method} | {ratio:.2f} | " + " | ".join(f"{values[c]:.3f}" for c in columns) + " |"
             )
     return (
-        "## Sensitivity to the learning rate\n\nMean over the lrs of the grid of min(loss, initial loss), "
-        f"less the method's best loss (Wortsman et al., arXiv 2309.14322); ratio: geometric mean against "
-        f"{SENSITIVITY_REFERENCE}.\n\n" + "\n".join(lines)
+        "## Sensitivity to the learning rate\n\nThe mean of min(loss, initial loss) over the learning rates "
+        "of the grid, minus the method's best loss (Wortsman et al., arXiv 2309.14322). *Ratio* is the "
+        f"geometric mean relative to {SENSITIVITY_REFERENCE}.\n\n" + "\n".join(lines)
     )
 
 
 def _losses(cells: Cells) -> str:
-    parts = ["## All losses\n\nMean over seeds ± half their range; `d` and how many seeds diverged."]
+    parts = [
+        "## All losses\n\nMeans over seeds ± half their range. `d` is followed by the number of seeds that "
+        "diverged."
+    ]
     for (workload, steps), methods in cells.items():
         lrs = sorted({lr for by_lr in methods.values() for lr in by_lr if lr is not None})
         lines = [

@@ -1,12 +1,12 @@
-"""Which control law finds the learning rate: final validation loss on small real workloads, at two horizons.
+"""Compare control laws by the final validation loss on small real workloads, at two horizons.
 
 Every run is a row of ``rows.jsonl``; runs that have a row are not repeated, so a stopped benchmark resumes
-where it stopped. Runs are ordered by seed, so that a stop at any moment leaves nearly equal counts.
+where it stopped. Runs are ordered by seed, so stopping at any moment leaves nearly equal counts.
 
     python -m thermoopt.benchmarks.control --out runs/control  # everything, an hour on 2 cores
     python -m thermoopt.benchmarks.control --workloads linear mlp --seeds 0    # part of it
 
-The tables go to ``control.md`` beside the rows.
+The tables are written to ``control.md`` beside the rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ APART = ("vit", "lstm")
 """Those of them that not all methods were run on."""
 
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-"""The grid of learning rates, two a decade."""
+"""The grid of learning rates, two per decade."""
 
 RATES: dict[str, tuple[float | None, ...]] = {
     "adamw linear": LRS,
@@ -133,18 +133,40 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/control"))
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(PROBLEMS))
-    parser.add_argument("--methods", nargs="+", choices=RATES, default=list(RATES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--horizons", nargs="+", type=int, choices=(0, 1), default=[0, 1])
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/control"), help="folder for rows and tables (%(default)s)")
+    add(
+        "--workloads",
+        nargs="+",
+        choices=WORKLOADS,
+        default=list(PROBLEMS),
+        metavar="NAME",
+        help=f"workloads to run (default: {', '.join(PROBLEMS)})",
+    )
+    add(
+        "--methods",
+        nargs="+",
+        choices=RATES,
+        default=list(RATES),
+        metavar="NAME",
+        help="methods to run (default: all of the tables)",
+    )
+    add("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 1 2")
+    add(
+        "--horizons",
+        nargs="+",
+        type=int,
+        choices=(0, 1),
+        default=[0, 1],
+        help="0 for the short horizon, 1 for the long one (default: both)",
+    )
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.jsonl"
     done = {key(row) for row in read_rows(path)}
     todo = [it for it in plan(args.workloads, args.methods, args.seeds, args.horizons) if it not in done]
-    print(f"{len(done)} runs are there, {len(todo)} to do", flush=True)
+    print(f"{len(done)} runs are done, {len(todo)} to do", flush=True)
     context = multiprocessing.get_context("spawn")
     torn = path.exists() and not path.read_text().endswith("\n")
     with context.Pool(args.workers, _one_thread) as pool, path.open("a") as file:
@@ -161,10 +183,10 @@ def _write_report(out: Path, rows: list[dict[str, Any]]) -> None:
     known = [w for w in WORKLOADS.values() if any(row["workload"] == w.name for row in rows)]
     about = "\n".join(f"- {w.name}: {w.about}." for w in known)
     setting = (
-        f"torch {torch.__version__}, one thread a run, float32, weight decay 0.01, warm-up over 5 %; "
-        f"{len(rows)} runs.\n\n"
+        f"{len(rows)} runs with torch {torch.__version__}, one thread per run, float32, weight decay 0.01, "
+        "and warm-up over 5 % of the run. `make bench-control` makes this page. The workloads are:\n\n"
     )
     (out / "control.md").write_text(
-        f"# Control laws against tuned schedules\n\n{setting}{about}\n\n{report(rows, APART)}"
+        f"# Control laws compared with tuned schedules\n\n{setting}{about}\n\n{report(rows, APART)}"
     )
-    print(f"tables lie in {out}/control.md")
+    print(f"wrote {out}/control.md")

@@ -1,9 +1,9 @@
-"""What a sample costs a law in accuracy: distance, work and impulse against those of all elements.
+"""What sampling costs a law in accuracy: distance, work and impulse of a sample and of all elements.
 
-Networks of 4.3 to 6.2 million parameters are trained with AdamW, and a law's three sums are kept of every
-element. A sample takes one block in so many; moved on by one block it is another sample, and all of them
-together tell the standard error of one: the relative deviation of its sum over the layers, in the layers'
-units, from the sum of all elements, root mean square.
+Networks of 4.3 to 6.2 million parameters are trained with AdamW, while a law's three sums are kept for every
+element. A sample takes one block out of every few. Shifting it by one block gives another sample, and all of
+them together give the standard error of one: the root mean square of the relative deviation of its sum over
+the layers, in the layers' units, from the sum of all elements.
 
     python -m thermoopt.benchmarks.control.sampling --out runs/control/sampling
 """
@@ -184,7 +184,7 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Loss]]] = {
 def main() -> None:
     """Train, compare, and write a Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, default=STEPS, help="default: %(default)s")
     parser.add_argument("--out", type=Path, help="folder for sampling.md")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -200,10 +200,10 @@ def main() -> None:
         print(lines[-1], flush=True)
     text = (
         "# What a sample costs in accuracy\n\n"
-        "Relative standard error of one sample's sum over all layers, in the layers' units, against the sum "
-        f"of all elements, after\n{args.steps} steps of AdamW: "
-        "`python -m thermoopt.benchmarks.control.sampling`. One block of up to 16 elements in "
-        f"{STRIDE} is what laws are given today.\n\n"
+        "The table shows the relative standard error of one sample's sum over all layers, in the layers' "
+        f"units, compared with the sum\nof all elements, after {args.steps} steps of AdamW "
+        "(`python -m thermoopt.benchmarks.control.sampling`). Laws are given one block\nof up to 16 "
+        f"elements in every {STRIDE}.\n\n"
     )
     text += "\n".join(lines) + "\n"
     if args.out:

@@ -38,8 +38,7 @@ class Scene:
         label_noise: share of labels drawn at random from then on.
         shuffled: whether inputs come with their features in another order from then on.
         frozen: ``"unfreeze"``: all but the last layer take no gradient before ``when``; ``"add"``: they are
-        not in
-            the optimizer before.
+            not in the optimizer before.
         readout: standard deviation of the last matrix at the start; None for torch's.
         factor: on all initial parameters.
         lora: whether only adapters of rank 4 with B = 0 are trained, on a network trained for another target.
@@ -72,20 +71,40 @@ class Scene:
 
 
 SCENES = (
-    Scene("batch / 8", "batch of 64 becomes 8 at half of the run", when=0.5, batch=FEW),
-    Scene("batch x 8", "batch of 64 becomes 512 at half of the run", when=0.5, batch=MANY),
-    Scene("label noise", "40 % of labels random from half of the run on", "digits", 0.5, label_noise=0.4),
-    Scene("other data", "features in another order from half of the run on", "digits", 0.5, shuffled=True),
-    Scene("unfreezing", "all but the last layer frozen for 40 % of the run", when=0.4, frozen="unfreeze"),
-    Scene("added group", "all but the last layer added at 40 % of the run", when=0.4, frozen="add"),
-    Scene("near-zero start", "read-out at std 1e-4", readout=1e-4),
+    Scene("batch / 8", "the batch size falls from 64 to 8 half way through the run", when=0.5, batch=FEW),
+    Scene("batch x 8", "the batch size rises from 64 to 512 half way through the run", when=0.5, batch=MANY),
+    Scene("label noise", "40 % of the labels are random from half way on", "digits", 0.5, label_noise=0.4),
+    Scene("other data", "the features come in another order from half way on", "digits", 0.5, shuffled=True),
+    Scene(
+        "unfreezing",
+        "all but the last layer are frozen for the first 40 % of the run",
+        when=0.4,
+        frozen="unfreeze",
+    ),
+    Scene(
+        "added group",
+        "all but the last layer join the optimizer after 40 % of the run",
+        when=0.4,
+        frozen="add",
+    ),
+    Scene("near-zero start", "the last layer starts with a standard deviation of 1e-4", readout=1e-4),
     Scene("init x 10", "all parameters start 10 times too large", factor=10.0),
-    Scene("LoRA, B = 0", "adapters of rank 4 on a network trained for another target", lora=True),
-    Scene("T told / 4", "schedules are told a quarter of the length", told=0.25),
-    Scene("T told x 4", "schedules are told four times the length", told=4.0),
-    Scene("outside schedule", "a OneCycleLR left in place", schedule=True),
-    Scene("decay x 30", "weight decay 0.3", decay=0.3),
-    Scene("resume, batch / 8", "a checkpoint at half, then a batch of 8", when=0.5, batch=FEW, resumed=True),
+    Scene(
+        "LoRA, B = 0",
+        "adapters of rank 4 on a network trained for another target are all that is trained",
+        lora=True,
+    ),
+    Scene("T told / 4", "schedules are given a quarter of the true length", told=0.25),
+    Scene("T told x 4", "schedules are given four times the true length", told=4.0),
+    Scene("outside schedule", "a OneCycleLR scheduler is left in place", schedule=True),
+    Scene("decay x 30", "weight decay is 0.3", decay=0.3),
+    Scene(
+        "resume, batch / 8",
+        "the run is saved and resumed half way, then with a batch size of 8",
+        when=0.5,
+        batch=FEW,
+        resumed=True,
+    ),
 )
 
 

@@ -30,14 +30,14 @@ def report(rows: Rows, layers: Sequence[int]) -> str:
     """
     (head,) = (row for row in rows if row["kind"] == "machine")
     loads = [row["load"] for row in rows]
-    kernel = "used" if head["native"] else "not available"
+    kernel = "with" if head["native"] else "without"
     parts = [
         "# What measuring sharded layers costs",
-        f"{head['date']}: torch {head['torch']}, {head['cores']} cores ({head['simd']}), one thread a rank; "
-        f"native kernel {kernel}; gloo between processes of this machine. Load average {min(loads):.1f} to "
-        f"{max(loads):.1f}, this benchmark's own processes among it. Where there are more than "
-        f"{head['cores']} ranks, or the load is above their number, ranks wait for cores, and times are "
-        "those of a crowded machine.",
+        f"Measured on {head['date']} with torch {head['torch']} on {head['cores']} cores ({head['simd']}), "
+        f"one thread per rank, {kernel} the native kernel, and gloo between processes of this machine. Load "
+        f"average {min(loads):.1f} to {max(loads):.1f}, which includes this benchmark's own processes. With "
+        f"more than {head['cores']} ranks, or at a load above the number of cores, ranks wait for cores, and "
+        "times are those of a crowded machine. `make bench-distributed` makes this page.",
     ]
     times = [row for row in rows if row["kind"] == "time"]
     for model in dict.fromkeys(row["model"] for row in times):
@@ -59,18 +59,20 @@ def _model(name: str, rows: Rows) -> list[str]:
     most = max(row["bytes"] for row in rows)
     share = 2 * most / (3 * 4 * elements)
     parts = [
-        f"## GPT of {name}: {elements / 1e6:.2f} M elements in {layers} layers",
-        f"All-reducing {most:,.0f} bytes moves {share:.1g} times what FSDP2 itself moves in a training step "
-        "(two all-gathers and one reduce-scatter of float32).",
+        f"## GPT {name}: {elements / 1e6:.2f} M elements in {layers} layers",
+        f"All-reducing {most:,.0f} bytes moves {share:.1g} times as much as FSDP2 itself moves in a training "
+        "step (two all-gathers and one reduce-scatter of float32).",
     ]
     titles = {
-        "steps": "Optimizer steps back to back, sums waited for at the end of 10:",
-        "training": "Training steps, forward and backward among them:",
+        "steps": "Optimizer steps back to back in blocks of 10, each of which ends when its sums have "
+        "arrived.",
+        "training": "Training steps, including forward and backward.",
     }
     for what, title in titles.items():
         chosen = [row for row in rows if row["what"] == what]
         lines = [
-            "| ranks | method | ms a step | x without measuring | added ms | rounds | all-reduces | bytes |",
+            "| ranks | method | ms per step | x without measuring | added ms | rounds | all-reduces | bytes "
+            "|",
             "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for row in chosen:
@@ -82,7 +84,7 @@ def _model(name: str, rows: Rows) -> list[str]:
                 f"| {_spread(added, 2) if compared else ''} "
                 f"| {len(row['ms'])} | {row['calls']:g} | {row['bytes']:,.0f} |"
             )
-        parts += [f"{title} medians of rounds (10 to 90 %).", "\n".join(lines)]
+        parts += [f"{title} Medians over rounds, with the 10 to 90 % range in brackets.", "\n".join(lines)]
     return parts
 
 
@@ -100,13 +102,15 @@ def _gloo(rows: Rows, layers: Sequence[int], layer_bytes: int) -> list[str]:
             for size, seconds in zip(row["sizes"], row["seconds"], strict=True)
         ),
     ]
-    far = ", ".join(f"{n:,} layers {1e3 * ring_seconds(FAR, n * layer_bytes, links):.0f} ms" for n in layers)
+    far = ", ".join(
+        f"{1e3 * ring_seconds(FAR, n * layer_bytes, links):.0f} ms for {n:,} layers" for n in layers
+    )
     return [
         "## gloo on this machine",
-        f"T = 2(N − 1)α + 2(N − 1)/N · B/β, fitted to {least['ranks']} ranks alone: "
+        f"T = 2(N − 1)α + 2(N − 1)/N · B/β, fitted to {least['ranks']} ranks only: "
         f"α = {1e6 * links.net:.0f} µs, β = {links.bandwidth / 1e6:.0f} MB/s.",
         "\n".join(lines),
-        f"Of {FAR:,} ranks, each on a core of its own and no further away than these, the ring would take: "
+        f"With {FAR:,} ranks, each on a core of its own and no further apart than these, the ring would take "
         f"{far}.",
     ]
 
@@ -126,20 +130,21 @@ def _nccl(layers: Sequence[int], layer_bytes: int) -> list[str]:
         lines.append(f"| {n:,}, {steps} | {size:,} | " + " | ".join(cells) + " |")
     tree, ring = NCCL["tree"], NCCL["ring"]
     return [
-        f"## A model of {FAR:,} ranks",
-        "**Assumed constants, not measurements**: NCCL on nodes of 8 GPUs with NVLink, one 200 Gb/s "
-        "InfiniBand port a GPU between them, protocol LL.",
+        f"## The modelled cost on {FAR:,} ranks",
+        "**The constants here are assumed, not measured.** They are for NCCL on nodes of 8 GPUs with NVLink, "
+        "one 200 Gb/s InfiniBand port per GPU between nodes, and protocol LL.",
         f"- tree: T = α₀ + 2 (7 α_node + log₂(N/8) α_net) + 2 B/β; α₀ {1e6 * tree.start:.1f}, "
         f"α_node {1e6 * tree.node:.2f}, α_net {1e6 * tree.net:.1f} µs, β {tree.bandwidth / 1e9:.1f} GB/s\n"
         "- ring: T = α₀ + 2 (N − N/8) α_node + 2 (N/8 − 1) α_net + 2 (N − 1)/N · B/β; "
         f"{1e6 * ring.start:.1f}, {1e6 * ring.node:.2f}, {1e6 * ring.net:.1f} µs, "
         f"{ring.bandwidth / 1e9:.1f} GB/s",
-        "They are the constants by which NCCL itself chooses between the two (`src/graph/tuning.cc`, commit "
-        "01afd20; `benchmarks/distributed/cost.py` has them). It takes the quicker one. Microseconds of the "
-        "one all-reduce of the sums of a step, and of ten steps, which is what a reading sends by default:",
+        "NCCL itself uses these constants to choose between the two, and takes the faster one "
+        "(`src/graph/tuning.cc`, commit 01afd20; they are in `benchmarks/distributed/cost.py`). The table "
+        "shows microseconds for the one all-reduce that sends the sums of one step, or of ten steps, which "
+        "is what a reading sends by default.",
         "\n".join(lines),
-        f"A layer is {layer_bytes} bytes a step whatever its size. Left out: ranks that come late (the "
-        "all-reduce ends when the last has joined; FSDP2's all-gathers make all wait for that one anyway), "
-        "and what the kernels of NCCL take from others on the GPU. Only a controller waits for the sums, "
-        "before the next step.",
+        f"A layer takes {layer_bytes} bytes per step, whatever its size. The model leaves out ranks that "
+        "come late (the all-reduce ends when the last one has joined, but FSDP2's all-gathers make all ranks "
+        "wait for that one anyway), and what NCCL's kernels take from others on the GPU. Only a controller "
+        "waits for the sums, before the next step.",
     ]

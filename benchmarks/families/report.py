@@ -28,9 +28,9 @@ __all__ = ["choice_table", "law_table", "report", "write_report"]
 DEVELOPED = "Development workloads"
 
 FURTHER_ABOUT = (
-    "Not held out: the default law's kappa (0.5) and early lead (2) were chosen among variants on 25 of "
-    "these, and its gates against noise with those of moving targets and noisy gradients in sight; the deep "
-    "stacks were added because it was found to fail on three of them."
+    "These are not held out. The default law's kappa (0.5) and early lead (2) were chosen among variants on "
+    "25 of them, and its gates against noise with the results on moving targets and noisy gradients in view. "
+    "The deep stacks were added because the law was found to fail on three of them."
 )
 
 Rows = Sequence[Mapping[str, Any]]
@@ -40,7 +40,7 @@ def law_table(by_told: Mapping[bool, Ratios]) -> str:
     """Return a law's ratios by workload and family, without and with the loss reported."""
     columns = [("loss reported" if told else "no loss", values) for told, values in by_told.items() if values]
     if not columns:
-        return "no ratios: the reference has no rows of these workloads and seeds yet"
+        return "no ratios: the reference has not been run on these workloads and seeds yet"
     cells = list(dict.fromkeys(cell for _, values in columns for cell in values))
     cells.sort(key=lambda cell: family(cell[0]))
     lines = _head(["family", "workload"], [name for name, _ in columns])
@@ -127,7 +127,8 @@ def report(rows: Rows, commit: str = "") -> str:
     titles = {cell: _title(cell) for cell in reference}
     about = {
         "Further networks": FURTHER_ABOUT,
-        "Held out": f"No constant was chosen on these; run once{f', at commit {commit}' if commit else ''}.",
+        "Held out": "No constant was chosen on these. Each version of a method is run on them once"
+        + (f"; this is commit {commit}." if commit else "."),
     }
     order = (DEVELOPED, *sorted(set(titles.values()) - {DEVELOPED, *about}), *about)
     parts = []
@@ -175,7 +176,7 @@ def _lrs(rows: Rows) -> str:
 
 
 def _scores(rows: Rows) -> str:
-    lines = _head(["workload", "metric"], ["untrained", "reference", "half the range of its seeds"])
+    lines = _head(["workload", "metric"], ["untrained", "reference", "half the range over seeds"])
     for cell, by_seed in reference_rows(rows).items():
         scores = [row["score"] for row in by_seed.values()]
         first = next(iter(by_seed.values()))["initial"]
@@ -188,15 +189,24 @@ def write_report(out: Path, rows: Rows, commit: str = "") -> None:
     """Write ``families.md`` beside the rows."""
     known = [w for w in WORKLOADS.values() if any(row["workload"] == w.name for row in rows)]
     about = "\n".join(f"- **{w.name}** ({w.family}): {w.about}." for w in known)
-    counts = "/".join(map(str, sorted({len(by_seed) for by_seed in reference_rows(rows).values()})))
+    counts = " or ".join(map(str, sorted({len(by_seed) for by_seed in reference_rows(rows).values()})))
     (out / "families.md").write_text(
-        f"# Methods on workloads of many families\n\ntorch {torch.__version__}, one thread a run, float32, "
-        f"warm-up over 5 % and decay 0.01 unless a method's authors say otherwise; {len(rows)} runs. "
-        f"Figures are ratios (score + f)/(reference + f), f being {FLOOR:.0%} of the untrained model's "
-        f"score; scores are means over seeds {', '.join(map(str, SEEDS))} where there are that many "
-        f"({counts} of the reference). Reference: AdamW, linear to zero, at the one of {len(LRS)} learning "
-        "rates that is best on other seeds than the one it is reported on (seed "
-        f"{', '.join(map(str, CHOSEN_ON))}, or the other reported ones). A run that ends above where it "
-        f"began has the untrained model's score.\n\n{report(rows, commit)}\n## Workloads\n\n{about}\n"
+        "# Methods on workloads of many families\n\n"
+        f"{len(rows)} runs with torch {torch.__version__}, one thread per run and float32. Warm-up takes 5 % "
+        "of the run and weight decay is 0.01, unless a method's authors say otherwise.\n\n"
+        f"- Figures are ratios (score + f)/(reference score + f), where f is {FLOOR:.0%} of the untrained "
+        "model's score. Lower is better.\n"
+        f"- Scores are means over seeds {', '.join(map(str, SEEDS))}, or over fewer where fewer were run. "
+        f"The reference has {counts} seeds. A run that ends above its start is given the untrained model's "
+        "score.\n"
+        f"- The reference is AdamW with linear-to-zero at the best of {len(LRS)} learning rates. That rate "
+        f"is chosen on other seeds than the one reported: on seed {', '.join(map(str, CHOSEN_ON))}, or on "
+        "the other reported ones.\n"
+        "- *(loss)* and *(no loss)* say whether the training loss was reported to the method. A factor after "
+        "the name of a workload, as in mlp x8, is a multiple of its usual number of steps.\n\n"
+        "`python -m thermoopt.benchmarks.families report` makes this page from the rows.\n\n"
+        f"{report(rows, commit)}\n"
+        "## Workloads\n\n"
+        f"{about}\n"
     )
-    print(f"tables lie in {out}/families.md")
+    print(f"wrote {out}/families.md")

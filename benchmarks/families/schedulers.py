@@ -28,7 +28,7 @@ class Comparison:
         title: of its column.
         own: method without a learning rate; no loss is reported to it.
         reference: tuned on :data:`CHOSEN_ON` if it has a grid.
-        wanted: largest geometric mean that was asked for.
+        wanted: target, the largest geometric mean that was asked for.
         without: workloads on which it cannot be run.
     """
 
@@ -82,9 +82,10 @@ def comparison_table(rows: Rows) -> str:
     found = {it: values for it in COMPARISONS if (values := compared(rows, it))}
     cells = list(dict.fromkeys(cell for values in found.values() for cell in values))
     lines = [
-        "## In short",
+        "## Summary",
         "",
-        "| over | geometric mean | wanted | worst | on | seeds | runs that ended above their start |",
+        "| optimizer | geometric mean | target | worst | worst on | seeds | runs that ended above their "
+        "start |",
         "| --- | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
     for it, values in found.items():
@@ -113,7 +114,7 @@ def comparison_table(rows: Rows) -> str:
         "",
         "## Learning rates chosen",
         "",
-        f"| lr chosen | {heads} |",
+        f"| workload | {heads} |",
         "| --- | " + "---: | " * len(tuned),
     ]
     for cell in cells:
@@ -129,12 +130,17 @@ def write_comparisons(out: Path, rows: Rows) -> None:
     about = "\n".join(f"- **{name}**: {named[name].about}." for name in methods)
     (out / "schedulers.md").write_text(
         "# autotune over other optimizers, and without a length\n\n"
-        f"torch {torch.__version__}, one thread a run, float32, no loss reported; {len(rows)} runs. Figures "
-        f"are ratios (score + f)/(reference + f), f being {FLOOR:.0%} of the untrained model's score, scores "
-        "means over seeds. *Over SGD, Lion, Muon*: a ThermoScheduler with autotune(T), over that optimizer "
-        "with warm-up and linear-to-zero at the best of seven learning rates, chosen on seed "
-        f"{', '.join(map(str, CHOSEN_ON))}. *Anytime*: autotune(None), told to cool when a fifth of the run "
-        "is left, over autotune(T). `python -m thermoopt.benchmarks.families schedulers` makes it.\n\n"
-        f"{comparison_table(rows)}\n\n{about}\n"
+        f"{len(rows)} runs with torch {torch.__version__}, one thread per run, float32, and no loss "
+        f"reported. Figures are ratios (score + f)/(reference score + f), where f is {FLOOR:.0%} of the "
+        "untrained model's score, and scores are means over seeds. Lower is better.\n\n"
+        "- *SGD*, *Lion* and *Muon* compare a ThermoScheduler with autotune(T) with the same optimizer under "
+        "warm-up and linear-to-zero, at the best of seven learning rates, chosen on seed "
+        f"{', '.join(map(str, CHOSEN_ON))}.\n"
+        "- *Anytime* compares autotune(None), told to cool when a fifth of the run is left, with "
+        "autotune(T).\n\n"
+        "`python -m thermoopt.benchmarks.families schedulers` makes this page.\n\n"
+        f"{comparison_table(rows)}\n\n"
+        "## Methods\n\n"
+        f"{about}\n"
     )
-    print(f"tables lie in {out}/schedulers.md")
+    print(f"wrote {out}/schedulers.md")

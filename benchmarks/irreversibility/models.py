@@ -20,10 +20,10 @@ LR = {"transformer": 1e-3, "gru": 2e-3, "linear": 1e-1}
 """Peak learning rates: usual ones for the first two; the regression's weights have far to go."""
 
 ABOUT = {
-    "transformer": f"causal transformer of 2 layers, d_model 128, 4 heads, that sorts {LENGTH} symbols out "
-    f"of {SYMBOLS}; batch {BATCH}, fresh sequences; nats a sorted symbol",
-    "gru": "GRU language model of 2 layers, hidden 256, on the bytes of Python's standard library; 8 windows "
-    "of 16 bytes a batch; nats a byte",
+    "transformer": f"causal transformer with 2 layers, d_model 128 and 4 heads that sorts {LENGTH} symbols "
+    f"out of {SYMBOLS}; {BATCH} new sequences per batch; nats per sorted symbol",
+    "gru": "GRU language model with 2 layers of width 256 on the bytes of Python's standard library; 8 "
+    "windows of 16 bytes per batch; nats per byte",
     "linear": LINEAR.about,
 }
 

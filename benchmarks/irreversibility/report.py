@@ -37,8 +37,8 @@ def write_report(out: Path, rows: list[Row]) -> None:
     words = out / "words.md"
     text = [
         "# Irreversibility of training, measured",
-        f"torch {torch.__version__}, one thread. Spreads are standard deviations over seeds unless said "
-        "otherwise.",
+        f"torch {torch.__version__}, one thread. Spreads are standard deviations over seeds unless "
+        "stated otherwise. `make bench-irreversibility` makes this page.",
         *([words.read_text().strip()] if words.exists() else []),
     ]
     if parts["agreement"]:
@@ -93,12 +93,13 @@ def _agreement(rows: list[Row]) -> list[str]:
     apart = max(r["asymmetry"] for r in rows)
     return [
         "## Four measures against (η/4)‖U‖²",
-        "Slopes are fitted where ηλ ≤ 0.1, λ the largest eigenvalue of the Jacobian. Deviation at ηλ = 0.001 "
-        "is that of the gradient. A measure parts where its gradient deviates by a tenth (interpolated; the "
-        f"edge of stability is ηλ = 2). Largest asymmetry of a Jacobian in its metric: {apart:.0e}; "
-        f"{np.mean([r['evaluations'] for r in rows]):,.0f} gradients a comparison of 8 step sizes.",
+        "Slopes are fitted where ηλ ≤ 0.1, λ being the largest eigenvalue of the Jacobian. A measure *parts* "
+        "from (η/4)‖U‖² where its gradient deviates by a tenth (interpolated; the edge of stability is at "
+        f"ηλ = 2). The largest asymmetry of a Jacobian in its metric is {apart:.0e}. A comparison of 8 step "
+        f"sizes takes {np.mean([r['evaluations'] for r in rows]):,.0f} gradients.",
         table(
-            ["field, measure", "slope", "slope of deviation", "of the gradient's", "at 0.001", "parts at ηλ"],
+            ["field, measure", "slope", "slope of the value's deviation", "slope of the gradient's deviation",
+             "gradient's deviation at ηλ = 0.001", "parts at ηλ"],
             lines,
         ),
     ]  # fmt: skip
@@ -153,13 +154,14 @@ def _valley(rows: list[Row]) -> list[str]:
             ])  # fmt: skip
     return [
         "## Along a valley of equal loss",
-        "Two-layer nets at the bottom of the valley of rescalings, set off at c = 2. φ = (η/4) E‖g‖² at the "
-        "bottom below each point (400 steps of full-batch descent), so that losses are equal. `noise` is "
-        "SGD, `force` descent on E + φ, `isotropic` noise of the same energy in every direction, `flow` "
-        "descent without noise. Rate: of ln φ, per 1000 steps, over the first half.",
+        "Two-layer nets at the bottom of the valley of rescalings, started at c = 2. φ = (η/4) E‖g‖² is "
+        "taken at the bottom below each point (after 400 steps of full-batch descent), so losses are equal. "
+        "`noise` is SGD, `force` is descent on E + φ, `isotropic` has noise of the same energy in every "
+        "direction, and `flow` is descent without noise. The *rate of decline* is that of ln φ per 1000 "
+        "steps, over the first half.",
         table(
             ["net, noise, η: dynamics", "φ, end/start", "change of loss", "loss", "‖W₁‖²-‖W₂‖², end/start",
-             "rate of decline", "over the force's"],
+             "rate of decline", "relative to the force's"],
             lines,
         ),
     ]  # fmt: skip
@@ -223,12 +225,13 @@ def _paths(rows: list[Row], stored: Stored) -> list[str]:
     )
     return [
         "## Update energy along six schedules",
-        "φ/η = ‖U‖²/4 from ThermoAdamW's own readings of every step (Adam, no decay), mean over tenths of "
-        f"the run; peak lr {', '.join(f'{k} {v:g}' for k, v in LR.items())}. Largest relative difference to "
-        f"float64 moments fed the same gradients, first 200 steps under the cosine: {confirmed}. "
-        f"Fastest step: {cost}.",
+        "φ/η = ‖U‖²/4 comes from ThermoAdamW's own readings of every step (Adam, no decay), as means over "
+        f"tenths of the run. Peak learning rates: {', '.join(f'{k} {v:g}' for k, v in LR.items())}. Largest "
+        "relative difference from float64 moments fed the same gradients, over the first 200 steps of the "
+        f"cosine: {confirmed}. Fastest step: {cost}.",
         "\n".join(f"- {model}: {about}." for model, about in ABOUT.items()),
         table(
-            ["model: schedule", "1st tenth", "3rd", "5th", "8th", "10th", "r there", "valid", "seeds"], lines
+            ["model: schedule", "1st tenth", "3rd", "5th", "8th", "10th", "r in the 10th", "valid", "seeds"],
+            lines,
         ),
     ]

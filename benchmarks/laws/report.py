@@ -31,6 +31,12 @@ LANGUAGE = ("gpt", "gru")
 
 HEATS = ("none", "last rate", "spectrum")
 
+FIT = (
+    "The fit is L = L0 + A D^-p + K h, where h is nothing, the last rate, or (*spectrum*) the thermal loss "
+    "that the noise and curvature of the hold give for the schedule. *Rms* is that of the residuals in nats, "
+    "and the columns after it have that of each shape when it took no part in the fit."
+)
+
 
 def report(rows: Sequence[Row]) -> str:
     """Return the tables as Markdown; experiments without rows are left out.
@@ -44,8 +50,8 @@ def report(rows: Sequence[Row]) -> str:
     seeds = sorted({r["seed"] for r in rows})
     parts = [
         "# Neural thermodynamic laws, measured",
-        f"Seeds {', '.join(map(str, seeds))}; means over seeds ± standard errors. What the numbers mean is "
-        "told in docs/physics.md.",
+        f"Seeds {', '.join(map(str, seeds))}. Figures are means over seeds ± standard errors; "
+        "docs/physics.md explains them. `make bench-laws` makes this page.",
     ]
     if toys:
         parts += ["## The river valley: closed forms against motion", _toy(toys)]
@@ -60,7 +66,7 @@ def report(rows: Sequence[Row]) -> str:
             _layers(holds),
         ]
     if grid:
-        parts += ["## (c) Final loss against D and the last rate"]
+        parts += ["## (c) Final loss against D and the last rate", FIT]
         for workload in dict.fromkeys(r["workload"] for r in grid):
             of_it = [r for r in holds if r["workload"] == workload]
             parts.append(_final(workload, [r for r in grid if r["workload"] == workload], of_it))
@@ -117,7 +123,9 @@ def _temperature(holds: Sequence[Row]) -> str:
         coherence = over_seeds([r["total"]["coherence"] for r in rows])
         lines.append((workload, f"{rows[0]['lr']:.2g}", read, rest, ratio, share, share_rest, r_, coherence))
     text = _table(
-        "workload | lr | thermal_loss | at rest | ratio | share of noise | at rest | r | coherence", lines
+        "workload | lr | thermal_loss | thermal_loss at rest | ratio | share of noise | share at rest | r | "
+        "coherence",
+        lines,
     )
     every = [r["total"]["thermal_loss"] / (r["lr"] / 4 * r["rest"]["energy"]) for r in holds]
     shares = [noise_share(r) / (1 - r["rest"]["signal"] / r["rest"]["energy"]) for r in holds]
@@ -131,12 +139,15 @@ def _temperature(holds: Sequence[Row]) -> str:
         slopes.append((w, found, rel))
     return "\n\n".join(
         [
-            "Readings over the last 50 of 300 steps at a constant rate, against 48 gradients at the final "
-            "weights. thermal_loss is (η/4)B, at rest the same of those gradients; shares of noise in B.",
+            "Readings over the last 50 of 300 steps at a constant rate are compared with 48 gradients at the "
+            "final weights. thermal_loss is (η/4)B; *at rest* means that B is that of those gradients. The "
+            "share of noise is its share in B.",
             text,
-            f"Reading over rest: geometric mean {_gmean(every):.3f}, a single run differs by a factor of "
-            f"{_gspread(every):.3f}; share of noise: {_gmean(shares):.3f}, {_gspread(shares):.3f}.",
-            "Slope of the logarithms over the rate: 1 if noise did not depend on where the rate leads.",
+            f"The geometric mean of thermal_loss over that at rest is {_gmean(every):.3f}, and a single run "
+            f"differs from it by a factor of {_gspread(every):.3f}. For the share of noise, these are "
+            f"{_gmean(shares):.3f} and {_gspread(shares):.3f}.",
+            "The next table shows how log thermal_loss and the log of the released loss grow with the log of "
+            "the learning rate. The slope would be 1 if noise did not depend on where the rate leads.",
             _table("workload | thermal_loss | loss released in 100 steps", slopes),
         ]
     )
@@ -164,12 +175,15 @@ def _quench(holds: Sequence[Row]) -> str:
         lines.append(cells)
     heads = [f"released in {n} | by noise and curvature" for n in QUENCHES]
     about = (
-        "Equilibrated: share of (η/4) times the noise that its curvature lets be in equilibrium after the "
-        "hold. Released: loss after half as many steps at the held rate, which is the same sum of rates, "
-        "less the loss after a linear quench to zero; on one batch of 16 training batches. By noise and "
-        "curvature: the same difference of thermal losses, mode by mode, from gradients and Hessian products "
-        "at the end of the hold, nothing fitted; - where a mode is beyond the stable range. Last column: "
-        "against the loss at the start of the quench, the river's progress included."
+        "- *Equilibrated* is the share of (η/4) times the noise that, given its curvature, can be in "
+        "equilibrium after the hold.\n"
+        "- *Released* is the loss after half as many steps at the held rate (the same sum of rates) minus "
+        "the loss after a linear quench to zero, on one batch of 16 training batches.\n"
+        "- *By noise and curvature* is the same difference of thermal losses, mode by mode, from gradients "
+        "and Hessian products at the end of the hold, with nothing fitted; - where a mode is beyond the "
+        "stable range.\n"
+        "- *Since the start* is relative to the loss at the start of the quench, so it includes the river's "
+        "progress."
     )
     names = ["workload", "lr", "thermal_loss", "equilibrated", *heads, "released / thermal_loss"]
     head = " | ".join([*names, "since the start"])
@@ -189,14 +203,15 @@ def _forecasts(holds: Sequence[Row]) -> str:
                 numbers = ["-" if math.isnan(x) else f"{x:.2f}" for x in told]
                 lines.append((which, name, length, *numbers, f"{found.runs} of {len(some)}"))
     about = (
-        "What tells the loss that a quench will release: geometric mean of released over told; the factor by "
-        "which single runs differ from it; the same when the ratio is taken from the other workloads; "
-        "correlation of the logarithms; runs with both above 0."
+        "Which quantity predicts the loss that a quench will release? *Ratio* is the geometric mean of the "
+        "released over the predicted loss, *spread* the factor by which single runs differ from it, and "
+        "*unseen* that factor when the ratio is taken from the other workloads. *Correlation* is that of the "
+        "logarithms, and *runs* counts the runs in which both are above 0."
     )
     return (
         about
         + "\n\n"
-        + _table("networks | told by | steps | ratio | spread | unseen | correlation | runs", lines)
+        + _table("networks | predicted by | steps | ratio | spread | unseen | correlation | runs", lines)
     )
 
 
@@ -226,9 +241,9 @@ def _layers(holds: Sequence[Row]) -> str:
             )
         )
     about = (
-        "Each layer alone is replaced by its mean over the last 50 steps; the loss that this releases "
-        "against the layer's own thermal_loss, layers that release something only. Spread of temperature: "
-        "largest over smallest 2 thermal_loss per element."
+        "Each layer alone is replaced by its mean over the last 50 steps. The loss that this releases is "
+        "compared with the layer's own thermal_loss, for the layers that release any. *Spread of "
+        "temperature* is the largest over the smallest 2 thermal_loss per element."
     )
     head = (
         "workload | lr | layers | spread of temperature | slope | correlation | released / thermal_loss | "
@@ -276,9 +291,6 @@ def _final(workload: str, rows: Sequence[Row], holds: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             f"### {workload}",
-            "L = L0 + A D^-p + K h with h nothing, the last rate, or the thermal loss that noise and "
-            "curvature of the hold give for the schedule; rms of the residuals, and of each shape's when it "
-            "had no part in the fit, nats.",
             _table(head, lines),
             _table(f"shape | {heads}", losses),
         ]

@@ -70,43 +70,43 @@ def _schedule_free(job: Job) -> Setup:
 
 
 _ADAMW = {
-    "constant": (constant, "lr held"),
-    "linear": (linear, "linear to zero"),
-    "cosine": (cosine, "cosine to zero"),
-    "cosine 0.1": (cosine_to_tenth, "cosine to a tenth of lr"),
-    "wsd": (wsd, "lr held, then 1 - sqrt over the last 20 % of the run"),
-    "inverse-sqrt": (inverse_sqrt, "lr falling as the inverse root of time, to 0.22 of it"),
-    "inverse-time": (inverse_time, "lr falling as 1/t, to a twentieth of it"),
+    "constant": (constant, "then constant"),
+    "linear": (linear, "then linear to zero"),
+    "cosine": (cosine, "then cosine to zero"),
+    "cosine 0.1": (cosine_to_tenth, "then cosine to a tenth of lr"),
+    "wsd": (wsd, "then constant, then 1 - sqrt over the last 20 % of the run"),
+    "inverse-sqrt": (inverse_sqrt, "then falling as one over the square root of time, to 0.22 of lr"),
+    "inverse-time": (inverse_time, "then falling as 1/t, to a twentieth of lr"),
 }
 
 BASELINES = [
     *(
         Method(
             f"adamw {name}",
-            f"torch's AdamW, fused, warm-up over 5 %, {words}; lr 1e-3, decay 0.01",
+            f"torch's fused AdamW, warm-up over 5 % of the run, {words}; lr 1e-3, decay 0.01",
             _with(adamw, shape),
         )
         for name, (shape, words) in _ADAMW.items()
     ),
     Method(
         "sgd cosine",
-        "torch's SGD, fused, momentum 0.9, warm-up over 5 %, cosine to zero; lr 0.1, coupled decay 5e-4",
+        "torch's fused SGD, momentum 0.9, warm-up over 5 %, then cosine to zero; lr 0.1, coupled decay 5e-4",
         _with(sgd, cosine),
         lr=SGD_LR,
         decay=SGD_DECAY,
     ),
     Method(
         "schedule-free",
-        "AdamWScheduleFree of its authors' package, foreach, its own warm-up over 5 %, judged at the "
-        "averaged weights, BatchNorm statistics as trained; lr 2.5e-3 (its default), decay 0.01",
+        "AdamWScheduleFree from its authors' package, foreach, with its own warm-up over 5 %, evaluated at "
+        "the averaged weights, with BatchNorm statistics as trained; lr 2.5e-3 (its default), decay 0.01",
         _schedule_free,
         needs="schedulefree",
         lr=2.5e-3,
     ),
     Method(
         "prodigy",
-        "Prodigy of its authors' package, no lr, no warm-up, linear to zero (their advice: a schedule that "
-        "falls); decoupled decay 0.01",
+        "Prodigy from its authors' package, no lr, no warm-up, linear to zero (its authors advise a falling "
+        "schedule); decoupled decay 0.01",
         _prodigy,
         ("decay",),
         needs="prodigyopt",

@@ -92,21 +92,21 @@ def _thermoclaw(job: Job) -> Setup:
 FEEDBACK = [
     Method(
         "greedylr",
-        "torch's AdamW, fused, warm-up over 5 %, then transformers' GreedyLR stepped with every training "
-        "loss, its own average over 50, factor 0.95, patience 10, between lr/100 and 10 lr; lr 1e-3, "
+        "torch's fused AdamW, warm-up over 5 %, then transformers' GreedyLR stepped with every training "
+        "loss, with its own average over 50, factor 0.95, patience 10, between lr/100 and 10 lr; lr 1e-3, "
         "decay 0.01",
         _greedy,
         needs="transformers",
     ),
     Method(
         "reduce-on-plateau",
-        "torch's AdamW, fused, warm-up over 5 %, then torch's ReduceLROnPlateau (factor 0.1, patience 10) "
+        "torch's fused AdamW, warm-up over 5 %, then torch's ReduceLROnPlateau (factor 0.1, patience 10) "
         "stepped with the mean training loss of every fiftieth of the run; lr 1e-3, decay 0.01",
         _plateau,
     ),
     Method(
         "thermoclaw",
-        "torch's AdamW, fused, with thermoclaw's ThermoScheduler: its warm-up over 5 %, its cosine, its "
+        "torch's fused AdamW with thermoclaw's ThermoScheduler: its warm-up over 5 %, its cosine and its "
         "feedback of 5 %; lr 1e-3, decay 0.01",
         _thermoclaw,
         needs="thermoclaw",

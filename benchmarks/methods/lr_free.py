@@ -76,17 +76,17 @@ def _schedule_free_plus(job: Job) -> Setup:
 LR_FREE = [
     Method(
         "adamw fixed",
-        f"torch's AdamW, fused, warm-up over 5 %, linear to zero, at {FIXED_LR:g} for everything: the rate "
-        "with the least geometric mean over the development workloads of `families`; decay 0.01",
+        f"torch's fused AdamW, warm-up over 5 %, then linear to zero, at {FIXED_LR:g} on every workload, "
+        "the rate with the lowest geometric mean over the development workloads of `families`; decay 0.01",
         _fixed_adamw,
         DECAY_ONLY,
         lr=FIXED_LR,
     ),
     Method(
         "nadamw fixed",
-        "torch's NAdam with decoupled decay and constant momentum, at AlgoPerf's setting for everything "
-        "(arXiv 2505.24005): lr 1.75e-3, betas 0.9327 and 0.9955; decay 0.0812, warm-up over 2 %, cosine "
-        "to zero",
+        "torch's NAdam with decoupled decay and constant momentum, with AlgoPerf's setting on every "
+        "workload (arXiv 2505.24005): lr 1.75e-3, betas 0.9327 and 0.9955; decay 0.0812, warm-up over 2 %, "
+        "then cosine to zero",
         _fixed_nadamw,
         DECAY_ONLY,
         lr=NADAMW_LR,
@@ -94,8 +94,8 @@ LR_FREE = [
     ),
     Method(
         "dadapt-adam",
-        "DAdaptAdam of its authors' package, no lr, no warm-up, linear to zero as Prodigy; decoupled decay "
-        "0.01",
+        "DAdaptAdam from its authors' package, no lr, no warm-up, linear to zero like Prodigy; decoupled "
+        "decay 0.01",
         _dadapt,
         DECAY_ONLY,
         needs="dadaptation",
@@ -103,8 +103,8 @@ LR_FREE = [
     ),
     Method(
         "momo-adam",
-        "MoMo-Adam of its authors' package, told the loss, lower bound 0, lr 1e-2 (its default) held; "
-        "decay 0.01",
+        "MoMo-Adam from its authors' package, with the loss reported, lower bound 0, constant lr 1e-2 (its "
+        "default); decay 0.01",
         _momo,
         DECAY_ONLY,
         needs="momo",
@@ -112,8 +112,8 @@ LR_FREE = [
     ),
     Method(
         "schedule-free+",
-        "ScheduleFree+ (arXiv 2605.19095) as written here from its algorithm, told the loss, warm-up over "
-        "5 %, judged at the averaged weights; no lr, the authors' default decay 0",
+        "ScheduleFree+ (arXiv 2605.19095), implemented here from its algorithm, with the loss reported, "
+        "warm-up over 5 %, evaluated at the averaged weights; no lr, decay 0 (the authors' default)",
         _schedule_free_plus,
         DECAY_ONLY,
         lr=1.0,

@@ -85,14 +85,14 @@ FREE = ("decay",)
 OURS = [
     Method(
         "monitor",
-        "ThermoAdamW on torch's fused step, measuring only, warm-up over 5 %, linear to zero: adamw linear "
-        "to the last bit; lr 1e-3, decay 0.01",
+        "ThermoAdamW on torch's fused step, measuring only, warm-up over 5 %, then linear to zero: the same "
+        "bits as adamw linear; lr 1e-3, decay 0.01",
         _monitor(True),
     ),
     Method(
         "monitor native",
-        "ThermoAdamW on its own kernel, measuring only, warm-up over 5 %, linear to zero: adamw linear up to "
-        "rounding; lr 1e-3, decay 0.01",
+        "ThermoAdamW on its own kernel, measuring only, warm-up over 5 %, then linear to zero: the same as "
+        "adamw linear up to rounding; lr 1e-3, decay 0.01",
         _monitor(None),
     ),
     Method(
@@ -104,23 +104,24 @@ OURS = [
     ),
     Method(
         "respect_lr",
-        "ThermoAdamW with autotune within a factor of 4 of lr; lr 1e-3, decay 0.01",
+        "ThermoAdamW with autotune that stays within a factor of 4 of lr; lr 1e-3, decay 0.01",
         _with(lambda job: autotune(job.steps, "respect_lr")),
     ),
     Method(
         "lr only",
-        "autotune without its barostat: decay stays as given; no lr, decay 0.01",
+        "autotune without its barostat, so that decay stays as given; no lr, decay 0.01",
         _with(_no_barostat),
         FREE,
     ),
     Method(
         "decay only",
-        "autotune's barostat alone on ThermoAdamW, warm-up over 5 %, linear to zero; lr 1e-3, decay 0.01",
+        "autotune's barostat alone on ThermoAdamW, warm-up over 5 %, then linear to zero; lr 1e-3, decay "
+        "0.01",
         _decay_only,
     ),
     Method(
         "per group",
-        "autotune with a rate of its own for every module that holds parameters, where autotune has one for "
+        "autotune with a separate rate for every module that holds parameters, where autotune has one for "
         "all; no lr, decay 0.01",
         _per_group,
         FREE,
@@ -134,19 +135,19 @@ OURS = [
     ),
     Method(
         "scheduler adamw",
-        "torch's AdamW, fused, with ThermoScheduler as a plain schedule, warm-up over 5 %, linear to zero; "
-        "lr 1e-3, decay 0.01",
+        "torch's fused AdamW with ThermoScheduler as a plain schedule, warm-up over 5 %, then linear to "
+        "zero; lr 1e-3, decay 0.01",
         _scheduler(adamw, False),
     ),
     Method(
         "scheduler adamw autotune",
-        "torch's AdamW, fused, one group, with ThermoScheduler and autotune; no lr, decay 0.01",
+        "torch's fused AdamW, one group, with ThermoScheduler and autotune; no lr, decay 0.01",
         _scheduler(adamw, True),
         FREE,
     ),
     Method(
         "scheduler sgd",
-        "torch's SGD, fused, momentum 0.9, with ThermoScheduler as a plain schedule, warm-up over 5 %, "
+        "torch's fused SGD, momentum 0.9, with ThermoScheduler as a plain schedule, warm-up over 5 %, then "
         "linear to zero; lr 0.1, coupled decay 5e-4",
         _scheduler(sgd, False),
         lr=SGD_LR,
@@ -154,7 +155,7 @@ OURS = [
     ),
     Method(
         "scheduler sgd autotune",
-        "torch's SGD, fused, momentum 0.9, one group, with ThermoScheduler and autotune; no lr (1e-3 until "
+        "torch's fused SGD, momentum 0.9, one group, with ThermoScheduler and autotune; no lr (1e-3 until "
         "the first reading), coupled decay 5e-4",
         _scheduler(sgd, True),
         FREE,
@@ -163,15 +164,17 @@ OURS = [
 ]
 """All methods of this project, except those compared with a run of their own."""
 
-_ALONE = "of this project's laws alone on ThermoAdamW, its own warm-up over 5 %, linear to zero"
+_ALONE = "law alone on ThermoAdamW, with its own warm-up over 5 %, then linear to zero"
 
 LAWS = {
     **{
-        f"law {name}": Method(f"law {name}", f"{name} {_ALONE}; no lr, decay 0.01", _with(_law(name)), FREE)
+        f"law {name}": Method(
+            f"law {name}", f"the {name} {_ALONE}; no lr, decay 0.01", _with(_law(name)), FREE
+        )
         for name in ("diffusion", "angular", "distance", "polyak")
     },
     "law coherence": Method(  # a brake on the given lr
-        "law coherence", f"coherence {_ALONE}; lr 1e-3, decay 0.01", _with(_law("coherence"))
+        "law coherence", f"the coherence {_ALONE}; lr 1e-3, decay 0.01", _with(_law("coherence"))
     ),
 }
 """The laws of the control benchmark, not of the sweeps (where ``law diffusion`` is called ``lr only``)."""

@@ -134,15 +134,15 @@ def _replay(job: Job) -> Setup:
 PLACEBOS = [
     Method(
         "replay",
-        f"the scales that autotune gave on the same workload with seed + {OFFSET}, which costs that run as "
-        "well, played back whatever happens; no lr, decay 0.01",
+        f"the scales that autotune set on the same workload with seed + {OFFSET} (a run that is also paid "
+        "for), played back whatever happens; no lr, decay 0.01",
         _replay,
         FREE,
     ),
     Method(
         "random gain",
-        "respect_lr with chance in the place of its thermostat: every twentieth of the run a new factor on "
-        "lr within 4, warm-up over 5 %, linear to zero; lr 1e-3, decay 0.01",
+        "respect_lr with chance in place of its thermostat: a new random factor on lr within 4 every "
+        "twentieth of the run, warm-up over 5 %, then linear to zero; lr 1e-3, decay 0.01",
         _random_gain,
     ),
 ]

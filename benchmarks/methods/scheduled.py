@@ -89,21 +89,21 @@ def _anytime(job: Job) -> Setup:
     return Setup(setup.optimizer, report=setup.report, after_step=after_step)
 
 
-_THEN = "warm-up over 5 %, linear to zero"
+_THEN = "warm-up over 5 %, then linear to zero"
 
 SCHEDULED = {
     m.name: m
     for m in (
         Method(
             "sgd linear",
-            f"torch's SGD, fused, momentum 0.9, {_THEN}; lr 0.1, coupled decay 5e-4",
+            f"torch's fused SGD, momentum 0.9, {_THEN}; lr 0.1, coupled decay 5e-4",
             _sgd(_linear),
             lr=SGD_LR,
             decay=SGD_DECAY,
         ),
         Method(
             "lion linear",
-            f"Lion as written here from its algorithm, betas 0.9 and 0.99, {_THEN}; lr 1e-4, decay 0.1",
+            f"Lion, implemented here from its algorithm, betas 0.9 and 0.99, {_THEN}; lr 1e-4, decay 0.1",
             _lion(_linear),
             lr=1e-4,
             decay=LION_DECAY,
@@ -119,21 +119,21 @@ SCHEDULED = {
         ),
         Method(
             "muon linear",
-            "torch's Muon for the hidden matrices, its update scaled to AdamW's size, torch's AdamW, fused, "
-            f"for the rest, both at the same lr, {_THEN}; lr 1e-3, decay 0.01",
+            "torch's Muon for the hidden matrices, with updates scaled to AdamW's size, and torch's fused "
+            f"AdamW for the rest, both at the same lr, {_THEN}; lr 1e-3, decay 0.01",
             _muon(_linear),
         ),
         Method(
             "scheduler muon autotune",
-            "the same two optimizers, each with a ThermoScheduler and autotune of its own; no lr (1e-3 until "
-            "the first reading), decay 0.01",
+            "the same two optimizers, each with its own ThermoScheduler and autotune; no lr (1e-3 until the "
+            "first reading), decay 0.01",
             _muon(_autotuned),
             FREE,
         ),
         Method(
             "autotune anytime",
-            "ThermoAdamW with autotune that is told no length, and to cool when a fifth of the run is left; "
-            "no lr, decay 0.01",
+            "ThermoAdamW with autotune that is not given the length of the run, but is told to cool when a "
+            "fifth of the run is left; no lr, decay 0.01",
             _anytime,
             FREE,
         ),

@@ -1,4 +1,4 @@
-"""Run every optimizer, print one line each and the count."""
+"""Check every optimizer under Observer, diagnose and ThermoScheduler: one line each, then the counts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ RESULTS = Path(__file__).parents[1] / "results" / "others"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run them, add them to ``rows.jsonl`` and ``others.md``; return 1 if anything is wrong."""
+    """Check them, update ``rows.jsonl`` and ``others.md``; return 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m thermoopt.benchmarks.others", description=__doc__)
-    parser.add_argument("--package", nargs="*", choices=sorted(PACKAGES), help="only these")
-    parser.add_argument("--name", nargs="*", help="only optimizers of these names")
-    parser.add_argument("--missing", action="store_true", help="only those that rows.jsonl does not hold yet")
-    parser.add_argument("--processes", type=int, default=max(1, (os.cpu_count() or 2) // 2))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--package", nargs="*", choices=sorted(PACKAGES), help="check only these packages")
+    parser.add_argument("--name", nargs="*", help="check only optimizers of these names")
+    parser.add_argument("--missing", action="store_true", help="check only what is not in rows.jsonl yet")
+    parser.add_argument(
+        "--processes", type=int, default=max(1, (os.cpu_count() or 2) // 2), help="(default: half the cores)"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for rows.jsonl and others.md")
     args = parser.parse_args(argv)
     asked = tuple(args.package) if args.package else None
     names = [(c.package, c.name) for c in cases(asked) if not args.name or c.name in args.name]
@@ -98,7 +100,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 def _count(rows: Sequence[Row]) -> str:
     kinds = Counter(kind_of(row) for row in rows)
-    return f"{len(rows)} optimizers, " + ", ".join(
+    return f"{len(rows)} {'optimizer' if len(rows) == 1 else 'optimizers'}, " + ", ".join(
         f"{kinds[kind]} {kind}" for kind in ("clean", "untrained", "wrong", "refused", "unusable")
     )
 
@@ -120,14 +122,18 @@ def page(rows: Sequence[Row]) -> str:
     lines = [
         "# Every optimizer under Observer, diagnose and ThermoScheduler",
         "",
-        f"`python -m thermoopt.benchmarks.others`: {STEPS} steps of a small classifier at the "
-        "optimizer's own learning rate: of its default, 3e-4, 3e-3, 3e-2 and 0.3 the best after a "
-        "quarter of it, the next where a run ends above three quarters of its first loss. Clean: no crash, "
-        "every step counted once, weights and optimizer state the "
-        "same bits as without, sigma, norms and distance as a float64 account, the schedule's bits "
-        "those of torch's, no finding of HIGH or MEDIUM confidence. Refused: the observer said in "
-        "words why it cannot. Unusable: fails by itself. Untrained: clean, but at no learning rate a "
-        "healthy run, so that findings are not judged.",
+        f"Each optimizer takes {STEPS} steps of a small classifier, at the learning rate that is best after "
+        "a quarter of them: its default, 3e-4, 3e-3, 3e-2 or 0.3. If that run ends above three quarters of "
+        "its first loss, the next best rate is taken. `python -m thermoopt.benchmarks.others` makes this "
+        "page.",
+        "",
+        "- *clean*: nothing crashes and every step is counted once. Weights and optimizer state have the "
+        "same bits as without thermoopt, and the schedule has the bits of torch's. Sigma, norms and distance "
+        "agree with a float64 account. There is no finding of HIGH or MEDIUM confidence.",
+        "- *untrained*: clean, but no learning rate gives a healthy run, so findings are not judged.",
+        "- *wrong*: one of these fails.",
+        "- *refused*: the observer says why it cannot measure it.",
+        "- *unusable*: the optimizer fails by itself.",
         "",
         ", ".join(f"{p} {_version(p)}" for p in sorted(packages)) + ".",
         "",
@@ -137,7 +143,7 @@ def page(rows: Sequence[Row]) -> str:
     ]
     others = [row for row in rows if kind_of(row) != "clean"]
     if others:
-        lines += ["", "| optimizer | | |", "| --- | --- | --- |"]
+        lines += ["", "| optimizer | result | reason |", "| --- | --- | --- |"]
     for row in others:
         loss = f"loss {row.loss[0]:.3g} to {row.loss[1]:.3g} at lr {row.lr}"
         text = "; ".join(row.wrong) or row.refused or row.unusable or loss

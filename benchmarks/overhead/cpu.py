@@ -44,6 +44,15 @@ CONTROLLED_STEPS = 10_000  # length that autotune is told: it takes a reading ev
 
 Stepper = Callable[[], None]
 
+ABOUT = """The tables show milliseconds per optimizer step, from rounds in which the methods take turns.
+Ratios are to torch's fused step in the same round (median, with the 10 to 90 % range). *x own torch step* is
+relative to torch's step of the same kind: foreach, or fused for the native kernel. *Of in-place bandwidth* is
+the time of a step limited by memory bandwidth alone, as a share of the time taken; caches can carry small
+sets beyond 100 %. *Extra bytes* are peak memory above torch's own step. `make bench-overhead` makes this
+page.
+"""
+"""What the columns are, for the head of ``overhead.md``."""
+
 
 SETS = {name: GPT_SETS[name] for name in ("GPT 0.1 M", "GPT 5 M", "GPT 27 M", "GPT 124 M")}
 
@@ -229,8 +238,8 @@ def table_of(
 def markdown(rows: list[dict[str, Any]], memory: dict[str, float]) -> str:
     """Rows of one set as a Markdown table."""
     lines = [
-        "| method | ms a step | x torch fused (10 to 90 %) | x own torch step | GB/s "
-        "| of in-place bandwidth | extra bytes a parameter |",
+        "| method | ms per step | x torch fused (10 to 90 %) | x own torch step | GB/s "
+        "| of in-place bandwidth | extra bytes per parameter |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for r in rows:
@@ -274,7 +283,7 @@ def extra_memory(set_name: str) -> dict[str, float]:
     """Peak bytes per parameter above torch's own step of the same kind."""
     elements = sum(int(np.prod(s)) for s in SETS[set_name])
     if not Path("/proc/self/status").exists():
-        print("left out: peak memory (needs Linux)")
+        print("peak memory is left out: it needs Linux")
         return {}
     base = {kind: peak_bytes(set_name, f"torch {kind}") for kind in ("foreach", "fused")}
     own = {"foreach": base["foreach"], "native": base["fused"], "fused": base["fused"]}
@@ -288,14 +297,18 @@ def extra_memory(set_name: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure, print the tables and write them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--sets", nargs="*", default=[*SETS, *SMALL], help="parameter sets, by name")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--seconds", type=float, default=60.0, help="time a set (5 rounds at least)")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--memory-of", default="GPT 27 M", help="set whose peak memory is measured; '' for none"
+        "--sets", nargs="*", default=[*SETS, *SMALL], help="names of parameter sets (default: all)"
+    )
+    parser.add_argument("--rounds", type=int, default=40, help="at most (default: 40)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time for each set, at least 5 rounds")
+    parser.add_argument("--threads", type=int, default=2, help="(default: 2)")
+    parser.add_argument(
+        "--memory-of",
+        default="GPT 27 M",
+        help="set whose peak memory is measured; '' for none (default: GPT 27 M)",
     )
     parser.add_argument("--out", type=Path, help="folder for overhead.md and overhead.json")
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
@@ -312,7 +325,7 @@ def main() -> None:
         f"torch {torch.__version__}, {args.threads} threads, {torch.backends.cpu.get_cpu_capability()}; "
         f"copy {copy / 1e9:.1f} GB/s, in-place add {bandwidth / 1e9:.1f} GB/s (read and written)"
     )
-    text, everything = [head], []
+    text, everything = ["# What measuring costs on CPU\n", ABOUT, head], []
     print(head, flush=True)
     for name in args.sets:
         if name in SETS:
@@ -327,9 +340,9 @@ def main() -> None:
         rows = table_of(name, times, elements, bandwidth)
         memory = extra_memory(name) if name == args.memory_of else {}
         title = (
-            f"\n### {name}: {elements / 1e6:.2f} M elements in {len(params)} tensors, "
+            f"\n## {name}: {elements / 1e6:.2f} M elements in {len(params)} tensors, "
             f"{rows[0]['rounds']} rounds; "
-            f"bandwidth-bound step {1e3 * BYTES_PER_ELEMENT * elements / bandwidth:.3g} ms\n"
+            f"a bandwidth-bound step takes {1e3 * BYTES_PER_ELEMENT * elements / bandwidth:.3g} ms\n"
         )
         text += [title, markdown(rows, memory)]
         print(title, markdown(rows, memory), sep="\n", flush=True)
@@ -355,7 +368,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / "overhead.md").write_text("\n".join(text) + "\n")
         (args.out / "overhead.json").write_text(json.dumps({"head": head, "rows": everything}, indent=1))
-        print(f"== results: {args.out}/overhead.md, {args.out}/overhead.json")
+        print(f"== wrote {args.out}/overhead.md and {args.out}/overhead.json")
 
 
 if __name__ == "__main__":

@@ -310,11 +310,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print Markdown."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12, help="interleaved rounds (default 12)")
-    parser.add_argument("--steps", type=int, help="steps a run (default 10; 50 of sets below 50 M elements)")
+    parser.add_argument(
+        "--steps", type=int, help="steps per run (default 10; 50 for sets below 50 M elements)"
+    )
     parser.add_argument("--warm-up", type=int, default=20, help="steps before the first round (default 20)")
     parser.add_argument("--sets", nargs="+", choices=NAMES, default=NAMES, help="parameter sets")
-    parser.add_argument("--seconds", type=float, default=170, help="begin no set later (default 170)")
-    parser.add_argument("--dry-run", action="store_true", help="interpreted on CPU: shows that all runs")
+    parser.add_argument(
+        "--seconds", type=float, default=170, help="start no set after this time (default 170)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only show that everything runs, interpreted on CPU"
+    )
     options = parser.parse_args(arguments)
     if options.dry_run and not kernels.INTERPRETED:
         print("overhead.cuda: --dry-run needs TRITON_INTERPRET=1 in the environment", file=sys.stderr)

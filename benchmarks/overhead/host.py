@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, CPU time of one thread, {options.rounds} rounds\n")
-    print("| tensors | method | ms a step | quartiles | x torch fused |")
+    print("| tensors | method | ms per step | quartiles | x torch fused |")
     print("| ---: | --- | ---: | ---: | ---: |")
     for count in options.counts:
         times = measure(count, options.rounds)

@@ -1,7 +1,7 @@
-"""What a record costs: time in the training loop, bytes, reading it again, and what a kill leaves of it.
+"""What a record costs: time in the training loop, bytes, reading it, and what is left of it after a kill.
 
-Every number of the old build is measured in the same run, by an interpreter that has it installed: loops
-alternate between builds, and within each between no sink and one. Wall time is that of the whole loop with
+The old build is measured in the same run, by an interpreter that has it installed. Loops alternate between
+the builds, and within each between no sink and one. Wall time is that of the whole loop with
 the last flush in it; CPU time counts all threads of the process, and is what wall time would be on one core.
 
     python benchmarks/overhead/record.py --old ../old/.venv/bin/python --out benchmarks/results/overhead
@@ -220,8 +220,8 @@ def cost(old: str | None, rounds: int) -> list[str]:
             for sink in sinks:
                 table.setdefault((build, sink), []).append(ask(python, "cost", sink, 148))
     lines = [
-        "| build, sink | a step without, CPU ms | added: wall, ms | CPU, ms | training thread, ms "
-        "| of today's: wall | CPU | training thread |",
+        "| build, sink | step without a sink, CPU ms | added: wall, ms | CPU, ms | training thread, ms "
+        "| relative to today: wall | CPU | training thread |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     base: dict[str, float] = {}
@@ -243,8 +243,8 @@ _CLOCKS = ("wall", "cpu", "training")
 def layers(old: str | None, rounds: int) -> list[str]:
     """Cost by the number of layers, and where it goes."""
     lines = [
-        "| layers | build | a step without, CPU ms | added: wall, ms | CPU, ms | training thread, ms "
-        "| CPU, us a layer and reading |",
+        "| layers | build | step without a sink, CPU ms | added: wall, ms | CPU, ms | training thread, ms "
+        "| CPU, us per layer and reading |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for n, sinks, loops in ((148, 2, 7), (1000, 1, 5), (3000, 1, 3)):
@@ -339,9 +339,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--old", help="interpreter that has the build to compare with installed")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="(default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: 5)")
+    parser.add_argument("--kills", type=int, default=50, help="(default: 50)")
     parser.add_argument("--out", type=Path, help="folder for record.md")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

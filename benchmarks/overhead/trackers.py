@@ -135,7 +135,7 @@ def main() -> None:
         logger = _Nothing()
         LogSink(logger, layers=layers).write(readings(groups)[-1])
         counts.append(logger.values)
-    print(f"load {os.getloadavg()[0]:.0f}\n\n| ms a reading: least wall / CPU | {' | '.join(SIZES)} |")
+    print(f"load {os.getloadavg()[0]:.0f}\n\n| ms per reading: least wall / CPU | {' | '.join(SIZES)} |")
     print(f"| --- |{' ---: |' * len(SIZES)}\n| values sent | {' | '.join(map(str, counts))} |")
     for name, tracker in TRACKERS.items():
         try:

@@ -122,8 +122,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--before", required=True, help="Python that has the older version")
     parser.add_argument("--after", required=True, help="Python that has the newer version")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--rounds", type=int, default=60, help="of one block a version, at least 6")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: all)")
+    parser.add_argument("--rounds", type=int, default=60, help="rounds of one block per version, at least 6")
     parser.add_argument("--out", type=Path, default=Path("runs/overhead"), help="folder for the results")
     args = parser.parse_args(words)
     if args.rounds < 6:

@@ -51,7 +51,9 @@ def score_table(outcomes: Outcomes) -> Table:
         for method, score, ratios in _scores(outcomes, searching=False)
     ]
     head = ("method", "searched", "score", "reached", *map(label, outcomes.cells))
-    note = f"By workload: steps to the target over the fewest of any method; beyond {LIMIT:g} scores nothing."
+    note = (
+        f"By workload: steps to the target over the fewest of any method. Beyond {LIMIT:g}, the score is 0."
+    )
     return Table("External tuning: the fastest trial of each search", head, rows, frozenset({0, 1}), note)
 
 
@@ -77,8 +79,8 @@ def clock_table(outcomes: Outcomes) -> Table:
         head,
         [row for _, row in rows],
         frozenset({0, 1}),
-        "Expected steps to the target when runs of the search follow each other in random order until one "
-        "reaches it. A method that searches nothing runs once.",
+        "The expected number of steps to the target if the runs of a search follow each other in random "
+        "order until one reaches it. A method that searches nothing runs once.",
     )
 
 
@@ -101,7 +103,7 @@ def times_table(outcomes: Outcomes) -> Table:
         f"{label(cell)} ≤ {number(target)}" if target is not None else label(cell)
         for cell, target in zip(outcomes.cells, targets, strict=True)
     )
-    note = "Median over seeds; seconds are of training, without validation, on a machine shared by workers."
+    note = "Medians over seeds. Seconds are of training, without validation; workers share the machine."
     return Table("Steps (seconds) to the target, fastest trial", ("method", *head), rows, note=note)
 
 
@@ -160,7 +162,7 @@ def edges_table(outcomes: Outcomes) -> Table:
                         span = f"{min(drawn):.3g} to {max(drawn):.3g}"
                         count = f"{hits.sum()} of {len(values)}"
                         rows.append((method, label(cell), name, side, count, shown, span))
-    head = ("method", "workload", "searched", "edge", "seeds", "optima", "drawn")
+    head = ("method", "workload", "searched", "edge", "seeds", "optima", "range drawn")
     return Table("Optima at an edge of the space", head, rows, frozenset({0, 1, 2, 3}))
 
 

@@ -82,12 +82,12 @@ def draw(outcomes: Outcomes, folder: Path) -> dict[str, Picture]:
         "sensitivity": (
             _sensitivity(outcomes),
             "Final loss against the learning rate",
-            "A panel a workload: final validation loss of every trial against its learning rate.",
+            "One panel per workload: final validation loss of every trial against its learning rate.",
         ),
         "curves": (
             _curves(outcomes),
             "Validation loss over the run",
-            "A panel a workload: validation loss over steps of the best trials, median over seeds.",
+            "One panel per workload: validation loss over steps of the best trials, median over seeds.",
         ),
     }
     return {

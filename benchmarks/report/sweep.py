@@ -64,14 +64,15 @@ def _about(outcomes: Outcomes) -> list[str]:
     budgets = _range(outcomes.budgets.values())
     lines = [
         f"{len(outcomes.rows)} finished trials: {_count(len(outcomes.methods), 'method')} on "
-        f"{_count(len(outcomes.cells), 'workload')} (a horizon counts by itself) with "
-        f"{_count(len(outcomes.seeds), 'seed')}; best of {budgets} where anything is searched. "
+        f"{_count(len(outcomes.cells), 'workload')} (each horizon counts as one) with "
+        f"{_count(len(outcomes.seeds), 'seed')}. Where anything is searched, the best of {budgets} points "
+        "counts. "
         f"Protocol {outcomes.rows[0]['protocol'][:12]}."
     ]
     if outcomes.missing:
         lines.append(
-            f"This sweep is not complete: {_count(len(outcomes.missing), 'search', 'searches')} of "
-            f"{len(outcomes.missing) + outcomes.searches} missing, listed below under Coverage."
+            f"This sweep is incomplete: {_count(len(outcomes.missing), 'search', 'searches')} of "
+            f"{len(outcomes.missing) + outcomes.searches} are missing; they are listed under Coverage."
         )
     if outcomes.uneven:
         lines.append(f"Budgets differ on {', '.join(map(label, outcomes.uneven))}: see Coverage.")
@@ -95,7 +96,12 @@ def _sections(
         ),
         Section(
             "Time to the target",
-            [_TIME, costs.score_table(outcomes), pictures["profiles"], costs.times_table(outcomes)],
+            [
+                _TIME.format(_validations(outcomes)),
+                costs.score_table(outcomes),
+                pictures["profiles"],
+                costs.times_table(outcomes),
+            ],
         ),
         Section("Self-tuning", [_CLOCK, costs.clock_table(outcomes)]),
         Section("Best of k", [_BEST, losses.best_of_table(outcomes), pictures["best_of_k"]]),
@@ -120,83 +126,90 @@ def _verdict(outcomes: Outcomes) -> str:
     lost, won = sum(ratio.low > 1 for ratio in known), sum(ratio.high < 1 for ratio in known)
     absent = sum(ratio is None for ratio in ratios)
     text = (
-        f"Ratio: best final validation loss over that of {REFERENCE}, paired by seed, geometric mean over "
-        f"seeds; a method has lost (won) on a workload where the whole {CONFIDENCE * 100:.0f} % bootstrap "
-        f"interval is above (below) 1. Of {len(ratios)} pairs {lost} lost, {won} won, "
-        f"{len(known) - lost - won} are open, {len(ratios) - len(known) - absent} have one seed and no "
-        f"interval, {absent} have not run."
+        f"The ratio is the best final validation loss over that of {REFERENCE}, paired by seed, as geometric "
+        f"mean over seeds. A method has lost (won) on a workload if the whole {CONFIDENCE * 100:.0f} % "
+        f"bootstrap interval is above (below) 1. Of {len(ratios)} pairs of method and workload, {lost} lost, "
+        f"{won} won, {len(known) - lost - won} are open, {len(ratios) - len(known) - absent} have one seed "
+        f"and no interval, and {absent} have not run."
     )
     text += f" Tuned means the best of {_range(outcomes.budgets.values())} points of its space."
     edges = [row[1] for row in costs.edges_table(outcomes).rows if row[0] == REFERENCE and row[2] == "lr"]
     if edges:
         text += (
-            f" On {', '.join(edges)} its best lr lies at an edge of the space: a wider one might have "
-            "served it better, and what won there may owe it to that."
+            f" On {', '.join(edges)}, the best lr of {REFERENCE} lies at an edge of the space. A wider space "
+            "might have served it better, and what won there may have won for that reason."
         )
     seeds = len(outcomes.seeds)
     if not known:
-        text += " Nothing can be judged; estimates stand in the next section."
+        text += " Nothing can be judged; the next section has estimates."
     if seeds > 1 and known:
         text += (
-            f" A bootstrap of {seeds} seeds is no wider than their range: it holds the median of a method's "
-            f"ratio in at most {100 - 100 * 2.0 ** (1 - seeds):.0f} % of cases, and a method that differs "
-            f"in nothing is listed as lost on at least one in {2**seeds} workloads by chance, and likewise "
-            "as won."
+            f" A bootstrap of {seeds} seeds is no wider than their range. It holds the median of a method's "
+            f"ratio in at most {100 - 100 * 2.0 ** (1 - seeds):.0f} % of cases, so by chance a method that "
+            f"differs in nothing is listed as lost on at least one in {2**seeds} workloads, and likewise as "
+            "won."
         )
     return text
 
 
 _TOGETHER = (
     f"A ratio below 1 is better than {REFERENCE} at the best of its search. Losses below {RESOLUTION:g} of "
-    "the untrained model's are raised to that floor before ratios are taken: below it, which only losses "
-    "over a known optimum come near, they are rounding. The geometric mean is the mean of differences of "
-    "logarithms, which one loss near 0 can dominate; the interquartile mean (IQM) leaves out the best and "
-    "the worst quarter of workloads × seeds. Intervals: stratified bootstrap, seeds resampled within each "
-    "workload; workloads are taken as given."
+    "the untrained model's are raised to that floor before ratios are taken. Only losses over a known "
+    "optimum come near it, and below it they are rounding. The geometric mean averages differences of "
+    "logarithms, so one loss near 0 can dominate it. The interquartile mean (IQM) leaves out the best and "
+    "the worst quarter of workloads × seeds. Intervals are from a stratified bootstrap: seeds are resampled "
+    "within each workload, and workloads are taken as given."
 )
 _FINAL = (
-    "Best of k: of every seed's search the trial with the lowest final validation loss, by that same loss. "
-    "This favours what is searched over what is not. Difference and ratio to tuned linear-to-zero are "
-    "paired by seed: the data, the start and the design points are the same. Loss: mean over seeds; "
-    "diverged: trials within the budget. In the picture: median over seeds; dotted: the target of the next "
-    "section."
+    "Of every seed's search, the trial with the lowest final validation loss counts, with that same loss. "
+    "This favours what is searched over what is not. The difference from tuned linear-to-zero and the ratio "
+    "to it are paired by seed: the data, the start and the design points are the same. The loss is a mean "
+    "over seeds, and diverged counts trials within the budget. The picture shows medians over seeds; the "
+    "dotted line is the target of the next section."
 )
 _TIME = (
-    f"Target of a workload: the median over seeds of {REFERENCE}'s best final loss, plus {MARGIN * 100:.0f} "
-    "%, which is what chance alone moves. Time: the first step at which validation, about twenty times a "
-    "run, is at or below it; of the fastest trial of each search, median over seeds. A run that diverges "
-    "later has not reached it. Score, as in AlgoPerf: area under the share of workloads within τ of the "
-    f"fastest method, from 1 to {LIMIT:g}, over its largest; 1 is fastest everywhere, 0 never there."
+    f"The target of a workload is the median over seeds of {REFERENCE}'s best final loss, plus "
+    f"{MARGIN * 100:.0f} %, which is what chance alone moves. The time is the first step at which the "
+    "validation loss, taken {} times per run, is at or below the target, for the fastest trial of each "
+    "search, as median over seeds. A run that diverges later has not reached it. The score is that of "
+    "AlgoPerf: the area under the share of workloads within τ of the fastest method, for τ from 1 to "
+    f"{LIMIT:g}, over its largest value. 1 means fastest everywhere, 0 never within that limit."
 )
 _CLOCK = (
-    "The rule set for methods without a search for the lr. Tuned methods stand below with all trials of "
-    "their search on the clock, which is what finding their lr costs on a new task."
+    "This is the rule set for methods that need no search for the lr. Tuned methods follow, with all trials "
+    "of their search on the clock: that is what finding their lr costs on a new task."
 )
 _BEST = (
-    "Expected best of k trials of each search over the best of all of tuned linear-to-zero: exact over all "
-    "subsets of k trials, of the logarithm of the loss, so that the order in which trials ran plays no "
-    "part. That holds for points drawn beforehand; those of a sampler that learns from earlier trials are "
-    "not alike."
+    "The expected best of k trials of each search over the best of all trials of tuned linear-to-zero. The "
+    "expectation is of the logarithm of the loss and exact over all subsets of k trials, so the order in "
+    "which trials ran does not matter. That holds for points drawn beforehand; those of a sampler that "
+    "learns from earlier trials are not alike."
 )
 _SENSITIVITY = (
-    "Mean over a search's learning rates of min(final loss, initial loss), less the best (Wortsman et al., "
-    "arXiv 2309.14322), mean over seeds, in units of the loss; ratio: geometric mean over workloads. Where "
-    "decay is searched as well, it varies along. Losses in the picture are bounded by that of the "
-    "untrained model, dotted."
+    "The mean over a search's learning rates of min(final loss, initial loss), minus the best (Wortsman et "
+    "al., arXiv 2309.14322), as a mean over seeds, in units of the loss. The ratio is a geometric mean over "
+    "workloads. Where decay is searched as well, it varies along with lr. In the picture, losses are capped "
+    "at that of the untrained model (dotted)."
 )
 _EDGES = (
-    f"An optimum in the outer {costs.EDGE * 100:.0f} % of the range drawn, on a log scale, for more than "
-    "half of the seeds: the search may have wanted to go further. With few points it is often chance."
+    f"The table lists optima in the outer {costs.EDGE * 100:.0f} % of the range drawn, on a log scale, for "
+    "more than half of the seeds. There, the search may have needed a wider range; with few points it is "
+    "often chance."
 )
 _FAILURES = (
     "A run that diverged stays in, with the loss of the untrained model as its result. All trials are "
-    "counted, beyond the common budget as well."
+    "counted here, including those beyond the common budget."
 )
 _OVERHEAD = (
-    "Median time of an optimizer step over that of the reference on the same workload, controller "
-    "included; small models make it look large. Memory: the most that a worker had held when its run "
-    "ended, earlier runs of that worker included."
+    "The median time of an optimizer step, controller included, over that of the reference on the same "
+    "workload. Small models make it look large. Memory is the most that a worker had held when its run "
+    "ended, including in its earlier runs."
 )
+
+
+def _validations(outcomes: Outcomes) -> str:
+    """Number of validations of a run after its start."""
+    return _range({len(row["curve"]) - 1 for row in outcomes.rows if not row["diverged"]} or {0})
 
 
 def _coverage(outcomes: Outcomes) -> str:
@@ -208,7 +221,7 @@ def _coverage(outcomes: Outcomes) -> str:
     )
     if outcomes.uneven:
         more = ", ".join(f"{label(cell)}: up to {most}" for cell, most in outcomes.uneven.items())
-        text += f" Some have finished more, which is left out of every comparison: {more}."
+        text += f" Some searches have finished more, which is left out of every comparison: {more}."
     return text
 
 

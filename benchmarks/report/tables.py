@@ -32,15 +32,15 @@ BUDGETS = (1, 2, 4, 8, 16)
 
 PARTS = (
     ("replay", "autotune", "another seed's trajectory of scales, without feedback"),
-    ("lr only", "autotune", "the law of the lr without that of the decay"),
-    ("per group", "autotune", "a rate of its own for every module"),
+    ("lr only", "autotune", "the law for lr without that for decay"),
+    ("per group", "autotune", "a separate rate for every module"),
     ("global", "autotune", "one lr for all layers"),
     ("scheduler adamw autotune", "autotune", "the same laws on torch's AdamW"),
-    ("random gain", "respect_lr", "chance in the place of the law: a placebo"),
-    ("decay only", REFERENCE, "the law of the decay added"),
-    ("monitor", REFERENCE, "measuring added, without acting"),
-    ("monitor native", REFERENCE, "measuring added, without acting, in the one-pass kernel"),
-    ("scheduler adamw", REFERENCE, "the same schedule by ThermoScheduler"),
+    ("random gain", "respect_lr", "chance in place of the law (a placebo)"),
+    ("decay only", REFERENCE, "with the law for decay added"),
+    ("monitor", REFERENCE, "with measuring added, without acting"),
+    ("monitor native", REFERENCE, "with measuring added, without acting, in the one-pass kernel"),
+    ("scheduler adamw", REFERENCE, "the same schedule through ThermoScheduler"),
 )
 """Ablations: a method, what it is compared with, and how the two differ."""
 
@@ -150,7 +150,7 @@ def aggregate(outcomes: Outcomes) -> Table:
         "workloads",
         "searches",
     )
-    note = "A method that has not run on all workloads is averaged over those it has run on: do not rank it."
+    note = "Do not rank a method that has not run on all workloads: it is averaged over those it has run on."
     return Table(
         "Ratio of final losses to tuned linear-to-zero",
         head,
@@ -185,7 +185,7 @@ def final_losses(outcomes: Outcomes, cell: Cell) -> Table:
     metric, floor = outcomes.metric(cell), outcomes.floor(cell)
     low = any(row["valid"] < floor for m in outcomes.methods for row in outcomes.best(cell, m).values())
     title = f"{label(cell)}{f', {metric}' if metric else ''}"
-    note = f"Ratios take losses below {number(floor)} for equal to it." if low else ""
+    note = f"In ratios, losses below {number(floor)} count as {number(floor)}." if low else ""
     return Table(title, head, rows, frozenset({0, 7}), note)
 
 
@@ -235,8 +235,12 @@ def parts_table(outcomes: Outcomes) -> Table | None:
             total = with_interval(interval(strata).exp()) if strata else MISSING
             cells = [with_interval(outcomes.ratio(cell, name, against)) for cell in outcomes.cells]
             rows.append((name, against, about, total, *cells))
-    head = ("method", "against", "what differs", "geometric mean [95 %]", *map(label, outcomes.cells))
-    note = "Above 1: worse than what it is compared with; paired by seed, both at the best of their searches."
+    head = ("method", "compared with", "what differs", "geometric mean [95 %]", *map(label, outcomes.cells))
+    note = (
+        "Above 1 is worse than what it is compared with. Both share a seed and are at the best of a search."
+    )
     return (
-        Table("Final loss over that of the whole", head, rows, frozenset({0, 1, 2}), note) if rows else None
+        Table("Final loss over that of what is altered", head, rows, frozenset({0, 1, 2}), note)
+        if rows
+        else None
     )

@@ -17,7 +17,7 @@ TIER2 = {
     "momentum_overdamped": "beta1 0.999",
     "healthy": "lr x 1, constant",
 }
-"""The pathologies of tier 2, by the kind of finding they should have."""
+"""The runs of tier 2, by the kind of finding they should have."""
 
 TIER2_ON = ("gpt", "digits")
 
@@ -38,9 +38,10 @@ def report(rows: Sequence[Row], held_out: Collection[str]) -> str:
     sick = [row for row in judged if row["kind"] != "healthy"]
     parts = [
         "# Validation of the diagnosis",
-        "Thresholds were set on seed 0 of gpt, gru, cnn, mlp, digits and linear. Judged: other seeds of "
-        f"these and {', '.join(sorted(held_out))}, on which nothing was set. A run is diagnosed eight times "
-        "and is alarmed if one of them alarms; thermoclaw once, at the end.",
+        "Thresholds were set on seed 0 of gpt, gru, cnn, mlp, digits and linear. The runs judged here have "
+        f"other seeds, or are of {' and '.join(sorted(held_out))}, on which nothing was set. Each run is "
+        "diagnosed eight times, and counts as alarmed if any of the eight raises an alarm. thermoclaw is "
+        "asked once, at the end. `make bench-validation` makes this page.",
         _commits(judged),
         "## False alarms on healthy runs",
         _false_alarms(healthy, held_out),
@@ -48,7 +49,7 @@ def report(rows: Sequence[Row], held_out: Collection[str]) -> str:
         "## Sick runs",
         _misses(sick),
         *_recorded(healthy, sick),
-        "## Tier 2: pathologies on a transformer and a convolution net",
+        "## Tier 2: sick runs of a transformer and a convolution net",
         _tier2(judged),
         "## Tier 3: weight decay too high, with and without the advice",
         _tier3([row for row in rows if "branch" in row]),
@@ -67,8 +68,8 @@ def _peer_alarmed(row: Row, confidence: str) -> bool:
 def _commits(judged: Sequence[Row]) -> str:
     """Return the commits that the rows come from; older rows do not record it."""
     counts = Counter(row["commit"] for row in judged if "commit" in row)
-    words = ", ".join(f"{count} of {commit}" for commit, count in counts.most_common())
-    return f"Rows by the commit that made them: {words}." if counts else ""
+    words = ", ".join(f"{count} from {commit}" for commit, count in counts.most_common())
+    return f"Rows by commit: {words}." if counts else ""
 
 
 def _same(kind: str) -> set[str]:
@@ -125,10 +126,12 @@ def _misses(sick: Sequence[Row]) -> str:
     if not sick:
         return "No sick run was judged."
     lines = [
-        "Own finding at HIGH or MEDIUM; other: a run that also had another one; first: median step at which "
-        "it came (checked every eighth of a run); thermoclaw: runs with any HIGH or MEDIUM recommendation. "
-        "Either name counts as the own finding, being one disease: "
-        f"{'; '.join(' and '.join(sorted(kinds)) for kinds in SAME)}.",
+        "- *Found* counts the runs with the finding that they should have, at HIGH or MEDIUM.\n"
+        "- *Other* counts the runs that also had another finding.\n"
+        "- *First* is the median step at which the finding came. It is looked for at every eighth of a run.\n"
+        "- *thermoclaw* counts the runs with any HIGH or MEDIUM recommendation.\n"
+        f"- {'; '.join(' and '.join(sorted(kinds)) for kinds in SAME)} are one disease, so either counts as "
+        "the finding for the other.",
         "",
         "| kind | runs | found | HIGH | missed | other | first | thermoclaw |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -142,12 +145,12 @@ def _misses(sick: Sequence[Row]) -> str:
         compared = [row for row in part if row["thermoclaw"] is not None]
         peer = sum(_peer_alarmed(row, "HIGH") or _peer_alarmed(row, "MEDIUM") for row in compared)
         missed = len(part) - len(own)
-        said = f"{peer} of {len(compared)}" if compared else "not installed"
+        said = f"{peer} of {len(compared)}" if compared else "not run"
         share = f"{missed} ({missed / len(part):.0%})"
         lines.append(f"| {kind} | {len(part)} | {len(own)} | {high} | {share} | {other} | {first} | {said} |")
     missed_runs = [row for row in sick if _own(row) is None]
     if missed_runs:
-        lines += ["", "Missed: " + "; ".join(_about(row) for row in missed_runs) + "."]
+        lines += ["", "Missed:", "", *(f"- {_about(row)}" for row in missed_runs)]
     return "\n".join(lines)
 
 
@@ -157,8 +160,9 @@ def _recorded(healthy: Sequence[Row], sick: Sequence[Row]) -> list[str]:
     if not healthy + sick:
         return []
     lines = [
-        "The runs above that were also diagnosed from the record that `JSONLSink` had written by then, its "
-        "rows of layers thinned to 8 to 16 of 40 readings; at the same eight steps as the history in memory.",
+        "Some of the runs above were also diagnosed from the record that `JSONLSink` had written by then, at "
+        "the same eight steps as from the history in memory. The record's rows of layers were thinned to 8 "
+        "to 16 of 40 readings.",
         "",
         "| diagnosed from | healthy runs | any HIGH | any MEDIUM | sick runs | own finding | HIGH | other |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -180,21 +184,24 @@ def _recorded(healthy: Sequence[Row], sick: Sequence[Row]) -> list[str]:
         if kinds[0] != kinds[1]:
             named = [", ".join(f"{k} {c}" for k, c in kind.items()) or "nothing" for kind in kinds]
             differ.append(
-                f"{row['workload']} {row['what']} (seed {row['seed']}; history {named[0]}, record {named[1]})"
+                f"- {row['workload']} {row['what']} (seed {row['seed']}): history {named[0]}; record "
+                f"{named[1]}"
             )
-    words = "; ".join(differ) + "." if differ else "none."
-    lines += ["", f"Runs whose findings differ between the two: {words}"]
+    if differ:
+        lines += ["", "Runs whose findings differ between the two:", "", *differ]
+    else:
+        lines += ["", "The findings are the same in all runs."]
     return ["## Diagnosed from the record on file", "\n".join(lines)]
 
 
 def _about(row: Row) -> str:
     found = ", ".join(row["found"]) or "nothing"
-    return f"{row['workload']} {row['what']} (seed {row['seed']}; found {found})"
+    return f"{row['workload']} {row['what']} (seed {row['seed']}): found {found}"
 
 
 def _tier2(judged: Sequence[Row]) -> str:
     lines = [
-        "| workload | run | seeds | own finding | by step | other findings |",
+        "| workload | run | seeds | found | by step | other findings |",
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     for workload in TIER2_ON:
@@ -206,7 +213,7 @@ def _tier2(judged: Sequence[Row]) -> str:
                 continue
             own = [row["found"][kind][1] for row in part if kind in row["found"]]
             others = sorted({k for row in part for k in row["found"] if k != kind})
-            hit = "none is right" if kind == "healthy" else f"{len(own)} of {len(part)}"
+            hit = "should have none" if kind == "healthy" else f"{len(own)} of {len(part)}"
             step = str(max(own)) if own else "-"
             lines.append(
                 f"| {workload} | {what} | {len(part)} | {hit} | {step} | {', '.join(others) or 'none'} |"
@@ -218,8 +225,10 @@ def _tier3(rows: Sequence[Row]) -> str:
     if not rows:
         return "No run was branched."
     lines = [
-        "Warned: step of the detector's first warning; half lost: step at which the unchanged run had a "
-        "matrix at half of its norm; losses are those on validation data at the end.",
+        "*Warned* is the step of the detector's first warning, and *half lost* the step at which a matrix of "
+        "the unchanged run was down to half of its norm. The other columns are final validation losses: of "
+        "the unchanged run, with the advice taken, and with a decay of 0.01. *Changes* are the decays that "
+        "the advice set.",
         "",
         "| workload | seed | decay | warned | half lost | unchanged | advice taken | decay 0.01 | changes |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",

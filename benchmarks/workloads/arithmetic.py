@@ -42,8 +42,8 @@ class ModularNet(nn.Module):
 
 MODULAR = Workload(
     "modular",
-    f"a + b modulo {MODULUS}, 80 % of the {MODULUS**2} pairs to train on, the others to judge by, batch 64; "
-    "the sum of two embeddings of width 128 and one hidden layer; cross-entropy",
+    f"a + b modulo {MODULUS}, 80 % of the {MODULUS**2} pairs for training and the rest for evaluation, "
+    "batch 64; the sum of two embeddings of width 128, then one hidden layer; cross-entropy",
     (600, 2400),
     lambda seed, batch=1.0: supervised_task(_pairs(), ModularNet, seed, batch),
     arrays_hash(_pairs),
@@ -113,11 +113,11 @@ def _addition(seed: int, batch: float = 1.0) -> Task:
 
 ADDITION = Workload(
     "addition",
-    "addition of two numbers of up to 3 digits, least digit first, pairs to judge by kept apart, batch 64; "
-    "GRU encoder and decoder of width 64, right digits fed; nats a digit",
+    "addition of two numbers of up to 3 digits, least significant digit first, with evaluation pairs kept "
+    "out of training, batch 64; GRU encoder and decoder of width 64 with teacher forcing; nats per digit",
     (600, 2400),
     _addition,
     lambda: data_hash(*(part.numpy() for part in _summands())),
-    metric="nats a digit",
+    metric="nats per digit",
     family="sequence to sequence",
 )

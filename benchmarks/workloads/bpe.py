@@ -68,12 +68,12 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 BPE_TEXT = Workload(
     "bpe",
-    "standard library's text, split by file, 2,048 byte-pair pieces learned from the training files, 96 "
-    "pieces a batch; trained on nats a piece, judged by nats a byte; GPT of 2 blocks, width 128, context 24, "
-    "0.9 M parameters",
+    "text of Python's standard library, split by file, 2,048 byte-pair tokens learned from the training "
+    "files, 96 tokens per batch; trained on nats per token, evaluated in nats per byte; GPT with 2 blocks, "
+    "width 128, context 24, 0.9 M parameters",
     (400, 1600),
     _task,
     lambda: data_hash(*(part.numpy() for part in pieces_of_the_text()[1:])),
     family="language transformers",
-    metric="nats a byte",
+    metric="nats per byte",
 )

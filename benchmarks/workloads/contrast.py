@@ -76,9 +76,9 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 CONTRAST = Workload(
     "contrast",
-    "contrastive learning on scikit-learn's digits, 1,200 pictures to train on and 576 to judge by, two "
-    "views of each, shifted by up to a pixel, pixel noise of 0.35, 64 pictures a batch; 3 convolutions with "
-    "GroupNorm and a projection; NT-Xent at temperature 0.2",
+    "contrastive learning on scikit-learn's digits, 1,200 images for training and 576 for evaluation, two "
+    "views of each, shifted by up to a pixel, with pixel noise of 0.35, 64 images per batch; 3 convolutions "
+    "with GroupNorm and a projection; NT-Xent loss at temperature 0.2",
     (300, 1200),
     _task,
     lambda: data_hash(*(part.numpy() for part in pictures())),

@@ -128,8 +128,9 @@ def _task(make: Callable[[], nn.Module], size: int, seed: int, batch: float) -> 
 def _workload(name: str, make: Callable[[], nn.Module], size: int, horizon: int, words: str) -> Workload:
     return Workload(
         name,
-        "denoising diffusion on scikit-learn's digits, 1,200 pictures to train on and 597 to judge by, "
-        f"{TIMES} noise levels, cosine schedule, batch {size}; {words}; mean squared error of the noise",
+        "denoising diffusion on scikit-learn's digits, 1,200 images for training and 597 for evaluation, "
+        f"{TIMES} noise levels, cosine noise schedule, batch {size}; {words}; mean squared error of the "
+        "predicted noise",
         (horizon, 4 * horizon),
         lambda seed, batch=1.0: _task(make, size, seed, batch),
         lambda: data_hash(*(part.numpy() for part in pictures())),
@@ -139,4 +140,4 @@ def _workload(name: str, make: Callable[[], nn.Module], size: int, horizon: int,
 
 
 DDPM = _workload("ddpm", Denoiser, 64, 600, "MLP with 2 hidden layers of 192")
-UNET = _workload("unet", UNet, 16, 200, "U-Net of 2 levels, 16 and 32 channels, GroupNorm")
+UNET = _workload("unet", UNet, 16, 200, "U-Net with 2 levels of 16 and 32 channels, GroupNorm")

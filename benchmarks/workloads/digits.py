@@ -80,8 +80,8 @@ def _conv2d() -> nn.Module:
 digits_hash = arrays_hash(_digits)
 
 ABOUT = (
-    "scikit-learn's digits, 1,200 to train on, shifted by up to a pixel, and 597 to judge by, pixel noise of "
-    "0.35, batch 64; cross-entropy"
+    "scikit-learn's digits, 1,200 for training, shifted by up to a pixel, and 597 for evaluation, with "
+    "pixel noise of 0.35, batch 64; cross-entropy"
 )
 """Data and metric in words."""
 

@@ -62,9 +62,10 @@ class Encoder(nn.Module):
 
 ENCODER_TEXT = Workload(
     "encoder",
-    "which of 8 parts of the standard library a paragraph of a docstring or comment comes from, at most 600 "
-    "paragraphs a part, 480 of them kept for judging, first 16 of the 1,000 most frequent words, batch 32; "
-    "encoder of 2 post-norm layers, width 64, torch's initialisation throughout; cross-entropy",
+    "classifying which of 8 parts of the standard library a paragraph of a docstring or comment comes from, "
+    "at most 600 paragraphs per part, 480 of all held back for evaluation, cut to the first 16 words that "
+    "are among the 1,000 most frequent, batch 32; encoder with 2 post-norm layers, width 64, torch's "
+    "default initialisation throughout; cross-entropy",
     (200, 800),
     lambda seed, batch=1.0: supervised_task(_paragraphs(), Encoder, seed, HALF * batch),
     arrays_hash(_paragraphs),

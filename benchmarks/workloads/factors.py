@@ -80,13 +80,13 @@ def _skipgram(seed: int, batch: float = 1.0) -> Task:
 
 SKIPGRAM = Workload(
     "skipgram",
-    "standard library's text, split by file, 4,000 words, pairs within 3 words, 5 negative samples, batch "
-    "128: at most a fifth of the rows have gradients; skip-gram of width 32 as word2vec initialises it; "
-    "nats a pair",
+    "text of Python's standard library, split by file, 4,000 words, pairs within 3 words of each other, 5 "
+    "negative samples, batch 128, so that at most a fifth of the rows receive gradients; skip-gram model of "
+    "width 32, initialised as in word2vec; nats per pair",
     (500, 2000),
     _skipgram,
     lambda: data_hash(*(part.numpy() for part in _pairs())),
-    metric="nats a pair",
+    metric="nats per pair",
     family=FAMILY,
 )
 
@@ -141,9 +141,9 @@ def _factors(seed: int, batch: float = 1.0) -> Task:
 
 FACTORS = Workload(
     "factors",
-    "ln(1 + count) of 400 words in 400 equal blocks of the standard library's text, standardised, half "
-    "of the 160,000 entries to train on, batch 256; matrix factorisation of rank 8 with biases; "
-    "mean squared error",
+    "ln(1 + count) of 400 words in 400 equal blocks of the standard library's text, standardised, half of "
+    "the 160,000 entries for training, batch 256; matrix factorisation of rank 8 with biases; mean squared "
+    "error",
     (800, 3200),
     _factors,
     lambda: data_hash(*(part.numpy() for part in _matrix())),

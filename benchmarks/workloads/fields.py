@@ -62,8 +62,8 @@ def _siren(seed: int, batch: float = 1.0) -> Task:
 
 SIREN_IMAGE = Workload(
     "siren",
-    "scikit-learn's photograph of a temple, 64 x 64 grey pixels in -1 to 1, 512 of them a batch, all to "
-    "judge by; SIREN with 2 hidden layers of 64; mean squared error",
+    "scikit-learn's photograph of a temple, 64 x 64 grey pixels between -1 and 1, 512 of them per batch, "
+    "all of them for evaluation; SIREN with 2 hidden layers of 64; mean squared error",
     (500, 2000),
     _siren,
     lambda: data_hash(*(part.numpy() for part in _image())),
@@ -125,9 +125,10 @@ def _pinn_sha256() -> str:
 
 PINN = Workload(
     "pinn",
-    "Poisson's equation on the unit square, -Δu = f, u = 0 on the edge, u = sin(πx) sin(2πy), 128 points "
-    "inside and 64 on the edge a batch; tanh MLP with 2 hidden layers of 32, trained on the squared "
-    "residual and 100 times the squared edge value; judged by the relative squared error of u on a grid",
+    "Poisson's equation on the unit square, -Δu = f with u = 0 on the boundary and the solution u = sin(πx) "
+    "sin(2πy), 128 interior and 64 boundary points per batch; tanh MLP with 2 hidden layers of 32, trained "
+    "on the squared residual plus 100 times the squared boundary value; evaluated by the relative squared "
+    "error of u on a grid",
     (500, 2000),
     _pinn,
     _pinn_sha256,

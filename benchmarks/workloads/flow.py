@@ -89,9 +89,9 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 FLOW = Workload(
     "flow",
-    f"{MODES} Gaussians on a circle in the plane, generated, {POINTS:,} points to train on and {JUDGED:,} to "
-    f"judge by, batch {BATCH}; real NVP with 6 coupling layers of 2 hidden layers of 64; trained by the "
-    "negative log-likelihood, judged by the mean of ln p - ln q: the divergence from the true density",
+    f"{MODES} Gaussians on a circle in the plane, generated, {POINTS:,} points for training and {JUDGED:,} "
+    f"for evaluation, batch {BATCH}; real NVP with 6 coupling layers of 2 hidden layers of 64; trained on "
+    "the negative log-likelihood, evaluated by the mean of ln p - ln q, the divergence from the true density",
     (500, 2000),
     _task,
     lambda: data_hash(*(part.numpy() for part in _data())),

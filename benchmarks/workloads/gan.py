@@ -95,9 +95,9 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 GAN_DIGITS = Workload(
     "gan",
-    "scikit-learn's digits, 1,200 pictures to train on, batch 64; generator and discriminator with 2 "
-    "hidden layers of 128, one step of both at a time, gradient penalty; judged by the squared energy "
-    "distance between 1,000 generated and 597 other pictures",
+    "scikit-learn's digits, 1,200 images for training, batch 64; generator and discriminator with 2 hidden "
+    "layers of 128, both updated in every step, gradient penalty; evaluated by the squared energy distance "
+    "between 1,000 generated images and 597 others",
     (400, 1600),
     _task,
     lambda: data_hash(*(part.numpy() for part in pictures())),

@@ -75,9 +75,9 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 GRAPH = Workload(
     "graph",
-    f"stochastic block model, generated, {NODES} nodes in {BLOCKS} blocks, edges with probability {WITHIN} "
-    f"within and {BETWEEN} between, {FEATURES} noisy features, {LABELLED} labelled nodes, 64 of them a "
-    "batch, the others to judge by; two graph convolutions, width 64; cross-entropy",
+    f"stochastic block model, generated, {NODES} nodes in {BLOCKS} blocks, edge probability {WITHIN} within "
+    f"a block and {BETWEEN} between blocks, {FEATURES} noisy features, {LABELLED} labelled nodes, 64 of "
+    "them per batch, the rest for evaluation; two graph convolutions of width 64; cross-entropy",
     (200, 800),
     _task,
     lambda: data_hash(*(part.numpy() for part in _data())),

@@ -44,8 +44,8 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 LINEAR = Workload(
     "linear",
-    "linear regression, 64 Gaussian features with scales over 1.5 decades, weights about 40 times their "
-    "initial size, label noise 1, batch 64; mean squared error, 1 for the true weights",
+    "linear regression on 64 Gaussian features with scales spread over 1.5 decades, weights about 40 times "
+    "their initial size, label noise 1, batch 64; mean squared error, 1 for the true weights",
     (500, 2000),
     _task,
     lambda: data_hash(*(a.numpy() for a in _data())),

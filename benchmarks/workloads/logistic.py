@@ -86,8 +86,8 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 LOGISTIC = Workload(
     "logistic",
-    "logistic regression on scikit-learn's 1,797 digits, (0.001/2)·‖θ‖² added, batch 64; f − f* of the "
-    "training objective in float64, no validation split; weight decay draws away from the optimum",
+    "logistic regression on scikit-learn's 1,797 digits with the penalty (0.001/2)·‖θ‖², batch 64; f − f* "
+    "of the training objective in float64, no validation split; weight decay pulls away from the optimum",
     (300, 1200),
     _task,
     lambda: data_hash(*(a.numpy() for a in _data())),

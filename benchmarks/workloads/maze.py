@@ -160,12 +160,12 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 MAZE = Workload(
     "maze",
-    "a generated maze of 9 x 9 cells, moves slip with probability 0.1, reward 1 at the goal, discount "
-    "0.95, 16 episodes a batch; policy and value with 2 hidden layers of 64, REINFORCE with the value as "
-    "baseline; judged by the share of the best policy's exact expected return that is missing",
+    "a generated maze of 9 x 9 cells, moves slip with probability 0.1, reward 1 at the goal, discount 0.95, "
+    "16 episodes per batch; policy and value networks with 2 hidden layers of 64, REINFORCE with the value "
+    "as baseline; evaluated by the share of the best policy's exact expected return that is missed",
     (200, 800),
     _task,
     lambda: data_hash(layout()[0], moves().numpy()),
-    metric="missing share of the return",
+    metric="share of the best return missed",
     family="policy gradient",
 )

@@ -168,9 +168,9 @@ def with_weights(data: str) -> str:
 
 MINILM = Workload(
     "minilm",
-    "all-MiniLM-L6-v2, pre-trained, all 22.6 M parameters fine-tuned without dropout: which of 8 parts of "
-    "the standard library a paragraph of a docstring or comment comes from; split by file, at most 400 "
-    "paragraphs a part to train on and 16 to judge by, first 32 tokens, batch 8; cross-entropy",
+    "all-MiniLM-L6-v2, pre-trained, all 22.6 M parameters fine-tuned without dropout to classify which of 8 "
+    "parts of the standard library a paragraph of a docstring or comment comes from; split by file, at most "
+    "400 paragraphs per part for training and 16 for evaluation, first 32 tokens, batch 8; cross-entropy",
     (100, 200),
     _task,
     _sha256,

@@ -44,7 +44,7 @@ class Mixer(nn.Module):
 
 MIXER_DIGITS = Workload(
     "mixer",
-    f"{ABOUT}; MLP-Mixer of 2 blocks, width 48",
+    f"{ABOUT}; MLP-Mixer with 2 blocks, width 48",
     (200, 800),
     lambda seed, batch=1.0: digits_task(Mixer, seed, batch),
     digits_hash,

@@ -79,9 +79,9 @@ def _net(width: int = 64) -> nn.Module:
 
 QUANTILES = Workload(
     "quantiles",
-    f"a table with uneven noise, generated, {FEATURES} features of which 3 matter, {ROWS} rows to train on "
-    f"and {JUDGED:,} to judge by, batch 32; MLP with 2 hidden layers of 64 and dropout of {DROPPED}; mean "
-    f"pinball loss of the quantiles {', '.join(map(str, LEVELS))}",
+    f"a generated table with uneven noise, {FEATURES} features of which 3 matter, {ROWS} rows for training "
+    f"and {JUDGED:,} for evaluation, batch 32; MLP with 2 hidden layers of 64 and dropout of {DROPPED}; "
+    f"mean pinball loss of the quantiles {', '.join(map(str, LEVELS))}",
     (800, 3200),
     lambda seed, batch=1.0: supervised_task(_data(), _net, seed, HALF * batch, criterion=pinball),
     arrays_hash(_data),

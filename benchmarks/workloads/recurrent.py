@@ -31,7 +31,7 @@ GRU_TEXT = Workload(
     lambda seed, batch=1.0: byte_task(lambda: Recurrent(nn.GRU), 16, 32, seed, batch),
     lambda: corpus().sha256,
     family="recurrent",
-    metric="nats a byte",
+    metric="nats per byte",
 )
 LSTM_TEXT = Workload(
     "lstm",
@@ -40,5 +40,5 @@ LSTM_TEXT = Workload(
     lambda seed, batch=1.0: byte_task(lambda: Recurrent(nn.LSTM), 16, 32, seed, batch),
     lambda: corpus().sha256,
     family="recurrent",
-    metric="nats a byte",
+    metric="nats per byte",
 )

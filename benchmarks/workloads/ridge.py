@@ -67,7 +67,7 @@ RIDGE = Workload(
     "ridge",
     "ridge regression on scikit-learn's 442 diabetes patients, 10 features and their 55 products, all "
     "standardised, half the mean square + (0.001/2)·‖θ‖², batch 64; f − f* of the training objective, no "
-    "validation split; weight decay draws away from the optimum",
+    "validation split; weight decay pulls away from the optimum",
     (300, 1200),
     _task,
     lambda: data_hash(*_patients()),

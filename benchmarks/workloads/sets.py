@@ -73,9 +73,9 @@ class SetNet(nn.Module):
 
 SETS = Workload(
     "sets",
-    f"sets of {POINTS} points of turned Gaussians in the plane, generated, {SETS_TO_TRAIN:,} sets to train "
-    f"on and {SETS_TO_JUDGE:,} to judge by, batch 32; attention among the points and pooling by attention, "
-    "width 48; mean squared error of the entropy of the Gaussian's first coordinate, standardised",
+    f"sets of {POINTS} points from rotated Gaussians in the plane, generated, {SETS_TO_TRAIN:,} sets for "
+    f"training and {SETS_TO_JUDGE:,} for evaluation, batch 32; attention among the points and pooling by "
+    "attention, width 48; mean squared error of the entropy of the Gaussian's first coordinate, standardised",
     (400, 1600),
     lambda seed, batch=1.0: supervised_task(_data(), SetNet, seed, HALF * batch, criterion=F.mse_loss),
     arrays_hash(_data),

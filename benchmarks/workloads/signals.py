@@ -48,11 +48,11 @@ def _mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(40, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
 
 
-_ABOUT = "mnist1d, 8,000 signals to train on and 2,000 to judge by, batch 64; cross-entropy"
+_ABOUT = "mnist1d, 8,000 signals for training and 2,000 for evaluation, batch 64; cross-entropy"
 
 CNN_MNIST1D = Workload(
     "cnn",
-    f"{_ABOUT}; 3 convolutions of 25 channels",
+    f"{_ABOUT}; 3 convolutions with 25 channels",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(_mnist1d(), _conv1d, seed, batch),
     arrays_hash(_mnist1d),

@@ -103,7 +103,7 @@ def _workload(
 
     return Workload(
         name,
-        f"{about}, batch 32; MLP with 2 hidden layers of 64, which can learn the table by heart; {metric}",
+        f"{about}, batch 32; MLP with 2 hidden layers of 64, which can memorise the table; {metric}",
         (300, 1200),
         build,
         arrays_hash(data),
@@ -114,7 +114,7 @@ def _workload(
 
 WINE = _workload(
     "wine",
-    "scikit-learn's wine, 178 rows of 13 features in 3 classes, half to train on",
+    "scikit-learn's wine data, 178 rows of 13 features in 3 classes, half for training",
     _wine,
     3,
     F.cross_entropy,
@@ -122,7 +122,7 @@ WINE = _workload(
 )
 CANCER = _workload(
     "cancer",
-    "scikit-learn's breast cancer, 569 rows of 30 features in 2 classes, half to train on",
+    "scikit-learn's breast cancer data, 569 rows of 30 features in 2 classes, half for training",
     _cancer,
     2,
     F.cross_entropy,
@@ -130,7 +130,7 @@ CANCER = _workload(
 )
 DIABETES = _workload(
     "diabetes",
-    "scikit-learn's diabetes, 442 rows of 10 features, half to train on, progression standardised",
+    "scikit-learn's diabetes data, 442 rows of 10 features, half for training, progression standardised",
     _diabetes,
     1,
     F.mse_loss,
@@ -138,8 +138,8 @@ DIABETES = _workload(
 )
 FRIEDMAN = _workload(
     "friedman",
-    "Friedman's first problem, generated, 10 features of which 5 matter, noise 1, 256 rows to train on and "
-    "2,048 to judge by, standardised",
+    "Friedman's first problem, generated, 10 features of which 5 matter, noise 1, 256 rows for training and "
+    "2,048 for evaluation, standardised",
     _friedman,
     1,
     F.mse_loss,

@@ -96,10 +96,10 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 TCN_SERIES = Workload(
     "tcn",
-    f"the Mackey-Glass series, generated, {TRAINED:,} times to train on and 1,000 later ones to judge by, "
-    f"noise of {NOISE}, windows of {WINDOW}, batch {BATCH}; 4 residual blocks of dilated causal convolutions "
-    f"with weight normalisation, width 24; mean squared error {AHEAD} times ahead, of the clean series when "
-    "judged",
+    f"the Mackey-Glass series, generated, {TRAINED:,} time steps for training and 1,000 later ones for "
+    f"evaluation, noise of {NOISE}, windows of {WINDOW}, batch {BATCH}; 4 residual blocks of dilated causal "
+    f"convolutions with weight normalisation, width 24; mean squared error {AHEAD} time steps ahead, "
+    "against the clean series at evaluation",
     (300, 1200),
     _task,
     lambda: data_hash(*(part.numpy() for part in _series())),

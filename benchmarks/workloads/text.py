@@ -16,7 +16,7 @@ __all__ = ["ABOUT", "byte_task", "corpus", "language_task"]
 
 JUDGED = 16_384  # validation bytes
 
-ABOUT = "standard library's text, split by file, 512 bytes a batch; nats a byte"
+ABOUT = "text of Python's standard library, split by file, 512 bytes per batch; nats per byte"
 """Data and metric of the byte-level models in words."""
 
 corpus = cache(load_corpus)

@@ -127,10 +127,10 @@ def _task(
 def _workload(name: str, words: str, build: Callable[..., Task]) -> Workload:
     return Workload(
         name,
-        f"lowest {LAYERS} of all-MiniLM-L6-v2's layers, pre-trained, with the embeddings that occur; "
-        f"{words}; which of 8 parts of the standard library a paragraph comes from, split by file, at most "
-        f"400 paragraphs a part to train on and 32 to judge by, first {LONGEST} tokens, batch 8; "
-        "cross-entropy",
+        f"the lowest {LAYERS} layers of all-MiniLM-L6-v2, pre-trained, with the embeddings that occur; "
+        f"{words}; classifying which of 8 parts of the standard library a paragraph comes from, split by "
+        f"file, at most 400 paragraphs per part for training and 32 for evaluation, first {LONGEST} tokens, "
+        "batch 8; cross-entropy",
         (STEPS, 4 * STEPS),
         build,
         _sha256,
@@ -154,6 +154,6 @@ LORA = _workload(
 )
 STAGED = _workload(
     "staged",
-    f"the head trained first, the last layer from step {STAGES[0]} on, everything from step {STAGES[1]} on",
+    f"the head trained first, the last layer from step {STAGES[0]} on, all layers from step {STAGES[1]} on",
     lambda seed, batch=1.0: _task(seed, batch, before=unfreeze),
 )

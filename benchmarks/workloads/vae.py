@@ -51,11 +51,12 @@ def _task(seed: int, batch: float = 1.0) -> Task:
 
 VAE_DIGITS = Workload(
     "vae",
-    "scikit-learn's digits, 1,200 pictures to train on and 597 to judge by, batch 64; variational "
-    "autoencoder, 8 latent variables, hidden layers of 128; negative evidence lower bound with one draw",
+    "scikit-learn's digits, 1,200 images for training and 597 for evaluation, batch 64; variational "
+    "autoencoder with 8 latent variables and hidden layers of 128; negative evidence lower bound with one "
+    "sample",
     (600, 2400),
     _task,
     lambda: data_hash(*(part.numpy() for part in pictures())),
-    metric="nats a picture",
+    metric="nats per image",
     family="autoencoders",
 )

@@ -34,7 +34,7 @@ class ViT(nn.Module):
 
 VIT_DIGITS = Workload(
     "vit",
-    f"{ABOUT}; vision transformer of 2 layers, width 48",
+    f"{ABOUT}; vision transformer with 2 layers, width 48",
     (300, 1200),
     lambda seed, batch=1.0: digits_task(ViT, seed, batch),
     digits_hash,

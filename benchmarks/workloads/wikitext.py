@@ -164,14 +164,14 @@ def wikitext(name: str, shape: Shape, source: Callable[[], str] = _source) -> Wo
     """
     return Workload(
         name,
-        f"WikiText-103, its own splits, {shape.pieces:,} byte-pair pieces learned from the training split, "
-        f"{shape.batch} x {shape.context} pieces a batch; trained on nats a piece, judged by nats a byte; "
-        f"{shape.kind}-shaped model with fresh weights",
+        f"WikiText-103 with its own splits, {shape.pieces:,} byte-pair tokens learned from the training "
+        f"split, {shape.batch} x {shape.context} tokens per batch; trained on nats per token, evaluated in "
+        f"nats per byte; {shape.kind}-shaped model with new weights",
         shape.horizons,
         lambda seed, batch=1.0: _task(shape, source(), seed, batch),
         lambda: data_hash(*(part.numpy() for part in _data(source(), shape.pieces)[:2])),
         family="language transformers",
-        metric="nats a byte",
+        metric="nats per byte",
         optional="datasets",
     )
 

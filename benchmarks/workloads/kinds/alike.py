@@ -56,7 +56,8 @@ def _triplets(seed: int, batch: float = 1.0) -> Task:
 
 TRIPLETS = Workload(
     "triplets",
-    f"{ABOUT}, batch 40; a hidden layer of 96 and an embedding of 16 numbers; loss of a batch's triplets",
+    f"{ABOUT}, batch 40; one hidden layer of 96 and an embedding in 16 dimensions; loss over the triplets "
+    "of a batch",
     (400, 1600),
     _triplets,
     arrays_hash(labelled),
@@ -125,9 +126,10 @@ def _bootstrap(seed: int, batch: float = 1.0) -> Task:
 
 BOOTSTRAP = Workload(
     "bootstrap",
-    "scikit-learn's digits, 1,200 to train on and 597 to judge by, 30 % of the pixels hidden, noise of 0.1, "
-    "batch 128, no labels: one view's embedding predicts another's of a slow copy (BYOL, arXiv 2006.07733); "
-    "MLP with BatchNorm; share of wrong ones among the 5 nearest neighbours",
+    "scikit-learn's digits, 1,200 for training and 597 for evaluation, 30 % of the pixels hidden, noise of "
+    "0.1, batch 128, no labels: the network predicts what a slowly following copy of it makes of another "
+    "view (BYOL, arXiv 2006.07733); MLP with BatchNorm; share of the 5 nearest neighbours that are of "
+    "another class",
     (300, 1200),
     _bootstrap,
     arrays_hash(labelled),

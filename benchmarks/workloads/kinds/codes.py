@@ -12,7 +12,7 @@ from thermoopt.benchmarks.workloads.task import Build, Task, Workload, data_hash
 __all__ = ["QUANTISED", "SPARSE", "Quantised", "Sparse"]
 
 FAMILY = "autoencoders"
-ABOUT = "scikit-learn's digits as they are, 1,200 pictures to train on and 597 to judge by"
+ABOUT = "scikit-learn's digits, unaltered, 1,200 images for training and 597 for evaluation"
 
 
 class Sparse(nn.Module):
@@ -83,17 +83,18 @@ def _sha256() -> str:
 
 SPARSE = Workload(
     "sparse",
-    f"{ABOUT}, batch 64; a hidden layer of 256 with a penalty on its activity; squared error of a picture "
-    "and penalty",
+    f"{ABOUT}, batch 64; one hidden layer of 256 with a penalty on its activity; squared error per image "
+    "plus the penalty",
     (500, 2000),
     _autoencoder(Sparse, 64),
     _sha256,
-    metric="squared error and penalty",
+    metric="squared error plus penalty",
     family=FAMILY,
 )
 QUANTISED = Workload(
     "quantised",
-    f"{ABOUT}, batch 32; four codes from books of 16, hidden layers of 128; squared error of a picture",
+    f"{ABOUT}, batch 32; four codes from codebooks of 16 entries, hidden layers of 128; squared error per "
+    "image",
     (500, 2000),
     _autoencoder(Quantised, 32),
     _sha256,

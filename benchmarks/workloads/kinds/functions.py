@@ -68,8 +68,8 @@ def _surface_task(seed: int, batch: float = 1.0) -> Task:
 
 SURFACE = Workload(
     "surface",
-    "sin(4x) cos(3y) + xy on a square, new points without noise in every batch of 128, 1,000 others to "
-    "judge by; tanh MLP with 2 hidden layers of 64; mean squared error",
+    "sin(4x) cos(3y) + xy on a square, 128 new noise-free points in every batch, 1,000 others for "
+    "evaluation; tanh MLP with 2 hidden layers of 64; mean squared error",
     (500, 2000),
     _surface_task,
     lambda: data_hash(_points().numpy()),
@@ -124,9 +124,9 @@ def _mean_and_spread() -> nn.Module:
 
 SPREAD = Workload(
     "spread",
-    "a function of three variables with noise that depends on them, generated, 4,000 rows to train on, "
-    "batch 32, 2,000 to judge by; SiLU MLP with 2 hidden layers of 64, mean and logarithm of the standard "
-    "deviation; divergence from the true Gaussians",
+    "a function of three variables with noise that depends on them, generated, 4,000 rows for training, "
+    "batch 32, 2,000 for evaluation; SiLU MLP with 2 hidden layers of 64 that predicts the mean and the "
+    "logarithm of the standard deviation; divergence from the true Gaussians",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(
         _spread_data(), _mean_and_spread, seed, batch, criterion=_surprise, size=32, judge=excess
@@ -155,8 +155,8 @@ def _chain() -> nn.Module:
 
 DEEP_LINEAR = Workload(
     "deep-linear",
-    "a linear map of rank 3 between 16 and 16 numbers, noise 0.2, 3,000 rows to train on, batch 32, 1,000 "
-    "to judge by; a product of 6 matrices; mean squared error of the map",
+    "a linear map of rank 3 from 16 to 16 dimensions, noise 0.2, 3,000 rows for training, batch 32, 1,000 "
+    "for evaluation; a product of 6 matrices; mean squared error of the map",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(
         _linear_data(), _chain, seed, batch, criterion=F.mse_loss, size=32
@@ -209,8 +209,9 @@ def _regimes() -> Arrays:
 
 EXPERTS = Workload(
     "experts",
-    "a function of 8 variables that is linear in each of four cones, noise 0.1, 4,000 rows to train on, "
-    "batch 64, 2,000 to judge by; two of six experts of 24 hidden units; mean squared error of the function",
+    "a function of 8 variables that is linear in each of four cones, noise 0.1, 4,000 rows for training, "
+    "batch 64, 2,000 for evaluation; two of six experts with 24 hidden units each; mean squared error of "
+    "the function",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(_regimes(), Experts, seed, batch, criterion=F.mse_loss),
     arrays_hash(_regimes),
@@ -257,8 +258,8 @@ def _friedman() -> Arrays:
 
 SPLINES = Workload(
     "splines",
-    "Friedman's first problem, generated, noise 0.2 after scaling, 3,000 rows to train on, batch 32, 1,500 "
-    "to judge by; a Kolmogorov-Arnold network, 12 hidden units; mean squared error of the function",
+    "Friedman's first problem, generated, noise 0.2 after scaling, 3,000 rows for training, batch 32, 1,500 "
+    "for evaluation; Kolmogorov-Arnold network with 12 hidden units; mean squared error of the function",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(
         _friedman(),

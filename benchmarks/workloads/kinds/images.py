@@ -25,7 +25,7 @@ __all__ = [
     "squash",
 ]
 
-ABOUT = "scikit-learn's digits as they are, 1,200 to train on and 597 to judge by"
+ABOUT = "scikit-learn's digits, unaltered, 1,200 for training and 597 for evaluation"
 
 digits_hash = arrays_hash(labelled)
 
@@ -71,7 +71,7 @@ def _batchnorm(width: int = 128) -> nn.Module:
 
 RESNET = Workload(
     "resnet",
-    f"{ABOUT}, batch 24; two residual blocks of width 12, mean over the map; cross-entropy",
+    f"{ABOUT}, batch 24; two residual blocks of width 12, averaged over the image; cross-entropy",
     (300, 1200),
     lambda seed, batch=1.0: supervised_task(labelled(), _resnet, seed, batch, size=24),
     digits_hash,
@@ -110,8 +110,8 @@ def _two_convolutions() -> nn.Module:
 
 MISLABELLED = Workload(
     "mislabelled",
-    f"{ABOUT}, the labels of 40 % of those to train on drawn at random, batch 16; 2 convolutions; "
-    "cross-entropy of the right labels",
+    f"{ABOUT}, 40 % of the training labels replaced by random ones, batch 16; 2 convolutions; cross-entropy "
+    "with the correct labels",
     (400, 1600),
     lambda seed, batch=1.0: supervised_task(_mislabelled(), _two_convolutions, seed, batch, size=16),
     arrays_hash(_mislabelled),
@@ -161,7 +161,7 @@ def margin_loss(lengths: Tensor, y: Tensor) -> Tensor:
 
 CAPSULES = Workload(
     "capsules",
-    f"{ABOUT}, batch 32; a convolution, 36 capsules and 10 by routing in three rounds; margin loss",
+    f"{ABOUT}, batch 32; a convolution, then 36 capsules routed to 10 in three rounds; margin loss",
     (300, 1200),
     lambda seed, batch=1.0: supervised_task(
         labelled(), Capsules, seed, batch, criterion=margin_loss, size=32
@@ -206,7 +206,7 @@ class Implicit(nn.Module):
 
 IMPLICIT = Workload(
     "implicit",
-    f"{ABOUT}, batch 32; the fixed point of a layer of width 64, gradients of its last 3 of 15 "
+    f"{ABOUT}, batch 32; the fixed point of a layer of width 64, with gradients through the last 3 of 15 "
     "iterations; cross-entropy",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(labelled(), Implicit, seed, batch, size=32),

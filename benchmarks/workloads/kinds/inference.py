@@ -109,12 +109,12 @@ def _variational(seed: int, batch: float = 1.0) -> Task:
 
 VARIATIONAL = Workload(
     "variational",
-    "Bayesian logistic regression on scikit-learn's breast cancer, 569 patients in every step, prior "
-    "N(0, 1), by a Gaussian of independent weights, one draw of them a batch; negative evidence lower bound "
-    "a patient, exact, above its least",
+    "Bayesian logistic regression on scikit-learn's breast cancer data, all 569 patients in every step, "
+    "prior N(0, 1), approximated by a Gaussian of independent weights with one sample of them per batch; "
+    "negative evidence lower bound per patient, exact, minus its minimum",
     (500, 2000),
     _variational,
     lambda: data_hash(*(part.numpy() for part in _patients())),
-    metric="excess nats a patient",
+    metric="excess nats per patient",
     family="variational inference",
 )

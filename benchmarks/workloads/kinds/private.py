@@ -68,9 +68,9 @@ def _private(noise: float) -> Build:
 
 
 _ABOUT = (
-    f"{ABOUT}, batch 64, every picture's gradient clipped to a norm of 1, and noise of {{}} times that added "
-    "to their sum; a loss reported is the batch's, without noise; tanh MLP with a hidden layer of 128; "
-    "cross-entropy"
+    f"{ABOUT}, batch 64, the gradient of every image clipped to a norm of 1, and noise of {{}} times that "
+    "added to their sum; a reported loss is that of the batch, without noise; tanh MLP with one hidden "
+    "layer of 128; cross-entropy"
 )
 
 PRIVATE = Workload(

@@ -90,8 +90,8 @@ def _adding(seed: int, batch: float = 1.0) -> Task:
 
 ADDING = Workload(
     "adding",
-    "20 numbers of which two are marked, generated, batch 32, 500 sequences to judge by; LSTM of width 32; "
-    "mean squared error of their sum, 1/6 for its mean",
+    "sequences of 20 numbers, two of which are marked, generated, batch 32, 500 sequences for evaluation; "
+    "LSTM of width 32; mean squared error of the marked numbers' sum, 1/6 for predicting its mean",
     (500, 2000),
     _adding,
     lambda: data_hash(*(part.numpy() for part in _marked())),
@@ -144,11 +144,12 @@ def _ctc_loss(logits: Tensor, words: Tensor) -> Tensor:
 
 CTC = Workload(
     "ctc",
-    "words of 4 of 6 sounds in 18 noisy frames, generated, not aligned, 1,500 to train on, batch 16, 300 to "
-    "judge by; a convolution and a GRU both ways; connectionist temporal classification, nats a sound",
+    "words of 4 out of 6 sounds in 18 noisy frames, generated, without alignment, 1,500 for training, batch "
+    "16, 300 for evaluation; a convolution and a bidirectional GRU; connectionist temporal classification, "
+    "nats per sound",
     (350, 1400),
     lambda seed, batch=1.0: supervised_task(_spoken(), Listener, seed, batch, criterion=_ctc_loss, size=16),
     arrays_hash(_spoken),
-    metric="nats a sound",
+    metric="nats per sound",
     family=FAMILY,
 )

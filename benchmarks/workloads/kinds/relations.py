@@ -92,7 +92,7 @@ def _graph_attention(seed: int, batch: float = 1.0) -> Task:
 GRAPH_ATTENTION = Workload(
     "graph-attention",
     f"stochastic block model, generated, {NODES} nodes in {BLOCKS} blocks, {FEATURES} noisy features, "
-    f"{LABELLED} labelled nodes, all in every batch, the others to judge by; two layers of attention, "
+    f"{LABELLED} labelled nodes, all in every batch, the rest for evaluation; two attention layers with "
     "dropout; cross-entropy",
     (300, 1200),
     _graph_attention,
@@ -183,12 +183,12 @@ def _topics(seed: int, batch: float = 1.0) -> Task:
 
 TOPICS = Workload(
     "topics",
-    f"pairs of {WORDS} words drawn from {SUBJECTS} subjects, generated, {PAIRS:,} pairs, 5 negatives, batch "
-    "128; skip-gram of width 24; expected loss over all pairs above the lowest",
+    f"pairs of {WORDS} words drawn from {SUBJECTS} topics, generated, {PAIRS:,} pairs, 5 negative samples, "
+    "batch 128; skip-gram model of width 24; expected loss over all pairs minus its minimum",
     (500, 2000),
     _topics,
     lambda: data_hash(_pairs().numpy()),
-    metric="excess nats a pair",
+    metric="excess nats per pair",
     family="embeddings",
 )
 
@@ -234,8 +234,8 @@ def _completion(seed: int, batch: float = 1.0) -> Task:
 
 COMPLETION = Workload(
     "completion",
-    f"a matrix of {ROWS} by {COLUMNS} of rank {TRUE_RANK}, {KNOWN:,} noisy entries to train on, batch 128; "
-    f"factors of rank {RANK}; mean squared error of the other entries without noise",
+    f"a matrix of {ROWS} by {COLUMNS} of rank {TRUE_RANK}, {KNOWN:,} noisy entries for training, batch 128; "
+    f"factors of rank {RANK}; mean squared error of the other entries, without noise",
     (500, 2000),
     _completion,
     lambda: data_hash(*(part.numpy() for part in _matrix())),

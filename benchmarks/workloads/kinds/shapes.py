@@ -72,8 +72,8 @@ class PointNet(nn.Module):
 
 CLOUDS = Workload(
     "clouds",
-    f"clouds of {POINTS} noisy points of turned spheres, cubes, cylinders, cones and tori, generated, 3,000 "
-    "to train on, batch 24, 500 to judge by; PointNet of width 64; cross-entropy",
+    f"clouds of {POINTS} noisy points on rotated spheres, cubes, cylinders, cones and tori, generated, "
+    "3,000 for training, batch 24, 500 for evaluation; PointNet of width 64; cross-entropy",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(_clouds(), PointNet, seed, batch, size=24),
     arrays_hash(_clouds),
@@ -123,8 +123,8 @@ class Flow(nn.Module):
 
 SPIRALS = Workload(
     "spirals",
-    "two noisy spirals, generated, 1,000 points to train on, batch 64, 1,000 to judge by; a neural ODE of 4 "
-    "variables, field of width 32, 8 steps of Euler; cross-entropy",
+    "two noisy spirals, generated, 1,000 points for training, batch 64, 1,000 for evaluation; neural ODE "
+    "with 4 variables, a field of width 32 and 8 Euler steps; cross-entropy",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(_spirals(), Flow, seed, batch),
     arrays_hash(_spirals),
@@ -176,13 +176,14 @@ class UNet(nn.Module):
 
 SEGMENTS = Workload(
     "segments",
-    f"pictures of {SIDE} by {SIDE} of a disc and a square in noise, generated, 1,500 to train on, batch 8, "
-    "200 to judge by; U-Net of widths 8 and 16 with GroupNorm; cross-entropy of the disc's pixels",
+    f"images of {SIDE} by {SIDE} pixels with a disc and a square in noise, generated, 1,500 for training, "
+    "batch 8, 200 for evaluation; U-Net of widths 8 and 16 with GroupNorm; cross-entropy of which pixels "
+    "are the disc's",
     (300, 1200),
     lambda seed, batch=1.0: supervised_task(
         _discs(), UNet, seed, batch, criterion=F.binary_cross_entropy_with_logits, size=8
     ),
     arrays_hash(_discs),
-    metric="nats a pixel",
+    metric="nats per pixel",
     family="segmentation",
 )

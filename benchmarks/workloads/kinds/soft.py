@@ -44,8 +44,8 @@ def _student() -> nn.Module:
 
 DISTILLED = Workload(
     "distilled",
-    f"{ABOUT}, and the probabilities of a random forest of {TREES} trees that saw half of the former, batch "
-    "32; a hidden layer of 24; divergence from the forest's probabilities",
+    f"{ABOUT}, with the probabilities of a random forest of {TREES} trees that saw half of the training "
+    "images, batch 32; one hidden layer of 24; divergence from the forest's probabilities",
     (500, 2000),
     lambda seed, batch=1.0: supervised_task(_taught(), _student, seed, batch, criterion=divergence, size=32),
     arrays_hash(_taught),
@@ -75,8 +75,9 @@ def _wide(width: int = 512) -> nn.Module:
 
 FEW = Workload(
     "few",
-    f"scikit-learn's digits as they are, {FEW_PICTURES} to train on and 597 to judge by, labels smoothed by "
-    "0.1, batch 32; 2 hidden layers of 512, which know the pictures by heart; cross-entropy of the labels",
+    f"scikit-learn's digits, unaltered, {FEW_PICTURES} for training and 597 for evaluation, labels smoothed "
+    "by 0.1, batch 32; 2 hidden layers of 512, which memorise the training images; cross-entropy with the "
+    "labels",
     (300, 1200),
     lambda seed, batch=1.0: supervised_task(
         _few(),

@@ -79,12 +79,12 @@ def _sort(seed: int, batch: float = 1.0) -> Task:
 
 SORT = Workload(
     "sort",
-    "lists of 8 numbers in 0 to 11, generated, to be given sorted, batch 32, 500 lists to judge by; "
-    "transformer of 2 layers, width 32; nats a number, 0 for one that sorts",
+    "lists of 8 numbers from 0 to 11 to be sorted, generated, batch 32, 500 lists for evaluation; "
+    "transformer with 2 layers, width 32; nats per number, 0 for a perfect sorter",
     (400, 1600),
     _sort,
     lambda: data_hash(_lists().numpy()),
-    metric="nats a number",
+    metric="nats per number",
     family=FAMILY,
 )
 
@@ -139,9 +139,9 @@ def _markov(seed: int, batch: float = 1.0) -> Task:
 
 MARKOV = Workload(
     "markov",
-    "a Markov chain of second order over 16 symbols, generated, 1,500 sequences of 21 to train on, batch "
-    "16, 300 to judge by; causal transformer of 2 layers, width 32, tied tables; divergence from the true "
-    "probabilities",
+    "second-order Markov chain over 16 symbols, generated, 1,500 sequences of 21 for training, batch 16, "
+    "300 for evaluation; causal transformer with 2 layers, width 32, tied embeddings; divergence from the "
+    "true probabilities",
     (400, 1600),
     _markov,
     lambda: data_hash(*(part.numpy() for part in _sequences())),

@@ -54,8 +54,8 @@ def _pendulum(seed: int, batch: float = 1.0) -> Task:
 
 PENDULUM = Workload(
     "pendulum",
-    "a pendulum to be swung up from any angle within 25 steps, batch 32, gradients through the physics; tanh "
-    "MLP with a hidden layer of 64; mean cost from 256 angles",
+    "a pendulum to swing up from any angle within 25 steps, batch 32, with gradients through the physics; "
+    "tanh MLP with one hidden layer of 64; mean cost over 256 starting angles",
     (240, 960),
     _pendulum,
     lambda: data_hash(),

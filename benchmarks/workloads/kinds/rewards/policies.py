@@ -134,13 +134,13 @@ def _no_data() -> str:
 
 PPO = Workload(
     "ppo",
-    "pole on a cart, 8 at a time, 128 steps of each and 4 epochs in mini-batches of 256; proximal policy "
-    "optimisation by two tanh MLPs with 2 hidden layers of 64, gradients clipped to a norm of 0.5; share of "
-    "500 steps that fresh episodes miss",
+    "cart-pole, 8 at a time, 128 steps of each and then 4 epochs in mini-batches of 256; proximal policy "
+    "optimisation with two tanh MLPs of 2 hidden layers of 64, gradients clipped to a norm of 0.5; share of "
+    "500 steps that new episodes fall short of",
     (960, 3840),
     _ppo,
     _no_data,
-    metric="missing share of the longest episode",
+    metric="share of the longest episode missed",
     family=FAMILY,
 )
 
@@ -180,11 +180,11 @@ def _reinforce(seed: int, batch: float = 1.0) -> Task:
 
 REINFORCE = Workload(
     "reinforce",
-    "pole on a cart, 16 episodes of at most 200 steps a batch; REINFORCE with standardised returns "
-    "(Williams, 1992), tanh MLP with a hidden layer of 64; share of 200 steps that fresh episodes miss",
+    "cart-pole, 16 episodes of at most 200 steps per batch; REINFORCE with standardised returns (Williams, "
+    "1992), tanh MLP with one hidden layer of 64; share of 200 steps that new episodes fall short of",
     (150, 600),
     _reinforce,
     _no_data,
-    metric="missing share of the longest episode",
+    metric="share of the longest episode missed",
     family=FAMILY,
 )

@@ -90,13 +90,13 @@ def _q_learning(seed: int, batch: float = 1.0) -> Task:
 
 Q_LEARNING = Workload(
     "q-learning",
-    "pole on a cart, 4 at a time, two steps of each between updates on 64 remembered ones, targets from a "
-    "copy that is renewed every 100 updates (Mnih et al., arXiv 1312.5602); ReLU MLP with 2 hidden layers "
-    "of 64; share of 500 steps that fresh episodes miss",
+    "cart-pole, 4 at a time, two steps of each between updates on 64 replayed ones, targets from a copy of "
+    "the network that is renewed every 100 updates (Mnih et al., arXiv 1312.5602); ReLU MLP with 2 hidden "
+    "layers of 64; share of 500 steps that new episodes fall short of",
     (1500, 6000),
     _q_learning,
     lambda: data_hash(),
-    metric="missing share of the longest episode",
+    metric="share of the longest episode missed",
     family=FAMILY,
 )
 
@@ -144,8 +144,8 @@ def _td(seed: int, batch: float = 1.0) -> Task:
 
 TD = Workload(
     "td",
-    "random walk on a ring of 40 places with noisy rewards, generated, batch 32; temporal differences by a "
-    "tanh MLP with a hidden layer of 64 on 16 features; mean squared error of the values, which are known",
+    "random walk on a ring of 40 states with noisy rewards, generated, batch 32; temporal differences with "
+    "a tanh MLP with one hidden layer of 64 on 16 features; mean squared error against the known values",
     (600, 2400),
     _td,
     lambda: data_hash(*(part.numpy() for part in ring())),
