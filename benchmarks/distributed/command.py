@@ -1,4 +1,4 @@
-"""Cost of measuring sharded layers: time and bytes added to a step here, and a model of 1,024 ranks.
+"""What measuring sharded layers costs: time and bytes added to a step here, and a model of 1,024 ranks.
 
 A byte GPT is sharded by FSDP2 over processes of this machine (gloo). All methods step the same parameters,
 with gradients of a real backward pass; each method has its own moments. In each round every method runs one
@@ -12,7 +12,7 @@ percentile.
                block does not wait for the last ones.
 
 Bytes are counted in the calls of ``torch.distributed.all_reduce`` during a step. The cost at 1,024 ranks is
-computed from them, see ``distributed_cost.py``.
+computed from them (``benchmarks/distributed/cost.py``).
 
     python -m thermoopt.benchmarks.distributed --out runs/distributed   # about 10 minutes on 2 cores
     python -m thermoopt.benchmarks.distributed --models "5 M" --ranks 1 2 --rounds 5
@@ -327,16 +327,16 @@ def machine() -> dict[str, Any]:
 
 def arguments_of(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--models", nargs="+", default=["5 M", "27 M"], help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--models", nargs="+", default=["5 M", "27 M"], help=f"some of {', '.join(MODELS)}")
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4], help="numbers of ranks")
-    parser.add_argument("--rounds", type=int, default=20, help="of blocks of 10 steps")
-    parser.add_argument("--train-rounds", type=int, default=8, help="of blocks of training steps")
-    parser.add_argument("--block", type=int, default=2, help="training steps of a block")
-    parser.add_argument("--windows", type=int, default=1, help="windows of 64 bytes a rank and training step")
+    parser.add_argument("--rounds", type=int, default=20, help="rounds of blocks of 10 steps")
+    parser.add_argument("--train-rounds", type=int, default=8, help="rounds of blocks of training steps")
+    parser.add_argument("--block", type=int, default=2, help="training steps per block")
+    parser.add_argument("--windows", type=int, default=1, help="windows of 64 bytes per rank and step")
     parser.add_argument(
         "--seconds", type=float, default=60.0, help="time of a race, after which no round begins (3 do)"
     )
-    parser.add_argument("--calls", type=int, default=200, help="all-reduces timed, a size")
+    parser.add_argument("--calls", type=int, default=200, help="all-reduces timed per size")
     parser.add_argument("--out", type=Path, default=Path("runs/distributed"), help="folder for the results")
     args = parser.parse_args(words)
     if unknown := [name for name in args.models if name not in MODELS]:

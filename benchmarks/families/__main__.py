@@ -2,11 +2,11 @@
 
 Every run is a row; runs that have a row are not repeated, so a stopped command resumes where it stopped.
 
-    python -m thermoopt.benchmarks.families methods       # everything, then the tables
-    python -m thermoopt.benchmarks.families law mine 'lambda steps: autotune(steps)'  # one seed
-    python -m thermoopt.benchmarks.families choose a b c  # of laws that were run, by family
-    python -m thermoopt.benchmarks.families schedulers    # over other optimizers, and without a length
-    python -m thermoopt.benchmarks.families report        # the tables alone
+    python -m thermoopt.benchmarks.families methods       # run everything, then write the tables
+    python -m thermoopt.benchmarks.families law mine 'lambda steps: autotune(steps)'  # run a law, one seed
+    python -m thermoopt.benchmarks.families choose a b c  # choose among laws that were run
+    python -m thermoopt.benchmarks.families schedulers    # autotune over other optimizers or without a length
+    python -m thermoopt.benchmarks.families report        # write the tables only
 """
 
 from __future__ import annotations
@@ -76,32 +76,49 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--laws", type=Path, default=LAWS, help=f"folder of the laws' rows (default: {LAWS})")
 
     methods = actions.add_parser(
-        "methods", parents=[_what(SEEDS), where], help="run methods, tuning those that need it"
+        "methods", parents=[_what(SEEDS), where], help="run methods, and tune those that need it"
     )
-    methods.add_argument("--methods", nargs="+", choices=METHODS, default=list(COMPARED), metavar="NAME")
-    methods.add_argument("--chosen-on", nargs="+", type=int, default=list(CHOSEN_ON), help="seeds to tune on")
+    methods.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(COMPARED),
+        metavar="NAME",
+        help="default: those of the tables",
+    )
+    methods.add_argument(
+        "--chosen-on", nargs="+", type=int, default=list(CHOSEN_ON), help="seeds to tune on (default: 100)"
+    )
     methods.set_defaults(act=_methods)
 
     one = actions.add_parser("law", parents=[_what(SEEDS[:1]), where], help="run a law and print its ratios")
-    one.add_argument("name", help="what tables and the file of its rows call it")
-    one.add_argument("source", help="expression or module:function, from a number of steps to a controller")
+    one.add_argument("name", help="its name in tables, and that of the file of its rows")
     one.add_argument(
-        "--told", choices=("no", "yes", "both"), default="both", help="whether losses are reported"
+        "source", help="expression or module:function that maps a number of steps to a controller"
+    )
+    one.add_argument(
+        "--told", choices=("no", "yes", "both"), default="both", help="whether training losses are reported"
     )
     one.set_defaults(act=_law)
 
-    choose = actions.add_parser("choose", parents=[where], help="choose among laws, leaving each family out")
-    choose.add_argument("names", nargs="+", help="of laws that were run, or of methods with rows")
-    choose.add_argument("--told", choices=("no", "yes"), default="no")
+    choose = actions.add_parser(
+        "choose", parents=[where], help="choose among laws, leaving out each family in turn"
+    )
+    choose.add_argument("names", nargs="+", help="laws that were run, or methods with rows")
+    choose.add_argument(
+        "--told", choices=("no", "yes"), default="no", help="take runs with losses reported (default: no)"
+    )
     choose.set_defaults(act=_choose)
 
     schedulers = actions.add_parser(
-        "schedulers", parents=[_what(SEEDS), where], help="autotune over SGD, Lion and Muon, and anytime"
+        "schedulers",
+        parents=[_what(SEEDS), where],
+        help="run autotune over SGD, Lion and Muon, and without a length",
     )
     schedulers.set_defaults(act=_schedulers)
 
-    report = actions.add_parser("report", parents=[where], help="write the tables of the methods' rows")
-    report.add_argument("--commit", default="", help="what the held-out figures are of")
+    report = actions.add_parser("report", parents=[where], help="write the tables from the methods' rows")
+    report.add_argument("--commit", default="", help="commit of the held-out figures, for the page")
     report.set_defaults(act=_report)
     return parser
 
@@ -109,17 +126,27 @@ def _parser() -> argparse.ArgumentParser:
 def _what(seeds: Sequence[int]) -> argparse.ArgumentParser:
     """Return the arguments that say what to run, new for each parser: shared ones would share defaults."""
     what = argparse.ArgumentParser(add_help=False)
-    what.add_argument("--workloads", nargs="+", choices=WORKLOADS, help="default: the development side")
-    what.add_argument("--held-out", action="store_true", help="the workloads held out, to be run once")
     what.add_argument(
-        "--further", action="store_true", help="the further networks, which the default was looked at on"
+        "--workloads",
+        nargs="+",
+        choices=WORKLOADS,
+        metavar="NAME",
+        help="of `thermoopt bench list` (default: the development workloads)",
+    )
+    what.add_argument(
+        "--held-out",
+        action="store_true",
+        help="run the held-out workloads (once for each version)",
+    )
+    what.add_argument(
+        "--further", action="store_true", help="run the further networks, on which the default was looked at"
     )
     what.add_argument(
         "--long",
         type=int,
         default=1,
         metavar="FACTOR",
-        help=f"on the default horizon; other workloads by default then: {', '.join(LONG)}",
+        help=f"factor on the horizon; above 1, the default workloads are {', '.join(LONG)}",
     )
     what.add_argument(
         "--seeds",
@@ -128,7 +155,7 @@ def _what(seeds: Sequence[int]) -> argparse.ArgumentParser:
         default=list(seeds),
         help=f"default: {', '.join(map(str, seeds))}",
     )
-    what.add_argument("--workers", type=int, default=2, help="processes of one thread (default: 2)")
+    what.add_argument("--workers", type=int, default=2, help="processes with one thread each (default: 2)")
     return what
 
 

@@ -106,7 +106,7 @@ def run_all(path: Path, todo: Iterable[Case], workers: int, source: str | None =
     rows = list(read_rows(path))
     there = {case_of(row) for row in rows if row["source"] == source}
     missing = [case for case in todo if case not in there]
-    print(f"{path}: {len(rows)} rows are there, {len(missing)} runs to do", flush=True)
+    print(f"{path}: {len(rows)} runs are done, {len(missing)} to do", flush=True)
     if not missing:
         return rows
     torn = bool(rows) and not path.read_text().endswith("\n")

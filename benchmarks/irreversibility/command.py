@@ -1,16 +1,17 @@
-"""The irreversibility of training, measured: four measures, two theorems, a valley, paths of update energy.
+"""Measure the irreversibility of training: four measures, two theorems, a valley, paths of update energy.
 
-Parts: ``agreement`` (the measures against (η/4)‖U‖² on a quadratic and small nets), ``symmetries`` (theorems
-6 and 7), ``valley`` (does phi fall at equal loss?), ``paths`` (update energy along six schedules, 2000 steps
-of a transformer, a recurrent net and a regression). Every result is a row of ``rows.jsonl``; cases that have
-a row are not repeated. Paths are stored in ``paths/`` as ``[steps, 4]`` arrays (energy, r, lr, loss).
+The parts are ``agreement`` (the measures compared with (η/4)‖U‖² on a quadratic and small nets),
+``symmetries`` (theorems 6 and 7), ``valley`` (does phi fall at equal loss?) and ``paths`` (update energy
+along six schedules, over 2000 steps of a transformer, a recurrent net and a regression). Every result is a
+row of ``rows.jsonl``; cases that have a row are not repeated. Paths are stored in ``paths/`` as arrays
+``[steps, 4]`` (energy, r, lr, loss).
 
-    python -m thermoopt.benchmarks.irreversibility --tier quick                 # paths of 500 steps instead
+    python -m thermoopt.benchmarks.irreversibility --tier quick                 # paths of 500 steps
     python -m thermoopt.benchmarks.irreversibility --out runs/irreversibility        # all
-    python -m thermoopt.benchmarks.irreversibility --parts agreement valley          # some minutes
+    python -m thermoopt.benchmarks.irreversibility --parts agreement valley          # a few minutes
     python -m thermoopt.benchmarks.irreversibility --parts paths --models linear --seeds 0
 
-Tables and figures go to ``report.md`` beside the rows, with ``words.md``, if there is one, at its head.
+Tables and figures go to ``report.md`` beside the rows. It begins with ``words.md``, if there is one.
 """
 
 from __future__ import annotations
@@ -100,21 +101,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/irreversibility"))
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--models", nargs="+", choices=BUILD, default=list(BUILD))
-    parser.add_argument("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--tier", choices=TIERS, default="full")
-    parser.add_argument("--steps", type=int, help="of the paths, instead of the tier's")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/irreversibility"), help="folder for the results")
+    add("--parts", nargs="*", choices=PARTS, default=list(PARTS), help="default: all")
+    add("--models", nargs="+", choices=BUILD, default=list(BUILD), help="models of the paths (default: all)")
+    add("--schedules", nargs="+", choices=SCHEDULES, default=list(SCHEDULES), help="default: all")
+    add("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 1 2")
+    add("--tier", choices=TIERS, default="full", help="length of the paths (default: full)")
+    add("--steps", type=int, help="steps of the paths, instead of the tier's")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     args = parser.parse_args()
     args.steps = TIERS[args.tier] if args.steps is None else args.steps
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.jsonl"
     done = {key(row) for row in read_rows(path)}
     todo = [what for what, _ in jobs(args) if what not in done]
-    print(f"{len(done)} results are there, {len(todo)} to do", flush=True)
+    print(f"{len(done)} runs are done, {len(todo)} to do", flush=True)
     torn = path.exists() and not path.read_text().endswith("\n")
     with workers(args.workers) as run, path.open("a") as file:
         file.write("\n" if torn else "")
@@ -127,4 +129,4 @@ def main() -> None:
     # another tier's paths may lie in the same file
     rows = [row for row in read_rows(path) if row["part"] != "paths" or row["steps"] == args.steps]
     write_report(args.out, rows)
-    print(f"tables and figures lie in {args.out}/report.md")
+    print(f"wrote tables and figures to {args.out}/report.md")

@@ -1,8 +1,9 @@
-"""Neural thermodynamic laws: which hold, how well, and where they fail; in a toy and in real networks.
+"""Measure which neural thermodynamic laws hold, how well, and where they fail, in a toy and in real networks.
 
-Three experiments. ``toy``: every closed form of the river valley against simulated motion. ``hold``: networks
-at a constant rate, whose readings are compared with gradients at rest, with the loss that cooling releases,
-and layer by layer with the loss that averaging releases. ``schedule``: final losses over a grid of schedules.
+There are three experiments. ``toy`` compares every closed form of the river valley with simulated motion.
+``hold`` trains networks at a constant rate, and compares readings with gradients at rest, with the loss that
+cooling releases, and layer by layer with the loss that averaging releases. ``schedule`` measures final losses
+over a grid of schedules.
 
 Every run is a row of ``rows.jsonl``; runs that have a row are not repeated, so a stopped benchmark resumes
 where it stopped. Tables are written to ``laws.md``, with the figures beside it.
@@ -73,7 +74,7 @@ def complete(cases: Iterable[Case], out: Path, workers: int) -> list[dict[str, A
         if row["experiment"] in names and (key := _key(row, names[row["experiment"]])) in wanted:
             rows[key] = row
     todo = [case for key, case in wanted.items() if key not in rows]
-    print(f"{len(rows)} runs are there, {len(todo)} to do", flush=True)
+    print(f"{len(rows)} runs are done, {len(todo)} to do", flush=True)
     torn = path.exists() and not path.read_text().endswith("\n")
     with pool.workers(workers) as run, path.open("a") as file:
         file.write("\n" if torn else "")
@@ -97,13 +98,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/laws"))
-    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
-    parser.add_argument("--workloads", nargs="+", choices=HELD, default=list(HELD))
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/laws"), help="folder for the results (default: runs/laws)")
+    add("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS), help="default: all")
+    add("--workloads", nargs="+", choices=HELD, default=list(HELD), help="default: all")
+    add("--seeds", nargs="+", type=int, default=list(SEEDS), help="default: 0 1 2")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     args = parser.parse_args()
     rows = complete(plan(args.experiments, args.workloads, args.seeds), args.out, args.workers)
     (args.out / "laws.md").write_text(report(rows))
     draw(rows, args.out)
-    print(f"tables and figures lie in {args.out}")
+    print(f"wrote tables and figures to {args.out}")

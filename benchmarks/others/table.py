@@ -27,15 +27,15 @@ def _cells(row: Row) -> tuple[str, ...]:
     name = f"{row.package} {row.name}"
     if row.refused:
         return name, "refused", "", "", "", row.refused
-    measured = "its moments" if row.moments else "what it moves"
+    measured = "moments" if row.moments else "displacement"
     inexact = [q for q, error in row.errors.items() if error > EXACT]
     exact = "yes"
     if not row.errors:
         exact = "no"
     elif row.unavailable or inexact:
         exact = "all but " + ", ".join(sorted({*row.unavailable, *inexact}))
-    remarks = "closures that belong to no one step are skipped" if row.skipped.get("closure") else ""
-    remarks = "writes its lr inside its step" if row.rewrites else remarks
+    remarks = "steps are skipped: none has a single gradient" if row.skipped.get("closure") else ""
+    remarks = "sets its lr inside its step" if row.rewrites else remarks
     return (
         name,
         measured,

@@ -211,14 +211,14 @@ def catalogue(args: argparse.Namespace) -> int:
     for name, table in read_tiers(args.protocol).items():
         tier = Protocol.of(name, table)
         trials = sum(tier.points(cell.method) for cell in tier.cells())
-        points = f"{tier.budget} points a method and seed, {len(tier.seeds)} seeds"
+        points = f"{tier.budget} points per method and seed, {len(tier.seeds)} seeds"
         entry(name, f"{trials} trials, {points}, protocol {tier.hash[:12]}", tier.about)
         entry("workloads", ", ".join(tier.workloads), "methods: " + ", ".join(tier.methods))
-    print("workloads: steps of the short and the long horizon, metric")
+    print("workloads, with the steps of the short and the long horizon and the metric")
     for w in WORKLOADS.values():
         needs = f", needs {w.optional}" if w.optional else ""
         entry(w.name, f"{' or '.join(map(str, w.horizons))} steps, {w.metric}{needs}", w.about)
-    print("methods: what they are tuned in")
+    print("methods, with what is tuned")
     for m in METHODS.values():
         needs = f", needs {m.needs}" if m.needs else ""
         entry(m.name, (", ".join(m.tunables) or "nothing") + needs, m.about)

@@ -1,8 +1,8 @@
-"""How often a diagnosis is wrong: false alarms, misses, and what an intervention gains.
+"""Measure how often the diagnosis is wrong: false alarms, misses, and what following its advice gains.
 
 Every run is a row of ``rows.jsonl``; runs that have a row are not repeated. The tables are written to
-``validation.md``. Thresholds were set on seed 0 of the development workloads; only other seeds, and workloads
-on which nothing was set, are judged here. thermoclaw 0.1.6 judges the same runs if it is installed.
+``validation.md``. Thresholds were set on seed 0 of the development workloads. Only other seeds, and workloads
+on which nothing was set, are judged here. thermoclaw 0.1.6 diagnoses the same runs if it is installed.
 
     python -m thermoopt.benchmarks.validation --out runs/validation  # everything, half an hour on 2 cores
     python -m thermoopt.benchmarks.validation --workloads mlp cnn --seeds 1     # part of it
@@ -170,11 +170,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path("runs/validation"))
     known = [*DEVELOPMENT, *HELD_OUT]
-    parser.add_argument("--workloads", nargs="+", choices=known, default=known)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("runs/validation"), help="folder (default: runs/validation)")
+    add("--workloads", nargs="+", choices=known, default=known, help="default: all")
+    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    add("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "rows.jsonl"
@@ -185,7 +186,7 @@ def main() -> None:
         case for case in plan(args.workloads, args.seeds) if case not in done
     ]
     todo += [b for b in branches(args.workloads, args.seeds) if b not in branched]
-    print(f"{len(rows)} runs are there, {len(todo)} to do", flush=True)
+    print(f"{len(rows)} runs are done, {len(todo)} to do", flush=True)
     commit = environment(args.workers)["commit"]
     of_commit = {} if commit is None else {"commit": commit[:7]}
     torn = path.exists() and not path.read_text().endswith("\n")
@@ -202,4 +203,4 @@ def main() -> None:
             print(f"{i}/{len(todo)}  {about}  {row.get('found', '')}  {row['seconds']:.0f} s", flush=True)
     tables = report(rows, HELD_OUT)
     (args.out / "validation.md").write_text(tables)
-    print(f"{tables}\nthe tables lie in {args.out}/validation.md")
+    print(f"{tables}\nwrote {args.out}/validation.md")

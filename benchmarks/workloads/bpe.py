@@ -1,4 +1,4 @@
-"""A GPT over byte-pair pieces: most of its million parameters lie in embedding and head."""
+"""A GPT over byte-pair tokens: most of its million parameters are in embedding and head."""
 
 from __future__ import annotations
 

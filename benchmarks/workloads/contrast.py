@@ -1,4 +1,4 @@
-r"""Contrastive learning on scikit-learn's digits: two disturbed views of a picture are to find each other.
+r"""Contrastive learning on scikit-learn's digits: two distorted views of an image have to find each other.
 
 u are unit vectors of the 2n views of a batch, j(i) is the other view of i's picture, τ :data:`TEMPERATURE`,
 

@@ -1,4 +1,4 @@
-"""scikit-learn's digits, moved by a pixel and made noisy; a convolution net with BatchNorm."""
+"""scikit-learn's digits, shifted by up to a pixel and made noisy; a convolution net with BatchNorm."""
 
 from __future__ import annotations
 

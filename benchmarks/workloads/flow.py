@@ -1,4 +1,4 @@
-r"""A normalizing flow on a generated ring of Gaussians, judged by its divergence from the true density.
+r"""A normalizing flow on a generated ring of Gaussians, evaluated by its divergence from the true density.
 
 Every layer transforms one coordinate as a function of the other (real NVP, equations 7 to 9):
 

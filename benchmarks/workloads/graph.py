@@ -1,4 +1,4 @@
-"""A graph convolution network on a generated block model: a node's neighbours tell most about it."""
+"""A graph convolution network on a generated block model, in which neighbours say most about a node."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policy gradient in a maze, judged by the missing share of the best return, as its loss says nothing."""
+"""Policy gradient in a maze, evaluated by the share of the best return missed, as its loss says nothing."""
 
 from __future__ import annotations
 

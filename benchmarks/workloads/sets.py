@@ -1,4 +1,4 @@
-r"""Regression on sets: how much entropy the first coordinate of a turned Gaussian has, from points of it.
+r"""Regression on sets: the entropy of a rotated Gaussian's first coordinate, from points drawn from it.
 
 .. math:: y = \tfrac12\ln(2\pi e\,\sigma_1^2)
 

@@ -1,4 +1,4 @@
-"""Small tables that a network can learn by heart: wine, breast cancer, diabetes, and Friedman's problem."""
+"""Small tables that a network can memorise: wine, breast cancer, diabetes, and Friedman's problem."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ def test_missing_searches_are_shown():
     assert column(tables.final_losses(outcomes, ("gru", STEPS)), "loss")["worse"] == tables.MISSING
     assert column(tables.final_losses(outcomes, ("gpt", STEPS)), "seeds")["worse"] == "2 of 3"
     assert column(tables.aggregate(outcomes), "workloads")["worse"] == "1 of 2"
-    assert "do not rank" in tables.aggregate(outcomes).note
+    assert "Do not rank" in tables.aggregate(outcomes).note
     assert column(costs.score_table(outcomes), "gru 100")["worse"] == tables.MISSING
     listed = {row[1:] for row in costs.missing_table(outcomes).rows}
     assert listed == {("gpt 100", "2", "1 of 3"), ("gru 100", "0, 1, 2", "3 of 3")}
@@ -300,7 +300,7 @@ def test_an_optimum_at_an_edge_is_listed(valids, found):
 def test_the_first_page_says_where_the_reference_stood_at_an_edge(tmp_path):
     rows = make(REFERENCE, (1.0, 2.0, 3.0)) + make(REFERENCE, (2.0, 1.0, 3.0), workload="gru")
     first = write_report(rows, tmp_path).read_text(encoding="utf-8").split("## ")[1]
-    assert "On gpt 100 its best lr lies at an edge" in first
+    assert f"On gpt 100, the best lr of {REFERENCE} lies at an edge" in first
     assert "best of 3 points" in first
 
 
@@ -399,8 +399,9 @@ def test_the_same_table_gives_the_same_bytes(tmp_path):
     for target in re.findall(r"\]\((.*?)\)", text):
         assert (tmp_path / "b" / target).is_file()
     for words in (
-        "3 searches of 24 missing",
-        "Of 6 pairs 1 lost, 2 won, 2 are open, 0 have one seed and no interval, 1 have not run.",
+        "3 searches of 24 are missing",
+        "Of 6 pairs of method and workload, 1 lost, 2 won, 2 are open, 0 have one seed and no interval, and "
+        "1 have not run.",
         "in at most 75 % of cases",
         "one in 8 workloads",
         rows[0]["protocol"],

@@ -155,7 +155,7 @@ def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch, capsys):
     kept = rows[:20]
     (tmp_path / "rows.jsonl").write_text("\n".join(kept) + "\n" + rows[20][:30])  # torn by a crash
     control.main()
-    assert "20 runs are there, 44 to do" in capsys.readouterr().out
+    assert "20 runs are done, 44 to do" in capsys.readouterr().out
     again = list(control.read_rows(tmp_path / "rows.jsonl"))
     assert [row | {"seconds": 0} for row in again] == [json.loads(row) | {"seconds": 0} for row in rows]
     assert "| autotune | none |" in (tmp_path / "control.md").read_text()

@@ -21,7 +21,7 @@ def test_shares_are_of_the_same_optimizer_without_a_controller_round_by_round():
     text = table(found())
     assert "| autotune | an optimizer step | 50.0% | 0.0% to 50.0% | 3% |" in text
     assert "| autotune, anytime | a training step | 0.0% | 0.0% to 0.0% | 1% |" in text
-    assert f"5.0 M parameters in 75 tensors, a transformer on batches of {BATCH}" in text
+    assert f"5.0 M parameters in 75 tensors, on batches of {BATCH}" in text
 
 
 def test_the_network_has_five_million_parameters():

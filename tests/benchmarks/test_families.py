@@ -181,7 +181,7 @@ def test_rows_are_kept_and_not_run_again(tmp_path, capsys):
     rows = run_all(path, cases[:1], 1)
     path.write_text(path.read_text() + '{"workload": "wi')  # torn by a crash
     again = run_all(path, cases, 1)
-    assert "1 rows are there, 1 runs to do" in capsys.readouterr().out
+    assert "1 runs are done, 1 to do" in capsys.readouterr().out
     assert again[0] == rows[0]
     lines = path.read_text().splitlines()
     assert [json.loads(line)["seed"] for line in (lines[0], lines[2])] == [0, 1]

@@ -159,10 +159,10 @@ def test_it_goes_on_where_it_stopped_and_writes_a_report(tmp_path, monkeypatch, 
         return capsys.readouterr().out
 
     monkeypatch.setattr(irreversibility, "KINDS", {"quadratic": None})
-    assert "0 results are there, 3 to do" in run("0")
+    assert "0 runs are done, 3 to do" in run("0")
     rows = tmp_path / "rows.jsonl"
     rows.write_text(rows.read_text() + '{"part": "pat')  # torn by a crash
-    assert "3 results are there, 3 to do" in run("0", "1")
+    assert "3 runs are done, 3 to do" in run("0", "1")
     kept = [json.loads(line) for line in rows.read_text().splitlines() if line.endswith("}")]
     assert len({irreversibility.key(row) for row in kept}) == len(kept) == 6
     for name in ("linear_linear_0", "linear_linear_1", "linear_1t_1"):

@@ -134,9 +134,9 @@ def test_one_disease_under_two_names_is_found():
         row("learning_rate_runaway", {"oscillation": ["HIGH", 50]}, commit="abc"),
     ]
     text = report(rows, ("vit",))
-    assert "| learning_rate_too_high | 2 | 2 | 1 | 0 (0%) | 1 | 100 | not installed |" in text
-    assert "| learning_rate_runaway | 1 | 0 | 0 | 1 (100%) | 1 | - | not installed |" in text
-    assert "Rows by the commit that made them: 2 of abc." in text
+    assert "| learning_rate_too_high | 2 | 2 | 1 | 0 (0%) | 1 | 100 | not run |" in text
+    assert "| learning_rate_runaway | 1 | 0 | 0 | 1 (100%) | 1 | - | not run |" in text
+    assert "Rows by commit: 2 from abc." in text
 
 
 @forked_pools()
@@ -153,7 +153,7 @@ def test_it_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     (tmp_path / "rows.jsonl").write_text("\n".join([lines[0], lines[1], lines[2][:20]]))
     capsys.readouterr()
     validation.main()
-    assert "2 runs are there, 1 to do" in capsys.readouterr().out
+    assert "2 runs are done, 1 to do" in capsys.readouterr().out
     rows = list(validation.read_rows(tmp_path / "rows.jsonl"))
     assert [{**r, "seconds": 0} for r in rows] == [{**json.loads(x), "seconds": 0} for x in lines]
     assert "# Validation" in (tmp_path / "validation.md").read_text()

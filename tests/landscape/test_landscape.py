@@ -578,11 +578,11 @@ def test_it_goes_on_where_it_stopped_and_reports(tmp_path, capsys):
     cases = [Toy("conduction", 0, 100), Toy("greedy 1/t", 0, 100)]
     cases += [Scheduled("mlp", shape, f, 0, 24) for shape in ("constant", "linear") for f in (0.3, 1.0, 3.0)]
     rows = complete(cases, tmp_path, 1)
-    assert "0 runs are there, 8 to do" in capsys.readouterr().out
+    assert "0 runs are done, 8 to do" in capsys.readouterr().out
     path = tmp_path / "rows.jsonl"
     path.write_text(path.read_text()[:-40])  # torn by a crash
     again = complete(cases, tmp_path, 1)
-    assert "7 runs are there, 1 to do" in capsys.readouterr().out
+    assert "7 runs are done, 1 to do" in capsys.readouterr().out
     assert [{**r, "seconds": 0} for r in again] == [{**r, "seconds": 0} for r in rows]
     holds = [held_row("mlp", t, seed, f) for seed in (0, 1) for t, f in ((0.1, 0.3), (0.2, 1.0), (0.4, 3.0))]
     text = report([*rows, *holds])

@@ -1,4 +1,4 @@
-"""Networks of further kinds, on which the default control law was looked at before they were workloads."""
+"""Networks of further kinds, on which the default control law was looked at before they became workloads."""
 
 from __future__ import annotations
 

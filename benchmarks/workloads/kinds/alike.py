@@ -1,4 +1,4 @@
-"""Embeddings of digits in which pictures of the same digit lie near each other."""
+"""Embeddings of digits in which images of the same digit are close to each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Autoencoders of scikit-learn's digits: many units of which few are active, and codes from a book."""
+"""Autoencoders of scikit-learn's digits: many units of which few are active, and codes from codebooks."""
 
 from __future__ import annotations
 

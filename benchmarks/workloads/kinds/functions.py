@@ -1,4 +1,4 @@
-"""Regression on known functions, judged by what lies above the noise: 0 is the function itself."""
+"""Regression on known functions, evaluated by what exceeds the noise: 0 is the function itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""scikit-learn's clean digits: residual, capsule and implicit networks, small batches, wrong labels."""
+"""scikit-learn's digits, unaltered: residual, capsule and implicit networks, small batches, wrong labels."""
 
 from __future__ import annotations
 

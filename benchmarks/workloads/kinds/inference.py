@@ -1,4 +1,4 @@
-"""Variational inference of a logistic regression, judged by the exact bound above its best value."""
+"""Variational inference of a logistic regression, evaluated by the exact bound above its best value."""
 
 from __future__ import annotations
 

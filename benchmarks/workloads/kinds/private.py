@@ -1,4 +1,4 @@
-"""Digits by gradients that are clipped for each picture and made noisy, as differential privacy asks for."""
+"""Digits learned from gradients that are clipped for each image and made noisy (differential privacy)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies between things: attention on a graph, words that occur together, a matrix of low rank."""
+"""Relations: attention on a graph, words that occur together, a matrix of low rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generated shapes: point clouds by a PointNet, spirals by a neural ODE, discs to be cut out by a U-Net."""
+"""Generated shapes: point clouds for a PointNet, spirals for a neural ODE, discs for a U-Net to segment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Targets that are no labels: a forest's probabilities, smoothed labels of few pictures."""
+"""Soft targets: a forest's probabilities, and smoothed labels of few images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Twenty layers one after the other, with no connection that skips any: small changes of each add up."""
+"""Twenty layers in sequence without skip connections, so that small changes of each add up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that act or foresee: their targets move with them."""
+"""Networks that act or predict rewards: their targets move with them."""
 
 from __future__ import annotations
 

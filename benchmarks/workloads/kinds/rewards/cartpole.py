@@ -1,4 +1,4 @@
-"""A pole on a cart that is pushed left or right, many at once.
+"""The cart-pole task, many carts at once.
 
 References:
     Barto, Sutton and Anderson, "Neuronlike adaptive elements that can solve difficult learning control

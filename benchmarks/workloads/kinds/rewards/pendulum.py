@@ -1,4 +1,4 @@
-"""A pendulum that a network swings up: gradients pass the physics, 25 steps at a time."""
+"""A pendulum that a network swings up, with gradients through the physics, 25 steps at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policy gradients on the cart pole: proximal policy optimisation, and REINFORCE."""
+"""Policy gradients on the cart-pole task: proximal policy optimisation, and REINFORCE."""
 
 from __future__ import annotations
 

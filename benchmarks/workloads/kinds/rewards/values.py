@@ -1,4 +1,4 @@
-"""Values that a network learns from its own: Q-learning on the cart pole, temporal differences on a ring."""
+"""Values learned from a network's own: Q-learning on the cart-pole task, temporal differences on a ring."""
 
 from __future__ import annotations
 
