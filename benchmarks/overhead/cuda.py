@@ -205,7 +205,7 @@ def wanted(rows: Sequence[Row]) -> list[str]:
         if (name, method) in medians and (name, other) in medians:
             ratio = medians[name, method] / medians[name, other]
             met = "met" if ratio <= most else "not met"
-            lines.append(f"- {name}: {method} / {other} {ratio:.3f}, wanted {most:.2f}: {met}")
+            lines.append(f"- {name}: {method} / {other} {ratio:.3f}, target {most:.2f}: {met}")
     return lines
 
 
@@ -365,7 +365,7 @@ def _run(options: argparse.Namespace) -> None:
 
     for name in options.sets:
         part(name)
-    say("\nWanted\n\n" + ("\n".join(wanted(rows)) or "nothing of it was measured"))
+    say("\nTargets\n\n" + ("\n".join(wanted(rows)) or "nothing of it was measured"))
     tensors, steps = (2, 1) if options.dry_run else (TENSORS, 300)
     say(f"\nHost, {tensors} tensors of 64 elements, ms a step\n")
     for method in HOST_METHODS:

@@ -454,8 +454,8 @@ def test_benchmark_says_what_was_wanted(benchmark):
         names = ("torch fused", "ThermoAdamW as imported")
         return [benchmark.Row("GPT 27 M", m, 1, [x]) for m, x in zip(names, (1.0, ratio), strict=True)]
 
-    assert benchmark.wanted(rows(0.79))[0].endswith("0.790, wanted 0.80: met")
-    assert benchmark.wanted(rows(0.81))[0].endswith("0.810, wanted 0.80: not met")
+    assert benchmark.wanted(rows(0.79))[0].endswith("0.790, target 0.80: met")
+    assert benchmark.wanted(rows(0.81))[0].endswith("0.810, target 0.80: not met")
     assert benchmark.wanted(rows(0.81)[:1]) == []
     for name, method, other, _ in benchmark.WANTED:
         assert name in benchmark.SETS
