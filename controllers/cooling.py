@@ -21,8 +21,9 @@ TAIL = 0.2
 
 
 HELD = 0.5
-"""Fraction of the run that ``trapezoid`` holds. Measured by this project on 31 small workloads under
-``autotune``: geometric mean 1.5 % below linear's, 16 better and 9 worse by 1 %; longer overheats tables."""
+"""Fraction of the run after warm-up that ``trapezoid`` holds. Measured by this project on 31 small workloads
+under ``autotune``: geometric mean 1.5 % below linear's, 16 better and 9 worse by 1 %; longer overheats
+tables."""
 
 
 def _trapezoid(u: float) -> float:
