@@ -12,7 +12,7 @@ set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
 "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet --target "$tmp" torch==2.13.0 numpy
-"$python" -m pip install --quiet --target "$tmp" transformers==5.24.0
+"$python" -m pip install --quiet --no-compile --target "$tmp" transformers==5.24.0
 PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 import torch
 import transformers
