@@ -6,10 +6,10 @@ method runs a block of steps, so that drift of the machine affects all alike; ra
 Memory is the peak resident set of a process that runs one method alone, less that of torch's own step in the
 same setting, per parameter.
 
-Bytes: a float32 AdamW step reads parameter, gradient and two moments and writes all but the gradient,
-28 bytes per parameter. The bandwidth-bound time is that many bytes at the speed of ``a += b`` over large
-buffers, which like a step writes where it has read; a copy writes elsewhere, costs the reading of the line
-that is written to, and is slower. Caches hold part of the smaller sets, which may then beat the bound.
+A float32 AdamW step reads parameter, gradient and two moments, and writes all but the gradient: 28 bytes per
+parameter. The bandwidth-bound time is the time of that many bytes at the speed of ``a += b`` over large
+buffers, which writes where it has read, as a step does. A copy writes elsewhere, so the lines that it writes
+are read first, and it is slower. Caches hold part of the smaller sets, which may then beat the bound.
 
     python -m thermoopt.benchmarks.overhead                      # everything, about 10 minutes on 2 cores
     python -m thermoopt.benchmarks.overhead --sets "GPT 27 M"    # one set
