@@ -73,13 +73,13 @@ def dead_layer(run: Evidence) -> Finding | None:
     cancelled = _cancelled(run, np.where(never, 0, silent["zero"])) & free
     free &= ~cancelled
     never &= free
-    faded = (silent["zero"] > 0) & (silent["zero"] < len(norms) - LASTING)
+    faded = (silent["zero"] > 0) & (silent["zero"] <= len(norms) - LASTING)
     all_fade = bool(faded[free].all())
     fitted = run.loss_ratios()[1]
     if all_fade and fitted < FITTED:
         silent["zero"] = np.where(faded, len(norms), silent["zero"])
     for what, since in silent.items():
-        dead = (since < len(norms) - LASTING) & free & ~never
+        dead = (since <= len(norms) - LASTING) & free & ~never
         if dead.any() or (what == "none" and never.any()):
             break
     else:
@@ -179,7 +179,10 @@ def _zero_since(run: Evidence) -> NDArray[np.int64]:
     lately = [(np.abs(x - forgotten) < SAME_FALL_FIRST)[-LASTING:].all(axis=0) for x in (first, more)]
     span = steps[-1] - steps[np.minimum(since, len(norms) - 1)]
     long = ~np.isfinite(shape).any(axis=0) & (span * -log_keep >= SURE)
-    return np.where(zero[-1] | lately[0] | lately[1] | long, since, len(norms))
+    gone = zero[-1] | lately[0] | lately[1] | long
+    # an average forgets from the reading after the last one that had a gradient
+    last = norms[np.minimum(since, len(norms) - 1), np.arange(norms.shape[1])]
+    return np.where(gone, since + (last > 0), len(norms))
 
 
 def exploding_layer(run: Evidence) -> Finding | None:
