@@ -206,11 +206,15 @@ class Barostat(Controller):
         return Balance.of(reading.terms[:, columns], names, reference2, group.horizon)
 
     def _bear(self, name: str, group: DecayGroup, terms: NDArray[np.float64], step: int) -> None:
-        """Lower decay to what the layers can bear, given their terms, and log it when that begins."""
+        """Lower decay to what the layers can bear, given their terms, and log it when that begins.
+
+        A group that has never moved (frozen, lr 0) is not logged, and empty layers have no rate.
+        """
         new = group.borne == 1 or group.peak == 0
+        terms = terms[:, terms[Term.NUMEL] > 0]
         group.peak = max(group.peak, float((terms[Term.LR_NUMEL] / terms[Term.NUMEL]).max(initial=0.0)))
         group.borne = bearable(group.wd, group.peak, group.unit)
-        if group.borne < 1 and new:
+        if group.borne < 1 and new and group.peak > 0:
             evidence = {"lr": (group.peak, 0.0), "unit": (group.unit, 0.0)}
             reason = "decay lowered: at this rate it would hold weights of this size to a fraction of it"
             self._log.append(Action(step, "Barostat", name, "wd", 1.0, group.borne, evidence, reason))

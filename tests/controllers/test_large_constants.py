@@ -80,6 +80,33 @@ def test_the_log_says_that_decay_is_lowered_and_by_how_much():
     assert opt.reading.total.wd_eff == pytest.approx(0.01 / 5e3)
 
 
+class Springs(Spring):
+    """Swings as a Spring, beside a constant that is at rest and a tensor without elements."""
+
+    def __init__(self):
+        super().__init__()
+        self.rest = torch.nn.Parameter(torch.tensor(3e3))
+        self.none = torch.nn.Parameter(torch.zeros(0))
+
+    def forward(self, time):
+        return super().forward(time) + 0 * self.rest + self.none.sum()
+
+
+@pytest.mark.parametrize("still", ["lr 0", "frozen"])
+def test_a_group_that_does_not_move_is_not_in_the_log(still):
+    model = Springs()
+    model.rest.requires_grad_(still != "frozen")
+    groups = [
+        {"params": [model.stiffness, model.none], "name": "moves"},
+        {"params": [model.rest], "name": "rests", "lr": 0.0 if still == "lr 0" else 10.0},
+    ]
+    opt = ThermoAdamW(groups, lr=10.0, controller=Barostat(T), measure_every=1)
+    fit(model, opt, 20)
+    (action,) = opt.controller.log
+    assert action.group == "moves"
+    assert action.evidence["lr"][0] == pytest.approx(10.0)
+
+
 def test_a_checkpoint_keeps_what_they_bear():
     model = Spring()
     opt, _ = adamw(model)

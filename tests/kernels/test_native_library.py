@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,6 +35,11 @@ def test_a_library_of_other_sources_is_left_alone_with_a_warning(home, name):
         library, reason = native_library._load(home)
     assert library is None
     assert "reinstall" in reason
+
+
+def test_a_library_that_does_not_say_what_it_was_built_from_is_stale(home):
+    assert native_library._stale(SimpleNamespace(), home)  # a version before the fingerprint
+    assert not native_library._stale(native_library.LIBRARY, home)
 
 
 def test_a_library_without_sources_beside_it_loads(home):

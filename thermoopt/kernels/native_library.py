@@ -67,6 +67,8 @@ def _stale(library: ctypes.CDLL, home: Path) -> bool:
     sources = [home / name for name in ("look.c", "native.c", "travel.c", "travel.h")]
     if not all(source.exists() for source in sources):
         return False
+    if not hasattr(library, "thermoopt_sources"):  # of a version that did not say
+        return True
     library.thermoopt_sources.restype = ctypes.c_char_p
     now = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return bool(library.thermoopt_sources() != now.encode())
