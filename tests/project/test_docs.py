@@ -64,6 +64,34 @@ def test_what_pages_import_is_there():
     assert seen >= 10
 
 
+def stands(name):
+    """Whether a dotted name is a module, or an object or a declared attribute of one."""
+    parts = name.split(".")
+    for i in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:i]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[i:]:
+            if part in getattr(found, "__annotations__", {}):
+                return True
+            found = getattr(found, part, None)
+        return found is not None
+    return False
+
+
+def test_what_docstrings_refer_to_is_there():
+    wrong, seen = [], 0
+    for folder in ("thermoopt", "controllers"):
+        for file in (ROOT / folder).rglob("*.py"):
+            text = file.read_text(encoding="utf-8")
+            for name in re.findall(r":(?:data|func|class|meth|mod|attr|exc):`~?(thermoopt[\w.]*)`", text):
+                seen += 1
+                wrong += [] if stands(name) else [f"{file.relative_to(ROOT)}: {name}"]
+    assert wrong == []
+    assert seen >= 100
+
+
 @pytest.mark.slow
 def test_the_site_builds_and_its_reference_is_whole(tmp_path):
     pytest.importorskip("mkdocstrings")

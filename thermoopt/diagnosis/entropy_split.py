@@ -213,7 +213,7 @@ class EntropySplit:
     def get_recommendations(self) -> list[str]:
         """Return, by layer type, which source steadily exceeds the work, and what to change by how much.
 
-        See :func:`thermoopt.diagnosis.split_advice`.
+        See :func:`thermoopt.diagnosis.entropy_advice.split_advice`.
         """
         history = self._observer.history
         columns = {name: history.layers(name) for name in ("d_eS", "R_ie", *HEAT)}

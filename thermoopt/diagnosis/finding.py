@@ -19,7 +19,7 @@ class Finding:
     """One thing that a diagnosis found in a run.
 
     Attributes:
-        kind: a key of :data:`thermoopt.diagnosis.KINDS`.
+        kind: a key of :data:`thermoopt.diagnosis.kinds.KINDS`.
         confidence: one of :data:`CONFIDENCES`.
         message: what was measured and what it is compared with.
         advice: what to change, and by how much.

@@ -44,7 +44,7 @@ def average_in(
     """Average the sums of the last counted step into a table, or count the reason for leaving them out.
 
     Args:
-        table: ``[STATE_ROWS, n_layers]`` as a :class:`~thermoopt.meter.Meter` keeps it, float64.
+        table: ``[STATE_ROWS, n_layers]`` as a :class:`~thermoopt.account.meter.Meter` keeps it, float64.
         run: ``[RUN]``.
         index: ``[k]`` layers measured, each once; None for all in order.
         sums: ``[k, len(Sum)]``, float64.

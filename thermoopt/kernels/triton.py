@@ -372,6 +372,7 @@ class Plan:
         current = np.array(list(map(_data_ptr, tensors)), np.int64) if found is None else found
         # a tensor that lies where another one lay may lie there otherwise
         fine = found is not None or alike(grads, self._params, self._contiguous)
+        fine = fine and not any(map(_is_neg, grads))
         if not fine or not np.array_equal(current, self._packed):
             if self._packed.any() and not np.array_equal(current[: 5 * n], self._packed[: 5 * n]):
                 self._check_owned()
@@ -395,3 +396,4 @@ class Plan:
 
 
 _data_ptr = torch._C.TensorBase.data_ptr
+_is_neg = torch._C.TensorBase.is_neg

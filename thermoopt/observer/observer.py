@@ -33,7 +33,7 @@ __all__ = ["LOG_EVERY", "Observer"]
 
 LOG_EVERY = 10
 """A measuring pass takes half to all of a fused step's time, one in torch operations that of a step or two;
-one step in 10 keeps that to a few percent, as in :class:`~thermoopt.adamw.TorchBackend`."""
+one step in 10 keeps that to a few percent, as in :class:`~thermoopt.adamw.torch_backend.TorchBackend`."""
 
 MAX_IDLE_CALLS = 10
 """Calls of :meth:`Observer.step` before the optimizer's first step that raise no error: a GradScaler that
@@ -52,7 +52,7 @@ class Observer(RunReports):
       measured steps or more, that pass reads every other block of 8192 elements of tensors of 131,072 or
       more, and the other blocks at the next measured step: on some machines reading takes as long as a step.
     * any other optimizer, and a subclass of these with a step of its own: by
-      :class:`~thermoopt.observer.Displacement`, the update direction being
+      :class:`~thermoopt.observer.displacement.Displacement`, the update direction being
       :math:`U := -(\theta' - (1-\eta\lambda)\theta)/\eta`. Quantities that need Adam's moments (r, phi_star,
       coherence, energy_ratio, gaussianity, the split d_eS and d_iS but for d_iS_wd, R_ie, thermal_loss,
       rho_momentum) are NaN; sigma, phi, norms, angular step, decay and the norm balance are exact. ``wd_eff``
@@ -71,7 +71,7 @@ class Observer(RunReports):
         log_every: measure one step in this many (:func:`~thermoopt.account.measured_steps`), >= 1. Ignored
             for a ThermoAdamW, which decides by itself.
         track: quantities to measure that need memory: ``"rho"``, ``"distance"`` or both. Each keeps one
-            element in 16 of the gradients or parameters (:class:`~thermoopt.observer.Tracker`). Those not
+            element in 16 of the gradients or parameters (:class:`~thermoopt.observer.tracker.Tracker`). Those not
             tracked are NaN. With a ThermoAdamW it takes a hook, and the observer keeps its own history.
         ema_steps: length of the readings' average in optimizer steps, >= 1; ignored likewise.
         sinks: as for :class:`~thermoopt.ThermoAdamW`; with a ThermoAdamW, pass them to it instead.
