@@ -104,8 +104,8 @@ def diagnose(
 ) -> DiagnosticReport:
     """Find what is wrong with a run, from what an observer recorded.
 
-    Each kind of finding is one function in :data:`thermoopt.diagnosis.kinds.KINDS`; its docstring gives the value
-    of its measure in a run with nothing wrong. A finding that follows from another is kept, as LOW. The
+    Each kind of finding is one function in :data:`thermoopt.diagnosis.kinds.KINDS`; its docstring gives the
+    value of its measure in a run with nothing wrong. A finding that follows from another is kept, as LOW. The
     diagnosis can be made at any time and changes nothing.
 
     Args:

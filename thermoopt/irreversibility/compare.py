@@ -112,8 +112,9 @@ class Comparison:
         gradient_errors: ``[n]`` ‖∇φ - ∇φ_leading‖/‖∇φ_leading‖, by name.
         curvature: ``[n]`` eta times the curvature along the update.
         sharpness: largest eigenvalue of the Jacobian; steps are stable below eta = 2/sharpness.
-        asymmetry: asymmetry of the Jacobian (:func:`~thermoopt.irreversibility.emergent_force.asymmetry`): if it is not 0,
-            the gradients of DE, TR and TA differ from the leading order's even as eta goes to 0.
+        asymmetry: asymmetry of the Jacobian
+            (:func:`~thermoopt.irreversibility.emergent_force.asymmetry`): if it is not 0, the gradients of
+            DE, TR and TA differ from the leading order's even as eta goes to 0.
         evaluations: total number of evaluations of U.
         products: total number of products with the Jacobian.
     """

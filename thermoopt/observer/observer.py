@@ -71,8 +71,8 @@ class Observer(RunReports):
         log_every: measure one step in this many (:func:`~thermoopt.account.measured_steps`), >= 1. Ignored
             for a ThermoAdamW, which decides by itself.
         track: quantities to measure that need memory: ``"rho"``, ``"distance"`` or both. Each keeps one
-            element in 16 of the gradients or parameters (:class:`~thermoopt.observer.tracker.Tracker`). Those not
-            tracked are NaN. With a ThermoAdamW it takes a hook, and the observer keeps its own history.
+            element in 16 of the gradients or parameters (:class:`~thermoopt.observer.tracker.Tracker`). Those
+            not tracked are NaN. With a ThermoAdamW it takes a hook, and the observer keeps its own history.
         ema_steps: length of the readings' average in optimizer steps, >= 1; ignored likewise.
         sinks: as for :class:`~thermoopt.ThermoAdamW`; with a ThermoAdamW, pass them to it instead.
 
