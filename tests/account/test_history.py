@@ -227,7 +227,7 @@ def test_unknown_quantities_and_groups(filled: bool) -> None:
             ask("entropy")
     for index in (-1, 2):
         with pytest.raises(
-            IndexError, match=rf"group must be >= 0 and < \d+, the number of groups, got {index}"
+            IndexError, match=rf"group must be >= 0 and < \d+, the number with readings, got {index}"
         ):
             history.group(index, "sigma")
     if filled:

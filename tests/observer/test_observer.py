@@ -710,7 +710,7 @@ class Wrapper(torch.optim.Optimizer):
 def test_a_wrapper_that_runs_no_hooks_is_refused():
     wrapped = Wrapper(torch.optim.SGD(model().parameters(), lr=0.1))
     for make in (lambda: Observer(None, wrapped), lambda: ThermoScheduler(wrapped, 10)):
-        with pytest.raises(TypeError, match=r"got a Wrapper, which does not .*its \.optimizer"):
+        with pytest.raises(TypeError, match=r"got Wrapper, which does not .*its \.optimizer"):
             make()
 
 

@@ -199,7 +199,7 @@ def test_groups_added_later_and_layers_seen_later(tmp_path):
     assert history.group_names == ["g", "late"]
     np.testing.assert_array_equal(history.group(1, "r"), [np.nan, 5.0])
     np.testing.assert_array_equal(history.layers("r"), [[np.nan, 2.0], [7.0, 1.5]])
-    with pytest.raises(IndexError, match="group must be >= 0 and < 2, the number of groups, got 2"):
+    with pytest.raises(IndexError, match="group must be >= 0 and < 2, the number with readings, got 2"):
         history.group(2, "r")
 
 

@@ -247,7 +247,7 @@ class History:
         """
         count = max((row.terms.shape[1] for row in self._groups), default=0)
         if not 0 <= index < count:
-            raise IndexError(f"group must be >= 0 and < {count}, the number of groups, got {index}")
+            raise IndexError(f"group must be >= 0 and < {count}, the number with readings, got {index}")
         none = np.full(len(Term), np.nan)
         return self._series(
             name, [row.terms[:, index] if index < row.terms.shape[1] else none for row in self._groups]

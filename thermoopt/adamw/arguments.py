@@ -121,13 +121,13 @@ def check_hookable(optimizer: object) -> None:
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {what}{hint}")
     if getattr(optimizer, "defaults", {}).get("gradient_release", False):
         raise TypeError(
-            f"optimizer must step all its parameters at once, got a {kind} with gradient_release=True, which "
+            f"optimizer must step all its parameters at once, got {kind} with gradient_release=True, which "
             "steps each of them inside backward, so that iterations cannot be told apart"
         )
     hooked = getattr(type(optimizer).step, "hooked", False)  # torch's own mark, set by Optimizer.__init__
     if not hooked or not all(hasattr(optimizer, name) for name in HOOKS):
         raise TypeError(
-            f"optimizer must run step hooks, got a {kind}, which does not (its __init__ does not call "
+            f"optimizer must run step hooks, got {kind}, which does not (its __init__ does not call "
             f"torch.optim.Optimizer's, or it is a wrapper){hint}"
         )
 

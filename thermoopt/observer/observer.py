@@ -220,7 +220,7 @@ class Observer(RunReports):
             self._idle_calls += 1
             if self._idle_calls >= MAX_IDLE_CALLS:
                 raise RuntimeError(
-                    f"observer.step() was called {self._idle_calls} times, but its optimizer (a "
+                    f"observer.step() was called {self._idle_calls} times, but its optimizer ("
                     f"{type(self._optimizer).__name__}) has taken no step since: call it after "
                     "optimizer.step(), and create the observer with the optimizer whose step() that is"
                 )

@@ -239,7 +239,7 @@ class SavedHistory:
         check_quantity(name)
         count = max((len(segment.scopes) - 1 for segment in self._segments), default=0)
         if not 0 <= index < count:
-            raise IndexError(f"group must be >= 0 and < {count}, the number of groups, got {index}")
+            raise IndexError(f"group must be >= 0 and < {count}, the number with readings, got {index}")
         return self._scope(index + 1, name)
 
     @property
