@@ -75,7 +75,7 @@ def test_a_scheduler_trains_what_is_unfrozen_if_it_had_an_lr_and_says_so_if_not(
     body.requires_grad_(True)
     if lr == 0:
         opt.param_groups[0]["lr"] = 1e-3
-        with pytest.warns(UserWarning, match=r"lr of group 'group0' was set to 0.001 and is 0 again"):
+        with pytest.warns(UserWarning, match=r"lr of group 'group0' was set to 0.001 but is 0 again"):
             train(body, head, opt, scheduler, 1, start=10)
     before = body.weight.detach().clone()
     train(body, head, opt, scheduler, 10, start=11)
