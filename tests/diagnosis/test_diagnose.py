@@ -263,6 +263,16 @@ def test_every_kind_has_a_record_here():
     assert {kind for kind, _, _ in SICK} == set(KINDS)
 
 
+def test_the_advice_about_a_growing_gradient_is_not_a_rate():
+    """Adam's step does not grow with the gradient."""
+    grown = np.geomspace(1, 1e5, N)[:, None] * one(0, 1, 0) + one(0, 0, 0.1)
+    (finding,) = diagnose(record(layers={"grad_norm": grown})).findings
+    assert finding.kind == "exploding_layer"
+    assert finding.advice.startswith("Check what feeds this layer")
+    (finding,) = diagnose(record(layers={"param_norm": one(0, 50.0, 1.1)})).findings
+    assert "learning rate by a factor of 45" in finding.advice
+
+
 NOT_SICK = {
     "a few steps without a gradient at the end": record(steps=412, skipped={"no_gradients": 2}),
     "a loss that lost two fifths of its gain": record(FADES, losses=lost(0.4)),

@@ -217,15 +217,26 @@ def exploding_layer(run: Evidence) -> Finding | None:
         if wild.any():
             worst = int(np.nanargmax(np.where(wild, growth, np.nan)))
             layers = tuple(names[wild])
-            what, those = ("weights", "those") if measure == "param_norm" else ("gradient", "that")
             times = two_digits(growth[worst])
+            if measure == "param_norm":
+                what, those = "weights", "those"
+                less = two_digits(growth[worst] / usual)
+                advice = (
+                    f"Lower this layer's learning rate by a factor of {less}, or check its "
+                    "initialisation and its inputs."
+                )
+            else:  # Adam's step does not grow with the gradient: what makes it large comes first
+                what, those = "gradient", "that"
+                advice = (
+                    "Check what feeds this layer: inputs that are not normalised, a saturated softmax, a "
+                    "division by something small. If all is well, lower its learning rate."
+                )
             return Finding(
                 "exploding_layer",
                 "HIGH",
                 f"the {what} of {names[worst]} grew by a factor of {times}, {those} of the median layer by a "
                 f"factor of {usual:.2g}.",
-                f"Lower this layer's learning rate by a factor of {two_digits(growth[worst] / usual)}, or "
-                "check its initialisation and its inputs.",
+                advice,
                 measure=measure,
                 effect=float(growth[worst]),
                 null=1.0,
