@@ -24,13 +24,13 @@ LIBRARY = "_native.dll" if platform.system() == "Windows" else "_native.so"
 # Linked without OpenMP on purpose: native.py hands it the runtime that torch has loaded.
 PORTABLE = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
-SOURCES = [f"thermoopt/kernels/{name}" for name in ("look.c", "native.c", "travel.c", "travel.h")]
+HERE = Path(__file__).parent
+SOURCES = sorted(path.relative_to(HERE).as_posix() for path in HERE.glob("thermoopt/kernels/*.[ch]"))
 
 
 def fingerprint() -> str:
     """Return the hash by which native_library.py tells what the library was built from."""
-    here = Path(__file__).parent
-    return hashlib.sha256(b"".join(here.joinpath(source).read_bytes() for source in SOURCES)).hexdigest()
+    return hashlib.sha256(b"".join(HERE.joinpath(source).read_bytes() for source in SOURCES)).hexdigest()
 
 
 class BuildLibrary(build_ext):

@@ -64,8 +64,8 @@ def _torch_openmp() -> Path | None:
 
 def _stale(library: ctypes.CDLL, home: Path) -> bool:
     """Whether the sources lie beside the library, as in a checkout, and it was built from others."""
-    sources = [home / name for name in ("look.c", "native.c", "travel.c", "travel.h")]
-    if not all(source.exists() for source in sources):
+    sources = sorted(home.glob("*.[ch]"))
+    if not sources:
         return False
     if not hasattr(library, "thermoopt_sources"):  # of a version that did not say
         return True
