@@ -7,8 +7,7 @@ READY := $(VENV)/.ready
 SHOWN := $(VENV)/.ready-demo
 OLDEST := .venv-oldest
 OLDEST_TESTS := $(addprefix tests/,physics kernels tensors account adamw observer scheduler controllers)
-BUILT_FROM := pyproject.toml setup.py constraints.txt thermoopt/kernels/native.c thermoopt/kernels/travel.c thermoopt/kernels/travel.h \
-              thermoopt/kernels/look.c
+BUILT_FROM := pyproject.toml setup.py constraints.txt $(wildcard thermoopt/kernels/*.[ch])
 
 .PHONY: venv demo test test-oldest docs lint bench bench-overhead bench-control bench-validation bench-laws bench-irreversibility bench-distributed clean
 

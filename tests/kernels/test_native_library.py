@@ -8,7 +8,7 @@ import pytest
 
 from thermoopt.kernels import native, native_library
 
-FILES = ("look.c", "native.c", "travel.c", "travel.h")
+FILES = sorted(path.name for path in Path(native_library.__file__).parent.glob("*.[ch]"))
 pytestmark = pytest.mark.skipif(not native.available(), reason="the native kernel is not built")
 
 

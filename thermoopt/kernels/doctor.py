@@ -25,7 +25,11 @@ def report() -> str:
 def _native() -> str:
     if not native.available():
         return f"not available: {native.unavailable_reason()}"
-    threads = "torch's OpenMP threads" if native.openmp() else "one thread (built without OpenMP)"
+    threads = (
+        "torch's OpenMP threads"
+        if native.openmp()
+        else "threads of its own in large steps (built without OpenMP)"
+    )
     return f"available: {native.instruction_set()} on CPU, {threads}"
 
 

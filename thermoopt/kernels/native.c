@@ -20,10 +20,8 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include "team.h"
 #include "travel.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define X86 1
@@ -192,7 +190,7 @@ EXPORT int thermoopt_isa(void) {
     return PORTABLE;
 }
 
-/* 1 if compiled with OpenMP. */
+/* 1 if compiled with OpenMP: threads are those that torch has started. */
 EXPORT int thermoopt_openmp(void) {
 #ifdef _OPENMP
     return 1;
@@ -326,7 +324,8 @@ static void chunk(const struct call *k, int64_t j) {
 }
 
 /* Take batches of chunks until none is left. */
-static void worker(const struct call *k, int64_t *next) {
+static void some_chunks(const void *call, int64_t *next) {
+    const struct call *k = call;
     for (;;) {
         const int64_t from = __atomic_fetch_add(next, k->batch, __ATOMIC_RELAXED);
         if (from >= k->n_chunks) return;
@@ -434,15 +433,7 @@ EXPORT int thermoopt_step(const struct call *k) {
         if (k->flags[i] & MEASURE) return NO_OUT;
     if (k->found_inf && *k->found_inf != 0) return FOUND_INF;
     prepare(k);
-    int64_t next = 0;
-#ifdef _OPENMP
-    if (k->num_threads > 1) {
-        /* No num_threads clause: a team of another size than torch's makes libgomp rebuild the pool they share. */
-#pragma omp parallel
-        if (omp_get_thread_num() < k->num_threads) worker(k, &next);
-    } else
-#endif
-        worker(k, &next);
+    together(some_chunks, k, k->num_threads);
     finish(k);
     return k->out && k->table ? account(k) : DONE;
 }

@@ -58,6 +58,7 @@ from thermoopt.kernels.native_library import (
     Call,
     available,
     instruction_set,
+    most_threads,
     openmp,
     unavailable_reason,
 )
@@ -196,7 +197,7 @@ class Plan:
         able = Look.available() and not self._strided
         self._look = Look(sizes, self._tables["dtype"]) if able else None
         self._averages: tuple[NDArray, NDArray] | None = None
-        self._small = int(sizes.sum()) < SERIAL_BELOW
+        self._most_threads = most_threads(int(sizes.sum()), SERIAL_BELOW)
         self._call = Call(
             **{name: table.ctypes.data for name, table in self._tables.items()},
             n_tensors=n,
@@ -322,10 +323,8 @@ class Plan:
             assert self._averages is not None
             call.table, call.number = self._table_at, number
         call.out = None if out is None else out.ctypes.data
-        threads = torch.get_num_threads()
-        if num_threads is not None:
-            threads = min(threads, num_threads)
-        call.num_threads = threads = 1 if self._small or os.getpid() != _PID else threads
+        threads = min(torch.get_num_threads(), self._most_threads, num_threads or self._most_threads)
+        call.num_threads = threads = 1 if os.getpid() != _PID else threads
         self._chunks.put(call, half if dry else None)
         call.batch = max(1, min(BATCH, call.n_chunks // (8 * threads)))
         if before is not None:

@@ -13,6 +13,7 @@ import torch
 
 __all__ = [
     "COEFFICIENTS",
+    "ELEMENTS_A_STARTED_THREAD",
     "ISA",
     "ISAS",
     "LIBRARY",
@@ -21,6 +22,7 @@ __all__ = [
     "Call",
     "available",
     "instruction_set",
+    "most_threads",
     "openmp",
     "unavailable_reason",
 ]
@@ -32,6 +34,9 @@ _POINTERS = (
 ).split()
 COEFFICIENTS = 72
 """Bytes of ``struct coefficients``."""
+
+ELEMENTS_A_STARTED_THREAD = 1 << 18
+"""Of a step: 150 us or more of work, where starting and joining a thread takes 10 to 30."""
 
 _PORTABLE = 0
 
@@ -123,8 +128,19 @@ def unavailable_reason() -> str | None:
 
 
 def openmp() -> bool:
-    """Whether the native kernel was built with OpenMP, that is, uses more than one thread."""
+    """Whether the native kernel was built with OpenMP; if not, it starts threads of its own (``team.h``)."""
     return LIBRARY is not None and bool(LIBRARY.thermoopt_openmp())
+
+
+def most_threads(elements: int, serial_below: int) -> int:
+    """Return how many threads are worth having for a number of elements: one below ``serial_below``.
+
+    Threads of a build without OpenMP are started anew in each call, so each is to have
+    :data:`ELEMENTS_A_STARTED_THREAD`.
+    """
+    if not openmp():
+        return max(1, elements // ELEMENTS_A_STARTED_THREAD)
+    return 1 if elements < serial_below else elements
 
 
 def instruction_set() -> str:

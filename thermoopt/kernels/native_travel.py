@@ -19,7 +19,7 @@ from torch import Tensor
 from thermoopt.kernels.native import Plan
 from thermoopt.kernels.native_checks import CODES, unreadable
 from thermoopt.kernels.native_chunks import CHUNK
-from thermoopt.kernels.native_library import LIBRARY
+from thermoopt.kernels.native_library import LIBRARY, most_threads
 from thermoopt.kernels.travel_layers import TravelLayers, are_views
 
 __all__ = ["TravelPlan"]
@@ -114,7 +114,7 @@ class TravelPlan(TravelLayers):
         )
         self._pointer = ctypes.byref(self._call)
         self._at = ctypes.addressof(self._call)
-        self._small = start.numel() < SERIAL_BELOW
+        self._most_threads = most_threads(start.numel(), SERIAL_BELOW)
 
     @staticmethod
     def takes(params: Sequence[Tensor], samples: Sequence[Tensor]) -> bool:
@@ -144,7 +144,7 @@ class TravelPlan(TravelLayers):
         return self._sums
 
     def _threads(self) -> int:
-        return 1 if self._small or os.getpid() != _PID else torch.get_num_threads()
+        return 1 if os.getpid() != _PID else min(torch.get_num_threads(), self._most_threads)
 
     def push(
         self,

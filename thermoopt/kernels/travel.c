@@ -14,9 +14,7 @@
  * Working on each row where it is met took as long; asking for a row's memory ahead of the step's own way, 3 % longer.
  */
 #include "travel.h"
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "team.h"
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define X86 1
@@ -284,7 +282,8 @@ static void layer(const struct travel *k, int64_t i) {
     if (forces || k->sums) parts(k, i, forces);
 }
 
-static void some(const struct travel *k, int64_t *next) {
+static void some_layers(const void *call, int64_t *next) {
+    const struct travel *k = call;
     for (;;) {
         const int64_t i = __atomic_fetch_add(next, 1, __ATOMIC_RELAXED);
         if (i >= k->n) return;
@@ -295,15 +294,7 @@ static void some(const struct travel *k, int64_t *next) {
 /* Add a step's forces, of which a step that a GradScaler skips has none; form the sums. */
 EXPORT void thermoopt_travel(const struct travel *k) {
     if (k->forces && k->found_inf && *k->found_inf != 0) return;
-    int64_t next = 0;
-#ifdef _OPENMP
-    if (k->num_threads > 1) {
-        /* as in native.c: no num_threads clause */
-#pragma omp parallel
-        if (omp_get_thread_num() < k->num_threads) some(k, &next);
-    } else
-#endif
-        some(k, &next);
+    together(some_layers, k, k->num_threads);
 }
 
 EXPORT int64_t thermoopt_travel_size(void) { return sizeof(struct travel); }
