@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from thermoopt import CollapseDetector, Observer, ThermoAdamW
+from thermoopt import CollapseDetector, Observer, ThermoAdamW, ThermoScheduler
 from thermoopt.demo.gpt import GPT, GPTConfig
 from thermoopt.diagnosis.collapse_detector import EVERY
 from thermoopt.physics.norm_balance import NU, NormMotion, sgd_shrink, steps_until, swing_rest
@@ -299,6 +299,31 @@ def test_recommendations_name_the_factor_and_the_confidence():
     assert float(match[1]) == pytest.approx(10 / forecast.repaired_decay, rel=0.05)
     assert float(match[2]) == pytest.approx(forecast.repaired_decay, rel=0.05)
     assert "in 1000 steps" in last
+
+
+@pytest.mark.parametrize("horizon", [None, 500])
+@pytest.mark.parametrize("length", [200, 1000])
+def test_no_forecast_extends_beyond_the_end_of_a_run(length, horizon):
+    """The same decay, which leaves two thirds of a norm in 200 steps and a fifth in 1000."""
+    schedulers = []
+
+    def make(params):
+        opt = adamw(0.7)(params)
+        schedulers.append(ThermoScheduler(opt, length, shape="wsd"))
+        return opt
+
+    def each(step, detector, opt):
+        schedulers[0].step()
+        detector.step()
+        if detector.observer.reading is not None:
+            seen.append(detector.forecast(W))
+
+    seen = []
+    detector, _, kept = noise(make, length, rms=0.3, horizon=horizon, each=each)
+    assert detector.observer.length == length
+    assert all(f.horizon <= max(1, length - f.step) for f in seen)
+    assert (kept[-1] < NU) is (length == 1000)
+    assert bool(detector.alarms) is (length == 1000)
 
 
 def test_a_shorter_horizon_is_forecast_and_warns_later():

@@ -81,9 +81,9 @@ def test_decay_that_is_too_high_is_found_in_a_run_of_known_length():
     ],
 )
 def test_decay_to_which_a_controller_confines_is_no_collapse(length, memory, found):
-    """lr * decay is 1 / memory throughout; noise makes the norm grow from next to nothing."""
+    """lr * decay is 1 / memory throughout; noise holds the rms at lr sqrt(memory / 2), a little below the start."""
     net = nn.Linear(8, 8, bias=False)
-    nn.init.normal_(net.weight, std=1e-3)
+    nn.init.normal_(net.weight, std=1.2e-2 * (memory / 2) ** 0.5)
     opt = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=100 / memory)
     scheduler = None if length is None else ThermoScheduler(opt, length, shape="wsd")
     observer = Observer(net, opt, log_every=1)
@@ -96,3 +96,27 @@ def test_decay_to_which_a_controller_confines_is_no_collapse(length, memory, fou
     report = diagnose(observer)
     assert report.facts.get("length") == length
     assert ("1/(lr decay)" in {finding.measure for finding in report.findings}) is found
+
+
+@pytest.mark.parametrize(
+    ("decay", "found"),
+    [(0.011, False), (0.1, True)],  # within 90 and 10 steps; weights rest at 1 / decay at most
+)
+def test_weights_that_grow_against_short_decay_have_not_collapsed(decay, found):
+    """Points on their way from a cloud about the origin to places some ten times as far away."""
+    rng = torch.Generator().manual_seed(0)
+    places = nn.Parameter(torch.randn(80, 2, generator=rng))
+    target = 10 * torch.randn(80, 2, generator=rng).sign()
+    opt = torch.optim.AdamW([places], lr=1.0, weight_decay=decay)
+    observer = Observer(None, opt, log_every=1)
+    start = float(places.detach().norm())
+    for _ in range(300):
+        opt.zero_grad()
+        loss = (places - target + 3 * torch.randn(80, 2, generator=rng)).square().mean()
+        loss.backward()
+        opt.step()
+        observer.step(loss=loss)
+    assert float(places.detach().norm()) > 3 * start
+    share = float(places.detach().norm()) / 160**0.5 * decay  # of the largest step that Adam takes
+    assert (share > 0.3) is found
+    assert ("weight_decay_collapse" in kinds(observer)) is found

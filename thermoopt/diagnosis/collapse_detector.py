@@ -82,7 +82,8 @@ class CollapseDetector:
         optimizer: the optimizer to watch. It is never modified.
         horizon: steps to forecast, at least 1; None uses the memory of Adam's second moment,
             1 / (1 - beta2), for which the present source can be trusted, or
-            :data:`~thermoopt.physics.AVERAGE` for an optimizer without one.
+            :data:`~thermoopt.physics.AVERAGE` for an optimizer without one. No forecast extends beyond the
+            end of a run whose length is known (:attr:`.Observer.length`).
         observer: the observer whose readings to use; None creates one.
 
     Raises:
@@ -325,8 +326,10 @@ class CollapseDetector:
         )
 
     def _ahead(self, rates: LayerRates) -> Array:
-        """Steps to look ahead: fewer where the newest source is not positive."""
+        """Steps to look ahead: fewer where the newest source is not positive, none beyond the run's end."""
         ahead = rates.memory if self._horizon is None else np.full(rates.lr.shape, float(self._horizon))
+        if self._observer.length is not None and self._reading is not None:
+            ahead = np.minimum(ahead, max(1, self._observer.length - self._reading.step))
         trusted = self._source(self._motions[-1], rates) > 0
         return np.where(trusted, ahead, np.minimum(ahead, AVERAGE))
 

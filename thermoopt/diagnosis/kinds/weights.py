@@ -21,6 +21,12 @@ FORGETFUL = 100.0
 """Time 1/(lr decay), in steps, below which decay erases weights while momentum (10 steps) still builds them:
 decay should act ten times more slowly (theory, section 4). Measured: at least 330 in healthy runs."""
 
+HELD = 0.125
+"""Decay times the rms of weights from which decay holds down a layer that has grown: it then takes an eighth of
+the largest step that Adam takes. Derived: in pure noise it is sqrt(1/2M) at a memory of M steps, 0.125 at 32.
+Measured at its peak: 0.065 in points laid out well in a plane (M = 53), 0.65 with ten times their decay, which
+costs 13 %; 0.19 (M = 33) and 0.38 (M = 10) in a regression to which it costs more."""
+
 ROUNDING = 0.99
 """Factor on a memory to which a controller may have raised decay: less than that is not the controller's."""
 
@@ -39,9 +45,11 @@ def weight_decay_collapse(run: Evidence) -> Finding | None:
     forecast of a converged run with tiny decay is its present norm, and the angular step of a scale-invariant
     layer is small; a run whose length is known is forecast to its end at most. HIGH for :data:`SUSTAINED`
     successive readings that reach into the second half of the run, MEDIUM for three; HIGH also if decay
-    erases a layer of any dimension within :data:`FORGETFUL` steps and has done so for as long. In a run of
-    known length that time is at most the memory to which a controller confines weights that are no longer
-    driven (:func:`~thermoopt.physics.confined_memory`, 60 to 100 steps in runs shorter than 830).
+    erases a layer of any dimension within :data:`FORGETFUL` steps and has done so for as long, while its norm
+    is no larger than at the start or decay holds it down (:data:`HELD`): a larger one shows that gradients
+    restore what decay takes. In a run of known length that time is at most the memory to which a controller
+    confines weights that are no longer driven (:func:`~thermoopt.physics.confined_memory`, 60 to 100 steps in
+    runs shorter than 830).
     """
     if not run.enough:
         return None
@@ -142,7 +150,11 @@ def _longest(falls: NDArray[np.bool_]) -> NDArray[np.int64]:
 def _long_enough(run: Evidence, rate: Array) -> NDArray[np.bool_]:
     """Whether decay erased weights within too few steps for at least FORGETFUL steps in total, ``[n]``."""
     few = FORGETFUL if run.length is None else min(FORGETFUL, ROUNDING * confined_memory(run.length))
-    return ((rate > 1 / few) * run.layer_spans[:, None]).sum(axis=0) >= FORGETFUL
+    norm = run.layers("param_norm")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        held = run.layers("wd_eff") * norm / np.sqrt(run.layers("numel")) > HELD
+    erases = (rate > 1 / few) & ((norm <= run.start) | held)
+    return (erases * run.layer_spans[:, None]).sum(axis=0) >= FORGETFUL
 
 
 def weight_decay_irrelevant(run: Evidence) -> Finding | None:
