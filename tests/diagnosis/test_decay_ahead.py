@@ -81,7 +81,7 @@ def test_decay_that_is_too_high_is_found_in_a_run_of_known_length():
     ],
 )
 def test_decay_to_which_a_controller_confines_is_no_collapse(length, memory, found):
-    """lr * decay is 1 / memory throughout; noise holds the rms at lr sqrt(memory / 2), a little below the start."""
+    """lr * decay is 1 / memory throughout; noise holds the rms at lr sqrt(memory / 2)."""
     net = nn.Linear(8, 8, bias=False)
     nn.init.normal_(net.weight, std=1.2e-2 * (memory / 2) ** 0.5)
     opt = torch.optim.AdamW(net.parameters(), lr=1e-2, weight_decay=100 / memory)

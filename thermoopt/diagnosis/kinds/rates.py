@@ -375,7 +375,7 @@ def oscillation(run: Evidence) -> Finding | None:
     left = run.loss_ratios()[1]
     lower = "Halve the learning rate, or lower beta1 if it is above 0.9."
     if run.keeps_gain(UNLEARNED):
-        confidence, advice = "LOW", f"The loss fell nevertheless. Where it could fall further: {lower.lower()}"
+        confidence, advice = "LOW", f"The loss fell nevertheless. Check whether this helps: {lower.lower()}"
     else:
         stayed = interval[1] < SWINGING_HARD and left > UNLEARNED
         confidence, advice = "HIGH" if stayed else "MEDIUM", lower

@@ -22,10 +22,10 @@ FORGETFUL = 100.0
 decay should act ten times more slowly (theory, section 4). Measured: at least 330 in healthy runs."""
 
 HELD = 0.125
-"""Decay times the rms of weights from which decay holds down a layer that has grown: it then takes an eighth of
-the largest step that Adam takes. Derived: in pure noise it is sqrt(1/2M) at a memory of M steps, 0.125 at 32.
-Measured at its peak: 0.065 in points laid out well in a plane (M = 53), 0.65 with ten times their decay, which
-costs 13 %; 0.19 (M = 33) and 0.38 (M = 10) in a regression to which it costs more."""
+"""Decay times the rms of weights from which decay holds down a layer that has grown: it then takes an eighth
+of the largest step that Adam takes. Derived: in pure noise it is sqrt(1/2M) at a memory of M steps, 0.125 at
+32. Measured: 0.065 in points laid out well in a plane (M = 53), 0.65 with ten times their decay, which costs
+13 %; 0.19 (M = 33) and 0.38 (M = 10) in a regression to which it costs more."""
 
 ROUNDING = 0.99
 """Factor on a memory to which a controller may have raised decay: less than that is not the controller's."""
