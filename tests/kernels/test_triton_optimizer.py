@@ -143,8 +143,9 @@ def test_nothing_is_read_before_it_is_recorded(monkeypatch):
     )
     opt, params = make(ema_steps=20)
     train(opt, params, range(1, STEPS))
-    assert asked == [5, 9, 13]  # the first was recorded before the table was on the device
-    assert opt.history.steps.tolist() == [1, *asked]
+    # interpreted, the first step, torch's own, is recorded before the table is where the tensors are
+    assert asked == ([5, 9, 13] if INTERPRETED else [1, 5, 9, 13])
+    assert opt.history.steps.tolist() == [1, 5, 9, 13]
 
 
 def capture(opt, monkeypatch):
