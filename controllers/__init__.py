@@ -1,8 +1,8 @@
 """Controllers close the loop from readings to scales."""
 
-from thermoopt.controllers.barostat import Barostat
 from thermoopt.controllers.base import Action, Controller, Scales, Start, check_claim, claim, restore
 from thermoopt.controllers.cooling import SHAPES, Cooling, cooling_factor
+from thermoopt.controllers.decay import Barostat
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.presets import autotune
 from thermoopt.controllers.replay import Recorder, Replay

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from thermoopt.account.reading import Reading
-from thermoopt.controllers.barostat import Barostat
 from thermoopt.controllers.base import Action, Scales, Start
 from thermoopt.controllers.cooling import Cooling, check_total_steps
+from thermoopt.controllers.decay import Barostat
 from thermoopt.controllers.lever import Lever
 from thermoopt.controllers.setpoints import DRIVEN_START, START
 from thermoopt.controllers.thermostat import Thermostat

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from thermoopt.account import running_mean
 from thermoopt.plots import (
     BLUE,
     GREEN,
@@ -21,7 +22,6 @@ from thermoopt.plots import (
     finish,
     frame,
     legend,
-    smooth,
 )
 
 __all__ = ["draw_agreement", "draw_paths", "draw_valley"]
@@ -89,8 +89,8 @@ def draw_paths(stored: dict[tuple[str, str], NDArray[np.float64]], path: Path) -
         frame(ax, model)
         mine = {schedule: paths for (m, schedule), paths in stored.items() if m == model}
         for (schedule, paths), color in zip(mine.items(), COLORS, strict=False):
-            energy = np.stack([smooth(one, 20) for one in paths[:, :, 0]])
-            steps = smooth(np.arange(1.0, paths.shape[1] + 1), 20)
+            energy = np.stack([running_mean(one, 20) for one in paths[:, :, 0]])
+            steps = running_mean(np.arange(1.0, paths.shape[1] + 1), 20)
             mean, sd = energy.mean(0), energy.std(0, ddof=int(len(paths) > 1))
             ax.plot(steps, mean, color=color, lw=1.4, label=schedule)
             ax.fill_between(

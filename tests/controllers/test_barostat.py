@@ -11,8 +11,8 @@ import torch
 
 from thermoopt import ThermoAdamW
 from thermoopt.account.reading import Reading
-from thermoopt.controllers.barostat import BOUNDS, Barostat, repaired_decay
 from thermoopt.controllers.base import Start
+from thermoopt.controllers.decay.barostat import BOUNDS, Barostat, repaired_decay
 from thermoopt.controllers.lever import Bounds
 from thermoopt.controllers.wrappers import DryRun
 from thermoopt.physics.terms import Term

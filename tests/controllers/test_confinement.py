@@ -129,7 +129,7 @@ def test_label_noise_is_not_taken_for_knowledge_by_heart():
 @pytest.mark.parametrize(("decay", "low", "high"), [(0.0, 0.0, 0.0), (0.01, 1.0, 5 / 3), (3.0, 3.0, 3.0)])
 def test_no_decay_stays_none_and_a_higher_one_is_kept(decay, low, high, monkeypatch):
     """Motion idle throughout: at lr 1e-2 and a memory of 60 steps decay may rise to 1.7, coupled or not."""
-    monkeypatch.setattr("thermoopt.controllers.barostat.idleness", lambda force, coherence: 1.0)
+    monkeypatch.setattr("thermoopt.controllers.decay.barostat.idleness", lambda force, coherence: 1.0)
     barostat = Barostat(T, couple=False)
     model = net()
     opt = ThermoAdamW(model.named_parameters(), lr=1e-2, weight_decay=decay, controller=barostat)

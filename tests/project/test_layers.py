@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -266,9 +267,9 @@ def test_controllers_load_without_optimizer_and_distributed(names, tmp_path):
             (package / folder / path.name).write_text(path.read_text())
     for single in ("__init__.py", "lazy.py"):
         (package / single).write_text((ROOT / "thermoopt" / single).read_text())
-    (package / "controllers").mkdir()
-    for path in (ROOT / "controllers").glob("*.py"):
-        (package / "controllers" / path.name).write_text(path.read_text())
+    shutil.copytree(
+        ROOT / "controllers", package / "controllers", ignore=shutil.ignore_patterns("__pycache__")
+    )
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); sys.meta_path[:] = [f for f in sys.meta_path if "
         f"'editable' not in str(f).lower()]; import {names}; "

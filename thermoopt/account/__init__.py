@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from thermoopt.account.summary import epoch_record as epoch_record
     from thermoopt.account.summary import mean as mean
     from thermoopt.account.summary import run_summary as run_summary
+    from thermoopt.account.summary import running_mean as running_mean
 
 __getattr__, __dir__ = lazy_face(
     __name__,
@@ -97,6 +98,7 @@ __getattr__, __dir__ = lazy_face(
             "epoch_record",
             "mean",
             "run_summary",
+            "running_mean",
         ),
     },
 )
@@ -134,6 +136,7 @@ __all__ = [
     "reading_lag",
     "reading_record",
     "run_summary",
+    "running_mean",
     "with_plain_names",
     "with_present_names",
 ]

@@ -11,7 +11,7 @@ from thermoopt.account.history import HistoryLike
 from thermoopt.account.reading import Reading
 from thermoopt.physics import dispersion
 
-__all__ = ["epoch_record", "mean", "run_summary"]
+__all__ = ["epoch_record", "mean", "run_summary", "running_mean"]
 
 Array = NDArray[np.float64]
 
@@ -20,6 +20,11 @@ def mean(values: Array) -> float:
     """Return the mean of the finite values, NaN if there are none."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if values.size else math.nan
+
+
+def running_mean(x: Array, width: int) -> Array:
+    """Return the means of ``width`` neighbours, ``[n - width + 1]``."""
+    return np.convolve(x, np.full(width, 1 / width), mode="valid")
 
 
 def epoch_record(history: HistoryLike, first: int, last: int) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoopt.account import ROWS_PER_EMA, HistoryLike
+from thermoopt.account import ROWS_PER_EMA, HistoryLike, running_mean
 from thermoopt.account.reading import Reading
 from thermoopt.physics import LR
 
@@ -222,11 +222,6 @@ class Evidence:
         """Type shared by all the given layers, or None."""
         types = Counter(self._types.get(name, "other") for name in layers)
         return next(iter(types)) if len(types) == 1 else None
-
-
-def running_mean(x: Array, width: int) -> Array:
-    """Means of ``width`` neighbours, ``[n - width + 1]``."""
-    return np.convolve(x, np.full(width, 1 / width), mode="valid")
 
 
 def last_quarter(x: Array) -> Array:

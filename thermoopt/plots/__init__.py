@@ -19,7 +19,6 @@ from thermoopt.plots.panels import (
     frame,
     headroom,
     legend,
-    smooth,
     words,
 )
 from thermoopt.plots.window import check_display, show_figure
@@ -49,6 +48,5 @@ __all__ = [
     "plot_entropy_split",
     "plot_layer_maps",
     "show_figure",
-    "smooth",
     "words",
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from thermoopt.account import HistoryLike
+from thermoopt.account import HistoryLike, running_mean
 from thermoopt.controllers import Action
 from thermoopt.plots.dashboard import LossCurve
 from thermoopt.plots.panels import (
@@ -31,7 +31,6 @@ from thermoopt.plots.panels import (
     layer_band,
     legend,
     line,
-    smooth,
     words,
 )
 
@@ -159,7 +158,15 @@ def _losses(ax: Axes, drawn: _Drawn) -> None:
         if len(train):
             width = max(1, len(train) // 50)
             label = None if validated else f"{run.name}: {train[-width:].mean():.3f}"
-            line(ax, smooth(x, width), smooth(train, width), color=style.color, lw=1, alpha=0.6, label=label)
+            line(
+                ax,
+                running_mean(x, width),
+                running_mean(train, width),
+                color=style.color,
+                lw=1,
+                alpha=0.6,
+                label=label,
+            )
             # the steep first steps may be cut off so that the rest stays readable
             settled += losses.train[len(train) // 20 :]
         if not validated:

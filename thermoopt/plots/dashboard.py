@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from thermoopt.account import HistoryLike
+from thermoopt.account import HistoryLike, running_mean
 from thermoopt.physics import GAUSSIAN
 from thermoopt.plots.actions import plot_actions
 from thermoopt.plots.entropy_split import plot_entropy_split, stack_parts
@@ -29,7 +29,6 @@ from thermoopt.plots.panels import (
     layer_band,
     legend,
     line,
-    smooth,
     words,
 )
 from thermoopt.plots.rates import equilibrium_panel, rates_panel
@@ -129,7 +128,7 @@ def _loss(ax: Axes, losses: LossCurve | None) -> None:
         width = max(1, len(train) // 50)
         x = np.asarray(losses.train_steps, dtype=float)
         label = f"training (mean of {width})" if width > 1 else "training"
-        line(ax, smooth(x, width), smooth(train, width), color=BLUE, lw=2, label=label)
+        line(ax, running_mean(x, width), running_mean(train, width), color=BLUE, lw=2, label=label)
     if losses.valid:
         ax.plot(losses.valid_steps, losses.valid, "o-", color=RED, ms=4, lw=1.5, label="validation")
         last = losses.valid[-1]

@@ -35,7 +35,6 @@ __all__ = [
     "layer_band",
     "legend",
     "line",
-    "smooth",
     "words",
 ]
 
@@ -220,8 +219,3 @@ def words(ax: Axes, text: str) -> None:
     """Write in the middle of an empty panel why it is empty."""
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85}
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=12, bbox=box)
-
-
-def smooth(x: Array, width: int) -> Array:
-    """Return running means of ``width`` values, ``[len(x) - width + 1]``."""
-    return np.convolve(x, np.full(width, 1 / width), mode="valid")

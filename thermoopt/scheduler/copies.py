@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -15,13 +15,26 @@ from torch.optim.lr_scheduler import LRScheduler
 from thermoopt.controllers import Controller
 from thermoopt.scheduler.plan import SchedulePlan
 
-__all__ = ["taken_apart"]
+__all__ = ["taken_apart", "told_before"]
 
 
 def taken_apart(
-    scheduler: LRScheduler, plan: SchedulePlan, controller: Controller | None, has_own_observer: bool
+    scheduler: LRScheduler,
+    own: type[LRScheduler],
+    names: Collection[str],
+    plan: SchedulePlan,
+    controller: Controller | None,
+    has_own_observer: bool,
 ) -> tuple[Any, ...]:
     """Return what pickle and deepcopy make a copy of, as ``__reduce_ex__`` does; step hooks cannot be copied.
+
+    A subclass is put together as the class it extends, whose arguments are known, and keeps what it added.
+
+    Args:
+        scheduler: the original.
+        own: the ThermoScheduler that it is or extends.
+        names: attributes that this class sets; all others are copied as they are.
+        plan, controller, has_own_observer: of the original.
 
     Raises:
         TypeError: for a scheduler whose observer was given to it: an observer is not copied.
@@ -33,28 +46,30 @@ def taken_apart(
         )
     blank = copy.deepcopy(controller)
     if blank is not None:
-        with _told_before():
+        with told_before():
             blank.reset()  # its state is in the scheduler's
-    kind, optimizer, state = type(scheduler), scheduler.optimizer, scheduler.state_dict()
-    return _put_together, (kind, optimizer, asdict(plan), blank, state)
+    parts = (own, type(scheduler), scheduler.optimizer, asdict(plan), blank, own.state_dict(scheduler))
+    return _put_together, parts, {k: v for k, v in vars(scheduler).items() if k not in names}
 
 
 @contextmanager
-def _told_before() -> Iterator[None]:
-    """Leave out what a controller says once of a run's groups: the original has said it."""
+def told_before() -> Iterator[None]:
+    """Leave out what a controller says once of a run's groups, where it has been said."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="groups differ in lr")
         yield
 
 
 def _put_together(
-    kind: Callable[..., LRScheduler],
+    own: Callable[..., LRScheduler],
+    kind: type[LRScheduler],
     optimizer: Optimizer,
     plan: Mapping[str, Any],
     controller: Controller | None,
     state: dict[str, Any],
 ) -> LRScheduler:
-    with _told_before():
-        scheduler = kind(optimizer, **plan, controller=controller)
+    with told_before():
+        scheduler = own(optimizer, **plan, controller=controller)
         scheduler.load_state_dict(state)
+    scheduler.__class__ = kind
     return scheduler

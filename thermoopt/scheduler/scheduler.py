@@ -25,7 +25,7 @@ from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
 from thermoopt.physics.travel import Weights
 from thermoopt.scheduler.arguments import check_control, check_lr
 from thermoopt.scheduler.clock import count_steps
-from thermoopt.scheduler.copies import taken_apart
+from thermoopt.scheduler.copies import taken_apart, told_before
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, scaled_lrs, untracked, write_lrs
 from thermoopt.tensors import follow_groups, same_members
 from thermoopt.traits import put_run_length
@@ -129,6 +129,7 @@ class ThermoScheduler(LRScheduler):
         observer: Observer | None = None,
         last_epoch: int = -1,
     ) -> None:
+        of_subclass = set(vars(self))
         check_hookable(optimizer)
         check_lr(optimizer)
         self._plan = SchedulePlan(total_steps, warmup_steps, shape, eta_min, rate)
@@ -166,6 +167,9 @@ class ThermoScheduler(LRScheduler):
         own = weakref.ref(self)
         weakref.finalize(self, count_steps(optimizer, lambda: _count(own)))
         put_run_length(optimizer, self._plan.length, controller)
+        # a controller that goes on with an earlier run keeps what it knows of that
+        self._may_begin_anew = controller is not None and not controller.begun
+        self._own_names = frozenset(vars(self)) - of_subclass | {"_own_names"}
         self._advance()
 
     def step(self, loss: float | Tensor | Reading | None = None) -> None:
@@ -259,6 +263,7 @@ class ThermoScheduler(LRScheduler):
         members = [list(group["params"]) for group in groups]
         if same_members(members, self._members):
             return
+        self._begin_anew()
         kept = follow_groups(self._members, members)
         if self._start is not None:
             for group, old in zip(groups, kept, strict=True):
@@ -275,6 +280,14 @@ class ThermoScheduler(LRScheduler):
         self._held, self._members = held, members
         self.base_lrs = [copied(own.base) for own in held]
         self._attach()
+
+    def _begin_anew(self) -> None:
+        """Let the controller begin with groups that came before it saw a step, as a ThermoAdamW's does."""
+        if self._seen == 0 and self._start is not None and self._may_begin_anew:
+            assert self._controller is not None
+            with told_before():
+                self._controller.reset()
+            self._seen = -1
 
     def _attach(self) -> None:
         """Describe the parameters to the controller, as they were when they were added."""
@@ -390,7 +403,8 @@ class ThermoScheduler(LRScheduler):
         self._write()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return taken_apart(self, self._plan, self._controller, self._has_own_observer)
+        about = self._plan, self._controller, self._has_own_observer
+        return taken_apart(self, ThermoScheduler, self._own_names, *about)
 
 
 def _count(scheduler: weakref.ref[ThermoScheduler]) -> None:

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, last_quarter, median, running_mean
+from thermoopt.account import running_mean
+from thermoopt.diagnosis.evidence import MIN_READINGS, Evidence, last_quarter, median
 from thermoopt.diagnosis.finding import Finding, two_digits
 
 __all__ = ["nothing_learned", "progress_lost"]

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start
-from thermoopt.controllers.cohorts import DecayGroup
 from thermoopt.controllers.cooling import check_total_steps
+from thermoopt.controllers.decay.group import DecayGroup
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.setpoints import EQUILIBRATION, Evidence
 from thermoopt.controllers.units import TRAINED, layer_units, trained_share
@@ -52,8 +52,9 @@ class Barostat(Controller):
     dimensions that have had a gradient since the last reading and did not start at zero. Groups without any
     keep scale 1, so decay 0 stays 0.
 
-    *Bound*, for layers of any dimension: no more decay than large or fast layers can bear, such as constants
-    of physics (:func:`thermoopt.physics.bearable`).
+    *Bound*, for layers of any dimension: no more decay than a group's layers can bear at their unit
+    (:func:`.units.layer_units`) and rate, such as constants of physics (:func:`thermoopt.physics.bearable`).
+    A large constant of a network counts at the unit of the matrices: give it a group with ``weight_decay=0``.
 
     *Coupling* preserves the equilibrium norm :math:`\sqrt{\eta d/2\lambda}` during a schedule,
 
