@@ -6,6 +6,7 @@ from thermoopt.controllers.decay import Barostat
 from thermoopt.controllers.lever import Bounds, Lever
 from thermoopt.controllers.presets import autotune
 from thermoopt.controllers.replay import Recorder, Replay
+from thermoopt.controllers.saved import check_numbers
 from thermoopt.controllers.setpoints import Signals, Wanted
 from thermoopt.controllers.thermostat import Thermostat
 from thermoopt.controllers.wrappers import Chain, DryRun
@@ -31,6 +32,7 @@ __all__ = [
     "Wanted",
     "autotune",
     "check_claim",
+    "check_numbers",
     "claim",
     "cooling_factor",
     "restore",

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeGuard
 
 from thermoopt.account.reading import Reading
+from thermoopt.controllers.saved import check_numbers
 from thermoopt.physics import Standing
 from thermoopt.physics.travel import Weights
 
@@ -232,6 +233,25 @@ class Controller(ABC):
         It is stored as JSON (:mod:`thermoopt.account.json_state`).
         """
 
+    numeric = False
+    """Whether the numbers of its state are finite: a saved state in which one is not is refused."""
+
+    def check_state(self, state: Mapping[str, Any], where: str) -> None:
+        """Check the numbers of a saved state; nothing changes.
+
+        Args:
+            state: the result of :meth:`state_dict`, perhaps of another version.
+            where: what to call it in a message.
+
+        Raises:
+            ValueError: naming the key, its value and what is allowed.
+        """
+        if self.numeric:
+            told = ("log", "standing")  # evidence may be unknown there
+            check_numbers(
+                {k: v for k, v in state.items() if k not in told}, self.state_dict(), where, gaps=True
+            )
+
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of :meth:`state_dict`."""
@@ -294,11 +314,16 @@ def restore(controller: Controller, state: Mapping[str, Any]) -> None:
         state: the result of its :meth:`Controller.state_dict`, perhaps written by another version.
 
     Raises:
-        ValueError: if the state does not fit; the message says what it lacks and what to do.
+        ValueError: if the state does not fit; the message says what it lacks and what to do, or which number
+            of it is none.
     """
     before = controller.state_dict()
     try:
+        controller.check_state(state, "the saved controller")
         controller.load_state_dict(state)
+    except ValueError:
+        controller.load_state_dict(before)
+        raise
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         controller.load_state_dict(before)
         raise ValueError(

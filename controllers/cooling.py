@@ -117,6 +117,8 @@ class Cooling(Controller):
         ValueError: for values out of range; the message names the argument.
     """
 
+    numeric = True
+
     def __init__(
         self,
         total_steps: int | None,

@@ -11,6 +11,7 @@ from typing import Any
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Controller, Scales
+from thermoopt.controllers.saved import check_numbers
 from thermoopt.controllers.wrappers import Wrapper
 
 __all__ = ["Recorder", "Replay"]
@@ -75,6 +76,11 @@ class Recorder(Wrapper):
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's class and state, and the trajectory."""
         return {**super().state_dict(), "trajectory": self.trajectory}
+
+    def check_state(self, state: Mapping[str, Any], where: str) -> None:
+        """Check the numbers of the controller's state and of the trajectory."""
+        super().check_state(state, where)
+        check_numbers(state["trajectory"], 1.0, f"{where}['trajectory']")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of :meth:`state_dict`."""

@@ -80,6 +80,8 @@ class Thermostat(Controller):
         TypeError: for an option that the law does not take.
     """
 
+    numeric = True
+
     def __init__(
         self,
         setpoint: str | Callable[[Signals], Any] = "driven_diffusion",
@@ -167,8 +169,6 @@ class Thermostat(Controller):
     def begun(self) -> bool:
         """Whether it has returned a step's scales."""
         return self._begun > 0
-
-    # -------------------------------------------------------------- the loop
 
     def attach(self, start: Start) -> None:
         """Receive the layers' units and the groups' lr.

@@ -9,6 +9,7 @@ from typing import Any
 
 from thermoopt.account.reading import Reading
 from thermoopt.controllers.base import Action, Controller, Scales, Start, is_several
+from thermoopt.controllers.saved import check_numbers
 from thermoopt.physics import Standing
 from thermoopt.physics.travel import Weights
 
@@ -213,6 +214,13 @@ class Chain(Controller):
             ]
         }
 
+    def check_state(self, state: Mapping[str, Any], where: str) -> None:
+        """Check the numbers of all members' states and of their layer factors."""
+        for i, (controller, saved) in enumerate(zip(self.controllers, state["members"], strict=False)):
+            here = f"{where}['members'][{i}]"
+            controller.check_state(saved["state"], f"{here}['state']")
+            check_numbers(saved["layers"], 1.0, f"{here}['layers']")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of :meth:`state_dict`.
 
@@ -300,6 +308,10 @@ class Wrapper(Controller):
     def state_dict(self) -> dict[str, Any]:
         """Return the controller's class and state."""
         return {"class": type(self.controller).__name__, "state": self.controller.state_dict()}
+
+    def check_state(self, state: Mapping[str, Any], where: str) -> None:
+        """Check the numbers of the controller's state."""
+        self.controller.check_state(state["state"], f"{where}['state']")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the result of :meth:`state_dict`.

@@ -104,6 +104,8 @@ class Barostat(Controller):
         arXiv 2405.13698.
     """
 
+    numeric = True
+
     def __init__(
         self,
         total_steps: int | None = None,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from thermoopt import ThermoAdamW, autotune
+from thermoopt import ThermoAdamW, ThermoScheduler, autotune
 from thermoopt.controllers import Barostat, Chain, Cooling, Thermostat
 from thermoopt.controllers.base import Start
 from thermoopt.controllers.presets import fresh_kappa
@@ -140,3 +140,47 @@ def test_a_resumed_run_goes_on_bit_for_bit():
     run(other, resumed, batches[20:])
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def scheduled(layers, given):
+    """A scheduler over the first layers of a stack, to which the others are added; rates of each step."""
+    model = stack(layers)
+    parts = [list(m.parameters()) for m in model if isinstance(m, nn.Linear)]
+    optimizer = torch.optim.AdamW([{"params": part} for part in parts[:given]])
+    scheduler = ThermoScheduler(optimizer, 40, shape="constant", controller=autotune(40))
+    for part in parts[given:]:
+        optimizer.add_param_group({"params": part})
+    rates = []
+    for step in range(12):
+        optimizer.zero_grad()
+        rng = torch.Generator().manual_seed(step)
+        F.cross_entropy(model(torch.randn(32, 64, generator=rng)), torch.arange(32) % 10).backward()
+        if step == 0:  # at the same rates, which the scheduler had no occasion to write
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-5
+        optimizer.step()
+        scheduler.step()
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    return torch.tensor(rates), scheduler
+
+
+def test_groups_that_a_scheduler_gets_before_the_first_step_count():
+    whole, _ = scheduled(20, 20)
+    grown, scheduler = scheduled(20, 4)
+    assert grown == pytest.approx(whole, rel=1e-3)
+    assert scheduler.controller.state_dict()["members"][0]["state"]["kappa"] == pytest.approx(0.2)
+
+
+def test_a_controller_that_goes_on_with_a_run_does_not_begin_anew():
+    _, scheduler = scheduled(4, 4)
+    controller = copy.deepcopy(scheduler.controller)  # belongs to nobody yet
+    model = stack(5)
+    parts = [list(m.parameters()) for m in model if isinstance(m, nn.Linear)]
+    optimizer = torch.optim.AdamW([{"params": part} for part in parts[:4]])
+    again = ThermoScheduler(optimizer, 40, shape="constant", controller=controller)
+    optimizer.add_param_group({"params": parts[4]})
+    readings = controller.state_dict()["members"][0]["state"]["readings"]
+    F.cross_entropy(model(torch.randn(32, 64)), torch.arange(32) % 10).backward()
+    optimizer.step()
+    again.step()
+    assert controller.state_dict()["members"][0]["state"]["readings"] >= readings > 0

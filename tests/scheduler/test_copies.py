@@ -100,3 +100,34 @@ def test_it_is_resumed_wherever_it_is_made(make, order):
     for n, o, s in ((net, opt, scheduler), (twin, other, again)):
         train(n, o, 27, scheduler=s, start=13)
     assert_same_bits(net, opt, twin, other)
+
+
+class Named(ThermoScheduler):
+    """With arguments, state and a way of its own; it also refers to itself."""
+
+    def __init__(self, optimizer, name, *, length):
+        self.name, self.calls = name, []
+        super().__init__(optimizer, length, warmup_steps=5)
+        self.again = self.step
+
+    def step(self, loss=None):
+        self.calls.append(self.last_epoch)
+        super().step(loss)
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_of_a_subclass_keeps_what_it_added(clone):
+    net = model()
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = Named(opt, "mine", length=40)
+    train(net, opt, 10, scheduler=scheduler)
+    twin, other, again = clone((net, opt, scheduler))
+    assert type(again) is Named
+    assert again.name == "mine"
+    assert again.calls == scheduler.calls
+    assert again.calls is not scheduler.calls
+    assert again.again.__self__ is again
+    for n, o, s in ((net, opt, scheduler), (twin, other, again)):
+        train(n, o, 20, scheduler=s, start=10)
+    assert_same_bits(net, opt, twin, other)
+    assert len(again.calls) == len(scheduler.calls) == 31  # torch's constructor calls step() once

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from thermoopt.controllers import Controller
+from thermoopt.account import from_leaf
+from thermoopt.controllers import Controller, check_numbers
 from thermoopt.tensors import check_whole
 
 __all__ = [
@@ -23,7 +24,7 @@ __all__ = [
     "check_count",
     "check_hookable",
     "check_materialized",
-    "check_order",
+    "check_saved",
     "drop_foreign_state",
     "inner_optimizer",
     "plain_number",
@@ -33,6 +34,10 @@ __all__ = [
 
 EMA_STEPS = 50
 """Default length of an average, in steps: long compared with batch noise, short compared with a run."""
+
+
+BY_LAYER = ("layer_factors", "start_rms")
+"""Numbers of layers that a group keeps; averages and sums of a diverging run may be anything."""
 
 
 def check_arguments(
@@ -221,7 +226,36 @@ def plain_number(x: Any) -> Any:
     return x.item() if isinstance(x, np.generic) else x
 
 
-def check_order(groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
+def check_saved(
+    groups: Sequence[Mapping[str, Any]],
+    saved: Sequence[Mapping[str, Any]],
+    key: str,
+    controller: Controller | None,
+) -> None:
+    """Refuse a checkpoint of parameters in another order, or in which a number of ours is none.
+
+    Args:
+        groups, saved: the parameter groups, and those of the checkpoint.
+        key: where they hold what is ours: scales, rates at the start, counters, the controller's state.
+        controller: which goes on with its own.
+
+    Raises:
+        ValueError: naming what is wrong; nothing has changed then.
+    """
+    _check_order(groups, saved)
+    for i, group in enumerate(saved):
+        for name, value in group.get(key, {}).items():
+            where = f"state_dict['param_groups'][{i}]['{key}'][{name!r}]"
+            several = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0
+            if name == "controller":
+                if controller is not None:
+                    controller.check_state(from_leaf(value), where)
+            elif not several or name in BY_LAYER:
+                plain = value.tolist() if isinstance(value, Tensor) else value
+                check_numbers(plain, 1.0, where, gaps=name.startswith("loss_"))
+
+
+def _check_order(groups: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> None:
     """Refuse a checkpoint of the same named parameters in another order: state is loaded by position.
 
     Raises:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from thermoopt.account import History, Ledger, if_alive, is_measured
-from thermoopt.adamw.arguments import averaging_steps, check_arguments, check_materialized, check_order
+from thermoopt.adamw.arguments import averaging_steps, check_arguments, check_materialized, check_saved
 from thermoopt.adamw.backends import choose_backend
 from thermoopt.adamw.compiled import (
     Traceable,
@@ -341,7 +341,7 @@ class ThermoAdamW(LoopView, torch.optim.AdamW):
         state = dict(state)
         setup = state.pop("_thermo_setup", None)
         if setup is None:
-            check_order(self.param_groups, state["param_groups"])
+            check_saved(self.param_groups, state["param_groups"], KEY, self.controller)
         super().__setstate__(state)
         if setup is not None:
             setup = {**setup, "backend": choose_backend(setup["backend"], self.param_groups)}

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from torch.optim import Optimizer
 
+from thermoopt.account import from_leaf
 from thermoopt.adamw import ThermoAdamW, check_materialized
-from thermoopt.controllers import Controller, Cooling
+from thermoopt.controllers import Controller, Cooling, check_numbers
 from thermoopt.observer import Observer
 from thermoopt.tensors import check_whole
 from thermoopt.traits import found_factor
 
-__all__ = ["check_control", "check_lr"]
+__all__ = ["check_control", "check_lr", "check_state", "observer_first"]
+
+
+def observer_first(init: Callable[..., None]) -> Callable[..., None]:
+    """Accept an observer before the optimizer: ``ThermoScheduler(observer, optimizer, ...)``."""
+
+    @functools.wraps(init)
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
+        if args and isinstance(args[0], Observer):
+            init(self, *args[1:], observer=args[0], **kwargs)
+        else:
+            init(self, *args, **kwargs)
+
+    return wrapper
 
 
 def _parts(controller: Controller) -> Iterator[Controller]:
@@ -63,3 +79,14 @@ def check_control(
         )
     if isinstance(optimizer, ThermoAdamW) and optimizer.controller is not None:
         raise ValueError("controller must be None for a ThermoAdamW that has a controller of its own")
+
+
+def check_state(state: Mapping[str, Any], controller: Controller | None) -> None:
+    """Raise ValueError if a number of a saved scheduler or of its controller is none; nothing has changed."""
+    groups = [{k: v for k, v in group.items() if k != "owns_wd"} for group in state["groups"]]
+    numbers = {key: state[key] for key in ("last_epoch", "taken", "step_count")}
+    check_numbers({**numbers, "groups": groups, "rms": state.get("rms", {})}, 1.0, "state_dict")
+    for key in ("layer_factors", "handed_on"):
+        check_numbers(from_leaf(state.get(key, "{}")), 1.0, f"state_dict[{key!r}]")
+    if controller is not None and state["controller"] is not None:
+        controller.check_state(from_leaf(state["controller"]), "state_dict['controller']")

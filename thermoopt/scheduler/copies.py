@@ -6,14 +6,12 @@ import copy
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from thermoopt.controllers import Controller
-from thermoopt.scheduler.plan import SchedulePlan
 
 __all__ = ["taken_apart", "told_before"]
 
@@ -22,7 +20,6 @@ def taken_apart(
     scheduler: LRScheduler,
     own: type[LRScheduler],
     names: Collection[str],
-    plan: SchedulePlan,
     controller: Controller | None,
     has_own_observer: bool,
 ) -> tuple[Any, ...]:
@@ -34,7 +31,7 @@ def taken_apart(
         scheduler: the original.
         own: the ThermoScheduler that it is or extends.
         names: attributes that this class sets; all others are copied as they are.
-        plan, controller, has_own_observer: of the original.
+        controller, has_own_observer: of the original.
 
     Raises:
         TypeError: for a scheduler whose observer was given to it: an observer is not copied.
@@ -48,7 +45,8 @@ def taken_apart(
     if blank is not None:
         with told_before():
             blank.reset()  # its state is in the scheduler's
-    parts = (own, type(scheduler), scheduler.optimizer, asdict(plan), blank, own.state_dict(scheduler))
+    state = own.state_dict(scheduler)
+    parts = (own, type(scheduler), scheduler.optimizer, state["plan"], blank, state)
     return _put_together, parts, {k: v for k, v in vars(scheduler).items() if k not in names}
 
 

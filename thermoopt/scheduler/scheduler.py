@@ -7,7 +7,7 @@ import math
 import numbers
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from thermoopt.adamw import EMA_STEPS, ThermoAdamW, check_hookable
 from thermoopt.controllers import Controller, Scales, Start, check_claim, claim, restore
 from thermoopt.observer import LOG_EVERY, CarriedTravel, Observer
 from thermoopt.physics.travel import Weights
-from thermoopt.scheduler.arguments import check_control, check_lr
+from thermoopt.scheduler.arguments import check_control, check_lr, check_state, observer_first
 from thermoopt.scheduler.clock import count_steps
 from thermoopt.scheduler.copies import taken_apart, told_before
 from thermoopt.scheduler.plan import GroupSchedule, SchedulePlan, copied, scaled_lrs, untracked, write_lrs
@@ -34,19 +34,6 @@ __all__ = ["ThermoScheduler"]
 
 ROUNDING = 1e-12
 """Share of a group's lr that counts as 0: shapes end there to rounding."""
-
-
-def _observer_first(init: Callable[..., None]) -> Callable[..., None]:
-    """Accept an observer before the optimizer: ``ThermoScheduler(observer, optimizer, ...)``."""
-
-    @functools.wraps(init)
-    def wrapper(self: ThermoScheduler, *args: Any, **kwargs: Any) -> None:
-        if args and isinstance(args[0], Observer):
-            init(self, *args[1:], observer=args[0], **kwargs)
-        else:
-            init(self, *args, **kwargs)
-
-    return wrapper
 
 
 class ThermoScheduler(LRScheduler):
@@ -115,7 +102,7 @@ class ThermoScheduler(LRScheduler):
         linear to zero: arXiv 2502.15938; 1 - sqrt: arXiv 2405.18392; 1/t: arXiv 2505.10559.
     """
 
-    @_observer_first
+    @observer_first
     def __init__(
         self,
         optimizer: Optimizer,
@@ -167,8 +154,7 @@ class ThermoScheduler(LRScheduler):
         own = weakref.ref(self)
         weakref.finalize(self, count_steps(optimizer, lambda: _count(own)))
         put_run_length(optimizer, self._plan.length, controller)
-        # a controller that goes on with an earlier run keeps what it knows of that
-        self._may_begin_anew = controller is not None and not controller.begun
+        self._anew = controller is not None and not controller.begun  # else it goes on with an earlier run
         self._own_names = frozenset(vars(self)) - of_subclass | {"_own_names"}
         self._advance()
 
@@ -283,8 +269,7 @@ class ThermoScheduler(LRScheduler):
 
     def _begin_anew(self) -> None:
         """Let the controller begin with groups that came before it saw a step, as a ThermoAdamW's does."""
-        if self._seen == 0 and self._start is not None and self._may_begin_anew:
-            assert self._controller is not None
+        if self._seen == 0 and self._start is not None and self._controller is not None and self._anew:
             with told_before():
                 self._controller.reset()
             self._seen = -1
@@ -367,11 +352,13 @@ class ThermoScheduler(LRScheduler):
         the lr is recomputed as if it had always applied. Groups that the state lacks keep their base.
 
         Raises:
-            ValueError: if the state has more groups than the optimizer, before anything has changed.
+            ValueError: if the state has more groups than the optimizer, or something else where a number
+                belongs, before anything has changed.
         """
         saved, held = state_dict["groups"], len(self.optimizer.param_groups)
         if len(saved) > held:
             raise ValueError(f"the scheduler's state has {len(saved)} groups, but the optimizer has {held}")
+        check_state(state_dict, self._controller)
         self._take_in_groups()
         self.last_epoch = self._seen = int(state_dict["last_epoch"])
         self._taken = int(state_dict["taken"])
@@ -403,8 +390,7 @@ class ThermoScheduler(LRScheduler):
         self._write()
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        about = self._plan, self._controller, self._has_own_observer
-        return taken_apart(self, ThermoScheduler, self._own_names, *about)
+        return taken_apart(self, ThermoScheduler, self._own_names, self._controller, self._has_own_observer)
 
 
 def _count(scheduler: weakref.ref[ThermoScheduler]) -> None:
