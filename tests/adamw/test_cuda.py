@@ -140,14 +140,15 @@ def test_a_step_waits_for_nothing(flags, tuned):
     assert opt.steps == 1025
 
 
-def captured(opt):
-    """Warm up on a side stream, as torch wants it, and capture a step."""
+def captured(opt, lr=None):
+    """Warm up on a side stream, as torch wants it, and capture a step, at another lr if one is given."""
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             opt.step()
     torch.cuda.current_stream().wait_stream(stream)
+    opt.param_groups[0]["lr"] = opt.param_groups[0]["lr"] if lr is None else lr
     with torch.cuda.graph(graph):
         opt.step()
     return graph
@@ -171,6 +172,29 @@ def test_replays_are_measured(backend):
     assert opt.steps == eager.steps == 22
     assert opt.reading.step == 22
     np.testing.assert_allclose(opt.reading.terms, eager.reading.terms, rtol=1e-5, atol=1e-9)
+
+
+@needs_triton
+def test_replays_that_are_queued_up_take_each_its_own_rate(monkeypatch):
+    """A graph copies its rates from the host: the next ones must not overtake them, nor wait for them."""
+    mine, theirs = params(), params()
+    graphed, eager = (ThermoAdamW(named(ps), lr=1e-2, capturable=True) for ps in (mine, theirs))
+    for ps in (mine, theirs):
+        give(ps, 0)
+    graph = captured(graphed, lr=2e-2)
+    lrs = [1e-2 / k for k in range(1, 9)]
+    for lr in [1e-2] * 3 + lrs:
+        eager.param_groups[0]["lr"] = lr
+        eager.step()
+    with monkeypatch.context() as patch, no_waiting():
+        patch.setattr(torch.cuda, "synchronize", lambda device=None: pytest.fail("it waits"))
+        torch.cuda._sleep(50_000_000)
+        for lr in lrs:
+            graphed.param_groups[0]["lr"] = lr
+            graphed.before_replay()
+            graph.replay()
+    assert graphed.steps == eager.steps == 11
+    assert all(torch.equal(p, q) for p, q in zip(mine, theirs, strict=True))
 
 
 @needs_triton

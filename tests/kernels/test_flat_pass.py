@@ -113,3 +113,16 @@ def test_what_it_leaves_to_others():
     assert not is_flat(LayerTensors(**{**vars(x), "grad": torch.ones(4, 4).t()[:2].t()}))
     assert not is_flat(LayerTensors(**{**vars(x), "param": x.param.double()}))
     assert not is_flat(LayerTensors(**{**vars(x), "param": torch.ones(8, dtype=torch.complex64)}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_is_for_models(dtype):
+    layers = world([ROW + 3, 5], torch.float32, "cpu")
+    sums = FlatPass([ROW + 3, 5], torch.device("cpu")).measure(layers, constants(layers, "cpu"))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        flat = FlatPass([ROW + 3, 5], torch.device("cpu"))
+        assert torch.equal(flat.measure(layers, constants(layers, "cpu")), sums)
+    finally:
+        torch.set_default_dtype(before)

@@ -91,3 +91,32 @@ def test_a_channels_last_network_is_stepped_in_one_pass():
     (batch,) = optimizer._backend._plans._known.values()
     assert len(batch.owners) == 2
     assert optimizer.reading.step == 3
+
+
+@pytest.fixture
+def default_dtype(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+@needs_kernels
+@pytest.mark.parametrize("default_dtype", [torch.bfloat16, torch.float64], indirect=True)
+def test_the_default_dtype_is_for_models(default_dtype, monkeypatch):
+    """Tables and partial sums keep their own, and so do step counts."""
+    sizes = [BLOCK + 3, 7]
+    w = world(sizes, step=1)
+    w.steps = [x.float() for x in w.steps]
+    assert plan(w)._partials.dtype == torch.float32
+    before = clone(w)
+    check(w, before, plan(w).step(w.grads, **HYPER), **HYPER)
+    kernels.trial.cache_clear()
+    assert kernels.trial() is None
+    p = torch.nn.Parameter(torch.ones(5, dtype=torch.float32, device=DEVICE))
+    optimizer = ThermoAdamW([p], backend="triton")
+    for _ in range(2):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert len(optimizer._backend._plans._known) == 1
+    assert optimizer.reading.step == 2

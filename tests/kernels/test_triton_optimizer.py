@@ -14,7 +14,7 @@ from thermoopt.account import ledger as ledger_module
 from thermoopt.adamw import control_loop, one_pass, optimizer, plans
 from thermoopt.controllers import Chain, Cooling, Thermostat
 from thermoopt.kernels import triton as kernels
-from thermoopt.kernels import triton_travel
+from thermoopt.kernels import triton_launch, triton_travel
 from thermoopt.kernels.triton_travel import DeviceTravelPlan
 from thermoopt.observer import step_hooks
 from thermoopt.tensors import travel_bucket
@@ -271,6 +271,7 @@ def test_an_observer_reads_with_the_same_kernel(monkeypatch):
 
 
 def test_a_trial_finds_what_does_not_compile(monkeypatch):
+    monkeypatch.setattr(triton_launch, "KEEPS", triton_launch.KEEPS)
     kernels.trial.cache_clear()
     assert kernels.trial() is None
     kernels.trial.cache_clear()
@@ -280,6 +281,34 @@ def test_a_trial_finds_what_does_not_compile(monkeypatch):
 
     monkeypatch.setattr(kernels.Plan, "_launch", broken)
     assert "do not compile: RuntimeError: Failed to find C compiler." in kernels.trial()
+    kernels.trial.cache_clear()
+
+
+class Strange(Silent):
+    """A launch of a compiled kernel by a Triton that wants something else than those before it."""
+
+    def __getitem__(self, grid):
+        def launch(*args):
+            raise TypeError("launch() missing 1 required positional argument: 'scratch'")
+
+        return launch
+
+
+@pytest.mark.parametrize("kernel", ["settings", "adamw", "account"])
+def test_a_trial_gives_up_repeating_launches_where_that_fails(monkeypatch, kernel):
+    """Before any step of a model, whose first would succeed and whose second would not."""
+    true = triton_launch.Launch.__call__
+
+    def call(self, function, *args, **kwargs):
+        true(self, function, *args, **kwargs)
+        if self._compiled is None and triton_launch.KEEPS and kwargs.get("owned", True):
+            self._compiled = Strange() if function is getattr(kernels, f"{kernel}_kernel") else None
+
+    monkeypatch.setattr(triton_launch, "KEEPS", True)
+    monkeypatch.setattr(triton_launch.Launch, "__call__", call)
+    kernels.trial.cache_clear()
+    assert kernels.trial() is None
+    assert triton_launch.KEEPS is False
     kernels.trial.cache_clear()
 
 

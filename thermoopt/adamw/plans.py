@@ -19,7 +19,7 @@ from thermoopt.account import Ledger, PendingSums, layer_names
 from thermoopt.adamw.rates import Rates, Rows, kernel_rates, spread
 from thermoopt.adamw.sorting import Columns, Place, Sorted, Sorting
 from thermoopt.adamw.torch_sums import torch_sums
-from thermoopt.tensors import WARM_UP, Fetch, capturing, is_distributed, local, same_objects
+from thermoopt.tensors import WARM_UP, Fetch, capturing, is_distributed, local, same_objects, send
 
 __all__ = ["Batch", "PlanCache", "account"]
 
@@ -104,7 +104,7 @@ class PlanCache:
                 if not takes or p in self._refused:
                     out.rest.append((layer, i, j))
                 elif not state:
-                    step = torch.zeros((), device=p.device)
+                    step = torch.zeros((), dtype=torch.float32, device=p.device)
                     shard = local(p)
                     able = self._kernel.ineligible(shard, local(g, p), shard, shard, None, step) is None
                     (out.fresh if able else out.rest).append((layer, i, j))
@@ -311,7 +311,8 @@ def _enter(pending: PendingSums, where: slice, optimizer: Optimizer, batch: Batc
         array, value = getattr(pending, name), batch.rates[key]
         if isinstance(value, Tensor):
             if "factor" in batch.rates and key == "lr":
-                value = value * torch.as_tensor(batch.rates["factor"]).to(value)
+                factor = batch.rates["factor"]
+                value = value * (send(factor, value.device) if isinstance(factor, np.ndarray) else factor)
             pending.late.append((array, columns, Fetch(value.expand(len(columns)))))
         else:
             array[where] = value

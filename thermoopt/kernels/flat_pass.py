@@ -109,7 +109,7 @@ class FlatPass:
         # raw moments: P' = 1 / (sqrt(v) + eps sqrt(bc2)) = P / sqrt(bc2)
         scaled = torch.stack([1 - beta1, 1 - beta2, eps * bc2.sqrt(), eps**2 * bc2, constants[4]])
         rows = []
-        buffers = torch.empty(_BUFFERS, self._rows * ROW, device=self._device)
+        buffers = torch.empty(_BUFFERS, self._rows * ROW, dtype=torch.float32, device=self._device)
         amsgrad = any(layer.amsgrad for layer in layers)
         for pack in self._packs:
             flat = buffers[:, : pack.rows * ROW]

@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from thermoopt.kernels import triton_launch
 from thermoopt.kernels.look import Look
 from thermoopt.kernels.triton_account import account_kernel
 from thermoopt.kernels.triton_checks import (
@@ -53,13 +54,14 @@ from thermoopt.kernels.triton_kernels import (
 )
 from thermoopt.kernels.triton_launch import Launch
 from thermoopt.kernels.triton_tables import DeviceNumbers, Setting, SettingsTable
+from thermoopt.kernels.triton_trial import two_steps
 from thermoopt.physics.sums import Sum
 
 if IMPORT_ERROR is None:
     import triton
     import triton.language as tl
 
-__all__ = ["Plan", "Setting", "available", "ineligible", "unavailable_reason"]
+__all__ = ["INTERPRETED", "Plan", "Setting", "available", "ineligible", "unavailable_reason"]
 
 NUM_WARPS = 4
 """Warps per program: with 80 registers a thread (ptxas) six programs fit a multiprocessor (unmeasured)."""
@@ -83,21 +85,16 @@ ON_DEVICE = True
 
 @functools.cache
 def trial() -> str | None:
-    """Take a step of two small tensors; return why the kernels cannot be compiled or run here, or ``None``.
+    """Take two steps of two small tensors; return why the kernels cannot be compiled or run here, or None.
 
-    The first trial in a process compiles the kernels, or finds them in Triton's cache.
+    The first trial in a process compiles the kernels, or finds them in Triton's cache. Where a second step
+    fails because it repeats the launches of the first, Triton looks at every launch from then on.
     """
-    try:
-        p, m, v = ([torch.zeros(8, device="cpu" if INTERPRETED else "cuda") for _ in "ab"] for _ in "pmv")
-        steps = [torch.zeros((), device=p[0].device) for _ in p]
-        plan = Plan(p, m, v, [None, None], steps)
-        numbers: dict[str, Any] = {"lr": 0.0, "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-        sums = plan.step([torch.ones_like(x) for x in p], **numbers, maximize=False)
-        found = None if sums is None else float(sums[0, Sum.GG])
-    except Exception as error:  # whatever a compiler, its cache or the driver raise
-        what = str(error).strip().partition("\n")[0]
-        return f"its kernels do not compile: {type(error).__name__}: {what}"
-    return None if found == 8.0 else f"a step of two tensors gave {found}, not 8.0"
+    reason = two_steps(Plan)
+    if reason is not None and triton_launch.KEEPS:
+        triton_launch.KEEPS = False
+        reason = two_steps(Plan)
+    return reason
 
 
 def available() -> bool:
@@ -180,7 +177,7 @@ class Plan:
         self._chunks = ChunkMap(cut, self._numels, self._chunk, self._device)
         self._launch_parts = [Launch() for _ in self._chunks.parts]
         # allocated here: memory allocated during a capture belongs to its graph
-        self._partials = torch.empty(len(Sum), self._chunks.count, device=self._device)
+        self._partials = torch.empty(len(Sum), self._chunks.count, dtype=torch.float32, device=self._device)
 
     @property
     def t(self) -> Tensor:

@@ -64,13 +64,12 @@ class DeviceNumbers:
             self._kept.append(self._spare)
             host, self._spare = self._spare.copy_(host), None
         elif self._cuda:
-            if self._kept and not self._baked:  # replays that are still to run may read these blocks
-                torch.cuda.synchronize(self.tensor.device)
-                for block in self._kept:
-                    block.copy_(host)
             host = host.pin_memory()
             self._set_aside()
         self.tensor.copy_(host, non_blocking=self._cuda)
+        if self._kept and not (self._baked or capturing):
+            for block in self._kept:  # from the device, after the replays before that have yet to read them
+                block.copy_(self.tensor, non_blocking=True)
         self.sent = numbers.copy()
 
     def _set_aside(self) -> None:

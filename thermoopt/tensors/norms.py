@@ -31,7 +31,8 @@ def root_mean_squares(params: Sequence[Tensor]) -> Tensor:
     sharding = Sharding(params)
     if sharding:
         squares = sharding.add(squares)
-    return (squares[:, 0] / torch.tensor([max(1, real_elements(p)) for p in params], device="cpu")).sqrt()
+    sizes = [max(1, real_elements(p)) for p in params]
+    return (squares[:, 0] / torch.tensor(sizes, dtype=torch.float64, device="cpu")).sqrt()
 
 
 def _square(x: Tensor) -> Tensor:
