@@ -339,9 +339,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    import triton  # there is one: the kernels are available
+
     begun = time.perf_counter()
     where = "CPU, interpreted: no measurement" if options.dry_run else torch.cuda.get_device_name()
-    say(f"{where}, torch {torch.__version__}, CUDA {torch.version.cuda}, triton {kernels.triton.__version__}")
+    say(f"{where}, torch {torch.__version__}, CUDA {torch.version.cuda}, triton {triton.__version__}")
     reason = kernels.trial()
     say(f"first compilation, or its cache: {time.perf_counter() - begun:.1f} s {reason or ''}")
     say(f"against float64: {'; '.join(wrong()) or 'step and sums agree'}")

@@ -271,7 +271,6 @@ def test_an_observer_reads_with_the_same_kernel(monkeypatch):
 
 
 def test_a_trial_finds_what_does_not_compile(monkeypatch):
-    monkeypatch.setattr(triton_launch, "KEEPS", triton_launch.KEEPS)
     kernels.trial.cache_clear()
     assert kernels.trial() is None
     kernels.trial.cache_clear()
@@ -280,7 +279,9 @@ def test_a_trial_finds_what_does_not_compile(monkeypatch):
         raise RuntimeError("Failed to find C compiler.\nmore")
 
     monkeypatch.setattr(kernels.Plan, "_launch", broken)
+    monkeypatch.setattr(triton_launch, "KEEPS", True)
     assert "do not compile: RuntimeError: Failed to find C compiler." in kernels.trial()
+    assert triton_launch.KEEPS is True
     kernels.trial.cache_clear()
 
 

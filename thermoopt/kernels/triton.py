@@ -58,7 +58,6 @@ from thermoopt.kernels.triton_trial import two_steps
 from thermoopt.physics.sums import Sum
 
 if IMPORT_ERROR is None:
-    import triton
     import triton.language as tl
 
 __all__ = ["INTERPRETED", "Plan", "Setting", "available", "ineligible", "unavailable_reason"]
@@ -90,10 +89,13 @@ def trial() -> str | None:
     The first trial in a process compiles the kernels, or finds them in Triton's cache. Where a second step
     fails because it repeats the launches of the first, Triton looks at every launch from then on.
     """
-    reason = two_steps(Plan)
+    device = torch.device("cpu" if INTERPRETED else "cuda")
+    reason = two_steps(Plan, device)
     if reason is not None and triton_launch.KEEPS:
         triton_launch.KEEPS = False
-        reason = two_steps(Plan)
+        if two_steps(Plan, device) is None:
+            return None
+        triton_launch.KEEPS = True
     return reason
 
 
@@ -290,7 +292,7 @@ class Plan:
         with self._current_device():
             self._launch_settings(
                 settings_kernel,
-                (triton.cdiv(n, TENSORS_PER_PROGRAM), 1, 1),
+                (-(-n // TENSORS_PER_PROGRAM), 1, 1),
                 (addresses, self._settings, stop, *settings, run, self._flags, n),
                 {"DRY": self._dry, "BLOCK": TENSORS_PER_PROGRAM},
                 owned=owned,
@@ -328,7 +330,7 @@ class Plan:
             if table is not None:
                 self._launch_account(
                     account_kernel,
-                    (triton.cdiv(n, ACCOUNT_BLOCK), 1, 1),
+                    (-(-n // ACCOUNT_BLOCK), 1, 1),
                     (sums, self._settings, table, layer, run, self._flags, stop, n, self._layers),
                     {"BLOCK": ACCOUNT_BLOCK},
                     owned=owned,
