@@ -8,11 +8,12 @@
 #
 # Exits non-zero if it does something else.
 set -euo pipefail
+# dill, which datasets hashes with, pickles modules by value that are not in a folder "site-packages"
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
-"$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet --target "$tmp" torch==2.13.0 numpy
-"$python" -m pip install --quiet --no-compile   --target "$tmp" datasets==5.2.0 pyarrow==26.0.1 numpy==2.4.6
-PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
+"$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet --target "$tmp/site-packages" torch==2.13.0 numpy
+"$python" -m pip install --quiet --no-compile --target "$tmp/site-packages" datasets==5.2.0 pyarrow==26.0.1 numpy==2.4.6
+PYTHONPATH=$tmp/site-packages "$python" -W ignore - <<'PY'
 import datasets
 import numpy as np
 import pyarrow

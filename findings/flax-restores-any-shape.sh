@@ -11,7 +11,7 @@
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
-"$python" -m pip install --quiet --no-compile   --target "$tmp" flax==0.12.1 jax==0.8.1 jaxlib==0.8.1
+"$python" -m pip install --quiet --no-compile --target "$tmp" flax==0.12.1 jax==0.8.1 jaxlib==0.8.1
 JAX_PLATFORMS=cpu PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 from importlib.metadata import version
 

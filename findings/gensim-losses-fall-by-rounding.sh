@@ -11,7 +11,7 @@
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
-"$python" -m pip install --quiet --no-compile   --target "$tmp" gensim==4.4.0 numpy==2.4.6
+"$python" -m pip install --quiet --no-compile --target "$tmp" gensim==4.4.0 numpy==2.4.6
 PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 import gensim
 import numpy as np

@@ -11,7 +11,7 @@
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
-"$python" -m pip install --quiet --no-compile   --target "$tmp" optax==0.2.8 jax==0.8.1 jaxlib==0.8.1 flax==0.12.1 keras==3.15.1
+"$python" -m pip install --quiet --no-compile --target "$tmp" optax==0.2.8 jax==0.8.1 jaxlib==0.8.1 flax==0.12.1 keras==3.15.1
 JAX_PLATFORMS=cpu KERAS_BACKEND=jax PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 import flax
 import flax.linen as nn

@@ -10,7 +10,7 @@
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
-"$python" -m pip install --quiet --no-compile   --target "$tmp" optax==0.2.8 jax==0.8.1 jaxlib==0.8.1
+"$python" -m pip install --quiet --no-compile --target "$tmp" optax==0.2.8 jax==0.8.1 jaxlib==0.8.1
 JAX_PLATFORMS=cpu PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 import jax.numpy as jnp
 import optax

@@ -10,7 +10,7 @@
 set -euo pipefail
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
 python=${PYTHON:-python3}
-"$python" -m pip install --quiet --no-compile   --target "$tmp" zarr==3.1.6 h5py==3.16.0
+"$python" -m pip install --quiet --no-compile --target "$tmp" zarr==3.1.6 h5py==3.16.0
 PYTHONPATH=$tmp "$python" -W ignore - <<'PY'
 import io
 
