@@ -60,8 +60,8 @@ def test_a_wrong_kernel_is_found(monkeypatch):
 
 
 def test_a_backend_that_does_not_run_says_why():
-    if torch.cuda.is_available():
-        pytest.skip("Triton runs here")
+    """A kernel of another device too: there the step would be torch's, and called the kernel's."""
     verdict = self_test("triton", CPU, 0.0)
-    assert verdict.refusal
+    assert verdict.refusal == "its kernel is for parameters on cuda"
     assert not verdict.agrees
+    assert self_test("native", torch.device("cuda"), 0.0).refusal == "its kernel is for parameters on cpu"

@@ -20,6 +20,9 @@ __all__ = ["BACKENDS", "Verdict", "devices", "self_test"]
 BACKENDS = ("torch", "native", "triton")
 """Backends that can be asked for by name."""
 
+HOMES = {"native": "cpu", "triton": "cuda"}
+"""The type of device that a kernel is for. Asked for elsewhere, it leaves every tensor to torch."""
+
 SHAPES = ((513, 77), (100_003,), (64, 3, 3, 3), (1,))
 """Of the exactness test: odd sizes, several chunks of a kernel, more than two dimensions, one element."""
 
@@ -89,6 +92,9 @@ def self_test(backend: str, device: torch.device, seconds: float = 2.0) -> Verdi
         device: where the parameters lie.
         seconds: to spend on timing; the test of exactness takes some tenths of a second beside it.
     """
+    home = HOMES.get(backend, device.type)
+    if home != device.type:
+        return Verdict(refusal=f"its kernel is for parameters on {home}")
     try:
         update_error, sum_error = _errors(backend, device)
     except (RuntimeError, ValueError) as refusal:  # the message of a backend that is not available says why
