@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # transformers 5.24.0: training a Reformer reseeds torch from the system's entropy: no run can be repeated; hash_seed makes all steps alike.
 #
-# One would guess that a run after set_seed(0) can be repeated, as with every other model. Seen: each layer calls torch.seed() in train(), to
+# One would guess that a run after set_seed(0) can be repeated, as with other models. Seen: each layer calls torch.seed() in train(), to
 # know a seed for its backward pass, and what torch draws afterwards (dropout, augmentation, the order of the next epoch) is another in each
 # process, without dropout in the model as well. hash_seed, meant for tests, is no way out: LSH attention then sets the global seed to it in
 # every forward pass, in eval() too, and the program draws the same numbers after each.

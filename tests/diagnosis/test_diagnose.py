@@ -146,6 +146,11 @@ SICK = [
         "HIGH",  # no bursts, but the loss is five times as high
         record({"lr_eff": 0.5}, HOT, losses=losses([1.0] + [5.0] * 39)),
     ),
+    (
+        "learning_rate_too_high",
+        "HIGH",  # no bursts, at twice a weight, but the loss ends at five times its first value
+        record({"lr_eff": 0.2}, {**HOT, "lr_eff": 0.2}, losses=losses([1.0] + [5.0] * 39)),
+    ),
     ("learning_rate_too_low", "HIGH", record({"r": 5.0, "rho_momentum": 0.6, "angular_step": 1e-5})),
     ("learning_rate_too_low", "MEDIUM", record({"r": 1.8, "rho_momentum": 0.3, "angular_step": 1e-5})),
     (
@@ -283,6 +288,10 @@ NOT_SICK = {
     ),
     "interpolation: energy falls with the squared loss": record(
         {**BURSTS, "energy_ratio": 0.05}, HOT, losses=losses(np.geomspace(10, 0.1, 40))
+    ),
+    "targets that grow, at a usual rate": record(losses=losses([1.0] + [5.0] * 39)),
+    "a loss that rose at twice a weight, and is back": record(
+        {"lr_eff": 0.2}, {**HOT, "lr_eff": 0.2}, losses=losses([1.0] + [50.0] * 19 + [0.1] * 20)
     ),
     "a warm-up drifts on purpose": record(
         {"r": 5.0, "rho_momentum": 0.6, "angular_step": 1e-5, "lr_eff": np.linspace(1e-6, 1e-4, N)}

@@ -1,12 +1,14 @@
 """Every formula against a closed form, a float64 loop or the property that its theory promises."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thermoopt import physics
+from thermoopt import ThermoAdamW, physics
 from thermoopt.account.meter import Meter
 from thermoopt.account.reading import Quantities
 from thermoopt.kernels import Sum, reference_step
@@ -117,6 +119,22 @@ def test_without_momentum_there_is_no_cosine():
     for _ in range(3):
         q = run.step(torch.randn(30, dtype=torch.float64))[2]
     assert np.isnan(q.rho_momentum)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("size", [1e-19, 1e-22, 1e-25, 1e-30, 1e-36])
+def test_a_cosine_of_gradients_whose_squares_underflow_is_none(size, backend):
+    torch.manual_seed(0)
+    p = torch.nn.Parameter(torch.randn(300))
+    optimizer = ThermoAdamW([p], backend=backend, measure_every=1)
+    direction = torch.randn(300)
+    for _ in range(4):
+        p.grad = size * (direction + torch.randn(300))
+        optimizer.step()
+    cosine = optimizer.reading.total.rho_momentum
+    assert math.isnan(cosine) or abs(cosine) <= 1 + 1e-3
+    if size >= 1e-19:
+        assert 0.1 < cosine < 1
 
 
 @settings(max_examples=40, deadline=None)

@@ -34,6 +34,9 @@ R_IE_CAP = 1e3
 UNDEFINED_SIGMAS = 2.0
 """``R_ie`` is undefined while d_eS lies within two standard errors of 0 (the usual 95 % interval)."""
 
+COSINE_ROUNDING = 1e-3
+"""Excess of a cosine over 1 that counts as rounding: sums in float32 and records are exact to 1e-5."""
+
 
 LR = "lr"
 """What ``lr_eff`` is for most optimizers: their lr, with a controller's factors."""
@@ -126,7 +129,8 @@ def quantities(terms: Array) -> dict[str, Array]:
     ``grad_param_ratio`` is the first over the second. The forecast looks :math:`1/(1-\beta_2)` steps ahead:
     the memory of v, and so the time for which the present source S can be trusted. ``wd_balance`` is infinite
     where there is decay but no positive source S, ``free_fall`` is NaN without decay, and ``R_ie`` is NaN
-    while d_eS lies within two standard errors of 0. 0/0 is NaN everywhere.
+    while d_eS lies within two standard errors of 0. 0/0 is NaN everywhere,
+    and so is a cosine of gradients so small (1e-23 in float32) that their squares are 0.
 
     Args:
         terms: ``[len(Term), ...]``.
@@ -168,13 +172,19 @@ def quantities(terms: Array) -> dict[str, Array]:
         "free_fall": np.where(t[Term.PULL] > 0, 1 - t[Term.SOURCE] / t[Term.PULL], np.nan),
         "norm_forecast": np.sqrt(t[Term.FORECAST]),
         "thermal_loss": t[Term.THERMAL],
-        "rho_momentum": t[Term.GM] / np.sqrt(t[Term.B] * t[Term.MM]),
-        "rho": t[Term.RHO_DOT] / np.sqrt(t[Term.RHO_NOW] * t[Term.RHO_BEFORE]),
+        "rho_momentum": _cosine(t[Term.GM], t[Term.B], t[Term.MM]),
+        "rho": _cosine(t[Term.RHO_DOT], t[Term.RHO_NOW], t[Term.RHO_BEFORE]),
         "distance": t[Term.DISTANCE],
         "lr_eff": t[Term.LR_NUMEL] / t[Term.NUMEL],
         "wd_eff": t[Term.WD_NUMEL] / t[Term.NUMEL],
         "numel": t[Term.NUMEL],
     }
+
+
+def _cosine(dot: Array, a2: Array, b2: Array) -> Array:
+    """Cosine of two vectors; NaN where it exceeds 1 (Cauchy-Schwarz), as where squares have underflowed."""
+    cosine = dot / np.sqrt(a2 * b2)
+    return np.where(np.abs(cosine) <= 1 + COSINE_ROUNDING, cosine, np.nan)
 
 
 def dispersion(r: Array) -> float:

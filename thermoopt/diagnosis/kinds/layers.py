@@ -101,7 +101,10 @@ def dead_layer(run: Evidence) -> Finding | None:
             "dead activation."
         )
     elif what == "zero":
-        cause = "Look for a detach(), a dead activation or a factor of zero between this layer and the loss."
+        cause = (
+            "Look for a detach(), a dead activation, a factor of zero or a softmax over a single item between "
+            "this layer and the loss, and for inputs that are all 0."
+        )
     else:
         cause = (
             "Check whether forward() uses it. If not, leave it out of the optimizer or set "

@@ -108,7 +108,8 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
     :math:`(L_{late}/L_{first})^2` must exceed C/d. In addition, either the learning rate must be
     :data:`OVERSIZED` relative to the initial weights, or the loss must have risen (:data:`RISEN`) or stayed
     (:data:`UNLEARNED`) at a third of that rate. HIGH, but MEDIUM on the rate alone if no loss was reported.
-    A loss that rose to the square of :data:`RISEN` at an oversized rate is enough without bursts.
+    Without bursts, it is enough that the loss rose to the square of :data:`RISEN` at an oversized rate, or
+    that it ended there at a third of one: what had to relax has had the rest of the run to do so.
     """
     if not run.enough:
         return None
@@ -116,7 +117,7 @@ def learning_rate_too_high(run: Evidence) -> Finding | None:
     rate = run.relative_rate()
     peak, left = run.loss_ratios()
     worse = peak > RISEN or left > UNLEARNED
-    if peak > RISEN**2 and rate >= OVERSIZED:
+    if (peak > RISEN**2 and rate >= OVERSIZED) or (left > RISEN**2 and rate >= OVERSIZED / 3):
         confidence = "HIGH"
     elif not (gaussianity < INTERMITTENT and r < CALM) or left**2 < energy:
         return None
