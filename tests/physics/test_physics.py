@@ -123,7 +123,7 @@ def test_without_momentum_there_is_no_cosine():
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 @pytest.mark.parametrize("size", [1e-19, 1e-22, 1e-25, 1e-30, 1e-36])
-def test_a_cosine_of_gradients_whose_squares_underflow_is_none(size, backend):
+def test_no_quantity_of_gradients_whose_squares_underflow_is_infinite(size, backend):
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(300))
     optimizer = ThermoAdamW([p], backend=backend, measure_every=1)
@@ -131,10 +131,13 @@ def test_a_cosine_of_gradients_whose_squares_underflow_is_none(size, backend):
     for _ in range(4):
         p.grad = size * (direction + torch.randn(300))
         optimizer.step()
-    cosine = optimizer.reading.total.rho_momentum
+    q = optimizer.reading.total
+    cosine = q.rho_momentum
     assert math.isnan(cosine) or abs(cosine) <= 1 + 1e-3
+    assert not any(math.isinf(x) for x in (q.r, q.coherence, q.energy_ratio, q.gaussianity))
     if size >= 1e-19:
         assert 0.1 < cosine < 1
+        assert q.r > 0
 
 
 @settings(max_examples=40, deadline=None)

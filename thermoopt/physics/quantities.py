@@ -129,8 +129,9 @@ def quantities(terms: Array) -> dict[str, Array]:
     ``grad_param_ratio`` is the first over the second. The forecast looks :math:`1/(1-\beta_2)` steps ahead:
     the memory of v, and so the time for which the present source S can be trusted. ``wd_balance`` is infinite
     where there is decay but no positive source S, ``free_fall`` is NaN without decay, and ``R_ie`` is NaN
-    while d_eS lies within two standard errors of 0. 0/0 is NaN everywhere,
-    and so is a cosine of gradients so small (1e-23 in float32) that their squares are 0.
+    while d_eS lies within two standard errors of 0. 0/0 is NaN everywhere;
+    so are ``r``, ``coherence``, ``energy_ratio``, ``gaussianity`` and cosines of gradients so small (1e-23 in
+    float32) that their squares are 0.
 
     Args:
         terms: ``[len(Term), ...]``.
@@ -159,10 +160,10 @@ def quantities(terms: Array) -> dict[str, Array]:
         "R_ie": np.where(sure, np.minimum(heat / work, R_IE_CAP), np.nan),
         "phi": t[Term.PHI],
         "phi_star": t[Term.PHI_STAR],
-        "r": t[Term.UU] / t[Term.NULL],
-        "coherence": t[Term.UU] / t[Term.CNULL],
-        "energy_ratio": t[Term.CNULL] / t[Term.NULL],
-        "gaussianity": t[Term.N1] / t[Term.D],
+        "r": _over_null(t[Term.UU], t[Term.NULL]),
+        "coherence": _over_null(t[Term.UU], t[Term.CNULL]),
+        "energy_ratio": _over_null(t[Term.CNULL], t[Term.NULL]),
+        "gaussianity": _over_null(t[Term.N1], t[Term.D]),
         "grad_norm": grad_norm,
         "param_norm": param_norm,
         "update_norm": np.sqrt(t[Term.UU]),
@@ -179,6 +180,11 @@ def quantities(terms: Array) -> dict[str, Array]:
         "wd_eff": t[Term.WD_NUMEL] / t[Term.NUMEL],
         "numel": t[Term.NUMEL],
     }
+
+
+def _over_null(x: Array, null: Array) -> Array:
+    """Divide by a value in pure noise; NaN where that is 0, as where squares have underflowed."""
+    return np.where(null == 0, np.nan, x / null)
 
 
 def _cosine(dot: Array, a2: Array, b2: Array) -> Array:

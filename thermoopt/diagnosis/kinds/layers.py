@@ -102,8 +102,8 @@ def dead_layer(run: Evidence) -> Finding | None:
         )
     elif what == "zero":
         cause = (
-            "Look for a detach(), a dead activation, a factor of zero or a softmax over a single item between "
-            "this layer and the loss, and for inputs that are all 0."
+            "Look for a detach(), a dead activation, a factor of zero or a softmax over a single item "
+            "between this layer and the loss, and for inputs that are all 0."
         )
     else:
         cause = (
