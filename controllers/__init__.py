@@ -1,6 +1,15 @@
 """Controllers close the loop from readings to scales."""
 
-from thermoopt.controllers.base import Action, Controller, Scales, Start, check_claim, claim, restore
+from thermoopt.controllers.base import (
+    Action,
+    Controller,
+    Scales,
+    Start,
+    check_claim,
+    check_saved_controller,
+    claim,
+    restore,
+)
 from thermoopt.controllers.cooling import SHAPES, Cooling, cooling_factor
 from thermoopt.controllers.decay import Barostat
 from thermoopt.controllers.lever import Bounds, Lever
@@ -33,6 +42,7 @@ __all__ = [
     "autotune",
     "check_claim",
     "check_numbers",
+    "check_saved_controller",
     "claim",
     "cooling_factor",
     "restore",

@@ -247,10 +247,10 @@ class Controller(ABC):
             ValueError: naming the key, its value and what is allowed.
         """
         if self.numeric:
+            own = self.state_dict()
             told = ("log", "standing")  # evidence may be unknown there
-            check_numbers(
-                {k: v for k, v in state.items() if k not in told}, self.state_dict(), where, gaps=True
-            )
+            read = {k: v for k, v in state.items() if k in own and k not in told}
+            check_numbers(read, own, where, gaps=True)
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -314,24 +314,49 @@ def restore(controller: Controller, state: Mapping[str, Any]) -> None:
         state: the result of its :meth:`Controller.state_dict`, perhaps written by another version.
 
     Raises:
-        ValueError: if the state does not fit; the message says what it lacks and what to do, or which number
-            of it is none.
+        ValueError: as :func:`check_saved_controller`, and if the controller refuses the state.
     """
     before = controller.state_dict()
+    check_saved_controller(controller, state, "the saved controller")
     try:
-        controller.check_state(state, "the saved controller")
         controller.load_state_dict(state)
     except ValueError:
         controller.load_state_dict(before)
         raise
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except _MISFITS as error:
         controller.load_state_dict(before)
-        raise ValueError(
-            f"the saved state does not fit this {type(controller).__name__} ({error!r}): it was written by "
-            "another kind of controller or another version. Load it with that one, or resume without it: "
-            "delete 'controller' from the optimizer's state['param_groups'][0]['thermo'], or set the "
-            "scheduler's state['controller'] to None"
-        ) from error
+        raise _misfit(controller, error) from error
+
+
+def check_saved_controller(controller: Controller, state: Mapping[str, Any], where: str) -> None:
+    """Check a saved controller state before anything changes.
+
+    Args:
+        controller: the controller that is to go on.
+        state: the result of its :meth:`Controller.state_dict`, perhaps written by another version.
+        where: what to call the state in a message.
+
+    Raises:
+        ValueError: if the state does not fit; the message says what it lacks and what to do, or where
+            something else stands in place of a finite number.
+    """
+    try:
+        controller.check_state(state, where)
+    except _MISFITS as error:
+        raise _misfit(controller, error) from error
+
+
+_MISFITS = KeyError, TypeError, AttributeError, IndexError
+"""What reading a state of another shape raises."""
+
+
+def _misfit(controller: Controller, error: Exception) -> ValueError:
+    return ValueError(
+        f"the saved state does not fit this {type(controller).__name__} ({error!r}): it was written by "
+        "another kind of controller or another version. Load it with that one, or resume without it: "
+        "delete 'controller' from the optimizer's state['param_groups'][0]['thermo'], or set the "
+        "scheduler's state['controller'] to None"
+    )
 
 
 def _parts(controller: Controller) -> Iterator[Controller]:

@@ -1,4 +1,4 @@
-"""Saved state: whether its numbers are numbers."""
+"""Saved state: whether it has a number wherever one belongs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def check_numbers(saved: Any, own: Any, where: str, *, gaps: bool = False) -> No
     Args:
         saved: nested dicts and lists of plain data.
         own: what the object that goes on holds in the same places, which tells by example where a number
-            belongs; itself a number if nothing else belongs anywhere.
+            belongs; a single number if one belongs everywhere.
         where: what to call the state in a message.
         gaps: whether None is allowed in place of a number.
 

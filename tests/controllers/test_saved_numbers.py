@@ -9,7 +9,7 @@ import torch
 
 from tests.support.small_net import model, train
 from thermoopt import ThermoAdamW, ThermoScheduler, autotune
-from thermoopt.controllers import Chain, Controller, DryRun, Recorder, Scales
+from thermoopt.controllers import Chain, Controller, Cooling, DryRun, Recorder, Scales, Thermostat
 
 T = 60
 TOLD = ("log", "standing")
@@ -127,6 +127,18 @@ def test_a_scheduler_whose_saved_number_is_none_is_refused(wrong):
         with pytest.raises(ValueError, match=rf"{at[-1]}'\] must be a finite number, got"):
             fresh.load_state_dict(put(state, at, wrong))
         assert seen(fresh.state_dict()) == before, at
+
+
+@pytest.mark.parametrize("make", [adamw, dry])
+@pytest.mark.parametrize("other", [Thermostat(), Cooling(T)], ids=["thermostat", "cooling"])
+def test_the_state_of_another_kind_of_controller_is_refused(make, other):
+    fresh = run(make, 5)
+    before = seen(fresh.state_dict())
+    _, replaced = controller_of(fresh.state_dict())
+    damaged = replaced(json.dumps(other.state_dict()))
+    with pytest.raises(ValueError, match="written by another kind of controller"):
+        fresh.load_state_dict(damaged)
+    assert seen(fresh.state_dict()) == before
 
 
 class Best(Controller):

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from thermoopt.account import from_leaf
-from thermoopt.controllers import Controller, check_numbers
+from thermoopt.controllers import Controller, check_numbers, check_saved_controller
 from thermoopt.tensors import check_whole
 
 __all__ = [
@@ -232,12 +232,12 @@ def check_saved(
     key: str,
     controller: Controller | None,
 ) -> None:
-    """Refuse a checkpoint of parameters in another order, or in which a number of ours is none.
+    """Refuse a checkpoint of parameters in another order, or with something else in place of a number.
 
     Args:
         groups, saved: the parameter groups, and those of the checkpoint.
-        key: where they hold what is ours: scales, rates at the start, counters, the controller's state.
-        controller: which goes on with its own.
+        key: of what this library keeps in them: scales, rates at the start, counters, the controller's state.
+        controller: the controller that is to go on, if any.
 
     Raises:
         ValueError: naming what is wrong; nothing has changed then.
@@ -249,7 +249,7 @@ def check_saved(
             several = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0
             if name == "controller":
                 if controller is not None:
-                    controller.check_state(from_leaf(value), where)
+                    check_saved_controller(controller, from_leaf(value), where)
             elif not several or name in BY_LAYER:
                 plain = value.tolist() if isinstance(value, Tensor) else value
                 check_numbers(plain, 1.0, where, gaps=name.startswith("loss_"))

@@ -129,9 +129,9 @@ def quantities(terms: Array) -> dict[str, Array]:
     ``grad_param_ratio`` is the first over the second. The forecast looks :math:`1/(1-\beta_2)` steps ahead:
     the memory of v, and so the time for which the present source S can be trusted. ``wd_balance`` is infinite
     where there is decay but no positive source S, ``free_fall`` is NaN without decay, and ``R_ie`` is NaN
-    while d_eS lies within two standard errors of 0. 0/0 is NaN everywhere;
-    so are ``r``, ``coherence``, ``energy_ratio``, ``gaussianity`` and cosines of gradients so small (1e-23 in
-    float32) that their squares are 0.
+    while d_eS lies within two standard errors of 0. 0/0 is NaN everywhere; so are ``r``, ``coherence``,
+    ``energy_ratio``, ``gaussianity`` and cosines of gradients so small (1e-23 in float32) that their squares
+    are 0.
 
     Args:
         terms: ``[len(Term), ...]``.

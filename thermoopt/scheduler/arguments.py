@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from thermoopt.account import from_leaf
 from thermoopt.adamw import ThermoAdamW, check_materialized
-from thermoopt.controllers import Controller, Cooling, check_numbers
+from thermoopt.controllers import Controller, Cooling, check_numbers, check_saved_controller
 from thermoopt.observer import Observer
 from thermoopt.tensors import check_whole
 from thermoopt.traits import found_factor
@@ -82,11 +82,15 @@ def check_control(
 
 
 def check_state(state: Mapping[str, Any], controller: Controller | None) -> None:
-    """Raise ValueError if a number of a saved scheduler or of its controller is none; nothing has changed."""
+    """Refuse a saved scheduler that has something else in place of a number, before anything has changed.
+
+    Raises:
+        ValueError: naming the key and its value; or if the controller's state is that of another kind.
+    """
     groups = [{k: v for k, v in group.items() if k != "owns_wd"} for group in state["groups"]]
     numbers = {key: state[key] for key in ("last_epoch", "taken", "step_count")}
     check_numbers({**numbers, "groups": groups, "rms": state.get("rms", {})}, 1.0, "state_dict")
     for key in ("layer_factors", "handed_on"):
         check_numbers(from_leaf(state.get(key, "{}")), 1.0, f"state_dict[{key!r}]")
     if controller is not None and state["controller"] is not None:
-        controller.check_state(from_leaf(state["controller"]), "state_dict['controller']")
+        check_saved_controller(controller, from_leaf(state["controller"]), "state_dict['controller']")
