@@ -42,6 +42,7 @@ class DeviceNumbers:
         self._cuda = device.type == "cuda"
         self._baked = baked
         self.sent: NDArray[Any] | None = None
+        self._recorded = False  # a capture recorded what was sent last, and did not copy it
         self._spare: Tensor | None = None
         self._kept: list[Tensor] = []
         self._set_aside()
@@ -55,7 +56,8 @@ class DeviceNumbers:
         capturing = self._cuda and torch.cuda.is_current_stream_capturing()
         # a replay puts baked numbers back, so that after a capture what was sent last may not be there
         restored = self._baked and (capturing or self._kept)
-        if not restored and self.sent is not None and np.array_equal(numbers, self.sent):
+        there = not restored and (capturing or not self._recorded)
+        if there and self.sent is not None and np.array_equal(numbers, self.sent):
             return
         host = torch.from_numpy(numbers)
         if capturing:
@@ -70,7 +72,7 @@ class DeviceNumbers:
         if self._kept and not (self._baked or capturing):
             for block in self._kept:  # from the device, after the replays before that have yet to read them
                 block.copy_(self.tensor, non_blocking=True)
-        self.sent = numbers.copy()
+        self.sent, self._recorded = numbers.copy(), capturing
 
     def _set_aside(self) -> None:
         if self._cuda and self._spare is None:
