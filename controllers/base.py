@@ -234,7 +234,10 @@ class Controller(ABC):
         """
 
     numeric = False
-    """Whether the numbers of its state are finite: a saved state in which one is not is refused."""
+    """Whether the numbers of its state are finite: a saved state in which one is not is refused.
+
+    A subclass of one for which that is so sets it to False if its own state may hold others.
+    """
 
     def check_state(self, state: Mapping[str, Any], where: str) -> None:
         """Check the numbers of a saved state; nothing changes.

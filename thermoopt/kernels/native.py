@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import ctypes
 import operator
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -60,6 +59,7 @@ from thermoopt.kernels.native_library import (
     instruction_set,
     most_threads,
     openmp,
+    threads_now,
     unavailable_reason,
 )
 from thermoopt.kernels.riders import Riders
@@ -291,7 +291,7 @@ class Plan:
             before: called with the gradients' addresses, ``[n]``, after all checks and before anything is
                 written.
             num_threads: maximum number of threads; by default, and at most, ``torch.get_num_threads()``. A
-                forked child uses one (OpenMP's threads do not survive a fork).
+                forked child uses one.
 
         Returns:
             A new array ``[n, 14]`` of float64, columns as in :class:`~thermoopt.physics.Sum`; None when
@@ -323,8 +323,8 @@ class Plan:
             assert self._averages is not None
             call.table, call.number = self._table_at, number
         call.out = None if out is None else out.ctypes.data
-        threads = min(torch.get_num_threads(), self._most_threads, num_threads or self._most_threads)
-        call.num_threads = threads = 1 if os.getpid() != _PID else threads
+        most = self._most_threads if num_threads is None else min(num_threads, self._most_threads)
+        call.num_threads = threads = threads_now(most)
         self._chunks.put(call, half if dry else None)
         call.batch = max(1, min(BATCH, call.n_chunks // (8 * threads)))
         if before is not None:
@@ -390,7 +390,6 @@ class Plan:
         raise GradientRefused(f"{self._names[i]}: {reason}")
 
 
-_PID = os.getpid()
 _data_ptr = torch._C.TensorBase.data_ptr
 _is_contiguous = torch._C.TensorBase.is_contiguous
 _is_neg = torch._C.TensorBase.is_neg

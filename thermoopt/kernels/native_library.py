@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import platform
 import re
 import warnings
@@ -24,6 +25,7 @@ __all__ = [
     "instruction_set",
     "most_threads",
     "openmp",
+    "threads_now",
     "unavailable_reason",
 ]
 
@@ -39,6 +41,7 @@ ELEMENTS_A_STARTED_THREAD = 1 << 18
 """Of a step: 150 us or more of work, where starting and joining a thread takes 10 to 30."""
 
 _PORTABLE = 0
+_PID = os.getpid()
 
 
 class Call(ctypes.Structure):
@@ -133,14 +136,23 @@ def openmp() -> bool:
 
 
 def most_threads(elements: int, serial_below: int) -> int:
-    """Return how many threads are worth having for a number of elements: one below ``serial_below``.
+    """Return how many threads a number of elements is worth at most.
 
-    Threads of a build without OpenMP are started anew in each call, so each is to have
-    :data:`ELEMENTS_A_STARTED_THREAD`.
+    With OpenMP, whose threads wait for work, that is one below ``serial_below`` elements, and above it one
+    for each element, which bounds nothing. Without it threads are started anew in each call, so each is to
+    have :data:`ELEMENTS_A_STARTED_THREAD`.
     """
     if not openmp():
         return max(1, elements // ELEMENTS_A_STARTED_THREAD)
     return 1 if elements < serial_below else elements
+
+
+def threads_now(most: int) -> int:
+    """Return as many threads as torch uses, at most ``most``; one in a forked child.
+
+    OpenMP's threads do not survive a fork.
+    """
+    return 1 if os.getpid() != _PID else min(torch.get_num_threads(), most)
 
 
 def instruction_set() -> str:

@@ -8,7 +8,6 @@ took 5 ms at 5 M parameters, half of a measured step.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch import Tensor
 from thermoopt.kernels.native import Plan
 from thermoopt.kernels.native_checks import CODES, unreadable
 from thermoopt.kernels.native_chunks import CHUNK
-from thermoopt.kernels.native_library import LIBRARY, most_threads
+from thermoopt.kernels.native_library import LIBRARY, most_threads, threads_now
 from thermoopt.kernels.travel_layers import TravelLayers, are_views
 
 __all__ = ["TravelPlan"]
@@ -34,7 +33,6 @@ BESIDE, TAKEN = 16, 1024
 """Elements of a row and sampled elements of a chunk at most, as in ``travel.h``."""
 
 _POINTERS = "param grad first rows width stride at rate start impulse done sums grad_scale found_inf".split()
-_PID = os.getpid()
 
 
 class _Call(ctypes.Structure):
@@ -143,9 +141,6 @@ class TravelPlan(TravelLayers):
         self._call.sums = self._sums.data_ptr()
         return self._sums
 
-    def _threads(self) -> int:
-        return 1 if os.getpid() != _PID else min(torch.get_num_threads(), self._most_threads)
-
     def push(
         self,
         rates: NDArray[np.float64] | Sequence[float],
@@ -192,7 +187,7 @@ class TravelPlan(TravelLayers):
 
     def _run(self) -> None:
         assert _FUNCTION is not None
-        self._call.num_threads = self._threads()
+        self._call.num_threads = threads_now(self._most_threads)
         _FUNCTION(self._pointer)
 
     def carry(
